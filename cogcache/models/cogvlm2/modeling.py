@@ -1,0 +1,335 @@
+"""CogVLM2-Video as a transformers class, filled straight from the published layout.
+
+The decoder is transformers' own Llama. Three things differ from a plain Llama, all of them
+in this file: frames share position ids, the rotary tables may be built in bfloat16, and the
+checkpoint's names and fused weights are converted while loading.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, GenerationMixin, LlamaModel, PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
+from cogcache.models.cogvlm2.vision import CogVLM2VisionTower, PatchEmbedding
+
+register_checkpoint_conversion_mapping(
+    "cogvlm2_video",
+    [
+        # All layers hold the same table; the decoder here has one for all of them.
+        WeightRenaming(
+            r"^model\.layers\.0\.self_attn\.rotary_emb\.inv_freq$",
+            "model.language_model.rotary_emb.inv_freq",
+        ),
+        WeightRenaming(r"^model\.embed_tokens\.", "model.language_model.embed_tokens."),
+        WeightRenaming(r"^model\.norm\.", "model.language_model.norm."),
+        WeightRenaming(r"^model\.layers\.", "model.language_model.layers."),
+        WeightRenaming(r"self_attn\.language_expert_dense\.", "self_attn.o_proj."),
+        WeightRenaming(r"mlp\.language_mlp\.", "mlp."),
+        WeightConverter(
+            "self_attn.language_expert_query_key_value.weight",
+            ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
+            operations=[Split(dim=0)],
+        ),
+    ],
+    overwrite=True,
+)
+
+
+def shared_position_ids(token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return the position of every token when the slots of a frame share theirs.
+
+    In each run of feature slots (type 1) the first slot takes a new position, the inner ones
+    share the next, the last takes one more; text goes on from there. Padding on the left
+    does not count. Closed form of the published `build_position_ids`.
+
+    Args:
+        token_type_ids: 1 for a feature slot, 0 for text. Shape [B, L].
+        attention_mask: 0 for padding. Shape [B, L]; None where there is none.
+
+    Returns:
+        int64 [B, L].
+    """
+    is_slot = token_type_ids.bool()
+    before = torch.nn.functional.pad(is_slot, (1, 0))[:, :-1]
+    after = torch.nn.functional.pad(is_slot, (0, 1))[:, 1:]
+    second = is_slot & before & ~torch.nn.functional.pad(before, (1, 0))[:, :-1]
+    first, last = is_slot & ~before, is_slot & ~after
+    steps = (~is_slot | first | second | last).long()
+    if attention_mask is not None:
+        steps = steps * attention_mask.long()
+    return (steps.cumsum(-1) - 1).clamp(min=0)
+
+
+class CogVLM2RotaryEmbedding(LlamaRotaryEmbedding):
+    """Rotary tables in the precision that `config.rotary_dtype` names.
+
+    The bfloat16 kind follows the published run, where positions, frequencies and their
+    products are all bfloat16 (so that positions above 256 are rounded).
+    """
+
+    def __init__(self, config: CogVLM2VideoConfig) -> None:
+        super().__init__(config.text_config)
+        self.in_bfloat16 = config.rotary_dtype == "bfloat16"
+        # In the checkpoint, hence persistent; the float32 kind does not use the stored values.
+        self.inv_freq = nn.Buffer(self.inv_freq, persistent=True)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, each [B, L, head_dim] in the dtype of `x`."""
+        if self.in_bfloat16:
+            positions = position_ids[..., None].to(torch.bfloat16)
+            angles = positions * self.inv_freq.to(x.device, torch.bfloat16)
+        else:
+            exact = self.original_inv_freq.to(x.device, torch.float32)
+            angles = position_ids[..., None].float() * exact
+        table = torch.cat((angles, angles), dim=-1)
+        return table.cos().to(x.dtype), table.sin().to(x.dtype)
+
+
+class CogVLM2VideoPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about the family."""
+
+    config: CogVLM2VideoConfig
+    config_class = CogVLM2VideoConfig
+    base_model_prefix = "model"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = False
+    _no_split_modules = ("LlamaDecoderLayer", "TransformerLayer", "PatchEmbedding", "Projector")
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # The tables of layers 1 and up are copies of layer 0's; a checkpoint may hold none.
+    _keys_to_ignore_on_load_unexpected = (
+        r"language_model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",
+    )
+    _keys_to_ignore_on_load_missing = (r"language_model\.rotary_emb\.inv_freq$",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CogVLM2RotaryEmbedding):
+            inv_freq, _ = module.compute_default_rope_parameters(module.config)
+            nn.init.copy_(module.inv_freq, inv_freq)
+            nn.init.copy_(module.original_inv_freq, inv_freq)
+        elif isinstance(module, PatchEmbedding):
+            nn.init.normal_(module.cls_embedding, std=self.config.initializer_range)
+        elif isinstance(module, CogVLM2VisionTower):
+            nn.init.normal_(module.boi, std=self.config.initializer_range)
+            nn.init.normal_(module.eoi, std=self.config.initializer_range)
+
+
+class CogVLM2VideoModel(CogVLM2VideoPreTrainedModel):
+    """Vision tower and decoder without the output head."""
+
+    def __init__(self, config: CogVLM2VideoConfig) -> None:
+        super().__init__(config)
+        self.vision = CogVLM2VisionTower(config)
+        self.language_model = LlamaModel(config.text_config)
+        self.language_model.rotary_emb = CogVLM2RotaryEmbedding(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """Return the Llama decoder."""
+        return self.language_model
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Encode frames; `pooler_output` holds the features the decoder reads.
+
+        Args:
+            pixel_values_videos: preprocessed frames of one clip or of several, one after the
+                other. Shape [T, 3, S, S].
+            **kwargs: ignored; transformers passes `return_dict`.
+
+        Returns:
+            `pooler_output` of shape [T, 66, 4096] (published sizes), in the tower's dtype.
+        """
+        dtype = self.vision.conv.weight.dtype
+        return BaseModelOutputWithPooling(pooler_output=self.vision(pixel_values_videos.to(dtype)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the decoder over text and features; see `CogVLM2VideoForConditionalGeneration`."""
+        if pixel_values_videos is not None and mm_encoder_outputs:
+            raise ValueError("give either pixel_values_videos or mm_encoder_outputs, not both")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        video = (mm_encoder_outputs or {}).get("video")
+        if video is None and pixel_values_videos is not None:
+            video = self.get_video_features(pixel_values_videos)
+        if video is not None:
+            inputs_embeds = merge_features(inputs_embeds, video.pooler_output, token_type_ids)
+        if position_ids is None and token_type_ids is not None:
+            position_ids = shared_position_ids(token_type_ids, attention_mask)
+        if attention_mask is None and past_key_values is None:
+            # Without a mask transformers takes each repeated position for the start of a
+            # packed sequence and would cut attention there.
+            attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+def merge_features(
+    inputs_embeds: Tensor, features: Tensor | list[Tensor], token_type_ids: Tensor | None
+) -> Tensor:
+    """Put features into their slots, in order.
+
+    Args:
+        inputs_embeds: token embeddings. Shape [B, L, D].
+        features: [T, N, D] over the frames of all rows, or a list of such, a clip each.
+        token_type_ids: 1 where a feature belongs. Shape [B, L].
+
+    Raises:
+        ValueError: the slots are not as many as the feature rows.
+    """
+    if token_type_ids is None:
+        raise ValueError("features were given without token_type_ids, which say where they go")
+    parts = [features] if isinstance(features, Tensor) else features
+    rows = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+    slots = token_type_ids.bool()
+    if int(slots.sum()) != rows.shape[0]:
+        raise ValueError(f"{int(slots.sum())} slots in the prompt, {rows.shape[0]} feature rows")
+    rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
+    return inputs_embeds.masked_scatter(slots[..., None].to(inputs_embeds.device), rows)
+
+
+class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, GenerationMixin):
+    """CogVLM2-Video with its output head: captions from frames or from cached features.
+
+    Example::
+
+        model = CogVLM2VideoForConditionalGeneration.from_pretrained(folder)
+        video = model.get_video_features(pixel_values_videos)
+        tokens = model.generate(**prompt, mm_encoder_outputs={"video": video})
+    """
+
+    def __init__(self, config: CogVLM2VideoConfig) -> None:
+        super().__init__(config)
+        self.model = CogVLM2VideoModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the output head."""
+        return self.lm_head
+
+    def get_decoder(self) -> nn.Module:
+        """Return the Llama decoder."""
+        return self.model.get_decoder()
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """See `CogVLM2VideoModel.get_video_features`."""
+        return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits; `generate` asks for those of the last position only.
+
+        Args:
+            input_ids: the prompt, `layout.build` makes it. Shape [B, L].
+            pixel_values_videos: frames of all rows, one after the other. Shape [T, 3, S, S].
+            attention_mask: 0 for left padding. Shape [B, L].
+            position_ids: made from `token_type_ids` where not given. Shape [B, L].
+            token_type_ids: 1 for a feature slot, 0 for text. Shape [B, L].
+            past_key_values: the KV cache.
+            inputs_embeds: in place of `input_ids`. Shape [B, L, D].
+            use_cache: keep keys and values.
+            logits_to_keep: how many last positions get logits; 0 for all.
+            mm_encoder_outputs: `{"video": output}` in place of frames, where
+                `output.pooler_output` is what `get_video_features` gave, or a list of such.
+            **kwargs: passed on to the decoder.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values_videos=pixel_values_videos,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(
+            logits=self.lm_head(outputs.last_hidden_state[:, keep]),
+            past_key_values=outputs.past_key_values,
+        )
+
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        token_type_ids = model_kwargs.get("token_type_ids")
+        if token_type_ids is None:
+            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        return shared_position_ids(token_type_ids, model_kwargs.get("attention_mask"))
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> Tensor:
+        # The slots bear the padding id, as published: a mask inferred from ids would hide the
+        # video. Whoever pads gives a mask.
+        return torch.ones(inputs_tensor.shape[:2], dtype=torch.long, device=inputs_tensor.device)
