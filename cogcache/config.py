@@ -1,0 +1,260 @@
+"""Settings: frozen, validated once, the same in TOML files, in options and in the docs.
+
+Defaults are overridden by a TOML file, the file by options. A key's name is unique over all
+tables, so that ``max_frames`` under ``[sampling]`` is ``--max-frames`` on the command line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from cogcache.errors import ConfigError
+from cogcache.settings_errors import explain, unknown_key
+
+DEFAULT_PROMPT = "Please describe this video in detail."
+PROMPT_NAME = r"[\w-]+"
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+PromptName = Annotated[str, Field(pattern=rf"^{PROMPT_NAME}$")]
+PromptText = Annotated[str, Field(pattern=r"\S")]
+
+# TOML has no null: 0 and "" stand for None, so that a complete file can say it.
+_NoneIfZero = BeforeValidator(lambda value: None if value == 0 and value is not False else value)
+_NoneIfEmpty = BeforeValidator(lambda value: None if value == "" else value)
+
+
+class Table(BaseModel):
+    """What all tables share: frozen, strict types, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class Sampling(Table):
+    """Which frames of a clip are encoded. Part of the feature key."""
+
+    strategy: Literal["per_second", "uniform"] = "per_second"
+    """`per_second`: the frame nearest to each whole second of the clip; `uniform`: max_frames
+    frames, evenly spaced over window_s."""
+    max_frames: AtLeastOne = 24
+    """Most frames taken of one clip; the published CogVLM2-Video runs use 24."""
+    window_s: Positive = 60.0
+    """Seconds from the clip's start that `uniform` spreads its frames over; `per_second` does not
+    use it."""
+
+
+class Clips(Table):
+    """How videos are cut into clips. Part of the feature key."""
+
+    segment_s: Annotated[float | None, Field(gt=0), _NoneIfZero] = None
+    """Seconds a clip: longer videos are cut into clips of this length; 0 takes a video whole."""
+
+
+class Vision(Table):
+    """Stage one: how the vision half runs and how features are stored."""
+
+    vision_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the vision half's weights and of the stored features. Part of the feature key."""
+    cache_point: Literal["projected"] = "projected"
+    """Which output is cached; `projected`: after the projector, as the language half reads it.
+    Part of the feature key."""
+    compression: Literal["none", "zstd", "blosc2"] = "zstd"
+    """Lossless compression of feature files; all of them are read alike."""
+    frames_per_batch: AtLeastOne = 48
+    """Most frames, over all clips, that one vision pass takes; halved when memory runs out."""
+    decode_workers: AtLeastOne = 2
+    """Processes that decode and preprocess videos."""
+    decode_timeout_s: Positive = 120.0
+    """Seconds after which the decoding of one clip is given up and listed as a failure."""
+
+
+class Language(Table):
+    """Stage two: how the language half is loaded and how prompts meet features."""
+
+    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
+    """Precision of the decoder's linear weights in memory; `none` keeps them in compute_dtype."""
+    double_quant: bool = True
+    """Quantise the scales of 4-bit weights too, 0.4 bits a weight less; `nf4` and `fp4` only."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the language half's arithmetic and of its weights that are not quantised."""
+    layout: Literal["chat", "base", "vqa"] = "chat"
+    """How a prompt is laid out around the features; `chat`: an index after each frame, then a
+    question; `base`: frames, then the prompt as it is; `vqa`: as `chat`, asking for a short
+    answer."""
+    rotary_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type that rotary tables are built in; `bfloat16` is what the published bfloat16 run does."""
+    clips_per_batch: AtLeastOne = 8
+    """Most clips that are decoded together; halved when memory runs out."""
+
+
+class Generation(Table):
+    """How tokens are chosen. Part of the caption key."""
+
+    max_new_tokens: AtLeastOne = 256
+    """Most tokens of one caption; one that does not end before is flagged."""
+    do_sample: bool = False
+    """Draw tokens by their probability; otherwise always take the likeliest, the same each time."""
+    temperature: Positive = 1.0
+    """Above 1 draws more freely, below 1 more strictly; only with do_sample."""
+    top_p: Annotated[Positive, Field(le=1)] = 1.0
+    """Draw from the likeliest tokens that reach this share together; only with do_sample."""
+    top_k: Annotated[int, Field(ge=0)] = 50
+    """Draw from this many of the likeliest tokens, 0 from all; only with do_sample."""
+    num_beams: AtLeastOne = 1
+    """Continuations followed side by side; memory grows with it."""
+    repetition_penalty: Positive = 1.0
+    """Above 1 makes tokens that were already used less likely."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Start of the random numbers that do_sample draws with."""
+
+    @model_validator(mode="after")
+    def _sampling_options_need_sampling(self) -> Self:
+        """An option without effect would also make a caption key of its own."""
+        for name in ("temperature", "top_p", "top_k"):
+            default = type(self).model_fields[name].default
+            if not self.do_sample and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} has no effect while do_sample is false: "
+                    f"set do_sample to true, or leave {name} at {default}"
+                )
+        return self
+
+
+class Settings(Table):
+    """All that a run can be told. Made by `load_settings`."""
+
+    model: Annotated[str, Field(min_length=1)] = "tiny"
+    """Model to caption with: `tiny`, a checkpoint's folder, or a Hugging Face hub id."""
+    revision: Annotated[str | None, _NoneIfEmpty] = None
+    """Commit, tag or branch of a hub id; "" takes the newest."""
+    device: Annotated[str, Field(pattern=r"^(auto|mps|(cpu|cuda|xpu)(:\d+)?)$")] = "auto"
+    """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
+    sampling: Sampling = Sampling()
+    clips: Clips = Clips()
+    vision: Vision = Vision()
+    language: Language = Language()
+    generation: Generation = Generation()
+    prompts: Annotated[dict[PromptName, PromptText], Field(min_length=1)] = {
+        "default": DEFAULT_PROMPT
+    }
+    """Prompts by name; each clip is captioned with all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting, as the command line and the docs need it."""
+
+    name: str
+    """The key in TOML; unique over all tables."""
+    table: str
+    """The table that the key stands under; "model" for keys above all tables."""
+    type: type[bool] | type[int] | type[float] | type[str]
+    choices: tuple[str, ...]
+    """The texts that are allowed; empty where any of the type is."""
+    default: bool | int | float | str | None
+    description: str
+
+    @property
+    def option(self) -> str:
+        """The long option: ``--max-frames``."""
+        return "--" + self.name.replace("_", "-")
+
+
+def load_settings(
+    path: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Settings:
+    """Return the defaults, overridden by a TOML file, overridden by ``overrides``.
+
+    Args:
+        path: a TOML file; each of its keys is optional.
+        overrides: values by key (``{"max_frames": 12}``), and ``prompts`` by name. None means
+            "not given".
+
+    Raises:
+        ConfigError: the file cannot be read; a key is unknown, of the wrong type or out of range.
+    """
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    values = read_toml(path) if path else {}
+    tables = {leaf.name: leaf.table for leaf in leaves(*TABLES)} | {"prompts": "model"}
+    for name, value in given.items():
+        if name not in tables:
+            raise unknown_key((name,), tables)
+        if tables[name] == "model":
+            values[name] = value
+        elif isinstance(table := values.setdefault(tables[name], {}), dict):
+            table[name] = value
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, tables, source=str(path), given=given) from error
+
+
+def leaves(*tables: str) -> list[Leaf]:
+    """Return the settings of ``tables``, in the order of the file.
+
+    Args:
+        tables: names out of `TABLES`; ``"model"`` stands for the keys above all tables.
+    """
+    return [leaf for table in tables for leaf in _LEAVES[table]]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML; the line is named.
+    """
+    try:
+        # utf-8-sig: editors on Windows put a mark in front that TOML does not know.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no file {path}", "see configs/ for files to start from"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "give a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8", "give a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}", 'texts need quotes: model = "tiny"'
+        ) from error
+
+
+def _leaf(name: str, table: str, model: type[Table]) -> Leaf:
+    field = model.model_fields[name]
+    annotation: Any = field.annotation
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    kind = str if choices else kinds[0] if kinds else annotation
+    description = field.description or ""
+    return Leaf(name, table, kind, choices, field.default, " ".join(description.split()))
+
+
+def _tables() -> dict[str, list[Leaf]]:
+    tables: dict[str, list[Leaf]] = {"model": []}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, Table):
+            model = type(field.default)
+            tables[name] = [_leaf(leaf, name, model) for leaf in model.model_fields]
+        elif name != "prompts":
+            tables["model"].append(_leaf(name, "model", Settings))
+    return tables
+
+
+_LEAVES = _tables()
+TABLES = tuple(_LEAVES)
+"""The names that `leaves` takes: "model", then the tables of a TOML file."""

@@ -1,0 +1,69 @@
+"""Prompts by name, from the command line and from TOML files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cogcache.config import DEFAULT_PROMPT, PROMPT_NAME, Settings, read_toml
+from cogcache.errors import ConfigError
+from cogcache.settings_errors import explain
+
+_SLUG_CHARACTERS = 40
+
+
+def parse_prompts(texts: Sequence[str], file: Path | None = None) -> dict[str, str]:
+    """Return prompts by name, from ``--prompt`` texts and a ``--prompts`` file.
+
+    A text is ``name=the prompt``, or only the prompt: its first words then make the name.
+
+    Raises:
+        ConfigError: an empty prompt, two prompts of one name, or a file without ``[prompts]``.
+    """
+    prompts: dict[str, str] = {}
+    for name, text in [*(_prompts_of(file) if file else ()), *map(_split_prompt, texts)]:
+        if prompts.setdefault(name, text) != text:
+            raise ConfigError(
+                f"two prompts are named {name!r}: {prompts[name]!r} and {text!r}",
+                f"give one of them another name: --prompt 'another-name={text}'",
+            )
+    return prompts
+
+
+def _split_prompt(argument: str) -> tuple[str, str]:
+    name, equals, text = (part.strip() for part in argument.partition("="))
+    if not equals or not re.fullmatch(PROMPT_NAME, name):
+        name, text = _slug(argument), argument.strip()
+    if not text:
+        raise ConfigError(
+            f"--prompt {argument!r} holds no text", f"for example --prompt '{DEFAULT_PROMPT}'"
+        )
+    return name, text
+
+
+def _slug(text: str) -> str:
+    words = re.findall(r"[^\W_]+", text.lower())
+    slug = ""
+    for word in words:
+        if slug and len(slug) + 1 + len(word) > _SLUG_CHARACTERS:
+            break
+        slug = f"{slug}-{word}" if slug else word[:_SLUG_CHARACTERS]
+    return slug or "prompt"
+
+
+def _prompts_of(file: Path) -> list[tuple[str, str]]:
+    values = read_toml(file)
+    if not isinstance(values.get("prompts"), dict) or len(values) != 1:
+        found = ", ".join(values) or "nothing"
+        raise ConfigError(
+            f"{file} should hold one table [prompts], and holds {found}",
+            'write [prompts] and under it lines like: colour = "Which colour is it?"; '
+            "other settings belong into the file of --config",
+        )
+    try:
+        return list(Settings.model_validate(values).prompts.items())
+    except ValidationError as error:
+        raise explain(error, {}, source=str(file), given={}) from error
