@@ -1,0 +1,111 @@
+"""What features and captions depend on, as keys that can say where two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from cogcache.canonical import Field, canonical_bytes, digest
+
+__all__ = ["CaptionKey", "FeatureKey", "Field", "canonical_bytes", "differences", "digest"]
+
+
+class _Key:
+    """A frozen dataclass whose digest is its name."""
+
+    def fields(self) -> dict[str, Field]:
+        """Return every field by its name, as it goes into the digest."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the fields, 64 hexadecimal digits.
+
+        Raises:
+            ConfigError: a text among the fields holds bytes that are not UTF-8.
+        """
+        return digest(self.fields())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKey(_Key):
+    """All that the features of one clip depend on."""
+
+    video_digest: str
+    """SHA-256 of the bytes of the video file."""
+    start_s: float
+    """Where the clip begins, in seconds of the whole video."""
+    end_s: float | None
+    """Where it ends; None: at the end of the video."""
+    sampling: Mapping[str, Field]
+    """Which frames are taken."""
+    preprocessing: Mapping[str, Field]
+    """What becomes of the frames before the vision half sees them."""
+    family: str
+    vision_digest: str
+    """Digest of the weights of the vision half."""
+    cache_point: str
+    """Which output of the vision half is kept."""
+    dtype: str
+    """The type that the vision half computes in."""
+    epoch: int
+    """Raised whenever the code that makes the features changes what it makes."""
+
+    def __post_init__(self) -> None:
+        # 10 and 10.0 seconds are the same clip, yet an int and a float have different encodings.
+        object.__setattr__(self, "start_s", float(self.start_s))
+        object.__setattr__(self, "end_s", None if self.end_s is None else float(self.end_s))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionKey(_Key):
+    """All that one caption depends on."""
+
+    feature_key: str
+    language_digest: str
+    """Digest of the weights of the language half."""
+    quantization: Mapping[str, Field]
+    prompt: str
+    layout: str
+    generation: Mapping[str, Field]
+    rotary_dtype: str | None
+    epoch: int
+    """Raised whenever the code that makes the captions changes what it makes."""
+
+
+def differences(made_with: Mapping[str, Field], wanted: Mapping[str, Field]) -> list[str]:
+    """Say in which fields two keys differ, one line a field, nested names dotted.
+
+    Args:
+        made_with: the fields of what is in the cache.
+        wanted: the fields of what this run asks for.
+
+    Returns:
+        Lines such as ``"sampling.max_frames is 24 in the cache, 48 in this run"``, by name.
+    """
+    cached, asked = dict(_leaves(made_with)), dict(_leaves(wanted))
+    return [
+        f"{name} is {_shown(name, cached)} in the cache, {_shown(name, asked)} in this run"
+        for name in sorted({*cached, *asked})
+        if name not in cached or name not in asked or not _equal(cached[name], asked[name])
+    ]
+
+
+def _leaves(mapping: Mapping[str, Field], prefix: str = "") -> list[tuple[str, Field]]:
+    leaves: list[tuple[str, Field]] = []
+    for name, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            leaves += _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves.append((prefix + name, value))
+    return leaves
+
+
+def _equal(one: Field, other: Field) -> bool:
+    # Not ==: keys with 1, 1.0 and True have different digests, so it must be said.
+    return canonical_bytes({"": one}) == canonical_bytes({"": other})
+
+
+def _shown(name: str, leaves: Mapping[str, Field]) -> str:
+    return repr(leaves[name]) if name in leaves else "absent"
