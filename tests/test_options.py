@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cogcache.config import TABLES, Settings, leaves, load_settings
+from cogcache.options import as_arguments, cache_option, settings_options
+
+seen: list[tuple[Path, Settings]] = []
+
+
+@click.command()
+@cache_option
+@settings_options(*TABLES, prompts=True)
+def command(cache: Path, settings: Settings) -> None:
+    seen.append((cache, settings))
+
+
+def settings_of(*arguments: str) -> Settings:
+    result = CliRunner().invoke(command, ["--cache", "x", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return seen.pop()[1]
+
+
+def test_no_option_gives_the_defaults():
+    assert settings_of() == Settings()
+
+
+def test_the_cache_is_a_path():
+    CliRunner().invoke(command, ["--cache", "some/where"], catch_exceptions=False)
+    assert seen.pop()[0] == Path("some/where")
+
+
+@pytest.mark.parametrize("leaf", leaves(*TABLES), ids=lambda leaf: leaf.name)
+def test_every_setting_is_an_option_with_its_description(leaf):
+    help_text = " ".join(CliRunner().invoke(command, ["--help"], terminal_width=200).output.split())
+    assert leaf.option in help_text
+    assert leaf.description.replace("`", "").removesuffix(".") in help_text
+
+
+def test_only_given_options_override_the_file(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text("[sampling]\nmax_frames = 12\n[language]\ndouble_quant = false")
+    settings = settings_of("--config", str(file), "--strategy", "uniform")
+    assert settings.sampling.max_frames == 12
+    assert settings.sampling.strategy == "uniform"
+    assert not settings.language.double_quant
+
+
+def test_an_option_can_take_back_what_the_file_says(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text("[clips]\nsegment_s = 60\n[language]\ndouble_quant = false")
+    settings = settings_of("--config", str(file), "--segment", "0", "--double-quant")
+    assert settings.clips.segment_s is None
+    assert settings.language.double_quant
+
+
+def test_segment_is_short_for_segment_s():
+    assert settings_of("--segment", "60") == settings_of("--segment-s", "60")
+
+
+def test_a_wrong_choice_is_misuse_and_lists_the_choices():
+    result = CliRunner().invoke(command, ["--cache", "x", "--quantization", "nf8"])
+    assert result.exit_code == 2
+    assert "'nf4', 'fp4', 'int8', 'none'" in result.output
+
+
+def test_prompts_replace_those_of_the_config_file(tmp_path):
+    config, prompts = tmp_path / "my.toml", tmp_path / "prompts.toml"
+    config.write_text("[prompts]\na = 'What?'")
+    prompts.write_text("[prompts]\nb = 'Where?'")
+    assert settings_of("--config", str(config)).prompts == {"a": "What?"}
+    settings = settings_of(
+        "--config", str(config), "--prompts", str(prompts), "--prompt", "c=When?"
+    )
+    assert settings.prompts == {"b": "Where?", "c": "When?"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"segment_s": 0.1 + 0.2, "revision": "-x", "double_quant": False, "max_frames": 3},
+        {"do_sample": True, "temperature": 1e-3, "seed": 2**62, "model": "a folder/with = signs"},
+        {"prompts": {"a": "What is 1 = 1?", "b": "--prompt"}},
+    ],
+)
+def test_arguments_give_another_process_the_same_settings(overrides):
+    settings = load_settings(None, overrides)
+    assert settings_of(*as_arguments(settings, *TABLES, prompts=True)) == settings
