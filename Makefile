@@ -1,0 +1,58 @@
+# Everything goes through .venv; nothing has to be installed by hand but python3 (>= 3.11) and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Two test processes of one thread each: more of them need some 2 GB of memory apiece.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format docs bench tiny clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Set up .venv with the exact versions of constraints.txt
+
+# A stamp: nothing is installed again until what is to be installed has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "cogcache needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "Give another one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	    echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu:" \
+	         "apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Caption a dozen made-up clips in two stages with the bundled model
+	$(BIN)/cogcache demo
+
+test: $(INSTALLED) ## Run the tests (WORKERS=4 runs more of them at once)
+	$(PYTEST) -m 'not slow and not gpu'
+
+check: $(INSTALLED) ## Formatting, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m 'not slow and not gpu'
+
+format: $(INSTALLED) ## Format the code, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED) ## Write the tables of docs/settings.md anew
+	$(BIN)/python docs/write_settings.py
+
+bench: $(INSTALLED) ## Run the slow tests, which measure; results go to docs/measurements.md
+	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
+
+tiny: $(INSTALLED) ## Train the bundled model anew: up to an hour on two cores
+	$(BIN)/python -m training.train_tiny
+
+clean: ## Remove .venv and all that tools have left; caches of features are kept
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
