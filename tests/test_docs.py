@@ -1,0 +1,81 @@
+"""What the docs name is there, and what is there is named by the docs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from cogcache.cli import main
+
+from cogcache.config import TABLES, leaves
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = {path.name: path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_is_in_the_readme_and_has_help(name):
+    assert re.search(rf"^\| `{name}\b", README, re.MULTILINE)
+    assert main.commands[name].help
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_option_has_help(name):
+    for option in main.commands[name].params:
+        assert option.param_type_name == "argument" or option.help, option.name
+
+
+def test_every_command_that_the_docs_type_exists():
+    for name, text in DOCS.items():
+        if name != "CHANGELOG.md":
+            typed = re.findall(r"^(?:\$ )?cogcache ([a-z]+)\b", text, re.MULTILINE)
+            assert {*typed} <= {*main.commands}, name
+
+
+def test_the_tables_of_settings_are_those_of_the_code():
+    command = [sys.executable, "docs/write_settings.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("leaf", leaves(*TABLES), ids=lambda leaf: leaf.name)
+def test_every_setting_is_in_the_docs_with_its_option(leaf):
+    assert f"| `{leaf.name}` | `{leaf.option}" in DOCS["settings.md"]
+
+
+def test_the_names_in_the_file_tree_exist():
+    tree = re.search(r"```text\n(cogcache/ .*?)```", README, re.DOTALL)[1]
+    folders: list[str] = []
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()
+        folders[len(indent) // 2 :] = [name]
+        assert ROOT.joinpath(*folders).exists(), "/".join(folders)
+
+
+def test_links_between_the_docs_lead_somewhere():
+    for name, text in DOCS.items():
+        folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (folder / link).exists(), f"{name}: {link}"
+
+
+def test_make_targets_in_the_docs_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, text in DOCS.items():
+        assert set(re.findall(r"`make ([a-z]+)", text)) <= targets, name
+
+
+def test_the_changelog_has_the_version_and_room_for_the_next():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    headings = re.findall(r"^## \[(.*?)\]", DOCS["CHANGELOG.md"], re.MULTILINE)
+    assert headings[:2] == ["Unreleased", version]
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert "make test" in README

@@ -1,0 +1,77 @@
+"""Rules of the house that no other tool holds."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "cogcache").rglob("*.py"))
+PROGRAMS = [
+    path for name in ("cogcache", "training", "docs") for path in (ROOT / name).rglob("*.py")
+]
+MAX_LINES = 300
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def calls_of(path: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+
+
+def text_files() -> list[Path]:
+    """Return the files that belong to the project: all that git does not ignore."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_is_longer_than_a_reader_can_hold(path):
+    num_lines = path.read_text().count("\n")
+    assert num_lines <= MAX_LINES
+
+
+def test_no_remote_code():
+    for path in PROGRAMS:
+        words = [word.arg for call in calls_of(path) for word in call.keywords]
+        assert "trust_remote_code" not in words, path
+
+
+def test_no_pickles():
+    for path in PROGRAMS:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Import):
+                assert not {"pickle", "dill", "joblib"} & {each.name for each in node.names}, path
+            elif isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in {"torch.load", "np.load", "numpy.load"}, path
+
+
+def test_only_the_command_line_prints():
+    for path in MODULES:
+        names = {ast.unparse(call.func) for call in calls_of(path)}
+        if path.stem != "cli":
+            assert not {"print", "click.echo"} & names, path
+
+
+def test_importing_does_not_configure_logging():
+    for path in MODULES:
+        names = {ast.unparse(call.func) for call in calls_of(path)}
+        if path.stem != "cli":
+            assert not {"logging.basicConfig", "warnings.simplefilter"} & names, path
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    folders = re.compile(r"(?<![\w.}/])/(work|root|farm|home/\w+|Users/\w+)/\w")
+    for path in text_files():
+        match = folders.search(path.read_text())
+        assert not match, f"{path.relative_to(ROOT)}: {match}"

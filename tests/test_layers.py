@@ -1,0 +1,98 @@
+"""Imports only point downwards; modules of one layer do not import one another."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cogcache"
+
+# Lowest first. Digits before the point are the layers of the design; those after it order the
+# parts of one subject. A folder below models/ counts as one module.
+LAYERS = {
+    0.0: {"errors"},
+    0.1: {"units"},
+    1.0: {"keys", "migrations", "memory", "sampling", "settings_errors", "shapes"},
+    1.1: {"checkpoint", "config", "feature_file", "rows"},
+    1.2: {"catalog", "prompts", "store"},
+    2.0: {"quantization", "video", "workers"},
+    3.0: {"models.family"},
+    3.1: {"models.cogvlm2", "models.halves"},
+    3.2: {"models.registry"},
+    4.0: {"caption", "extract", "plan"},
+    5.0: {"demo", "doctor", "export", "options"},
+    6.0: {"cli"},
+    6.1: {"__main__"},
+}
+LEVEL = {module: level for level, modules in LAYERS.items() for module in modules}
+# Names resolved when used: the one place that points upwards.
+FREE = {"__init__", "models"}
+
+
+def module_of(name: str) -> str:
+    """Return the unit of LAYERS that ``cogcache.<name>`` is part of."""
+    return ".".join(name.split(".")[: 2 if name.startswith("models.") else 1])
+
+
+def modules() -> dict[str, list[Path]]:
+    """Return the files of each unit."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        found.setdefault(module_of(name), []).append(path)
+    return found
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    """Return what a file imports of cogcache, late imports and those for types included."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("cogcache.") for name in names if name.startswith("cogcache.")}
+
+
+def imports_of(unit: str) -> set[str]:
+    names = set()
+    for path in modules()[unit]:
+        names |= imported_names(ast.parse(path.read_text()))
+    return {module_of(name) for name in names} - {unit}
+
+
+def test_every_module_has_a_layer():
+    assert set(modules()) - FREE == set(LEVEL)
+
+
+@pytest.mark.parametrize("unit", sorted(set(modules()) - FREE))
+def test_imports_point_downwards(unit):
+    upwards = {name for name in imports_of(unit) if LEVEL.get(name, 9.0) >= LEVEL[unit]}
+    assert not upwards, f"{unit} must not import {', '.join(sorted(upwards))}"
+
+
+def test_the_stages_do_not_import_each_other():
+    assert LEVEL["extract"] == LEVEL["caption"]
+
+
+def test_the_package_of_models_imports_nothing():
+    assert imports_of("models") == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from cogcache.store import FeatureStore", "store"),
+        ("from cogcache.models.cogvlm2.layout import build", "models.cogvlm2"),
+        ("from cogcache.models import halves", "models.halves"),
+        ("from cogcache import store", "store"),
+        ("import cogcache.store", "store"),
+        ("def f():\n    import cogcache.store as s", "store"),
+        ("if TYPE_CHECKING:\n    from cogcache.store import FeatureStore", "store"),
+    ],
+)
+def test_every_way_to_import_is_seen(line, found):
+    assert {module_of(name) for name in imported_names(ast.parse(line))} == {found}
