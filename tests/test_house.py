@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -28,10 +27,9 @@ def calls_of(path: Path) -> list[ast.Call]:
 
 
 def text_files() -> list[Path]:
-    """Return the files that belong to the project: all that git does not ignore."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    paths = [ROOT / name for name in listed.split("\0") if name]
+    """Return the files of the project, wherever git or a package has put them."""
+    folders = [".ci", "cogcache", "configs", "docs", "tests", "training"]
+    paths = [*ROOT.iterdir(), *(path for name in folders for path in (ROOT / name).rglob("*"))]
     return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
 
 
