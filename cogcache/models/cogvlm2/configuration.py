@@ -61,8 +61,8 @@ class CogVLM2VideoConfig(PreTrainedConfig):
     bos_token_id: int | None = 128000
     eos_token_id: int | list[int] | None = 128001
     rotary_dtype: str = "bfloat16"
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the halves' configs; `text_config` always follows the flat keys."""
@@ -90,5 +90,5 @@ class CogVLM2VideoConfig(PreTrainedConfig):
     @property
     def tokens_per_frame(self) -> int:
         """Feature rows of one frame: 2 × 2 pooled patches between boi and eoi; 66 at 224 px."""
-        side = self.vision_config.image_size // self.vision_config.patch_size // 2
+        side: int = self.vision_config.image_size // self.vision_config.patch_size // 2
         return side * side + 2

@@ -27,9 +27,7 @@ class Prompt:
     token_type_ids: list[int]
 
 
-def question_text(
-    query: str, layout: str, history: Sequence[tuple[str, str]] = ()
-) -> str:
+def question_text(query: str, layout: str, history: Sequence[tuple[str, str]] = ()) -> str:
     """Return the text behind the slots; `history` holds earlier questions and their answers."""
     start, end = TEMPLATES[layout]
     if layout == "base":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, LlamaModel, PreTrainedModel
+from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import (
@@ -83,7 +84,7 @@ class CogVLM2RotaryEmbedding(LlamaRotaryEmbedding):
         super().__init__(config.text_config)
         self.in_bfloat16 = config.rotary_dtype == "bfloat16"
         # In the checkpoint, hence persistent; the float32 kind does not use the stored values.
-        self.inv_freq = nn.Buffer(self.inv_freq, persistent=True)
+        self.inv_freq = nn.Buffer(self.original_inv_freq.clone(), persistent=True)
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,13 +124,13 @@ class CogVLM2VideoPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, CogVLM2RotaryEmbedding):
             inv_freq, _ = module.compute_default_rope_parameters(module.config)
-            nn.init.copy_(module.inv_freq, inv_freq)
-            nn.init.copy_(module.original_inv_freq, inv_freq)
+            init.copy_(module.inv_freq, inv_freq)
+            init.copy_(module.original_inv_freq, inv_freq)
         elif isinstance(module, PatchEmbedding):
-            nn.init.normal_(module.cls_embedding, std=self.config.initializer_range)
+            init.normal_(module.cls_embedding, std=self.config.initializer_range)
         elif isinstance(module, CogVLM2VisionTower):
-            nn.init.normal_(module.boi, std=self.config.initializer_range)
-            nn.init.normal_(module.eoi, std=self.config.initializer_range)
+            init.normal_(module.boi, std=self.config.initializer_range)
+            init.normal_(module.eoi, std=self.config.initializer_range)
 
 
 class CogVLM2VideoModel(CogVLM2VideoPreTrainedModel):

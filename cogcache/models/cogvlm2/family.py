@@ -1,0 +1,140 @@
+"""The CogVLM2-Video family: frames are encoded one by one, prompts follow the published layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.errors import CheckpointError
+from cogcache.keys import Field
+from cogcache.models.cogvlm2 import layout as layouts
+from cogcache.models.family import ClipTensors, Family, Row, left_padded
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    from cogcache.config import Language
+    from cogcache.video import ClipFrames
+
+FEATURES = "features"
+
+
+class CogVLM2Family(Family):
+    """`THUDM/cogvlm2-llama3-caption`, its siblings, and the bundled `tiny`."""
+
+    name = "cogvlm2"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        if "vision_config" not in checkpoint.config:
+            path = checkpoint.folder / "config.json"
+            hint = "this must be the whole model's config.json; fetch it anew"
+            raise CheckpointError(f"{path} describes no vision part (vision_config)", hint)
+        self.image_size: int = checkpoint.config["vision_config"]["image_size"]
+        self.patch_size: int = checkpoint.config["vision_config"]["patch_size"]
+
+    def preprocessing(self) -> Mapping[str, Field]:
+        """Return what becomes of frames before the vision half, for the feature key."""
+        return {"kind": "cogvlm2", "image_size": self.image_size}
+
+    def layout(self, language: Language) -> str:
+        """Return the published template's name."""
+        return language.layout
+
+    def config_overrides(self, language: Language) -> dict[str, Any]:
+        """Return in which precision rotary tables are built."""
+        return {"rotary_dtype": language.rotary_dtype}
+
+    def prepare(self, clip: ClipFrames, dtype: torch.dtype) -> ClipTensors:
+        """Return `pixel_values_videos`, [T, 3, S, S] in `dtype`."""
+        import torch
+
+        from cogcache.models.cogvlm2.preprocessing import preprocess
+
+        pixels = preprocess(torch.from_numpy(clip.frames), self.image_size)
+        return ClipTensors({"pixel_values_videos": pixels.to(dtype)})
+
+    def encode(
+        self, model: PreTrainedModel, clips: Sequence[ClipTensors], frames_per_batch: int
+    ) -> list[ClipTensors]:
+        """Return each clip's `features`, [T, 66, 4096] at published sizes.
+
+        Frames do not see each other, so they are batched over clips.
+        """
+        import torch
+
+        pixels = [clip.tensors["pixel_values_videos"] for clip in clips]
+        with torch.inference_mode():
+            encoded = [
+                model.get_video_features(batch.to(model.device)).pooler_output
+                for batch in torch.split(torch.cat(pixels), frames_per_batch)
+            ]
+        parts = torch.split(torch.cat(encoded), [len(clip) for clip in pixels])
+        return [ClipTensors({FEATURES: part}) for part in parts]
+
+    def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
+        """Lay out one question behind a clip's frames."""
+        import torch
+
+        num_frames, tokens_per_frame, _ = features.tensors[FEATURES].shape
+        text = layouts.question_text(prompt, layout)
+        special = (self.checkpoint.config["bos_token_id"], self.pad_id)
+        laid_out = layouts.build(self._encode, text, layout, num_frames, tokens_per_frame, special)
+        return Row(
+            features,
+            {
+                "input_ids": torch.tensor(laid_out.input_ids),
+                "token_type_ids": torch.tensor(laid_out.token_type_ids),
+            },
+        )
+
+    def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
+        """Return ids, types, mask and features; the last as one list over the rows."""
+        import torch
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        device = model.device
+        names = rows[0].sequences
+        fills = {"input_ids": self.pad_id, "token_type_ids": 0}
+        inputs: dict[str, Any] = {
+            name: left_padded([row.sequences[name] for row in rows], fills[name]).to(device)
+            for name in names
+        }
+        ones = [torch.ones(row.length) for row in rows]
+        inputs["attention_mask"] = left_padded(ones, 0).to(device)
+        features = [row.features.tensors[FEATURES].to(device) for row in rows]
+        inputs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
+        return inputs
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return generated tokens as text."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The end-of-text token; the templates know no other."""
+        eos = self.checkpoint.config["eos_token_id"]
+        return tuple(eos) if isinstance(eos, list) else (eos,)
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token, which also fills the feature slots."""
+        pad: int = self.checkpoint.config["pad_token_id"]
+        return pad
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        path = self.checkpoint.folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing", "fetch tokenizer.json into that folder")
+        return Tokenizer.from_file(str(path))

@@ -1,0 +1,138 @@
+"""What a family of models says that transformers does not.
+
+A family turns decoded frames into what its vision half reads, names what is cached, and lays
+a prompt out around cached features. Weights, halves and quantisation are the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.keys import Field
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from cogcache.config import Language
+    from cogcache.video import ClipFrames
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTensors:
+    """Named tensors and texts of one clip: what goes into the vision half, or what comes out.
+
+    Texts hold what the prompt needs and no tensor can say, such as frame times in words.
+    """
+
+    tensors: Mapping[str, Tensor]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One clip with one prompt, ready for the language half.
+
+    Args:
+        features: what stage one cached for the clip.
+        sequences: `input_ids` and whatever else has a value a token. Each int64 [L].
+    """
+
+    features: ClipTensors
+    sequences: Mapping[str, Tensor]
+
+    @property
+    def length(self) -> int:
+        """Number of prompt tokens, feature slots included."""
+        return int(self.sequences["input_ids"].shape[0])
+
+
+class Family(ABC):
+    """A kind of model. Made from a checkpoint's small files; no weight is read here."""
+
+    name: ClassVar[str]
+    epoch: ClassVar[int] = 1
+    """Raised when the code that makes features or prompts changes what it makes."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    @abstractmethod
+    def preprocessing(self) -> Mapping[str, Field]:
+        """Return what becomes of frames before the vision half, for the feature key."""
+
+    @abstractmethod
+    def layout(self, language: Language) -> str:
+        """Return the name of the prompt's layout, for the caption key.
+
+        Raises:
+            ConfigError: the family has no such layout.
+        """
+
+    def config_overrides(self, language: Language) -> dict[str, Any]:
+        """Return what to set on the model's config before the language half is built."""
+        return {}
+
+    @abstractmethod
+    def prepare(self, clip: ClipFrames, dtype: torch.dtype) -> ClipTensors:
+        """Turn decoded frames into the vision half's inputs; runs in a decode worker.
+
+        Args:
+            clip: frames uint8 [T, H, W, 3] and their times.
+            dtype: of the vision half; pixels are cast to it.
+        """
+
+    @abstractmethod
+    def encode(
+        self, model: PreTrainedModel, clips: Sequence[ClipTensors], frames_per_batch: int
+    ) -> list[ClipTensors]:
+        """Run the vision half over several clips and return what is cached of each.
+
+        Args:
+            model: the vision half.
+            clips: what `prepare` made.
+            frames_per_batch: most frames in one pass, where frames can be batched.
+
+        Returns:
+            For each clip its tensors, on the model's device, and texts.
+        """
+
+    @abstractmethod
+    def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
+        """Lay out one prompt around one clip's cached features."""
+
+    @abstractmethod
+    def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
+        """Return the arguments of `generate` for a left-padded batch of rows.
+
+        Made anew for each call: transformers writes into what it is given.
+        """
+
+    @abstractmethod
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return generated tokens as text, special tokens left out, blanks stripped."""
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> tuple[int, ...]:
+        """Token ids that end a caption."""
+
+    @property
+    @abstractmethod
+    def pad_id(self) -> int:
+        """Token id that fills rows up."""
+
+
+def left_padded(sequences: Sequence[Tensor], fill: int) -> Tensor:
+    """Stack sequences int64 [L_i] into int64 [B, max L], filled up on the left."""
+    import torch
+
+    rows = torch.nn.utils.rnn.pad_sequence(
+        list(sequences), batch_first=True, padding_value=fill, padding_side="left"
+    )
+    return rows.long()

@@ -1,0 +1,210 @@
+"""One half of a model: the same transformers class with the other half left out.
+
+A half is filled by `from_pretrained` from a view of the checkpoint that has only its shards,
+so all that the library knows (weight conversion, quantisation, device maps) stays in use.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.errors import CheckpointError, TensorMismatchError
+from cogcache.models.partition import (
+    Half,
+    ModulePaths,
+    Partition,
+    load_config,
+    model_class,
+    on_meta,
+    partition,
+    shortened,
+)
+from cogcache.quantization import Quantization, QuantizationReport, bnb_config, verify
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadedHalf:
+    """A half in memory, and what was read for it.
+
+    `bytes_by_shard` counts the bytes of the tensors taken from each opened shard.
+    """
+
+    model: PreTrainedModel
+    half: Half
+    partition: Partition
+    bytes_by_shard: Mapping[str, int]
+    load_s: float
+    quantization: QuantizationReport | None = None
+    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    """The view; offloading to disk reads from it as long as the model lives."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all tensors that were read."""
+        return sum(self.bytes_by_shard.values())
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """What is known of a model before any weight is read: its class, config and partition."""
+
+    checkpoint: Checkpoint
+    cls: type[PreTrainedModel]
+    config: Any
+    meta: PreTrainedModel
+    partition: Partition
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, **config_overrides: Any) -> WholeModel:
+        """Read the config and index of a checkpoint and find its halves."""
+        kind = model_class(checkpoint)
+        config = load_config(checkpoint, kind, **config_overrides)
+        meta = on_meta(kind, config)
+        return cls(checkpoint, kind, config, meta, partition(checkpoint, meta))
+
+
+def half_class(
+    cls: type[PreTrainedModel], half: Half, modules: ModulePaths
+) -> type[PreTrainedModel]:
+    """Return the subclass of `cls`, of the same name, whose other half is None."""
+    dropped = modules.language if half == "vision" else modules.vision
+
+    def __init__(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        cls.__init__(self, config, *args, **kwargs)
+        for path in dropped:
+            parent, _, child = path.rpartition(".")
+            setattr(self.get_submodule(parent), child, None)
+        # Of the tied pairs only those that touch a dropped module may go: without the rest a
+        # tied output head would be left random, without a word.
+        self.all_tied_weights_keys = {
+            target: source
+            for target, source in self.all_tied_weights_keys.items()
+            if not any(name.startswith(f"{path}.") for path in dropped for name in (target, source))
+        }
+
+    attributes = {
+        "__init__": __init__,
+        "__module__": cls.__module__,
+        "_keys_to_ignore_on_load_unexpected": [".*"],  # the other half, in a mixed shard
+    }
+    return type(cls.__name__, (cls,), attributes)
+
+
+def load_half(
+    model: str | WholeModel,
+    half: Half,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    quantization: Quantization | None = None,
+    **loading: Any,
+) -> LoadedHalf:
+    """Load the vision or the language half of a model and check that it is all there.
+
+    Args:
+        model: a folder, a hub id, `tiny`, or a `WholeModel` made from one.
+        half: `vision` or `language`.
+        dtype: of the weights that are not quantised; bfloat16 by default.
+        device: where to put it.
+        quantization: how to quantise the decoder's layers; language half only.
+        **loading: passed on to `from_pretrained`: `device_map`, `max_memory`, `offload_folder`.
+
+    Raises:
+        CheckpointError: a shard is missing or cut short, a tensor is missing or misshapen.
+        UnknownFamilyError: the architecture is not one that can be split.
+        QuantizationError: what was loaded is not what was asked for.
+    """
+    import torch
+
+    started = time.perf_counter()
+    whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
+    names = whole.partition.names(half)
+    described = whole.checkpoint.tensors(names)
+    folder = tempfile.TemporaryDirectory(prefix="cogcache-")
+    whole.checkpoint.view(names, Path(folder.name))
+    options: dict[str, Any] = {"device_map": {"": device}, **loading}
+    if quantization is not None and quantization.kind != "none":
+        options["quantization_config"] = bnb_config(quantization, whole.meta)
+    kind = half_class(whole.cls, half, whole.partition.modules)
+    loaded = _from_pretrained(kind, whole, folder.name, dtype or torch.bfloat16, options)
+    check_half(loaded, half, whole.partition.modules, offloaded="max_memory" in loading)
+    read: Counter[str] = Counter()
+    for name, info in described.items():
+        read[whole.checkpoint.weight_map[name]] += info.num_bytes
+    report = None
+    if quantization is not None:
+        sources = {whole.partition.targets[name]: name for name in names}
+        report = verify(loaded, quantization, sources, whole.checkpoint)
+    seconds = time.perf_counter() - started
+    logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
+    return LoadedHalf(loaded, half, whole.partition, dict(read), seconds, report, folder)
+
+
+def load_whole(model: str | WholeModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model in one piece on the CPU: what the two stages are compared with."""
+    import torch
+
+    whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
+    folder = str(whole.checkpoint.folder)
+    return _from_pretrained(whole.cls, whole, folder, dtype or torch.bfloat16, {})
+
+
+def check_half(
+    model: PreTrainedModel, half: Half, modules: ModulePaths, *, offloaded: bool = False
+) -> None:
+    """Check that a half holds nothing of the other and that all of it has values.
+
+    Raises:
+        TensorMismatchError: a tensor of the other half is there, or one is left without values.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    foreign = [name for name, _ in tensors if modules.half_of(name) not in (half, None)]
+    if foreign:
+        raise TensorMismatchError(f"the {half} half holds {shortened(foreign)} of the other")
+    empty = [name for name, tensor in tensors if tensor.device.type == "meta"]
+    if empty and not offloaded:
+        raise TensorMismatchError(f"the {half} half was left without {shortened(empty)}")
+
+
+def _from_pretrained(
+    cls: type[PreTrainedModel],
+    whole: WholeModel,
+    folder: str,
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
+) -> PreTrainedModel:
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    hint = f"fetch {whole.checkpoint.model} anew"
+    try:
+        model, info = cls.from_pretrained(
+            folder, config=whole.config, dtype=dtype, output_loading_info=True, **options
+        )
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "mismatched" not in str(error).lower():
+            raise
+        problem = f"{whole.checkpoint.model}: tensors of another shape than its config says"
+        raise TensorMismatchError(f"{problem}: {error}", hint) from error
+    except OSError as error:
+        raise CheckpointError(f"{whole.checkpoint.model}: {error}", hint) from error
+    if missing := info["missing_keys"]:
+        problem = f"{whole.checkpoint.model} lacks {len(missing)} tensors: {shortened(missing)}"
+        raise TensorMismatchError(problem, hint)
+    return model.eval()
