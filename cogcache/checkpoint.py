@@ -7,7 +7,6 @@ small files come at once; shards come when a half asks for them. Nothing here lo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,11 +155,19 @@ class Checkpoint:
         self.fetch(shards)
         for file in (*self.folder.glob("*.json"), *(self.folder / shard for shard in shards)):
             if file.name != INDEX:
-                os.symlink(file.resolve(), target / file.name)
+                (target / file.name).symlink_to(file.resolve())
         if shards != [SINGLE]:
             weight_map = {name: self.weight_map[name] for name in sorted(names)}
             index = {"metadata": {}, "weight_map": weight_map}
             (target / INDEX).write_text(json.dumps(index))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors, as the index or the single shard says; 0 where it does not."""
+        if (self.folder / INDEX).is_file():
+            index = _read_json(self.folder / INDEX)
+            return int(index.get("metadata", {}).get("total_size", 0))
+        return sum(info.num_bytes for info in read_header(self.folder / SINGLE).values())
 
     def small_files(self) -> list[Path]:
         """Return config, tokenizer and processor files: all but weights, sorted by name."""

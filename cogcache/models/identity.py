@@ -1,0 +1,93 @@
+"""What a half is, for keys: its family and the digest of its weights, remembered between runs.
+
+Finding the halves of a checkpoint needs torch and a digest reads gigabytes, so what was found
+is remembered until a file of the checkpoint changes. A run that has nothing to do then never
+loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from cogcache.keys import digest
+from cogcache.models.family import Family
+from cogcache.models.partition import Half
+
+EPOCH = 1
+"""Raised when the way halves are found or digested changes."""
+
+
+class Memory(Protocol):
+    """What identities are remembered in; the catalog is one."""
+
+    def recall(self, name: str) -> Mapping[str, Any] | None:
+        """Return what was remembered under a name."""
+
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep a value under a name."""
+
+    def digest_of(self, path: Path) -> str:
+        """Return the SHA-256 of a file, remembered until the file changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class HalfIdentity:
+    """One half of one checkpoint, as keys know it."""
+
+    family: str
+    digest: str
+    """SHA-256 standing for the half's weights and the config."""
+    num_bytes: int
+    """Bytes of its tensors in the checkpoint."""
+    num_parameters: int
+    whole_bytes: int
+    """Bytes of the whole checkpoint, as its index says; 0 where it does not."""
+
+
+def identify(family: Family, half: Half, memory: Memory) -> HalfIdentity:
+    """Return a half's identity, from memory where its checkpoint has not changed."""
+    if known := recall(family, half, memory):
+        return known
+    identity = _find(family, half, memory)
+    # The name is made anew: shards may have been downloaded in between.
+    memory.remember(_name(family, half, memory), asdict(identity))
+    return identity
+
+
+def recall(family: Family, half: Half, memory: Memory) -> HalfIdentity | None:
+    """Return a half's identity if it is remembered; nothing is read or downloaded for it."""
+    found = memory.recall(_name(family, half, memory))
+    return HalfIdentity(**found) if found else None
+
+
+def _find(family: Family, half: Half, memory: Memory) -> HalfIdentity:
+    from cogcache.models.halves import WholeModel
+
+    checkpoint = family.checkpoint
+    names = WholeModel.of(checkpoint).partition.names(half)
+    described = checkpoint.tensors(names)
+    return HalfIdentity(
+        family.name,
+        checkpoint.digest(names, memory.digest_of),
+        sum(info.num_bytes for info in described.values()),
+        sum(info.num_parameters for info in described.values()),
+        checkpoint.total_bytes,
+    )
+
+
+def _name(family: Family, half: Half, memory: Memory) -> str:
+    checkpoint = family.checkpoint
+    stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.glob("*.safetensors"))]
+    fields: Mapping[str, Any] = {
+        "epoch": EPOCH,
+        "family": family.name,
+        "transformers": version("transformers"),
+        "folder": str(checkpoint.folder.resolve()),
+        "small_files": {path.name: memory.digest_of(path) for path in checkpoint.small_files()},
+        "shards": {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats},
+    }
+    return f"identity {half} {digest(fields)}"
