@@ -12,18 +12,21 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # Lowest first. Digits before the point are the layers of the design; those after it order the
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
-    0.0: {"errors"},
+    0.0: {"errors", "stopping"},
     0.1: {"units"},
-    1.0: {"canonical", "memory", "migrations", "sampling", "settings_errors", "shapes"},
+    1.0: {"canonical", "memory", "migrations", "sampling", "sealing", "settings_errors", "shapes"},
     1.1: {"config", "feature_format", "keys"},
-    1.2: {"catalog", "checkpoint", "feature_file", "prompts"},
+    1.2: {"catalog", "checkpoint", "feature_file", "feature_reader", "prompts"},
     1.3: {"store"},
     2.0: {"quantization", "video", "workers"},
-    3.0: {"models.family", "models.partition"},
+    3.0: {"models.family"},
     3.1: {"models.cogvlm2"},
-    3.2: {"models.halves", "models.registry"},
-    4.0: {"caption", "extract", "plan"},
-    5.0: {"demo", "doctor", "export", "options"},
+    3.2: {"models.partition", "models.registry"},
+    3.3: {"models.halves"},
+    3.4: {"models.identity"},
+    4.0: {"plan", "preparation"},
+    4.1: {"caption", "extract"},
+    5.0: {"demo", "doctor", "options"},
     6.0: {"cli"},
     6.1: {"__main__"},
 }
