@@ -34,10 +34,8 @@ def page_of(text: str) -> str:
     for name in TABLES:
         about = "" if name == "model" else type(Settings.model_fields[name].default).__doc__
         body = f"{about}\n\n{table_of(name)}".lstrip()
-        mark = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text, found = re.subn(
-            mark, lambda match, body=body: match[1] + body + match[2], text, flags=re.DOTALL
-        )
+        mark = rf"(?<=<!-- table: {name} -->\n).*?(?=<!-- end -->)"
+        text, found = re.subn(mark, body.replace("\\", r"\\"), text, flags=re.DOTALL)
         if found != 1:
             sys.exit(f"{PAGE.name} should have one mark <!-- table: {name} -->, not {found}")
     return text

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # Lowest first. Digits before the point are the layers of the design; those after it order the
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
-    0.0: {"errors", "stopping"},
+    0.0: {"devices", "errors", "stopping"},
     0.1: {"units"},
     1.0: {"canonical", "memory", "migrations", "sampling", "sealing", "settings_errors", "shapes"},
     1.1: {"config", "feature_format", "keys"},
@@ -24,7 +24,7 @@ LAYERS = {
     3.2: {"models.partition", "models.registry"},
     3.3: {"models.halves"},
     3.4: {"models.identity"},
-    4.0: {"plan", "preparation"},
+    4.0: {"plan", "preparation", "runs", "worklist"},
     4.1: {"caption", "extract"},
     5.0: {"demo", "doctor", "options"},
     6.0: {"cli"},
