@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # Lowest first. Digits before the point are the layers of the design; those after it order the
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
-    0.0: {"devices", "errors", "stopping"},
-    0.1: {"units"},
+    0.0: {"errors", "stopping"},
+    0.1: {"devices", "units"},
     1.0: {"canonical", "memory", "migrations", "sampling", "sealing", "settings_errors", "shapes"},
     1.1: {"config", "feature_format", "keys"},
     1.2: {"catalog", "checkpoint", "feature_file", "feature_reader", "prompts"},
@@ -24,8 +24,9 @@ LAYERS = {
     3.2: {"models.partition", "models.registry"},
     3.3: {"models.halves"},
     3.4: {"models.identity"},
-    4.0: {"plan", "preparation", "runs", "worklist"},
-    4.1: {"caption", "extract"},
+    4.0: {"preparation", "runs", "worklist"},
+    4.1: {"plan"},
+    4.2: {"caption", "extract"},
     5.0: {"demo", "doctor", "options"},
     6.0: {"cli"},
     6.1: {"__main__"},
