@@ -1,0 +1,177 @@
+"""Train the bundled model `tiny` and write it into the package.
+
+    python -m training.train_tiny
+
+Everything random comes from the seed and the step's number, so that an interrupted training
+goes on as if it had never stopped (its state lies in `--state`), and the same seed gives the
+same files on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from cogcache.shapes import QUESTIONS
+from training.batches import Batch, make_batch
+from training.export import export
+from training.fake_quant import add_rounding, remove_rounding
+from training.model import IMAGE_SIZE, answer_logits, build_config, build_model, exact_answers
+from training.tokenizer import build_tokenizer
+
+PACKAGED = Path(__file__).parents[1] / "cogcache" / "tiny"
+TRAINING_STREAM, VALIDATION_STREAM = 1_000_001, 1_000_002
+"""First part of the scenes' seeds; `evaluate_tiny` and small seeds give other scenes."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Args:
+        seed: decides weights, clips and noise.
+        steps: optimiser steps.
+        batch_size: clips a step.
+        learning_rate: at its highest, after `warmup` steps; it falls to 0 as a cosine.
+        warmup: steps of linear rise.
+        weight_decay: of AdamW.
+        rounding_from: share of the steps after which every other step sees NF4 weights.
+    """
+
+    seed: int = 0
+    steps: int = 3600
+    batch_size: int = 32
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    rounding_from: float = 0.6
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def rounds(self, step: int) -> bool:
+        """Say whether the decoder's weights are rounded to NF4 in a step."""
+        return step >= self.rounding_from * self.steps and step % 2 == 0
+
+
+class Trainer:
+    """Model, optimiser and the step they are at."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.step = recipe, 0
+        self.tokenizer = build_tokenizer()
+        self.config = build_config(self.tokenizer)
+        self.model = build_model(self.config)
+        self.switches = add_rounding(self.model.model.language_model)
+        self.weights = dict(self.model.named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(),
+            betas=(0.9, 0.98),
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    def batch(self, stream: int, number: int, size: int) -> Batch:
+        """Return a batch that depends on the seed, the stream and the number only."""
+        rng = np.random.default_rng((stream, self.recipe.seed, number))
+        slots = self.config.tokens_per_frame
+        return make_batch(self.tokenizer, rng, size, IMAGE_SIZE, slots)
+
+    def advance(self) -> float:
+        """Take one step and return its loss."""
+        self.round_weights(self.recipe.rounds(self.step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        batch = self.batch(TRAINING_STREAM, self.step, self.recipe.batch_size)
+        loss = functional.cross_entropy(*answer_logits(self.model, batch))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return loss.item()
+
+    def validate(self, rounded: bool) -> dict[str, float]:
+        """Return each attribute's share of exact answers on clips that are not trained on."""
+        self.round_weights(rounded)
+        batch = self.batch(VALIDATION_STREAM, 0, 256)
+        return exact_answers(self.model, batch, list(QUESTIONS))
+
+    def round_weights(self, active: bool) -> None:
+        """Show the decoder NF4 weights, or its own."""
+        for switch in self.switches:
+            switch.active = active
+
+    def save(self, path: Path) -> None:
+        """Write everything that `resume` needs, whole or not at all."""
+        state = {f"weight.{name}": tensor.detach() for name, tensor in self.weights.items()}
+        for name, tensor in self.weights.items():
+            moments = self.optimizer.state[tensor]
+            state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+        partial = path.with_suffix(".partial")
+        save_file(state, partial)
+        partial.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        state = load_file(path)
+        for name, tensor in self.weights.items():
+            tensor.data.copy_(state[f"weight.{name}"])
+            self.optimizer.state[tensor] = {
+                key: state[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")
+            }
+        self.step = int(next(iter(state[f"step.{name}"] for name in self.weights)))
+
+
+def train(recipe: Recipe, state: Path, folder: Path) -> None:
+    """Train to the end of the recipe, from the state where there is one, and export."""
+    trainer = Trainer(recipe)
+    if state.exists():
+        trainer.resume(state)
+    started, first = time.monotonic(), trainer.step
+    while trainer.step < recipe.steps:
+        loss = trainer.advance()
+        if trainer.step % 50 == 0:
+            pace = (time.monotonic() - started) / (trainer.step - first)
+            print(f"step {trainer.step}: loss {loss:.4f}, {pace:.2f} s a step", flush=True)
+        if trainer.step % 200 == 0 or trainer.step == recipe.steps:
+            trainer.save(state)
+            for rounded in (False, True):
+                shares = {name: f"{share:.3f}" for name, share in trainer.validate(rounded).items()}
+                print("NF4  " if rounded else "plain", json.dumps(shares), flush=True)
+    minutes = (time.monotonic() - started) / 60
+    print(f"trained {trainer.step - first} steps in {minutes:.1f} min")
+    trainer.round_weights(active=False)
+    remove_rounding(trainer.model.model.language_model)
+    export(trainer.model, trainer.tokenizer, folder)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=PACKAGED, help="folder of the checkpoint")
+    parser.add_argument("--state", type=Path, default=Path("build/tiny.state.safetensors"))
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True)
+    arguments.state.parent.mkdir(parents=True, exist_ok=True)
+    train(Recipe(seed=arguments.seed, steps=arguments.steps), arguments.state, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
