@@ -53,25 +53,25 @@ def read_header(shard: Path) -> dict[str, TensorInfo]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, shard.stat().st_size - 8):
                 raise TruncatedShardError(f"{shard} has no readable safetensors header", hint)
-            header: dict[str, Any] = json.loads(file.read(length))
+            entries: dict[str, Any] = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        described = {name: _tensor_info(name, entry) for name, entry in entries.items()}
     except FileNotFoundError as error:
         raise MissingShardError(f"{shard} is missing", hint) from error
     except (OSError, ValueError) as error:
         raise TruncatedShardError(f"{shard} cannot be read: {error}", hint) from error
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (AttributeError, LookupError, TypeError) as error:  # JSON, but not of this kind
+        raise TruncatedShardError(f"{shard} has no readable safetensors header", hint) from error
     if (there := shard.stat().st_size) != 8 + length + end:
         problem = f"{shard} has {there:,} bytes where its header says {8 + length + end:,}"
         raise TruncatedShardError(problem, hint)
-    return {
-        name: TensorInfo(
-            name,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-    }
+    return described
+
+
+def _tensor_info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
+    start, end = entry["data_offsets"]
+    return TensorInfo(name, entry["dtype"], tuple(entry["shape"]), end - start)
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,10 @@ class Checkpoint:
         """Shard of every tensor. Of the index, so that no shard need be there for it."""
         if (self.folder / INDEX).is_file():
             index = _read_json(self.folder / INDEX)
-            if not isinstance(index.get("weight_map"), dict):
+            shards = index.get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
                 raise CheckpointError(f"{self.folder / INDEX} has no weight_map", "fetch it anew")
-            return dict(index["weight_map"])
+            return shards
         self.fetch([SINGLE])
         return dict.fromkeys(read_header(self.folder / SINGLE), SINGLE)
 
@@ -126,7 +127,8 @@ class Checkpoint:
         """See that `shards` are in the folder; download the absent ones of a hub id."""
         absent = [shard for shard in shards if not (self.folder / shard).is_file()]
         if absent and self.on_hub:
-            _fetch(self.model, self.revision, absent)
+            # Of the same commit as the small files: a branch may have moved on in between.
+            _fetch(self.model, self.folder.name, absent)
         for shard in shards:
             if not (self.folder / shard).is_file():
                 raise MissingShardError(f"{self.folder / shard} is missing", f"fetch {shard}")

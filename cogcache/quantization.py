@@ -247,16 +247,34 @@ def _share(model: PreTrainedModel) -> float:
 def _worst_error(
     model: PreTrainedModel, paths: list[str], sources: Mapping[str, str], checkpoint: Checkpoint
 ) -> float:
-    candidates = [path for path in paths if f"{path}.weight" in sources]
-    step = max(1, len(candidates) // SAMPLED_LAYERS)
     errors = [0.0]
-    for path in candidates[::step]:
-        original = _original(checkpoint, sources[f"{path}.weight"])
+    for path in _sample(model, paths, sources, checkpoint):
+        original = _original(checkpoint, sources[f"{path}.weight"]).float()
         stored = dequantized(model.get_submodule(path))
-        if stored.shape == original.shape:  # else one of several cut from a fused tensor
-            difference = (stored.cpu().float() - original.float()).norm()
-            errors.append(float(difference / original.float().norm()))
+        errors.append(float((stored.cpu().float() - original).norm() / original.norm()))
     return max(errors)
+
+
+def _sample(
+    model: PreTrainedModel, paths: list[str], sources: Mapping[str, str], checkpoint: Checkpoint
+) -> list[str]:
+    """Choose layers, the first to the last, whose weights are whole tensors on disk.
+
+    Layers cut from a fused tensor go first: at an even step all of the sample could be such.
+    """
+    described = checkpoint.tensors(set(sources.values()))
+    candidates = [
+        path
+        for path, module in ((path, model.get_submodule(path)) for path in paths)
+        if (source := sources.get(f"{path}.weight"))
+        and described[source].shape == (module.out_features, module.in_features)
+    ]
+    if not candidates:
+        problem = f"none of {len(paths)} quantised layers can be compared with {checkpoint.model}"
+        raise QuantizationError(problem, "use --quantization none, or report the model")
+    ends = SAMPLED_LAYERS - 1
+    chosen = {step * (len(candidates) - 1) // ends for step in range(SAMPLED_LAYERS)}
+    return [candidates[index] for index in sorted(chosen)]
 
 
 def _original(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -277,3 +295,19 @@ def dequantized(module: Any) -> Tensor:
         return dense
     row_scaled: Tensor = int8_vectorwise_dequant(weight.data, weight.SCB)
     return row_scaled
+
+
+def quantized_linear(layer: nn.Linear, device: str) -> nn.Module:
+    """Return a layer's NF4 twin, as the language half's layers are loaded."""
+    import torch
+
+    twin: nn.Module = _bitsandbytes().nn.Linear4bit(
+        layer.in_features,
+        layer.out_features,
+        bias=layer.bias is not None,
+        compute_dtype=torch.bfloat16,
+        compress_statistics=True,
+        quant_type="nf4",
+    )
+    twin.load_state_dict(layer.state_dict())
+    return twin.to(device)

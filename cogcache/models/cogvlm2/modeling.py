@@ -1,8 +1,8 @@
 """CogVLM2-Video as a transformers class, filled straight from the published layout.
 
-The decoder is transformers' own Llama. Three things differ from a plain Llama, all of them
-in this file: frames share position ids, the rotary tables may be built in bfloat16, and the
-checkpoint's names and fused weights are converted while loading.
+The decoder is transformers' own Llama. Three things differ from a plain Llama: frames share
+position ids and the rotary tables may be built in bfloat16 (`positions`), and the checkpoint's
+names and fused weights are converted while loading (`conversion`).
 """
 
 from __future__ import annotations
@@ -13,90 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, LlamaModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from cogcache.models.cogvlm2 import conversion  # noqa: F401  (registers the published names)
 from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
+from cogcache.models.cogvlm2.positions import CogVLM2RotaryEmbedding, shared_position_ids
 from cogcache.models.cogvlm2.vision import CogVLM2VisionTower, PatchEmbedding
-
-register_checkpoint_conversion_mapping(
-    "cogvlm2_video",
-    [
-        # All layers hold the same table; the decoder here has one for all of them.
-        WeightRenaming(
-            r"^model\.layers\.0\.self_attn\.rotary_emb\.inv_freq$",
-            "model.language_model.rotary_emb.inv_freq",
-        ),
-        WeightRenaming(r"^model\.embed_tokens\.", "model.language_model.embed_tokens."),
-        WeightRenaming(r"^model\.norm\.", "model.language_model.norm."),
-        WeightRenaming(r"^model\.layers\.", "model.language_model.layers."),
-        WeightRenaming(r"self_attn\.language_expert_dense\.", "self_attn.o_proj."),
-        WeightRenaming(r"mlp\.language_mlp\.", "mlp."),
-        WeightConverter(
-            "self_attn.language_expert_query_key_value.weight",
-            ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-            operations=[Split(dim=0)],
-        ),
-    ],
-    overwrite=True,
-)
-
-
-def shared_position_ids(token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return the position of every token when the slots of a frame share theirs.
-
-    In each run of feature slots (type 1) the first slot takes a new position, the inner ones
-    share the next, the last takes one more; text goes on from there. Padding on the left
-    does not count. Closed form of the published `build_position_ids`.
-
-    Args:
-        token_type_ids: 1 for a feature slot, 0 for text. Shape [B, L].
-        attention_mask: 0 for padding. Shape [B, L]; None where there is none.
-
-    Returns:
-        int64 [B, L].
-    """
-    is_slot = token_type_ids.bool()
-    before = torch.nn.functional.pad(is_slot, (1, 0))[:, :-1]
-    after = torch.nn.functional.pad(is_slot, (0, 1))[:, 1:]
-    second = is_slot & before & ~torch.nn.functional.pad(before, (1, 0))[:, :-1]
-    first, last = is_slot & ~before, is_slot & ~after
-    steps = (~is_slot | first | second | last).long()
-    if attention_mask is not None:
-        steps = steps * attention_mask.long()
-    return (steps.cumsum(-1) - 1).clamp(min=0)
-
-
-class CogVLM2RotaryEmbedding(LlamaRotaryEmbedding):
-    """Rotary tables in the precision that `config.rotary_dtype` names.
-
-    The bfloat16 kind follows the published run, where positions, frequencies and their
-    products are all bfloat16 (so that positions above 256 are rounded).
-    """
-
-    def __init__(self, config: CogVLM2VideoConfig) -> None:
-        super().__init__(config.text_config)
-        self.in_bfloat16 = config.rotary_dtype == "bfloat16"
-        # In the checkpoint, hence persistent; the float32 kind does not use the stored values.
-        self.inv_freq = nn.Buffer(self.original_inv_freq.clone(), persistent=True)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, each [B, L, head_dim] in the dtype of `x`."""
-        if self.in_bfloat16:
-            positions = position_ids[..., None].to(torch.bfloat16)
-            angles = positions * self.inv_freq.to(x.device, torch.bfloat16)
-        else:
-            exact = self.original_inv_freq.to(x.device, torch.float32)
-            angles = position_ids[..., None].float() * exact
-        table = torch.cat((angles, angles), dim=-1)
-        return table.cos().to(x.dtype), table.sin().to(x.dtype)
 
 
 class CogVLM2VideoPreTrainedModel(PreTrainedModel):
@@ -195,6 +121,9 @@ class CogVLM2VideoModel(CogVLM2VideoPreTrainedModel):
         if video is not None:
             inputs_embeds = merge_features(inputs_embeds, video.pooler_output, token_type_ids)
         if position_ids is None and token_type_ids is not None:
+            if past_key_values is not None and past_key_values.get_seq_length():
+                # Types of the new tokens alone do not tell where the prompt ended.
+                raise ValueError("position_ids must be given to go on from a KV cache")
             position_ids = shared_position_ids(token_type_ids, attention_mask)
         if attention_mask is None and past_key_values is None:
             # Without a mask transformers takes each repeated position for the start of a
@@ -225,13 +154,18 @@ def merge_features(
     """
     if token_type_ids is None:
         raise ValueError("features were given without token_type_ids, which say where they go")
-    parts = [features] if isinstance(features, Tensor) else features
-    rows = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+    rows = feature_rows(features)
     slots = token_type_ids.bool()
     if int(slots.sum()) != rows.shape[0]:
         raise ValueError(f"{int(slots.sum())} slots in the prompt, {rows.shape[0]} feature rows")
     rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(slots[..., None].to(inputs_embeds.device), rows)
+
+
+def feature_rows(features: Tensor | list[Tensor]) -> Tensor:
+    """Return features, [T, N, D] or a list of such, as one row a slot: [slots, D]."""
+    parts = [features] if isinstance(features, Tensor) else features
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, GenerationMixin):
@@ -319,6 +253,26 @@ class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, Generati
             logits=self.lm_head(outputs.last_hidden_state[:, keep]),
             past_key_values=outputs.past_key_values,
         )
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # transformers finds the rows' features by counting placeholder ids, but here padding
+        # bears the same id. It also writes into the caller's object.
+        outputs = model_kwargs.pop("mm_encoder_outputs", None)
+        counts = model_kwargs["token_type_ids"].sum(-1).tolist() if outputs else []
+        ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if outputs and expand_size > 1:
+            rows = torch.split(feature_rows(outputs["video"].pooler_output), counts)
+            expanded = [row for row in rows for _ in range(expand_size)]
+            outputs = {"video": BaseModelOutputWithPooling(pooler_output=expanded)}
+        return ids, {**model_kwargs, "mm_encoder_outputs": outputs}
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
