@@ -168,7 +168,7 @@ class Checkpoint:
         """Bytes of all tensors, as the index or the single shard says; 0 where it does not."""
         if (self.folder / INDEX).is_file():
             index = _read_json(self.folder / INDEX)
-            return int(index.get("metadata", {}).get("total_size", 0))
+            return int((index.get("metadata") or {}).get("total_size", 0))
         return sum(info.num_bytes for info in read_header(self.folder / SINGLE).values())
 
     def small_files(self) -> list[Path]:
