@@ -116,3 +116,9 @@ class MemoryMonitor:
         if len(self.timeline) > TIMELINE_POINTS:
             self.timeline = self.timeline[::2]
             self._every_s *= 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, on a GPU or on the CPU."""
+    kinds = ("OutOfMemoryError", "MemoryError")
+    return type(error).__name__ in kinds or "can't allocate memory" in str(error)

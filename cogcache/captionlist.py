@@ -1,0 +1,131 @@
+"""Which captions are missing: clips of the cache × prompts, less what the catalog holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogcache.catalog import Catalog
+from cogcache.config import Settings
+from cogcache.errors import CacheError
+from cogcache.keys import CaptionKey, Field, differences
+from cogcache.models.family import Family
+from cogcache.models.identity import HalfIdentity, recall
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One caption to make."""
+
+    clip: dict[str, Any]
+    """The clip's row in the catalog."""
+    prompt_name: str
+    prompt: str
+    key: CaptionKey
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionList:
+    """What a run of stage two has before it."""
+
+    missing: list[Task]
+    num_cached: int
+
+
+def list_captions(
+    settings: Settings,
+    family: Family,
+    identity: HalfIdentity,
+    catalog: Catalog,
+    videos: Sequence[Path] | None = None,
+) -> CaptionList:
+    """Find out which captions are missing, those of long clips first.
+
+    Raises:
+        CacheError: the cache holds clips, but none made with these settings; says what differs.
+    """
+    clips = choose_clips(settings, family, catalog, videos)
+    tasks = [
+        Task(
+            clip, name, prompt, caption_key(clip["feature_key"], prompt, settings, family, identity)
+        )
+        for clip in clips
+        for name, prompt in settings.prompts.items()
+    ]
+    known = catalog.caption_keys([task.key.digest for task in tasks])
+    missing = [task for task in tasks if task.key.digest not in known]
+    # Neighbours of one length waste no padding, and the first batch shows the peak.
+    missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
+    return CaptionList(missing, len(tasks) - len(missing))
+
+
+def caption_key(
+    feature_key: str, prompt: str, settings: Settings, family: Family, identity: HalfIdentity
+) -> CaptionKey:
+    """Return the key of one caption."""
+    language = settings.language
+    return CaptionKey(
+        feature_key=feature_key,
+        language_digest=identity.digest,
+        quantization={
+            "kind": language.quantization,
+            "double_quant": language.double_quant,
+            "compute_dtype": language.compute_dtype,
+        },
+        prompt=prompt,
+        layout=family.layout(language),
+        generation=settings.generation.model_dump(),
+        rotary_dtype=language.rotary_dtype,
+        epoch=family.epoch,
+    )
+
+
+def choose_clips(
+    settings: Settings,
+    family: Family,
+    catalog: Catalog,
+    videos: Sequence[Path] | None,
+) -> list[dict[str, Any]]:
+    """Return the clips whose features were made as `settings` say.
+
+    Raises:
+        CacheError: there are clips, but all were made with other settings.
+    """
+    wanted = _feature_fields(settings, family, catalog)
+    clips = catalog.clips()
+    if videos is not None:
+        names = {str(path) for path in videos}
+        clips = [clip for clip in clips if clip["video"] in names]
+    fitting, differing = [], Counter[str]()
+    for clip in clips:
+        made_with = {name: clip["settings"].get(name) for name in wanted}
+        if differs := differences(made_with, wanted):
+            differing.update(differs)
+        else:
+            fitting.append(clip)
+    if clips and not fitting:
+        most = "; ".join(text for text, _ in differing.most_common(5))
+        raise CacheError(
+            f"none of the {len(clips)} clips in the cache was made with these settings: {most}",
+            "give the options or the --config that `cogcache extract` was given",
+        )
+    return fitting
+
+
+def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:
+    """The fields of a feature key that settings decide; weights only where they are known."""
+    fields: dict[str, Field] = {
+        "sampling": settings.sampling.model_dump(),
+        "preprocessing": family.preprocessing(),
+        "family": family.name,
+        "cache_point": settings.vision.cache_point,
+        "dtype": settings.vision.vision_dtype,
+        "epoch": family.epoch,
+    }
+    # A machine that only captions has no vision weights, and need not have.
+    if identity := recall(family, "vision", catalog):
+        fields["vision_digest"] = identity.digest
+    return fields

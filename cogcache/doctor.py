@@ -1,0 +1,140 @@
+"""Checks of an installation: versions, 4-bit arithmetic, decoders, files, disk, device."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogcache.devices import pick_device
+from cogcache.errors import CogcacheError
+from cogcache.runs import versions
+from cogcache.units import GIB, format_bytes
+
+MIN_FREE_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    check: str
+    ok: bool
+    found: str
+
+
+class NotWell(Exception):
+    """A check found a fault; its text says which."""
+
+
+def examine(cache: Path | None = None) -> list[Check]:
+    """Run all checks; none changes anything outside a temporary folder.
+
+    Args:
+        cache: folder whose disk is looked at; the current one where None.
+    """
+    return [
+        _run("versions", lambda: ", ".join(f"{k} {v}" for k, v in versions().items())),
+        _run("device", _device),
+        _run("4-bit product against bf16", _product),
+        _run("decord", lambda: _decodes("decord")),
+        _run("PyAV", lambda: _decodes("pyav")),
+        _run("feature file", _feature_file),
+        _run("full-text search", _full_text),
+        _run("model tiny", _tiny),
+        _run("disk", lambda: _disk(cache or Path.cwd())),
+    ]
+
+
+def _run(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except (NotWell, CogcacheError, ImportError, OSError, RuntimeError) as error:
+        return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _device() -> str:
+    device = pick_device("auto")
+    if device == "cpu":
+        return "cpu (no GPU found; everything runs, slower)"
+    import torch
+
+    return f"{device}: {torch.cuda.get_device_name()}" if device.startswith("cuda") else device
+
+
+def _product() -> str:
+    """Multiply with a 4-bit layer and with the same weights in bf16."""
+    import torch
+    from torch import nn
+
+    from cogcache.quantization import dequantized, quantized_linear
+
+    torch.manual_seed(0)
+    device = pick_device("auto")
+    layer = quantized_linear(nn.Linear(256, 256, bias=False), device).eval()
+    twin = dequantized(layer).to(torch.bfloat16)
+    x = torch.randn(1, 256, dtype=torch.bfloat16, device=device)
+    with torch.inference_mode():
+        expected = x @ twin.T
+        error = float((layer(x) - expected).float().norm() / expected.float().norm())
+    if not error < 0.02:
+        raise NotWell(f"products differ by {error:.3f}; install bitsandbytes anew")
+    return f"relative difference {error:.4f} on {device}"
+
+
+def _decodes(decoder: str) -> str:
+    """Write a short H.264 clip and read it with one decoder."""
+    import numpy as np
+
+    from cogcache import video
+    from cogcache.shapes import draw_scene, write_clip
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_clip(draw_scene(np.random.default_rng(0)), path)
+        clip = video.read_with(decoder, path)
+    return f"{len(clip.frames)} frames of {clip.frames.shape[2]} × {clip.frames.shape[1]}"
+
+
+def _feature_file() -> str:
+    import torch
+
+    from cogcache.store import FeatureStore
+
+    features = torch.randn(4, 66, 64).bfloat16()
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore.create_or_open(Path(folder) / "cache")
+        store.write("0" * 64, {"features": features}, {})
+        if not torch.equal(store.read("0" * 64).tensors["features"], features):
+            raise NotWell("features came back changed; install h5py and hdf5plugin anew")
+    return "bf16 written, read back and equal"
+
+
+def _full_text() -> str:
+    import sqlite3
+
+    with tempfile.TemporaryDirectory() as folder:
+        connection = sqlite3.connect(Path(folder) / "try.sqlite")
+        connection.execute("CREATE VIRTUAL TABLE t USING fts5(x, tokenize='trigram')")
+        connection.close()
+    return f"SQLite {sqlite3.sqlite_version} with FTS5"
+
+
+def _tiny() -> str:
+    from cogcache.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open("tiny")
+    checkpoint.tensors(list(checkpoint.weight_map))
+    return f"{len(checkpoint.weight_map)} tensors, {format_bytes(checkpoint.total_bytes)}"
+
+
+def _disk(folder: Path) -> str:
+    existing = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise NotWell(f"{format_bytes(free)} free at {existing}; give a cache elsewhere")
+    return f"{format_bytes(free)} free at {existing}"

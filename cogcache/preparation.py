@@ -1,0 +1,97 @@
+"""What a decode worker does with one clip: read its frames and turn them into pixels.
+
+Runs in processes of its own, which may die or hang without harm to the run. Tensors travel
+back as safetensors bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.config import Sampling
+from cogcache.keys import Field
+from cogcache.models.registry import family_of
+from cogcache.video import read_clip, thumbnail
+
+if TYPE_CHECKING:
+    from cogcache.models.family import ClipTensors, Family
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSource:
+    """Where a clip is to be read from."""
+
+    video: Path
+    start_s: float
+    end_s: float | None
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedClip:
+    """One clip ready for the vision half."""
+
+    payload: bytes
+    """The vision half's inputs, as safetensors."""
+    texts: Mapping[str, str]
+    num_frames: int
+    facts: Mapping[str, Field]
+    """What a reader of the feature file wants to know of the clip: times, indices, decoder."""
+    thumbnail: bytes
+
+    def tensors(self) -> ClipTensors:
+        """Return the vision half's inputs."""
+        from safetensors.torch import load
+
+        from cogcache.models.family import ClipTensors
+
+        return ClipTensors(load(self.payload), self.texts)
+
+
+class _Worker:
+    """What a worker process keeps between clips."""
+
+    family: Family
+    dtype: str
+
+
+def start_worker(model: str, revision: str | None, dtype: str) -> None:
+    """Make a process ready: build the family, and keep torch to one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    _Worker.family = family_of(Checkpoint.open(model, revision))
+    _Worker.dtype = dtype
+
+
+def prepare(source: ClipSource) -> PreparedClip:
+    """Decode, sample and preprocess one clip.
+
+    Raises:
+        VideoError: the clip cannot be read.
+    """
+    import torch
+    from safetensors.torch import save
+
+    clip = read_clip(source.video, source.sampling, source.start_s, source.end_s)
+    inputs = _Worker.family.prepare(clip, getattr(torch, _Worker.dtype))
+    facts: dict[str, Field] = {
+        "timestamps_s": clip.timestamps_s.tolist(),
+        "frame_indices": clip.frame_indices.tolist(),
+        "fps": clip.fps,
+        "duration_s": clip.duration_s,
+        "total_num_frames": clip.total_num_frames,
+        "decoder": clip.decoder,
+        "suspect": clip.suspect,
+    }
+    return PreparedClip(
+        save({name: tensor.contiguous() for name, tensor in inputs.tensors.items()}),
+        inputs.texts,
+        len(clip.timestamps_s),
+        facts,
+        thumbnail(clip.frames),
+    )

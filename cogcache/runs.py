@@ -1,0 +1,155 @@
+"""What a run reports: counts, where the time went, planned and measured memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from cogcache.memory import MemoryMonitor, MemorySample
+from cogcache.units import format_bytes, format_seconds
+
+REPORTED_VERSIONS = ("cogcache", "torch", "transformers", "bitsandbytes", "h5py")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that results may depend on."""
+    return {package: version(package) for package in REPORTED_VERSIONS}
+
+
+@dataclass
+class Counts:
+    """Clips of stage one, or captions of stage two."""
+
+    found: int = 0
+    cached: int = 0
+    """There already."""
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    """Failed in an earlier run and not tried again."""
+
+
+class Split:
+    """Wall-clock seconds by part of the work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Count the time of a `with` block under `part`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - started
+            self.seconds[part] = self.seconds.get(part, 0.0) + passed
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What a stage is expected to hold at its peak, in bytes, besides the bare process."""
+
+    weights_bytes: int
+    activations_bytes: int
+    cache_bytes: int = 0
+    """Keys and values of the rows in hand."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the parts."""
+        return self.weights_bytes + self.activations_bytes + self.cache_bytes
+
+
+@dataclass
+class RunReport:
+    """One run of one stage."""
+
+    run: int
+    command: str
+    model: str
+    counts: Counts
+    split: Split
+    planned: StagePlan | None = None
+    peak: MemorySample | None = None
+    base_bytes: int = 0
+    """What the process held before any weight: the interpreter and its libraries."""
+    bytes_by_shard: Mapping[str, int] = field(default_factory=dict)
+    quantization: str | None = None
+    stopped: str | None = None
+    """Why the run ended before its work did."""
+    total_s: float = 0.0
+    timeline: list[MemorySample] = field(default_factory=list)
+
+    def finish(self, monitor: MemoryMonitor) -> None:
+        """Take over what was measured."""
+        self.peak = monitor.peak
+        self.total_s = time.monotonic() - monitor.started_s
+        self.timeline = monitor.timeline
+
+    @property
+    def planned_bytes(self) -> int:
+        """The planned peak: on the CPU the libraries count, on a device they are not there."""
+        on_device = self.peak is not None and self.peak.device_bytes > 0
+        planned = self.planned.peak_bytes if self.planned else 0
+        return planned + (0 if on_device else self.base_bytes)
+
+    @property
+    def status(self) -> str:
+        """`done`, `stopped`, or `failures` where some clips could not be done."""
+        if self.stopped:
+            return "stopped"
+        return "failures" if self.counts.failed or self.counts.skipped else "done"
+
+    def row(self) -> dict[str, Any]:
+        """Return the run as the catalog keeps it."""
+        peak = self.peak or MemorySample()
+        return {
+            "status": self.status,
+            "planned_peak_bytes": self.planned_bytes if self.planned else None,
+            "measured_peak_bytes": peak.device_bytes or peak.host_bytes,
+            "split": dict(self.split.seconds),
+            "counts": asdict(self.counts),
+            "report": {
+                "peak": peak.as_dict(),
+                "base_bytes": self.base_bytes,
+                "bytes_by_shard": dict(self.bytes_by_shard),
+                "quantization": self.quantization,
+                "stopped": self.stopped,
+                "total_s": self.total_s,
+                "versions": versions(),
+                "timeline": [sample.as_dict() for sample in self.timeline],
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """Return the report as lines for a reader."""
+        counts, unit = self.counts, "captions" if self.command == "caption" else "clips"
+        parts = [f"{counts.done} {unit} made", f"{counts.cached} there already"]
+        parts += [f"{counts.failed} failed"] if counts.failed else []
+        parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
+        total = format_seconds(self.total_s)
+        lines = [f"{self.command}: {', '.join(parts)}, in {total}"]
+        if self.stopped:
+            lines.append(f"  stopped early ({self.stopped}); run the same command to go on")
+        if not counts.done:
+            return lines
+        lines += [f"  {self.quantization}"] if self.quantization else []
+        split = (f"{part} {format_seconds(s)}" for part, s in self.split.seconds.items())
+        lines.append(f"  time: {', '.join(split)}")
+        lines.append(f"  peak memory: {self._peak_line()}")
+        return lines
+
+    def _peak_line(self) -> str:
+        peak, planned = self.peak or MemorySample(), self.planned
+        plan = f", planned {format_bytes(self.planned_bytes)}" if planned else ""
+        if peak.device_bytes:
+            device, reserved = format_bytes(peak.device_bytes), format_bytes(peak.reserved_bytes)
+            return f"{device} on the device ({reserved} reserved){plan}"
+        anonymous, mapped = format_bytes(peak.anonymous_bytes), format_bytes(peak.file_bytes)
+        total, base = format_bytes(peak.host_bytes), format_bytes(self.base_bytes)
+        return f"{total} ({anonymous} its own, {mapped} mapped; {base} before loading){plan}"

@@ -1,0 +1,51 @@
+"""Stopping in order: the first signal finishes what is in hand, the second stops at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+class Stop:
+    """Says whether a run should take up no more work."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+    def ask(self, reason: str) -> None:
+        """Ask the run to finish what is in hand and end; the first reason stays."""
+        self.reason = self.reason or reason
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Yield a `Stop` that SIGINT and SIGTERM set; a second signal raises KeyboardInterrupt.
+
+    Outside the main thread, where Python takes no signals, it is never set by one.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.ask(signal.Signals(number).name)
+        logger.warning("%s: finishing what is in hand; once more stops at once", stop.reason)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,47 @@
+"""Rows for a reader or, as one JSON array, for a program."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+Rows = Iterable[Mapping[str, Any]]
+NARROWEST = 12
+
+
+def as_json(rows: Rows) -> str:
+    """Return rows as one JSON array, a row a line."""
+    lines = ",\n".join(json.dumps(dict(row), ensure_ascii=False, default=str) for row in rows)
+    return f"[\n{lines}\n]" if lines else "[]"
+
+
+def as_table(rows: Rows, columns: Sequence[str]) -> str:
+    """Return the given columns of rows as a table as wide as the terminal; long texts wrap."""
+    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    if not cells:
+        return "nothing to list"
+    widths = _widths([list(columns), *cells])
+    return tabulate(cells, headers=list(columns), maxcolwidths=widths, disable_numparse=True)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    # Control characters in a file's name would be commands to the terminal.
+    return "" if value is None else "".join(c if c.isprintable() else "?" for c in str(value))
+
+
+def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    """Share the terminal's width: narrow columns keep theirs, wide ones divide the rest."""
+    wanted = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    room = shutil.get_terminal_size((120, 24)).columns - 2 * len(wanted)
+    while sum(wanted) > room and max(wanted) > NARROWEST:
+        widest = wanted.index(max(wanted))
+        wanted[widest] = max(NARROWEST, wanted[widest] - max(1, (sum(wanted) - room) // 2))
+    return [max(1, width) for width in wanted]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from cogcache.stopping import stop_on_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_to_stop(number):
+    with stop_on_signals() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop.reason == number.name
+
+
+def test_the_second_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before

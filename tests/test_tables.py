@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+
+from cogcache.tables import as_json, as_table
+
+ROWS = [{"video": "a.mp4", "start_s": 0.0, "flags": ["empty"]}, {"video": "b\x1b[2J.mp4"}]
+
+
+def test_json_is_one_array_of_whole_rows():
+    assert json.loads(as_json(ROWS)) == ROWS
+
+
+def test_no_rows_are_an_empty_array():
+    assert json.loads(as_json([])) == []
+
+
+def test_a_table_has_the_columns_in_order():
+    assert as_table(ROWS, ["video", "flags"]).split()[:2] == ["video", "flags"]
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert "\x1b" not in as_table(ROWS, ["video"])
+
+
+def test_a_table_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = as_table([{"a": "word " * 100, "b": "x"}], ["a", "b"]).splitlines()
+    assert max(map(len, lines)) <= 60
