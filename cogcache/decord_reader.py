@@ -1,0 +1,113 @@
+"""Frames of a video by their numbers, read with decord, which the published runs use.
+
+decord 0.6 opens some files and shows wrong frames of them; those are left to PyAV: pictures that
+are to be turned or mirrored, edit lists, key frames that are none in full, MPEG streams, and AVI
+whose frames come out of order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogcache.frame_index import FrameIndex
+
+logger = logging.getLogger(__name__)
+
+CONTAINERS = ("mp4", "matroska", "flv", "avi")
+AV_LOG_ERROR = 16
+Frames = NDArray[np.uint8]
+
+
+def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Frames | None:
+    """Return the frames ``numbers``, ascending, or None where decord is not to be trusted.
+
+    Shape [len(numbers), H, W, 3].
+    """
+    decord = _decord() if _suits(index) else None
+    if decord is None:
+        return None
+    try:
+        with _logged_errors() as errors:
+            reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # noqa: PTH100
+            if not _agrees(reader, index):
+                return None
+            frames: Frames = reader.get_batch(list(numbers)).asnumpy()
+    # UnicodeEncodeError: decord takes no path that is not UTF-8.
+    except (decord.DECORDError, RuntimeError, AssertionError, UnicodeEncodeError) as error:
+        logger.debug("decord cannot read %r: %s", path, error)
+        return None
+    width, height = index.size
+    # After an error PyAV reads it again, and says what is damaged.
+    return None if errors or frames.shape[1:] != (height, width, 3) else frames
+
+
+def _suits(index: FrameIndex) -> bool:
+    known = any(name in index.container.split(",") for name in CONTAINERS)
+    return known and index.is_simple and index.turn is None
+
+
+def _agrees(reader: Any, index: FrameIndex) -> bool:
+    if len(reader) != len(index.times_s):
+        return False
+    times_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    return bool(np.array_equal(times_s, index.times_s))
+
+
+@cache
+def _decord() -> Any:
+    """Return decord, quietened, or None where there is none for this platform."""
+    if find_spec("decord") is None:
+        return None
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+@contextmanager
+def _logged_errors() -> Iterator[list[int]]:
+    """Collect the levels of the errors that decord's own libav logs: it goes on regardless."""
+    log = _log()
+    if log is None:
+        yield []
+        return
+    log.errors.clear()
+    log.library.av_log_set_callback(log.callback)
+    try:
+        yield log.errors
+    finally:
+        log.library.av_log_set_callback(log.library.av_log_default_callback)
+
+
+class _Log:
+    """Never freed: a thread of decord may still be in the callback when it is taken off."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.errors: list[int] = []
+        pointer = ctypes.c_void_p
+        self.callback = ctypes.CFUNCTYPE(None, pointer, ctypes.c_int, pointer, pointer)(self.note)
+
+    def note(self, _source: int, level: int, _text: int, _values: int) -> None:
+        if level <= AV_LOG_ERROR:
+            self.errors.append(level)
+
+
+@cache
+def _log() -> _Log | None:
+    """Return the log of the libavutil that decord's wheel for Linux brings along."""
+    folder = Path(_decord().__file__).parents[1] / "decord.libs"
+    for path in folder.glob("libavutil-*.so*"):
+        return _Log(ctypes.CDLL(str(path)))
+    return None

@@ -1,0 +1,155 @@
+"""From what a user names to video files: folders, globs, lists; and the digest of a file."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cogcache.errors import ConfigError, VideoError
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3g2", ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+        ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+    }
+)  # fmt: skip
+"""What makes a file in a folder a video; a file that is named itself is always taken."""
+
+
+def find_videos(arguments: Sequence[str]) -> list[Path]:
+    """Return the files that ``arguments`` stand for, absolute, each file once.
+
+    Args:
+        arguments: files; folders, searched with all their subfolders in order of names, hidden
+            ones left out; globs; and ``@list.txt``, which holds a path a line, relative to the
+            list's own folder, where empty lines and those that begin with ``#`` are passed over.
+
+    Raises:
+        ConfigError: an argument stands for nothing.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        for path in _expand(argument):
+            found.setdefault(os.path.realpath(path), Path(os.path.abspath(path)))  # noqa: PTH100
+    return list(found.values())
+
+
+def _expand(argument: str) -> Iterator[Path]:
+    path = Path(argument).expanduser()
+    if argument.startswith("@"):
+        yield from _listed(Path(argument[1:]).expanduser())
+    elif path.is_dir():
+        yield from _some(_in_folder(path), argument, "the folder holds no video file")
+    elif os.path.lexists(path):
+        yield path
+    elif glob.has_magic(argument):
+        matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
+        yield from _some(_files(matches), argument, "no file matches it")
+    else:
+        raise ConfigError(f"{argument}: no such file or folder", "check how it is written")
+
+
+def _some(paths: Iterable[Path], argument: str, problem: str) -> list[Path]:
+    if found := list(paths):
+        return found
+    suffixes = " ".join(sorted(VIDEO_SUFFIXES))
+    raise ConfigError(
+        f"{argument}: {problem}", f"name files, or a folder with files that end in {suffixes}"
+    )
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from _in_folder(path)
+        else:
+            yield path
+
+
+def _in_folder(folder: Path) -> Iterator[Path]:
+    """Yield the videos under ``folder``; links are followed, a folder is visited once."""
+    visited: set[tuple[int, int]] = set()
+    # Not a test for files: a broken link or a pipe that looks like a video is to become a
+    # failure with a reason, not to pass unseen.
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn):
+        here = os.stat(parent)  # noqa: PTH116
+        if (here.st_dev, here.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                yield Path(parent, name)
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("%s cannot be searched: %s", error.filename, error.strerror)
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        # surrogateescape: a path is bytes, and need not be text.
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise ConfigError(f"@{path}: {error.strerror}", "name a text file of paths") from error
+    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
+    entries = [path.parent / Path(line.rstrip("\r")).expanduser() for line in lines]
+    return _some(_files(entries), f"@{path}", "the list names no file")
+
+
+def check_file(path: Path) -> os.stat_result:
+    """Return what the system knows of a file that can be read.
+
+    Raises:
+        VideoError: it is ``missing``, ``unreadable``, ``empty_file``, or a folder, a pipe or a
+            device (``not_a_video``).
+    """
+    try:
+        facts = path.stat()
+        # A pipe would wait for a writer for ever.
+        if stat.S_ISREG(facts.st_mode):
+            path.open("rb").close()
+    except FileNotFoundError as error:
+        raise VideoError("missing", f"{path}: no such file", "it may have been moved") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise VideoError("not_a_video", f"{path} is not a regular file", "name a video file")
+    if facts.st_size == 0:
+        raise VideoError("empty_file", f"{path} has no bytes", "fetch it anew")
+    return facts
+
+
+def unreadable(path: Path, error: OSError) -> VideoError:
+    """Return the error for a file that the system does not let us read."""
+    hint = "check its permissions and the disk that it is on"
+    return VideoError("unreadable", f"{path} cannot be read: {error.strerror}", hint)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes, in hexadecimal.
+
+    Raises:
+        VideoError: the file is missing, unreadable, empty, no regular file, or was written to
+            meanwhile (``changing``).
+    """
+    before = check_file(path)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise VideoError(
+            "changing", f"{path} changed while it was read", "run again when it is complete"
+        )
+    return digest

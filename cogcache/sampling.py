@@ -1,0 +1,114 @@
+"""Which frames of a video are looked at: the two published rules of CogVLM2-Video.
+
+Times are compared as they come: decoders give float32, and the published rules compare those.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogcache.errors import ConfigError, VideoError
+
+Times = NDArray[np.floating[Any]]
+
+
+class SamplingRule(Protocol):
+    """The settings under ``[sampling]``."""
+
+    @property
+    def strategy(self) -> str:
+        """``"per_second"`` (published as "chat") or ``"uniform"`` (published as "base")."""
+
+    @property
+    def max_frames(self) -> int:
+        """Most frames taken of a clip; of ``uniform``, exactly as many."""
+
+    @property
+    def window_s(self) -> float:
+        """Seconds from the clip's start that ``uniform`` spreads its frames over."""
+
+
+def per_second(timestamps_s: Times, max_frames: int = 24) -> list[int]:
+    """Return the indices of the frames nearest to 0 s, 1 s, 2 s, ... in that order.
+
+    Of two frames equally near, the earlier is taken; the last one may come twice.
+
+    Args:
+        timestamps_s: when each frame begins, in seconds from the clip's start. Shape [N].
+        max_frames: seconds to go through at most.
+    """
+    # round() + 1 and not ceil(): the published loop does so, and each frame more or less
+    # moves every later token.
+    num_seconds = min(round(float(timestamps_s.max())) + 1, max_frames)
+    seconds = range(num_seconds)
+    return [int(np.abs(timestamps_s - second).argmin()) for second in seconds]
+
+
+def uniform(num_frames: int, fps: float, max_frames: int = 24, window_s: float = 60.0) -> list[int]:
+    """Return ``max_frames`` indices spread evenly over the first ``window_s`` seconds.
+
+    A clip with fewer frames than that gives some of them twice.
+
+    Args:
+        num_frames: frames that the clip has.
+        fps: its average frame rate.
+        max_frames: how many indices to return.
+        window_s: seconds from the clip's start to spread them over.
+    """
+    num_seen = max(min(num_frames, int(window_s * fps)), 1)
+    return [int(index) for index in np.linspace(0, num_seen - 1, max_frames, dtype=int)]
+
+
+def choose(
+    timestamps_s: Times,
+    fps: float,
+    rule: SamplingRule,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> list[int]:
+    """Return the indices, into the whole video, of the frames to look at in one clip.
+
+    Args:
+        timestamps_s: when each frame of the whole video begins, ascending, in seconds. Shape [N].
+        fps: average frame rate.
+        rule: strategy and its numbers; seconds count from the clip's start.
+        start_s: the clip holds the frames from here on ...
+        end_s: ... that begin before this; to the video's end if None. A clip in which no frame
+            begins holds the one that stands still through it.
+
+    Raises:
+        VideoError: the clip begins after the video's end (``clip_outside``).
+        ConfigError: there is no such strategy.
+    """
+    first, stop = _bounds(timestamps_s, fps, start_s, end_s)
+    if rule.strategy == "per_second":
+        since_start_s = np.maximum(timestamps_s[first:stop] - start_s, 0)
+        chosen = per_second(since_start_s, rule.max_frames)
+    elif rule.strategy == "uniform":
+        chosen = uniform(stop - first, fps, rule.max_frames, rule.window_s)
+    else:
+        raise ConfigError(
+            f"sampling.strategy is {rule.strategy!r}", "set it to per_second or uniform"
+        )
+    return [first + index for index in chosen]
+
+
+def _bounds(
+    timestamps_s: Times, fps: float, start_s: float, end_s: float | None
+) -> tuple[int, int]:
+    """Return the first frame of a clip and the first after it."""
+    video_end_s = float(timestamps_s[-1]) + 1 / fps
+    if start_s >= video_end_s:
+        raise VideoError(
+            "clip_outside",
+            f"the clip begins at {start_s:g} s, the video ends at {video_end_s:.2f} s",
+            "choose an earlier --clip; a shorter video than announced is often a cut-off file",
+        )
+    # Compared with a Python float, so that numpy rounds the bound as it rounded the times:
+    # a frame at 0.7 s, in float32 just below it, belongs to the clip from 0.7 s on.
+    first = int(np.count_nonzero(timestamps_s < start_s))
+    stop = len(timestamps_s) if end_s is None else int(np.count_nonzero(timestamps_s < end_s))
+    return (first, stop) if first < stop else (max(first - 1, 0), max(first, 1))

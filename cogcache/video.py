@@ -1,0 +1,168 @@
+"""A video file: what it is, the frames of one clip of it, and how to cut it into clips."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogcache.decord_reader import decord_frames
+from cogcache.errors import VideoError
+from cogcache.frame_index import FrameIndex, announced_s, index_frames, open_video
+from cogcache.inputs import file_digest, find_videos
+from cogcache.pyav_reader import pyav_frames
+from cogcache.sampling import SamplingRule, choose
+from cogcache.units import GIB, format_bytes
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
+
+__all__ = [
+    "ClipFrames",
+    "VideoInfo",
+    "cut",
+    "file_digest",
+    "find_videos",
+    "probe",
+    "read_clip",
+    "thumbnail",
+]
+
+MAX_CLIP_BYTES = 8 * GIB
+"""Bytes of one clip's chosen frames: what a worker may be asked to hold."""
+THUMBNAIL_SIDE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a file's head says of the video."""
+
+    duration_s: float
+    fps: float
+    """Frames a second, on average."""
+    total_num_frames: int
+    """Frames announced; where the file does not say, how many its length makes."""
+    width: int
+    """Pixels, before the picture is turned."""
+    height: int
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """The chosen frames of one clip."""
+
+    frames: NDArray[np.uint8]
+    """RGB, turned as a player would. Shape [T, H, W, 3]."""
+    timestamps_s: NDArray[np.float64]
+    """When each frame begins, in seconds of the whole video. Shape [T]."""
+    frame_indices: NDArray[np.int64]
+    """Number of each frame in the whole video; a short clip may hold one twice. Shape [T]."""
+    fps: float
+    total_num_frames: int
+    """Of the whole video, counted."""
+    duration_s: float
+    """Of the whole video."""
+    decoder: Literal["decord", "pyav"]
+    suspect: str | None = None
+    """What was wrong with the file on the way, if anything."""
+
+
+def probe(path: Path) -> VideoInfo:
+    """Return what the file's head says; only if it says no length, its packets are gone through.
+
+    Raises:
+        VideoError: the file cannot be opened as a video.
+    """
+    with open_video(path) as (container, stream):
+        duration_s = announced_s(container, stream)
+        if duration_s > 0 and stream.average_rate:
+            fps = float(stream.average_rate)
+            count = stream.frames or round(duration_s * fps)
+            return _info(stream, duration_s, fps, count)
+        index = index_frames(path)
+        return _info(stream, index.duration_s, index.fps, len(index.times_s))
+
+
+def _info(stream: VideoStream, duration_s: float, fps: float, count: int) -> VideoInfo:
+    codec = stream.codec_context.name
+    return VideoInfo(duration_s, fps, count, stream.width, stream.height, codec)
+
+
+def read_clip(
+    path: Path, sampling: SamplingRule, start_s: float = 0.0, end_s: float | None = None
+) -> ClipFrames:
+    """Decode the frames of one clip that ``sampling`` chooses, and hold no others in memory.
+
+    Which frames those are does not depend on the decoder that serves.
+
+    Args:
+        path: the video file.
+        sampling: which frames of the clip to take.
+        start_s: the clip is ``[start_s, end_s)`` of the video, in seconds.
+        end_s: None for all the rest.
+
+    Raises:
+        VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
+            ``no_video_stream``, ``no_frames``, ``clip_outside``, ``decode_failed`` or
+            ``too_large``.
+    """
+    index = index_frames(path)
+    chosen = choose(index.times_s, index.fps, sampling, start_s, end_s)
+    _check_size(path, index, len(chosen))
+    numbers, slots = np.unique(chosen, return_inverse=True)
+    decoder: Literal["decord", "pyav"] = "decord"
+    troubles: list[str] = []
+    frames = decord_frames(path, index, numbers.tolist())
+    if frames is None:
+        decoder, (frames, troubles) = "pyav", pyav_frames(path, index, numbers.tolist())
+    return ClipFrames(
+        frames=frames if len(numbers) == len(chosen) else frames[slots],
+        timestamps_s=index.times_s[chosen].astype(np.float64),
+        frame_indices=np.array(chosen, np.int64),
+        fps=index.fps,
+        total_num_frames=len(index.times_s),
+        duration_s=index.duration_s,
+        decoder=decoder,
+        suspect="; ".join(dict.fromkeys([*index.defects, *troubles])) or None,
+    )
+
+
+def _check_size(path: Path, index: FrameIndex, num_frames: int) -> None:
+    width, height = index.size
+    size_bytes = num_frames * width * height * 3
+    if size_bytes > MAX_CLIP_BYTES:
+        raise VideoError(
+            "too_large",
+            f"{path}: {num_frames} frames of {width} x {height} take {format_bytes(size_bytes)}",
+            f"lower --max-frames: one clip may take {format_bytes(MAX_CLIP_BYTES)}",
+        )
+
+
+def thumbnail(frames: NDArray[np.uint8]) -> bytes:
+    """Return the middle one of ``frames`` [T, H, W, 3] as a JPEG of at most 256 pixels a side."""
+    from PIL import Image
+
+    image = Image.fromarray(frames[len(frames) // 2])
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def cut(duration_s: float, segment_s: float | None) -> list[tuple[float, float | None]]:
+    """Return the clips ``(start_s, end_s)`` of a video, each ``segment_s`` long.
+
+    The last has no end, so that no frame is lost to a length announced too short; a rest of less
+    than half a segment joins it.
+    """
+    if segment_s is None:
+        return [(0.0, None)]
+    num_clips = max(math.floor(duration_s / segment_s + 0.5), 1)
+    starts = [index * segment_s for index in range(num_clips)]
+    return list(zip(starts, [*starts[1:], None], strict=True))

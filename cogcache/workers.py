@@ -1,0 +1,300 @@
+"""Processes that may crash or hang: each costs the job in hand, and is replaced.
+
+Every worker has a pipe and a thread of its own. Workers that share a pipe, as those of pools do,
+take each other down: one that is killed while it sends leaves half a message and a lock behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar
+
+from cogcache.errors import ClipError, CogcacheError, VideoError
+from cogcache.units import format_seconds
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+START_TIMEOUT_S = 300.0
+"""A worker that imports torch from a slow disk is not ready at once."""
+# Not fork: the parent's threads (torch's, ours) would leave their locks held in the child.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+def map_unordered(
+    task: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    *,
+    workers: int,
+    timeout_s: float,
+    ahead: int,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[object, ...] = (),
+) -> Generator[tuple[Job, Result | ClipError], None, None]:
+    """Yield each job with ``task(job)`` or the error that it ended in, as they are done.
+
+    Workers end when the generator is closed or exhausted, and when this process dies in any way.
+    Signals that ask to end are left to this process: a worker takes no notice of SIGINT or SIGTERM.
+
+    Args:
+        task: a function that a new process can import; its job and result travel as pickles.
+        jobs: is read lazily, in the caller's thread.
+        workers: number of processes.
+        timeout_s: seconds that one job may take.
+        ahead: jobs taken from ``jobs`` whose results are not yet taken by the caller, at most.
+        initializer: is called once in each new process, with ``initargs``.
+        initargs: see ``initializer``.
+
+    Yields:
+        ``(job, result)``, or ``(job, error)`` for a ClipError that the task raised, for a crash
+        (VideoError ``decoder_crashed``) and for a job that took too long (``timeout``).
+
+    Raises:
+        Exception: what else the task or the initializer raised: a bug. A note on it holds the
+            worker's traceback.
+        CogcacheError: a worker cannot be started.
+    """
+    pool = _Pool(_Program(task, initializer, initargs), workers, timeout_s)
+    source, in_flight = iter(jobs), 0
+    try:
+        while True:
+            for job in islice(source, max(ahead, 1) - in_flight):
+                pool.jobs.put(job)
+                in_flight += 1
+            if not in_flight:
+                return
+            done, outcome = pool.results.get()
+            in_flight -= 1
+            if isinstance(outcome, _Bug):
+                raise outcome.error
+            yield done, outcome
+    finally:
+        pool.close()
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What a worker runs."""
+
+    task: Callable[[Any], Any]
+    initializer: Callable[..., object] | None
+    initargs: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class _Bug:
+    """An error that is no job's fault and ends the run."""
+
+    error: Exception
+
+
+class _Pool:
+    """Threads that each drive one worker process."""
+
+    def __init__(self, program: _Program, workers: int, timeout_s: float) -> None:
+        self.jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self.workers = [_Worker(program, timeout_s) for _ in range(workers)]
+        self.threads = [
+            # Daemons: a generator that nobody closes must not keep the program from ending.
+            threading.Thread(target=self._serve, args=(worker,), daemon=True)
+            for worker in self.workers
+        ]
+        atexit.register(self.close)
+        for thread in self.threads:
+            thread.start()
+
+    def _serve(self, worker: _Worker) -> None:
+        while not worker.closed:
+            job = self.jobs.get()
+            if not worker.closed:
+                self.results.put((job, worker.run(job)))
+        worker.stop()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+            self.jobs.put(None)
+        for thread in self.threads:
+            thread.join()
+        atexit.unregister(self.close)
+
+
+class _Worker:
+    """One process at a time, started when there is a first job, replaced when it is lost."""
+
+    def __init__(self, program: _Program, timeout_s: float) -> None:
+        self.program, self.timeout_s = program, timeout_s
+        self.closed = False
+        self._lock = threading.Lock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection[Any, Any] | None = None
+
+    def run(self, job: object) -> object:
+        """Return the task's result, a ClipError, or a _Bug."""
+        try:
+            return self._exchange(job)
+        # Whatever it is belongs to the caller: left here it would end a thread unseen.
+        except Exception as error:  # noqa: BLE001
+            return _Bug(error)
+
+    def _exchange(self, job: object) -> object:
+        pipe = self._ready()
+        try:
+            pipe.send(job)
+        except (BrokenPipeError, ConnectionError):
+            # It was killed while it had nothing to do: the job is not to blame.
+            self.stop()
+            pipe = self._ready()
+            pipe.send(job)
+        if not pipe.poll(self.timeout_s):
+            self.stop()
+            hint = "raise --decode-timeout-s if the video is long; else leave it out"
+            return VideoError("timeout", f"gave up after {format_seconds(self.timeout_s)}", hint)
+        try:
+            return pipe.recv()
+        except (EOFError, OSError):
+            return _crashed(self.stop())
+
+    def _ready(self) -> Connection[Any, Any]:
+        """Return the pipe of a process that waits for a job; start one if there is none."""
+        if self._pipe is not None:
+            return self._pipe
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_work, args=(theirs, self.program), daemon=True)
+        with self._lock:
+            if self.closed:
+                raise CogcacheError("the workers are closed")
+            with _signals_blocked():
+                process.start()
+            self._process, self._pipe = process, ours
+        theirs.close()  # so that its end is seen here
+        said = self._first_word(ours)
+        if isinstance(said, _Bug):
+            raise said.error
+        return ours
+
+    def _first_word(self, pipe: Connection[Any, Any]) -> object:
+        with suppress(EOFError, OSError):
+            if pipe.poll(START_TIMEOUT_S):
+                return pipe.recv()
+        raise CogcacheError(
+            f"a worker process could not be started: {_ending(self.stop())}",
+            "its own message stands above; a script that calls cogcache needs the line "
+            "`if __name__ == '__main__':`",
+        )
+
+    def stop(self) -> int | None:
+        """End the process for certain; return its exit code."""
+        with self._lock:
+            process, pipe = self._process, self._pipe
+            self._process = self._pipe = None
+        if process is None or pipe is None:
+            return None
+        process.join(0.2)  # after a crash: learn how it ended before ending it
+        process.kill()
+        process.join()
+        pipe.close()
+        return process.exitcode
+
+    def close(self) -> None:
+        """Have the thread that drives this worker end; callable from any thread."""
+        self.closed = True
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+
+def _crashed(exit_code: int | None) -> VideoError:
+    hint = "play the file to see whether it is sound; a fault in the decoder kills only this clip"
+    if exit_code == -getattr(signal, "SIGKILL", 0):
+        hint = "the system may have run out of memory: lower --decode-workers or --max-frames"
+    problem = f"the process that worked on it crashed: {_ending(exit_code)}"
+    return VideoError("decoder_crashed", problem, hint)
+
+
+def _ending(exit_code: int | None) -> str:
+    with suppress(ValueError):
+        return f"ended by {signal.Signals(-(exit_code or 0)).name}"
+    return f"ended with status {exit_code}"
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have a process started here inherit that SIGINT and SIGTERM do not reach it.
+
+    From its first instruction on: while it imports torch, Ctrl-C would print a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(pipe: Connection[Any, Any], program: _Program) -> None:
+    """Run in the worker: do job after job until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    try:
+        if program.initializer is not None:
+            program.initializer(*program.initargs)
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        pipe.send(_bug(error))
+        return
+    pipe.send(None)
+    with suppress(EOFError, OSError):
+        while True:
+            pipe.send_bytes(_answer(program.task, pipe.recv()))
+
+
+def _answer(task: Callable[[Any], Any], job: object) -> Any:
+    """Return the pickled result, ClipError or _Bug."""
+    try:
+        try:
+            return ForkingPickler.dumps(task(job))
+        except ClipError as error:
+            return ForkingPickler.dumps(error)
+        except MemoryError:
+            hint = "lower --max-frames or --decode-workers"
+            return ForkingPickler.dumps(VideoError("out_of_memory", "memory ran out", hint))
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        return ForkingPickler.dumps(_bug(error))
+
+
+def _bug(error: Exception) -> _Bug:
+    note = "In a worker process:\n" + "".join(traceback.format_exception(error))
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:  # noqa: BLE001 - an error that cannot travel goes as its text
+        error = RuntimeError(repr(error))
+    error.add_note(note)
+    return _Bug(error)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, even in the middle of a job."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
