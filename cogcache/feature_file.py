@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Final, Literal, TypeAlias
 
 import h5py
@@ -37,7 +38,7 @@ def encode(
     thumbnail: bytes | None,
     compression: Compression,
 ) -> bytes:
-    """Return the bytes of a whole feature file.
+    """Return the bytes of a whole feature file; equal features make equal bytes.
 
     They are made in memory: a full disk then fails one plain write, not the HDF5 library.
 
@@ -51,7 +52,7 @@ def encode(
         h5py.File(key, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file,
     ):
         group, digests = file.create_group("tensors"), {}
-        for name, bits in tensors.items():
+        for name, bits in sorted(tensors.items(), key=itemgetter(0)):
             check_name(name)
             hashes = [pool.submit(hash_block, block) for _, block in bits.blocks()]
             dataset = _write_array(group, name, bits, compression)
@@ -62,7 +63,7 @@ def encode(
         file.attrs["cogcache_sha256"] = fixed_text(file_digest(key, attributes, digests, thumbnail))
         file.attrs["cogcache_format"] = FORMAT
         file.attrs["cogcache_key"] = fixed_text(key)
-        for name, value in attributes.items():
+        for name, value in sorted(attributes.items(), key=itemgetter(0)):
             check_name(name)
             file.attrs[name] = encode_attribute(value)
         file.flush()
@@ -90,7 +91,7 @@ def _write_array(
 
 def _create(group: h5py.Group, name: str, bits: Bits, how: h5p.PropDCID) -> h5py.Dataset:
     how.set_fill_time(h5d.FILL_TIME_NEVER)
-    how.set_obj_track_times(False)  # equal features shall make equal files
+    how.set_obj_track_times(False)
     kind, array = TYPES[bits.dtype], bits.array
     dataset = h5d.create(group.id, name.encode(), kind, h5s.create_simple(array.shape), how)
     if array.size:

@@ -35,9 +35,18 @@ def seal(path: Path, content: bytes, check: Callable[[Path], None] | None = None
         CacheError: the disk is full or cannot be written.
         CorruptFeaturesError: ``check`` says so.
     """
-    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
     try:
         make_folder(path.parent)
+        _write_checked(path, content, check)
+        sync_folder(path.parent)
+    except OSError as error:
+        problem = f"cannot write {path}: {error.strerror or error}"
+        raise CacheError(problem, "mend it and run again: what is cached is kept") from error
+
+
+def _write_checked(path: Path, content: bytes, check: Callable[[Path], None] | None) -> None:
+    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
+    try:
         with partial.open("xb") as file:
             file.write(content)
             file.flush()
@@ -45,10 +54,6 @@ def seal(path: Path, content: bytes, check: Callable[[Path], None] | None = None
         if check is not None:
             check(partial)
         partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        problem = f"cannot write {path}: {error.strerror or error}"
-        raise CacheError(problem, "mend it and run again: what is cached is kept") from error
     finally:  # not `except`: Ctrl-C must leave nothing behind either
         partial.unlink(missing_ok=True)
 
