@@ -107,6 +107,15 @@ class Checkpoint:
         """The content of config.json."""
         return _read_json(self.folder / "config.json")
 
+    @property
+    def architecture(self) -> str:
+        """The class that config.json names first; `none` where it names no class."""
+        match self.config.get("architectures"):
+            case [str(name), *_]:
+                return name
+            case _:
+                return "none"
+
     @cached_property
     def weight_map(self) -> dict[str, str]:
         """Shard of every tensor. Of the index, so that no shard need be there for it."""

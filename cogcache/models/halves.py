@@ -7,12 +7,15 @@ so all that the library knows (weight conversion, quantisation, device maps) sta
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import tempfile
 import time
+import weakref
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,7 @@ from cogcache.quantization import Quantization, QuantizationReport, bnb_config, 
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -49,9 +53,9 @@ class LoadedHalf:
     partition: Partition
     bytes_by_shard: Mapping[str, int]
     load_s: float
+    folder: Path
+    """The view; it is there as long as the model, since offloading to disk reads from it."""
     quantization: QuantizationReport | None = None
-    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
-    """The view; offloading to disk reads from it as long as the model lives."""
 
     @property
     def bytes_read(self) -> int:
@@ -135,13 +139,16 @@ def load_half(
     whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
     names = whole.partition.names(half)
     described = whole.checkpoint.tensors(names)
-    folder = tempfile.TemporaryDirectory(prefix="cogcache-")
-    whole.checkpoint.view(names, Path(folder.name))
     options: dict[str, Any] = {"device_map": {"": device}, **loading}
     if quantization is not None and quantization.kind != "none":
         options["quantization_config"] = bnb_config(quantization, whole.meta)
     kind = half_class(whole.cls, half, whole.partition.modules)
-    loaded = _from_pretrained(kind, whole, folder.name, dtype or torch.bfloat16, options)
+    with ExitStack() as undo:
+        folder = Path(tempfile.mkdtemp(prefix="cogcache-"))
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        whole.checkpoint.view(names, folder)
+        loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
+        weakref.finalize(loaded, undo.pop_all().close)
     check_half(loaded, half, whole.partition.modules, offloaded="max_memory" in loading)
     read: Counter[str] = Counter()
     for name, info in described.items():
@@ -152,7 +159,7 @@ def load_half(
         report = verify(loaded, quantization, sources, whole.checkpoint)
     seconds = time.perf_counter() - started
     logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
-    return LoadedHalf(loaded, half, whole.partition, dict(read), seconds, report, folder)
+    return LoadedHalf(loaded, half, whole.partition, dict(read), seconds, folder, report)
 
 
 def load_whole(model: str | WholeModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -198,13 +205,36 @@ def _from_pretrained(
             folder, config=whole.config, dtype=dtype, output_loading_info=True, **options
         )
     except RuntimeError as error:
-        if "size mismatch" not in str(error) and "mismatched" not in str(error).lower():
+        misshapen = _misshapen(whole, Path(folder))
+        if not misshapen:
             raise
-        problem = f"{whole.checkpoint.model}: tensors of another shape than its config says"
-        raise TensorMismatchError(f"{problem}: {error}", hint) from error
+        problem = f"{whole.checkpoint.model} has {len(misshapen)} tensors of another shape than its"
+        hint = "its config.json and its weights may be of different models"
+        raise TensorMismatchError(f"{problem} config says: {shortened(misshapen)}", hint) from error
     except OSError as error:
         raise CheckpointError(f"{whole.checkpoint.model}: {error}", hint) from error
     if missing := info["missing_keys"]:
-        problem = f"{whole.checkpoint.model} lacks {len(missing)} tensors: {shortened(missing)}"
+        names = _names_on_disk(whole, missing)
+        problem = f"{whole.checkpoint.model} lacks {len(names)} tensors: {shortened(names)}"
         raise TensorMismatchError(problem, hint)
     return model.eval()
+
+
+def _names_on_disk(whole: WholeModel, parameters: Collection[str]) -> dict[str, Tensor]:
+    """Return what a checkpoint calls parameters of the whole model, with the shapes they have."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = {name: each for name, each in whole.meta.state_dict().items() if name in parameters}
+    named: dict[str, Tensor] = revert_weight_conversion(whole.meta, state)
+    return named
+
+
+def _misshapen(whole: WholeModel, folder: Path) -> list[str]:
+    expected = _names_on_disk(whole, whole.meta.state_dict().keys())
+    view = Checkpoint(whole.checkpoint.model, folder)  # other shards may not be there
+    described = view.tensors(expected.keys() & view.weight_map.keys())
+    return [
+        f"{name} {list(info.shape)} in place of {list(expected[name].shape)}"
+        for name, info in described.items()
+        if info.shape != tuple(expected[name].shape)
+    ]

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Half = Literal["vision", "language"]
-PUBLISHED_ARCHITECTURES = {"CogVLMVideoForCausalLM": "CogVLM2VideoForConditionalGeneration"}
-"""Architectures that only remote code knew, and the native class that stands for each."""
+OWN_ARCHITECTURES = {
+    "CogVLMVideoForCausalLM": "CogVLM2VideoForConditionalGeneration",
+    "CogVLM2VideoForConditionalGeneration": "CogVLM2VideoForConditionalGeneration",
+}
+"""Architectures that transformers does not know, as published and as saved again, and our class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,9 @@ def model_class(checkpoint: Checkpoint) -> type[PreTrainedModel]:
 
     from cogcache.models import cogvlm2
 
-    architecture = (checkpoint.config.get("architectures") or ["none"])[0]
-    if architecture in PUBLISHED_ARCHITECTURES:
-        return getattr(cogvlm2, PUBLISHED_ARCHITECTURES[architecture])
+    architecture = checkpoint.architecture
+    if architecture in OWN_ARCHITECTURES:
+        return getattr(cogvlm2, OWN_ARCHITECTURES[architecture])
     cls = getattr(transformers, architecture, None)
     hint = "`cogcache models` lists what is supported"
     if not inspect.isclass(cls):
@@ -89,13 +92,15 @@ def load_config(checkpoint: Checkpoint, cls: type[PreTrainedModel], **overrides:
     Raises:
         CheckpointError: it lacks the vision part, or transformers refuses it.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     hint = "this must be the whole model's config.json; fetch it anew"
     if not any(key in checkpoint.config for key in ("vision_config", "thinker_config")):
         path = checkpoint.folder / "config.json"
         raise CheckpointError(f"{path} describes no vision part (vision_config)", hint)
     try:
         config = cls.config_class.from_pretrained(checkpoint.folder)
-    except (TypeError, ValueError, KeyError, OSError) as error:
+    except (StrictDataclassError, TypeError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}", hint) from error
     for key, value in overrides.items():
         if hasattr(config, key):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import UnknownFamilyError
 from cogcache.models.family import Family
+
+DERIVED = "cogcache.models.derived.family:DerivedFamily"
+"""What runs an architecture that no family names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,7 @@ def get_family(name: str) -> type[Family]:
     """
     for entry in FAMILIES:
         if entry.name == name:
-            module, _, attribute = entry.home.partition(":")
-            family: type[Family] = getattr(import_module(module), attribute)
+            family: type[Family] = _attribute(entry.home)
             return family
     known = ", ".join(entry.name for entry in FAMILIES)
     raise UnknownFamilyError(f"there is no family {name!r}", f"the families are: {known}")
@@ -61,9 +64,16 @@ def family_of(checkpoint: Checkpoint) -> Family:
     Raises:
         UnknownFamilyError: no family knows its architecture.
     """
-    architectures = checkpoint.config.get("architectures") or ["none"]
     for entry in FAMILIES:
-        if architectures[0] in entry.architectures:
+        if checkpoint.architecture in entry.architectures:
             return get_family(entry.name)(checkpoint)
-    problem = f"{checkpoint.model}: no family knows the architecture {architectures[0]}"
-    raise UnknownFamilyError(problem, "`cogcache models` lists what is supported")
+    if "model_type" not in checkpoint.config:
+        problem = f"{checkpoint.model}: no family knows the architecture {checkpoint.architecture}"
+        raise UnknownFamilyError(problem, "`cogcache models` lists what is supported")
+    derived: type[Family] = _attribute(DERIVED)
+    return derived(checkpoint)
+
+
+def _attribute(home: str) -> Any:
+    module, _, name = home.partition(":")
+    return getattr(import_module(module), name)
