@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from cogcache.config import Sampling
+from cogcache.errors import ConfigError, VideoError
+from cogcache.sampling import choose, per_second, uniform
+
+PER_SECOND = Sampling(strategy="per_second")
+UNIFORM = Sampling(strategy="uniform")
+RATES = [0.2, 0.5, 1, 3, 5, 8, 10, 12.5, 23.976, 24, 25, 29.97, 30, 50, 59.94, 60, 120]
+COUNTS = [1, 2, 3, 7, 24, 25, 48, 120, 131, 250, 719, 1800, 5000]
+
+
+def constant(num_frames: int, fps: float) -> np.ndarray:
+    return (np.arange(num_frames) / fps).astype(np.float32)
+
+
+def varying(num_frames: int, seed: int) -> np.ndarray:
+    steps_s = np.random.default_rng(seed).exponential(0.2, num_frames)
+    return (np.cumsum(steps_s) - steps_s[0]).astype(np.float32)
+
+
+def published_chat(timestamps_s, max_frames=24):
+    """The published rule 'chat', as a plain loop over the frames' times."""
+    timestamps = list(timestamps_s)
+    frame_ids = []
+    for second in range(round(max(timestamps)) + 1):
+        closest = min(timestamps, key=lambda time: abs(time - second))
+        frame_ids.append(timestamps.index(closest))
+        if len(frame_ids) >= max_frames:
+            break
+    return frame_ids
+
+
+def published_base(num_frames, fps, max_frames=24):
+    """The published rule 'base'."""
+    start, end = int(0 * fps), min(num_frames, int(60 * fps)) - 1
+    return list(np.linspace(start, end, max_frames, dtype=int))
+
+
+@pytest.mark.parametrize("fps", RATES)
+@pytest.mark.parametrize("num_frames", COUNTS)
+def test_per_second_is_the_published_loop(fps, num_frames):
+    times_s = constant(num_frames, fps)
+    assert per_second(times_s) == published_chat(times_s)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_per_second_is_the_published_loop_for_variable_rates(seed):
+    times_s = varying(200, seed)
+    assert per_second(times_s) == published_chat(times_s)
+
+
+@pytest.mark.parametrize("fps", RATES)
+@pytest.mark.parametrize("num_frames", COUNTS)
+def test_uniform_is_the_published_formula(fps, num_frames):
+    assert uniform(num_frames, fps) == published_base(num_frames, fps)
+
+
+def test_six_seconds_give_seven_frames():
+    assert per_second(constant(48, 8)) == [0, 8, 16, 24, 32, 40, 47]
+
+
+def test_of_two_frames_equally_near_the_earlier_is_taken():
+    times_s = np.array([0, 0.75, 1.25, 2], np.float32)
+    assert per_second(times_s) == [0, 1, 3]
+
+
+def test_a_half_is_rounded_to_the_even_second():
+    assert per_second(np.array([0, 0.5], np.float32)) == [0]
+    assert per_second(np.array([0, 1.5], np.float32)) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("rule", [PER_SECOND, UNIFORM])
+@pytest.mark.parametrize("fps", RATES)
+def test_a_clip_of_the_whole_video_is_the_published_choice(rule, fps):
+    times_s = constant(300, fps)
+    published = {
+        "per_second": published_chat(times_s),
+        "uniform": published_base(300, fps),
+    }
+    assert choose(times_s, fps, rule) == published[rule.strategy]
+
+
+@pytest.mark.parametrize("rule", [PER_SECOND, UNIFORM])
+def test_a_clip_is_sampled_like_a_video_of_its_own(rule):
+    times_s = constant(1000, 8)
+    alone = choose(constant(160, 8), 8, rule)
+    assert choose(times_s, 8, rule, 10.0, 30.0) == [80 + index for index in alone]
+
+
+@pytest.mark.parametrize("fps", [10, 24, 25, Fraction(30000, 1001), 60])
+@pytest.mark.parametrize("segment_s", [0.7, 1.1, 3.0, 7.3])
+def test_each_frame_is_in_one_clip(fps, segment_s):
+    times_s = constant(400, float(fps))
+    every = Sampling(strategy="uniform", max_frames=5000, window_s=1e6)
+    bounds = [index * segment_s for index in range(int(times_s[-1] / segment_s) + 1)]
+    found = [
+        set(choose(times_s, float(fps), every, start_s, end_s))
+        for start_s, end_s in zip(bounds, [*bounds[1:], None], strict=True)
+    ]
+    assert sorted(index for clip in found for index in clip) == list(range(400))
+
+
+def test_a_clip_begins_with_the_frame_at_its_start():
+    times_s = constant(100, 10)
+    for tenth in range(99):
+        assert choose(times_s, 10, PER_SECOND, tenth / 10, (tenth + 1) / 10) == [tenth]
+
+
+def test_a_clip_in_which_nothing_moves_shows_the_frame_before_it():
+    times_s = np.array([0, 1, 90, 91], np.float32)
+    assert choose(times_s, 1, PER_SECOND, 30.0, 60.0) == [1]
+    assert set(choose(times_s, 1, UNIFORM, 30.0, 60.0)) == {1}
+
+
+def test_a_clip_after_the_end_is_refused():
+    with pytest.raises(VideoError, match=r"begins at 11 s, the video ends at 10.00 s") as raised:
+        choose(constant(100, 10), 10, PER_SECOND, 11.0)
+    assert raised.value.reason == "clip_outside"
+
+
+def test_max_frames_is_kept():
+    times_s = constant(1000, 10)
+    assert len(choose(times_s, 10, Sampling(max_frames=5))) == 5
+    assert len(choose(times_s, 10, Sampling(strategy="uniform", max_frames=48))) == 48
+
+
+def test_uniform_looks_at_its_window_alone():
+    chosen = choose(constant(1000, 10), 10, Sampling(strategy="uniform", window_s=30.0))
+    assert (chosen[0], chosen[-1]) == (0, 299)
+
+
+def test_an_unknown_strategy_is_named():
+    class Rule:
+        strategy, max_frames, window_s = "each", 24, 60.0
+
+    with pytest.raises(ConfigError, match="'each'"):
+        choose(constant(10, 10), 10, Rule())
