@@ -1,0 +1,128 @@
+"""The rows of the catalog. Their names are the same in JSON, CSV and every listing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, NotRequired, TypeAlias, TypedDict
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from cogcache.canonical import Field
+
+Stage: TypeAlias = Literal["extract", "caption"]
+
+_FILE: Final = "file:"
+
+
+class VideoRow(TypedDict):
+    """A video file, known by the digest of its bytes."""
+
+    digest: str
+    path: str
+    """As ``path_to_text`` writes it; where it was last seen."""
+    duration_s: float | None
+    fps: float | None
+    width: int | None
+    height: int | None
+    total_num_frames: int | None
+    codec: str | None
+    size_bytes: int
+
+
+class ClipRow(TypedDict):
+    """A clip whose features are in the cache."""
+
+    feature_key: str
+    video_digest: str
+    video: str
+    start_s: float
+    end_s: float | None
+    """None: the end of the video."""
+    family: str
+    model: str
+    num_frames: int
+    size_bytes: int
+    decoder: str
+    settings: Mapping[str, Field]
+    """The fields of the feature key."""
+    created_at: NotRequired[str]
+    run: NotRequired[int | None]
+
+
+class CaptionRow(TypedDict):
+    """What a language half said of a clip, and what that cost."""
+
+    id: NotRequired[int]
+    caption_key: str
+    feature_key: str
+    video: str
+    start_s: float
+    end_s: float | None
+    prompt_name: str
+    prompt: str
+    caption: str
+    model: str
+    quantization: str
+    flags: list[str]
+    """What is suspicious about it: ``empty``, ``no_end``, ``looping``."""
+    num_tokens: int
+    seconds: float
+    settings: Mapping[str, Field]
+    """The fields of the caption key."""
+    created_at: NotRequired[str]
+    run: NotRequired[int | None]
+
+
+class FailureRow(TypedDict):
+    """A clip that could not be done, and how often that was tried."""
+
+    video: str
+    start_s: float
+    end_s: float | None
+    stage: Stage
+    reason: str
+    message: str
+    tries: NotRequired[int]
+    first_at: NotRequired[str]
+    last_at: NotRequired[str]
+    run: NotRequired[int | None]
+
+
+class RunRow(TypedDict):
+    """One run of a command."""
+
+    run: int
+    command: str
+    model: str
+    started_at: str
+    ended_at: str | None
+    status: str
+    """``running``, or what ``finish_run`` was told; a run that died stays ``running``."""
+    settings: Mapping[str, Field]
+    planned_peak_bytes: int | None
+    measured_peak_bytes: int | None
+    split: Mapping[str, Field]
+    """Seconds by what they were spent on."""
+    counts: Mapping[str, Field]
+
+
+def path_to_text(path: Path | str) -> str:
+    """Return a path as a text that any database, terminal and file can hold.
+
+    That is the path itself; only where it holds bytes that are not UTF-8 (or begins with
+    ``file:``), it is ``file:`` and the path's bytes with all odd ones as ``%XX``.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _FILE + quote_from_bytes(os.fsencode(text))
+    return _FILE + quote_from_bytes(os.fsencode(text)) if text.startswith(_FILE) else text
+
+
+def text_to_path(text: str) -> Path:
+    """Return the path that ``path_to_text`` was given."""
+    if text.startswith(_FILE):
+        return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_FILE))))
+    return Path(text)

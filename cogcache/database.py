@@ -1,0 +1,204 @@
+"""One SQLite file that is a catalog: opened, brought up to date, read and written.
+
+Every transaction is on the disk when it returns. ``catalog`` says what the tables mean.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any, Final, TypeAlias
+
+from sqlite_utils import Database
+
+from cogcache.errors import CatalogError
+from cogcache.migrations import MIGRATIONS, VERSION
+
+Row: TypeAlias = Mapping[str, object]
+
+_BUSY_S: Final = 30.0
+_APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQLite file
+_BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+_JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts"})
+_LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
+
+
+class CatalogFile:
+    """An open catalog file; a context manager, for any number of threads and processes.
+
+    Args:
+        path: the SQLite file; made if absent.
+
+    Raises:
+        CatalogError: it is no catalog, is of a newer version, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = RLock()
+        with self._errors():
+            # One connection for all threads: the lock keeps them apart.
+            self._conn = sqlite3.connect(
+                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._conn.close()
+                raise
+
+    def close(self) -> None:
+        """Close the file; what was written is on the disk already."""
+        with self._lock:
+            self._conn.close()
+
+    def _prepare(self) -> None:
+        self._conn.row_factory = sqlite3.Row
+        self._conn.execute("PRAGMA foreign_keys = ON")
+        self._conn.execute("PRAGMA synchronous = FULL")
+        if self._version() < VERSION:
+            self._conn.execute("PRAGMA journal_mode = WAL")
+            self._migrate()
+
+    def _version(self) -> int:
+        version, owner = (
+            int(self._conn.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("user_version", "application_id")
+        )
+        tables = self._conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if owner != _APPLICATION_ID and (owner or version or tables):
+            problem = f"{self.path} is an SQLite file, but not a catalog of cogcache"
+            raise CatalogError(problem, "move it away, or name another folder with --cache")
+        if version > VERSION:
+            problem = f"{self.path} is of version {version}; this cogcache knows {VERSION}"
+            raise CatalogError(problem, "update cogcache: pip install --upgrade cogcache")
+        return version
+
+    def _migrate(self) -> None:
+        with self.transaction():
+            if self._version() == VERSION:  # another process was quicker
+                return
+            MIGRATIONS.apply(Database(self._conn, execute_plugins=False))
+            self._conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            self._conn.execute(f"PRAGMA user_version = {VERSION}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, _BUGS):
+                raise
+            problem = f"the catalog {self.path} cannot be used: {error}"
+            raise CatalogError(problem, "see that its disk is writable and has space") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Do all that is inside, or nothing; it is on the disk afterwards."""
+        with self._lock, self._errors():
+            self._conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._conn
+                self._conn.execute("COMMIT")
+            except BaseException:
+                if self._conn.in_transaction:
+                    self._conn.execute("ROLLBACK")
+                raise
+
+    def write(self, sql: str, values: Row) -> int:
+        """Execute one statement in a transaction of its own; return the rows it changed."""
+        with self.transaction() as conn:
+            return conn.execute(sql, _cells(values)).rowcount
+
+    def insert(self, table: str, row: Row) -> int:
+        """Add a row and return its number."""
+        with self.transaction() as conn:
+            return int(conn.execute(insertion(table, row), _cells(row)).lastrowid or 0)
+
+    def upsert(self, table: str, key: str, rows: Iterable[Row], *, replace: bool = True) -> int:
+        """Add rows of equal columns in one transaction; return how many were written.
+
+        Args:
+            table: its name.
+            key: the unique column.
+            rows: by column.
+            replace: overwrite rows of the same key; else those that are there stay.
+        """
+        cells = [_cells(row) for row in rows]
+        if not cells:
+            return 0
+        # An update in place, not REPLACE: the full text index hears of it.
+        action = f"UPDATE SET {excluded(cells[0].keys() - {key})}" if replace else "NOTHING"
+        sql = f"{insertion(table, cells[0])} ON CONFLICT ({key}) DO {action}"
+        with self.transaction() as conn:
+            return conn.executemany(sql, cells).rowcount
+
+    def delete(self, table: str, column: str, values: Collection[str]) -> int:
+        """Delete the rows whose ``column`` is among ``values``; return how many."""
+        sql = f"DELETE FROM {table} WHERE {column} IN {_LIST.format(column)}"
+        return self.write(sql, {column: json.dumps([*values])})
+
+    def select(
+        self,
+        table: str,
+        order: str = "rowid",
+        *,
+        equal: Row | None = None,
+        among: Mapping[str, Collection[str] | None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return rows as dictionaries, JSON columns read.
+
+        Args:
+            table: its name.
+            order: columns to sort by.
+            equal: what columns have to be; None: anything.
+            among: what columns have to be one of; None: anything.
+        """
+        values = {name: value for name, value in (equal or {}).items() if value is not None}
+        lists = {name: [*some] for name, some in (among or {}).items() if some is not None}
+        tests = [f"{name} = :{name}" for name in values]
+        tests += [f"{name} IN {_LIST.format(name)}" for name in lists]
+        where = f"WHERE {' AND '.join(tests)}" if tests else ""
+        cells = _cells({**values, **{name: json.dumps(some) for name, some in lists.items()}})
+        with self._lock, self._errors():
+            rows = self._conn.execute(f"SELECT * FROM {table} {where} ORDER BY {order}", cells)
+            return [_values(row) for row in rows]
+
+    def known(self, table: str, column: str, values: Collection[str]) -> set[str]:
+        """Return those of ``values`` that are in ``column``."""
+        sql = f"SELECT {column} FROM {table} WHERE {column} IN {_LIST.format(column)}"
+        with self._lock, self._errors():
+            rows = self._conn.execute(sql, {column: json.dumps([*values])})
+            return {row[0] for row in rows}
+
+
+def insertion(table: str, row: Row) -> str:
+    """Return the statement that adds ``row``, its values named parameters."""
+    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(f':{n}' for n in row)})"
+
+
+def excluded(columns: Iterable[str]) -> str:
+    """Return the assignments that give ``columns`` the values that met a conflict."""
+    return ", ".join(f"{name} = excluded.{name}" for name in columns)
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    return {name: _cell(name, value) for name, value in row.items()}
+
+
+def _cell(name: str, value: object) -> object:
+    if name in _JSON_COLUMNS:
+        value = json.dumps(value, ensure_ascii=False, default=dict)
+    if isinstance(value, str):
+        # SQLite holds UTF-8 only, and a message may quote a file name that is not.
+        return value.encode(errors="backslashreplace").decode()
+    return value
+
+
+def _values(row: sqlite3.Row) -> dict[str, Any]:
+    columns = dict(zip(row.keys(), row, strict=True))
+    return columns | {name: json.loads(columns[name]) for name in _JSON_COLUMNS & columns.keys()}
