@@ -55,7 +55,7 @@ class Row:
 class Family(ABC):
     """A kind of model. Made from a checkpoint's small files; no weight is read here."""
 
-    name: ClassVar[str]
+    name: str
     epoch: ClassVar[int] = 1
     """Raised when the code that makes features or prompts changes what it makes."""
 

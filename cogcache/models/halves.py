@@ -31,7 +31,8 @@ from cogcache.models.partition import (
     partition,
     shortened,
 )
-from cogcache.quantization import Quantization, QuantizationReport, bnb_config, verify
+from cogcache.quantization import Quantization, bnb_config
+from cogcache.verification import QuantizationReport, verify
 
 if TYPE_CHECKING:
     import torch

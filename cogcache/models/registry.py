@@ -12,6 +12,7 @@ from cogcache.models.family import Family
 
 DERIVED = "cogcache.models.derived.family:DerivedFamily"
 """What runs an architecture that no family names."""
+CONTRACT = "contract on a small random checkpoint: tokens equal the whole model's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class FamilyEntry:
     """What shows that its two stages equal the whole model."""
 
 
+def _derived(name: str, architecture: str, *models: str, home: str = DERIVED) -> FamilyEntry:
+    return FamilyEntry(name, home, (architecture,), models, CONTRACT)
+
+
 FAMILIES = (
     FamilyEntry(
         "cogvlm2",
@@ -41,7 +46,43 @@ FAMILIES = (
         ),
         "golden numbers of the published code; tokens equal the whole model's",
     ),
-)
+    _derived(
+        "qwen2_vl", "Qwen2VLForConditionalGeneration",
+        "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct",
+    ),
+    _derived(
+        "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration",
+        "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct",
+    ),
+    _derived(
+        "qwen3_vl", "Qwen3VLForConditionalGeneration",
+        "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct",
+    ),
+    _derived("glm4v", "Glm4vForConditionalGeneration", "THUDM/GLM-4.1V-9B-Thinking"),
+    _derived(
+        "llava_onevision", "LlavaOnevisionForConditionalGeneration",
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+    ),
+    _derived(
+        "llava_next_video", "LlavaNextVideoForConditionalGeneration",
+        "llava-hf/LLaVA-NeXT-Video-7B-hf", "llava-hf/LLaVA-NeXT-Video-7B-DPO-hf",
+    ),
+    _derived("video_llava", "VideoLlavaForConditionalGeneration", "LanguageBind/Video-LLaVA-7B-hf"),
+    _derived(
+        "internvl", "InternVLForConditionalGeneration",
+        "OpenGVLab/InternVL3-1B-hf", "OpenGVLab/InternVL3-8B-hf",
+        home="cogcache.models.derived.internvl:InternVLFamily",
+    ),
+    _derived(
+        "smolvlm", "SmolVLMForConditionalGeneration",
+        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    ),
+    _derived(
+        "video_llama_3", "VideoLlama3ForConditionalGeneration",
+        "lkhl/VideoLLaMA3-2B-Image-HF", "lkhl/VideoLLaMA3-7B-Image-HF",
+        home="cogcache.models.derived.video_llama_3:VideoLlama3Family",
+    ),
+)  # fmt: skip
 
 
 def get_family(name: str) -> type[Family]:

@@ -1,0 +1,191 @@
+"""A family derived from its transformers class, config and processor.
+
+Nothing in it knows a model: the feature call is found by its arguments, the prompt is laid out by
+the checkpoint's own chat template and processor, and what that processor put in place of the
+video's placeholder is cached with the features. Each clip checks that this holds for its class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.errors import ConfigError, UnknownFamilyError
+from cogcache.keys import Field
+from cogcache.models.derived import conversation as conversations
+from cogcache.models.derived import features as parts
+from cogcache.models.family import ClipTensors, Family, Row, left_padded
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from cogcache.config import Language
+    from cogcache.models.derived.processing import ClipProcessor, Processed
+    from cogcache.video import ClipFrames
+
+PROBE = "Please describe this video in detail."
+
+
+class DerivedFamily(Family):
+    """Any transformers class whose `generate` takes features from outside."""
+
+    batches_beams: ClassVar[bool] = False
+    """Beams over several clips of unequal length mix them up in some classes, without a word."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.name = str(checkpoint.config.get("model_type", "unknown"))
+
+    def preprocessing(self) -> Mapping[str, Field]:
+        """Return the digest of the processor's files."""
+        return {
+            "kind": "transformers",
+            "processor": conversations.processor_digest(self.checkpoint),
+        }
+
+    def layout(self, language: Language) -> str:
+        """Return the digest of the checkpoint's chat template, with a name."""
+        if language.layout != "chat":
+            problem = f"{self.name} has no layout {language.layout!r}"
+            raise ConfigError(problem, "leave it at --layout chat: its own chat template")
+        return conversations.template_name(self.checkpoint, self.name)
+
+    def prepare(self, clip: ClipFrames, dtype: torch.dtype) -> ClipTensors:
+        """Run the processor over the clip and a probe prompt.
+
+        Raises:
+            UnknownFamilyError: prompts without pixels would differ from those with them.
+        """
+        conversation = conversations.conversation_of(PROBE)
+        processed = self.processor.process(clip, conversation)
+        self._check_sequences(processed, conversation)
+        texts = {
+            "replacements": json.dumps(list(processed.replacements), ensure_ascii=False),
+            "slots": json.dumps(self.processor.slots(processed.sequences)),
+        }
+        inputs = {
+            name: tensor.to(dtype)
+            if parts.PIXELS in name and tensor.is_floating_point()
+            else tensor
+            for name, tensor in processed.inputs.items()
+        }
+        return ClipTensors(inputs, texts)
+
+    def encode(
+        self, model: PreTrainedModel, clips: Sequence[ClipTensors], frames_per_batch: int
+    ) -> list[ClipTensors]:
+        """Run the feature call clip by clip: how frames may be grouped differs by class."""
+        return [self._encode_one(model, clip) for clip in clips]
+
+    def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
+        """Lay out a prompt, a question or a whole conversation, around a clip's features."""
+        replacements = json.loads(features.texts["replacements"])
+        conversation = conversations.conversation_of(prompt)
+        return Row(features, self.processor.sequences(conversation, replacements))
+
+    def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
+        """Return ids, types, mask, grids and features."""
+        import torch
+
+        device = model.device
+        inputs: dict[str, Any] = {
+            name: left_padded(
+                [row.sequences[name] for row in rows], self.pad_id if name == "input_ids" else 0
+            ).to(device)
+            for name in rows[0].sequences
+        }
+        ones = [torch.ones(row.length) for row in rows]
+        inputs["attention_mask"] = left_padded(ones, 0).to(device)
+        clips = [row.features.tensors for row in rows]
+        output = parts.encoder_output(clips, device, model.dtype)
+        inputs["mm_encoder_outputs"] = {rows[0].features.texts["modality"]: output}
+        return inputs | parts.extras(clips, device)
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return generated tokens as text."""
+        text: str = self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text.strip()
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What the generation config says ends a text, else the config or the tokenizer."""
+        found = self._token_ids("eos_token_id")
+        return found or (int(self.processor.tokenizer.eos_token_id),)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """The padding token; what ends a text where there is none."""
+        pad = self.processor.tokenizer.pad_token_id
+        return int(pad) if pad is not None else (self._token_ids("pad_token_id") + self.stop_ids)[0]
+
+    @cached_property
+    def processor(self) -> ClipProcessor:
+        """The checkpoint's processor."""
+        from cogcache.models.derived.processing import ClipProcessor
+
+        return ClipProcessor(self.checkpoint, self.name)
+
+    def call(self, function: Any, inputs: Mapping[str, Tensor]) -> Any:
+        """Run the feature call."""
+        return function(**inputs, return_dict=True)
+
+    def cached(self, features: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name what is cached of a clip: features, and what the prompt needs beside them."""
+        tensors = parts.named(parts.FEATURES, features.pooler_output)
+        if (deep := getattr(features, "deepstack_features", None)) is not None:
+            tensors |= parts.named(parts.DEEPSTACK, deep)
+        kept = {name: value for name, value in inputs.items() if parts.PIXELS not in name}
+        return tensors | {f"{parts.EXTRA}{name}": value for name, value in kept.items()}
+
+    def _encode_one(self, model: PreTrainedModel, clip: ClipTensors) -> ClipTensors:
+        import torch
+
+        modality, given = parts.feature_call(model, clip.tensors)
+        function = getattr(model.base_model, f"get_{modality}_features")
+        moved = {name: tensor.to(model.device) for name, tensor in given.items()}
+        with torch.inference_mode():
+            tensors = self.cached(self.call(function, moved), clip.tensors)
+        slots = json.loads(clip.texts["slots"])
+        count = parts.num_rows(parts.nested(parts.FEATURES, tensors))
+        if count not in (*slots, sum(slots)):
+            problem = f"{self.name} ({parts.version_text()}) gave {count} feature rows for a clip"
+            room = " or ".join(map(str, slots)) or "none"
+            raise UnknownFamilyError(f"{problem} whose prompt has room for {room}", REPORT)
+        return ClipTensors(tensors, {**clip.texts, "modality": modality})
+
+    def _check_sequences(
+        self, processed: Processed, conversation: list[conversations.Message]
+    ) -> None:
+        import torch
+
+        found = self.processor.sequences(conversation, processed.replacements)
+        wanted = processed.sequences
+        if set(found) == set(wanted) and all(torch.equal(found[k], wanted[k]) for k in wanted):
+            return
+        differing = sorted(
+            name
+            for name in set(found) | set(wanted)
+            if name not in found or name not in wanted or not torch.equal(found[name], wanted[name])
+        )
+        problem = f"{self.name} ({parts.version_text()}): a prompt laid out without pixels"
+        raise UnknownFamilyError(f"{problem} has other {', '.join(differing)}", REPORT)
+
+    def _token_ids(self, name: str) -> tuple[int, ...]:
+        config = self.checkpoint.config
+        for source in (self._generation_config, config, config.get("text_config") or {}):
+            value = source.get(name)
+            if value is not None:
+                return tuple(value) if isinstance(value, list) else (int(value),)
+        return ()
+
+    @cached_property
+    def _generation_config(self) -> dict[str, Any]:
+        return conversations.read_json(self.checkpoint.folder / "generation_config.json")
+
+
+REPORT = "it cannot be run in two stages as it is; report the model"

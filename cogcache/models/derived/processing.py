@@ -1,0 +1,266 @@
+"""What a checkpoint's own processor makes of a clip, and of later prompts about it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.errors import ConfigError, UnknownFamilyError, VideoError
+from cogcache.models.derived.conversation import Message, plain_text, with_images
+from cogcache.models.derived.features import version_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers.video_utils import VideoMetadata
+
+    from cogcache.video import ClipFrames
+
+VIDEO_ARGUMENTS = ("video_metadata", "do_sample_frames")
+"""Without the first a processor invents times, without the second it drops frames."""
+SLOT = re.compile(r"(image|video)_(token|patch)_(id|index)")
+"""Names in a config of tokens that features go in place of."""
+CLASH = (TypeError, AttributeError, LookupError, ImportError, NotImplementedError, NameError)
+"""What a processor raises that is called in a way it does not know, whatever the clip is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """What a processor made of a clip with a prompt.
+
+    Args:
+        inputs: all that is not text, by name.
+        sequences: what has a value a token. Each int64 [L].
+        replacements: what was put in place of each placeholder.
+    """
+
+    inputs: Mapping[str, Tensor]
+    sequences: Mapping[str, Tensor]
+    replacements: Sequence[str]
+
+
+class ClipProcessor:
+    """A checkpoint's processor, for one clip at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, family: str) -> None:
+        """Load the processor.
+
+        Raises:
+            UnknownFamilyError: this transformers cannot load it, or it cannot be told the times
+                of frames.
+        """
+        from transformers import AutoProcessor
+
+        self.family = family
+        self.config = checkpoint.config
+        with self._explained("from_pretrained"):
+            self.processor = AutoProcessor.from_pretrained(checkpoint.folder)
+        if not hasattr(self.processor, "tokenizer"):
+            raise self._refusal(
+                "it is only a part of a processor: processor_config.json is missing"
+            )
+        self.tokenizer = self.processor.tokenizer
+        video = getattr(self.processor, "video_processor", None)
+        self.takes_videos = video is not None and bool(getattr(self.processor, "video_token", None))
+        if self.takes_videos:
+            self._check_arguments(video)
+        elif not getattr(self.processor, "image_token", None):
+            raise self._refusal("it takes neither videos nor images")
+        self._text_only = copy.copy(self.processor)
+        # It would miss the pixels that the placeholders stand for.
+        self._text_only.validate_inputs = lambda *_, **__: None
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for a clip, or for a frame of it, in a prompt."""
+        token = self.processor.video_token if self.takes_videos else self.processor.image_token
+        return str(token)
+
+    def text(self, conversation: Sequence[Message], num_replacements: int) -> str:
+        """Lay out a conversation by the chat template, with placeholders in it.
+
+        Raises:
+            ConfigError: there is no template, it refuses the conversation, or a text in the
+                conversation looks like a placeholder.
+        """
+        import jinja2
+
+        if not self.takes_videos:
+            conversation = with_images(conversation, num_replacements)
+        try:
+            text: str = self.processor.apply_chat_template(
+                list(conversation), tokenize=False, add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            problem = f"the chat template of {self.family} refuses the conversation: {error}"
+            raise ConfigError(problem, "see how the model's own page lays it out") from error
+        except ValueError:
+            if getattr(self.processor, "chat_template", None):
+                raise
+            text = plain_text(self.family, conversation, self.placeholder)
+        if (count := text.count(self.placeholder)) != num_replacements:
+            problem = f"{self.placeholder} stands {count} times in the laid out prompt"
+            raise ConfigError(
+                f"{problem}, where {num_replacements} are wanted", "word it otherwise"
+            )
+        return text
+
+    def process(self, clip: ClipFrames, conversation: Sequence[Message]) -> Processed:
+        """Run the processor over frames and a prompt, as its class is meant to be used.
+
+        Raises:
+            UnknownFamilyError: the processor and this transformers do not fit.
+            VideoError: the frames are not of a kind that it takes.
+        """
+        count = 1 if self.takes_videos else len(clip.frames)
+        text = self.text(conversation, count)
+        kept: list[str] = []
+        processor = copy.copy(self.processor)
+
+        def remembering(
+            text: list[str], images: Any = (), videos: Any = (), audio: Any = ()
+        ) -> Any:
+            kept.extend(videos if self.takes_videos else images)
+            return type(processor).get_text_with_replacements(
+                processor, text, images, videos, audio
+            )
+
+        processor.get_text_with_replacements = remembering
+        arguments = (
+            self._video_arguments(clip) if self.takes_videos else {"images": list(clip.frames)}
+        )
+        with self._explained("__call__", of_clip=True):
+            outputs = processor(
+                text=[text], return_tensors="pt", **arguments, **self._text_arguments(text)
+            )
+        if len(kept) != count:
+            raise self._refusal("it does not say what it puts in place of a placeholder")
+        tensors = {name: self._tensor(name, value) for name, value in outputs.items()}
+        sequences = _sequences(tensors)
+        inputs = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name not in sequences and name != "attention_mask"
+        }
+        return Processed(inputs, sequences, [str(each) for each in kept])
+
+    def sequences(
+        self, conversation: Sequence[Message], replacements: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return ids and types of a prompt about a processed clip. No pixels are needed."""
+        text = self.text(conversation, len(replacements))
+        images, videos = ([], replacements) if self.takes_videos else (replacements, [])
+        processor = self._text_only
+        expanded, _ = type(processor).get_text_with_replacements(
+            processor, [text], list(images), list(videos), []
+        )
+        with self._explained("__call__"):
+            outputs = self.tokenized(processor, expanded, self._text_arguments(text))
+        return _sequences(dict(outputs))
+
+    def tokenized(
+        self, processor: Any, text: list[str], arguments: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
+        """Run the processor over text alone."""
+        outputs: Mapping[str, Tensor] = processor(text=text, return_tensors="pt", **arguments)
+        return outputs
+
+    def slots(self, sequences: Mapping[str, Tensor]) -> list[int]:
+        """Count the tokens that may stand for a feature row, one number a token."""
+        names = ("image_token", "video_token")
+        tokens = {
+            getattr(each, n, None) for each in (self.processor, self.tokenizer) for n in names
+        }
+        ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token}
+        ids |= {index for name, index in self.config.items() if SLOT.fullmatch(name)}
+        counts = [
+            int((sequences["input_ids"] == index).sum()) for index in ids if index is not None
+        ]
+        return sorted(count for count in counts if count)
+
+    def _text_arguments(self, text: str) -> dict[str, bool]:
+        """A template that writes the first token itself must not get it twice."""
+        bos = self.tokenizer.bos_token
+        return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+
+    def _video_arguments(self, clip: ClipFrames) -> dict[str, Any]:
+        return {
+            "videos": [clip.frames],
+            "video_metadata": [metadata(clip)],
+            "do_sample_frames": False,
+        }
+
+    def _check_arguments(self, video_processor: Any) -> None:
+        known = getattr(getattr(video_processor, "valid_kwargs", None), "__annotations__", {})
+        if absent := [name for name in VIDEO_ARGUMENTS if name not in known]:
+            raise self._refusal(f"{type(video_processor).__name__} has no argument {absent[0]}")
+
+    def _tensor(self, name: str, value: Any) -> Tensor:
+        import torch
+
+        try:
+            return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._refusal(f"its output {name} is not a tensor") from error
+
+    def _refusal(self, problem: str) -> UnknownFamilyError:
+        hint = "install another transformers, or report the model"
+        return UnknownFamilyError(
+            f"{self.family}: the processor cannot be used with {version_text()}: {problem}", hint
+        )
+
+    @contextmanager
+    def _explained(self, call: str, *, of_clip: bool = False) -> Iterator[None]:
+        """Turn errors from inside a processor into one that says what does not fit."""
+        try:
+            yield
+        except CLASH as error:
+            named = re.search(r"argument:? '?(\w+)", str(error))
+            argument = f" (argument {named[1]})" if named else ""
+            raise self._refusal(f"{call}{argument}: {error}") from error
+        except (ValueError, OSError) as error:
+            if not of_clip:
+                raise self._refusal(f"{call}: {error}") from error
+            problem = f"the processor of {self.family} does not take these frames: {error}"
+            raise VideoError("not_processable", problem, "leave the video out") from error
+
+
+def metadata(clip: ClipFrames) -> VideoMetadata:
+    """Say when the frames were, in the terms of processors.
+
+    They take index / fps for the time, and count / total * fps for the rate of sampling. Both are
+    made to come out right for a part of a video and for one of uneven rate.
+    """
+    from transformers.video_utils import VideoMetadata
+
+    times = [float(time) for time in clip.timestamps_s]
+    span_s = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1) or clip.duration_s
+    return VideoMetadata(
+        total_num_frames=max(1, round(span_s * clip.fps)),
+        fps=clip.fps,
+        height=clip.frames.shape[1],
+        width=clip.frames.shape[2],
+        duration=clip.duration_s,
+        video_backend=clip.decoder,
+        frames_indices=[round(time * clip.fps) for time in times],
+    )
+
+
+def _sequences(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Choose what has a value a token, out of a processor's outputs for one prompt."""
+    shape = outputs["input_ids"].shape
+    return {
+        name: value[0].long()
+        for name, value in outputs.items()
+        if name != "attention_mask" and getattr(value, "shape", None) == shape
+    }
+
+
+def as_text(replacements: Sequence[str]) -> str:
+    """Return replacements as one text, for the feature file."""
+    return json.dumps(list(replacements), ensure_ascii=False)
