@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from cogcache.captionlist import CaptionList, Task, list_captions
-from cogcache.catalog import CaptionRow, Catalog
+from cogcache.catalog import CaptionRow, Catalog, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
 from cogcache.errors import ClipError, CogcacheError, CorruptFeaturesError, FeaturesError
@@ -81,7 +81,7 @@ def caption(
             report.stopped = stop.reason
     report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.finish_run(run, report.row())
+        catalog.finish_run(run, **report.row())
     return report
 
 
@@ -236,18 +236,25 @@ class _Captioning:
         return _Made(text, len(kept), seconds, flags_of(text, kept, ended=ended))
 
     def _keep(self, task: Task, made: _Made) -> None:
+        clip = task.clip
         self.uncommitted.append(
-            CaptionRow.of(
-                task.key,
-                clip=task.clip,
-                prompt_name=task.prompt_name,
-                caption=made.text,
-                model=self.settings.model,
-                flags=made.flags,
-                num_tokens=made.num_tokens,
-                seconds=made.seconds,
-                run=self.report.run,
-            )
+            {
+                "caption_key": task.key.digest,
+                "feature_key": task.key.feature_key,
+                "video": clip["video"],
+                "start_s": clip["start_s"],
+                "end_s": clip["end_s"],
+                "prompt_name": task.prompt_name,
+                "prompt": task.prompt,
+                "caption": made.text,
+                "model": self.settings.model,
+                "quantization": self.settings.language.quantization,
+                "flags": list(made.flags),
+                "num_tokens": made.num_tokens,
+                "seconds": made.seconds,
+                "settings": task.key.fields(),
+                "run": self.report.run,
+            }
         )
         if time.monotonic() - self.committed_s > COMMIT_EVERY_S:
             self._commit()
@@ -261,9 +268,9 @@ class _Captioning:
 
     def _fail(self, task: Task, error: ClipError) -> None:
         span = (task.clip["start_s"], task.clip["end_s"])
-        self.catalog.add_failure(
-            Path(task.clip["video"]), span, "caption", error, run=self.report.run
-        )
+        video, key = text_to_path(task.clip["video"]), task.key.feature_key
+        row = failure_row(video, span, "caption", error, run=self.report.run, key=key)
+        self.catalog.add_failure(row)
         self.report.counts.failed += 1
         logger.warning("%s: %s", task.clip["video"], error.problem)
 

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cogcache.catalog import Catalog
+from cogcache.catalog import Catalog, ClipRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import CacheError
 from cogcache.keys import CaptionKey, Field, differences
@@ -20,7 +19,7 @@ from cogcache.models.identity import HalfIdentity, recall
 class Task:
     """One caption to make."""
 
-    clip: dict[str, Any]
+    clip: ClipRow
     """The clip's row in the catalog."""
     prompt_name: str
     prompt: str
@@ -88,7 +87,7 @@ def choose_clips(
     family: Family,
     catalog: Catalog,
     videos: Sequence[Path] | None,
-) -> list[dict[str, Any]]:
+) -> list[ClipRow]:
     """Return the clips whose features were made as `settings` say.
 
     Raises:
@@ -97,7 +96,7 @@ def choose_clips(
     wanted = _feature_fields(settings, family, catalog)
     clips = catalog.clips()
     if videos is not None:
-        names = {str(path) for path in videos}
+        names = {path_to_text(path) for path in videos}
         clips = [clip for clip in clips if clip["video"] in names]
     fitting, differing = [], Counter[str]()
     for clip in clips:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from cogcache.canonical import Field
 from cogcache.catalog_rows import (
@@ -20,10 +20,12 @@ from cogcache.catalog_rows import (
     RunRow,
     Stage,
     VideoRow,
+    failure_row,
     path_to_text,
     text_to_path,
 )
 from cogcache.database import CatalogFile, excluded, insertion
+from cogcache.inputs import file_digest
 
 __all__ = [
     "CaptionRow",
@@ -33,6 +35,7 @@ __all__ = [
     "RunRow",
     "Stage",
     "VideoRow",
+    "failure_row",
     "path_to_text",
     "text_to_path",
 ]
@@ -94,6 +97,28 @@ class Catalog:
         ]
         self._file.upsert("files", "path", rows)
 
+    def digest_of(self, path: Path) -> str:
+        """Return the digest of a file, read only if it is not remembered.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        stat = path.stat()
+        digest = self.known_digest(path, stat)
+        if digest is None:
+            digest = file_digest(path)
+            self.remember_digest(path, stat, digest)
+        return digest
+
+    def recall(self, name: str) -> Mapping[str, Any] | None:
+        """Return what was remembered under a name."""
+        rows = self._file.select("memory", "name", equal={"name": name})
+        return rows[0]["value"] if rows else None
+
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep a value that took long to find under a name that says what it depends on."""
+        self._file.upsert("memory", "name", [{"name": name, "value": value}])
+
     # ---- videos and clips -------------------------------------------------------------------
 
     def add_video(self, video: VideoRow) -> None:
@@ -104,9 +129,15 @@ class Catalog:
         """Add many videos in one transaction."""
         self._file.upsert("videos", "digest", videos)
 
-    def videos(self, *, paths: Collection[str] | None = None) -> list[VideoRow]:
+    def videos(
+        self,
+        *,
+        paths: Collection[str] | None = None,
+        digests: Collection[str] | None = None,
+    ) -> list[VideoRow]:
         """Return the videos, by path."""
-        return cast(list[VideoRow], self._file.select("videos", "path", among={"path": paths}))
+        among = {"path": paths, "digest": digests}
+        return cast(list[VideoRow], self._file.select("videos", "path", among=among))
 
     def add_clip(self, clip: ClipRow) -> None:
         """Add a clip, or replace what is known of it. Its video must be there."""
@@ -176,7 +207,7 @@ class Catalog:
         """Note that a clip failed; one that failed before gets one try more."""
         at = _now()
         row: dict[str, object] = {"run": None, **failure, "tries": 1, "first_at": at, "last_at": at}
-        changed = ("reason", "message", "last_at", "run")
+        changed = ("feature_key", "reason", "message", "last_at", "run")
         self._file.write(
             f"{insertion('failures', row)} ON CONFLICT (video, start_s, ifnull(end_s, -1), stage)"
             f" DO UPDATE SET tries = tries + 1, {excluded(changed)}",
@@ -197,6 +228,15 @@ class Catalog:
             {"video": video, "start_s": start_s, "end_s": end_s, "stage": stage},
         )
 
+    def failed_keys(self, stage: Stage) -> set[str]:
+        """Return the feature keys of the clips that failed in a stage."""
+        rows = self._file.select("failures", "video", equal={"stage": stage})
+        return {row["feature_key"] for row in rows if row["feature_key"]}
+
+    def clear_failed(self, feature_keys: Collection[str]) -> int:
+        """Forget the failures of clips that have been done after all; return how many."""
+        return self._file.delete("failures", "feature_key", feature_keys) if feature_keys else 0
+
     # ---- runs -------------------------------------------------------------------------------
 
     def start_run(
@@ -213,6 +253,7 @@ class Catalog:
             "settings": settings,
             "split": {},
             "counts": {},
+            "report": {},
         }
         row |= {"planned_peak_bytes": planned_peak_bytes, "started_at": _now(), "status": "running"}
         return self._file.insert("runs", row)
@@ -222,9 +263,11 @@ class Catalog:
         run: int,
         status: str,
         *,
+        planned_peak_bytes: int | None = None,
         measured_peak_bytes: int | None = None,
         split: Mapping[str, Field] | None = None,
         counts: Mapping[str, Field] | None = None,
+        report: Mapping[str, Field] | None = None,
     ) -> None:
         """Note how a run ended."""
         row: dict[str, object] = {
@@ -234,6 +277,7 @@ class Catalog:
             "split": split or {},
         }
         row |= {"counts": counts or {}, "measured_peak_bytes": measured_peak_bytes}
+        row |= {"report": report or {}, "planned_peak_bytes": planned_peak_bytes}
         columns = ", ".join(f"{name} = :{name}" for name in row)
         self._file.write(f"UPDATE runs SET {columns} WHERE run = :run", row)
 

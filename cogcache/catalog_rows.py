@@ -9,6 +9,7 @@ from typing import Final, Literal, NotRequired, TypeAlias, TypedDict
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cogcache.canonical import Field
+from cogcache.errors import ClipError
 
 Stage: TypeAlias = Literal["extract", "caption"]
 
@@ -81,6 +82,8 @@ class FailureRow(TypedDict):
     start_s: float
     end_s: float | None
     stage: Stage
+    feature_key: str | None
+    """Of the clip; None where the video could not even be looked at."""
     reason: str
     message: str
     tries: NotRequired[int]
@@ -105,6 +108,31 @@ class RunRow(TypedDict):
     split: Mapping[str, Field]
     """Seconds by what they were spent on."""
     counts: Mapping[str, Field]
+    report: Mapping[str, Field]
+    """Peaks and timeline of memory, bytes read by shard, versions."""
+
+
+def failure_row(
+    video: Path,
+    span: tuple[float, float | None],
+    stage: Stage,
+    error: ClipError,
+    *,
+    run: int | None = None,
+    key: str | None = None,
+) -> FailureRow:
+    """Return what is noted of a clip that could not be done."""
+    hint = f" ({error.hint})" if error.hint else ""
+    return {
+        "video": path_to_text(video),
+        "start_s": span[0],
+        "end_s": span[1],
+        "stage": stage,
+        "feature_key": key,
+        "reason": error.reason,
+        "message": error.problem + hint,
+        "run": run,
+    }
 
 
 def path_to_text(path: Path | str) -> str:

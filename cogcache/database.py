@@ -23,7 +23,7 @@ Row: TypeAlias = Mapping[str, object]
 _BUSY_S: Final = 30.0
 _APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQLite file
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
-_JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts"})
+_JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report", "value"})
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
 
 

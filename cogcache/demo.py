@@ -12,9 +12,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cogcache.catalog import Catalog
+from cogcache.catalog import Catalog, RunRow
 from cogcache.errors import CogcacheError
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.stages import run_stage
@@ -48,7 +47,7 @@ class Demonstration:
     """What the demonstration showed."""
 
     answers: tuple[Answer, ...]
-    runs: tuple[dict[str, Any], ...]
+    runs: tuple[RunRow, ...]
     """The rows of the two stages' runs in the catalog."""
     whole: Mapping[str, float]
     """Peak memory of the whole model in one piece, `host_bytes`, and its `total_s`."""

@@ -88,14 +88,19 @@ def _decodes(decoder: str) -> str:
     """Write a short H.264 clip and read it with one decoder."""
     import numpy as np
 
-    from cogcache import video
+    from cogcache.decord_reader import decord_frames
+    from cogcache.frame_index import index_frames
+    from cogcache.pyav_reader import pyav_frames
     from cogcache.shapes import draw_scene, write_clip
 
+    read = decord_frames if decoder == "decord" else pyav_frames
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         write_clip(draw_scene(np.random.default_rng(0)), path)
-        clip = video.read_with(decoder, path)
-    return f"{len(clip.frames)} frames of {clip.frames.shape[2]} × {clip.frames.shape[1]}"
+        frames, trouble = read(path, index_frames(path), [0, 10, 20])
+    if frames is None:
+        raise NotWell(f"{decoder} cannot read a plain H.264 clip: {trouble}")
+    return f"{len(frames)} frames of {frames.shape[2]} × {frames.shape[1]}"
 
 
 def _feature_file() -> str:

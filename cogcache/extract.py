@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, ClipRow
+from cogcache.catalog import Catalog, ClipRow, VideoRow, failure_row, path_to_text
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
 from cogcache.errors import ClipError, CogcacheError
@@ -33,7 +33,7 @@ from cogcache.runs import Counts, RunReport, Split, StagePlan, versions
 from cogcache.stopping import Stop, stop_on_signals
 from cogcache.store import FeatureStore
 from cogcache.workers import map_unordered
-from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work
+from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work, video_row
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors
@@ -82,7 +82,7 @@ def extract(
         counts = Counts(found=work.num_clips, cached=len(work.cached))
         counts.skipped = len(work.known_failures)
         for video, span, error in work.failures:
-            catalog.add_failure(video, span, "extract", error, run=run)
+            catalog.add_failure(failure_row(video, span, "extract", error, run=run))
             counts.failed += 1
         report = RunReport(run, "extract", settings.model, counts, split)
         if work.missing:
@@ -93,7 +93,7 @@ def extract(
             report.stopped = stop.reason
     report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.finish_run(run, report.row())
+        catalog.finish_run(run, **report.row())
     return report
 
 
@@ -232,7 +232,7 @@ class _Extraction:
         attributes: dict[str, Field] = {
             **clip.key.fields(),
             **prepared.facts,
-            "video": str(clip.video),
+            "video": path_to_text(clip.video),
             "model": self.wanted.settings.model,
             "texts": dict(encoded.features.texts),
             "versions": versions(),
@@ -247,6 +247,8 @@ class _Extraction:
 
     def _commit(self, leave: int) -> None:
         """Put sealed clips into the catalog until at most `leave` wait for the writer."""
+        clips: list[ClipRow] = []
+        videos: list[VideoRow] = []
         while len(self.sealing) > leave:
             encoded, sealed = self.sealing.popleft()
             clip, prepared = encoded.clip, encoded.prepared
@@ -256,24 +258,34 @@ class _Extraction:
             except ClipError as error:
                 self._fail(clip, error)
                 continue
-            self.catalog.add_clip(
-                ClipRow.of(
-                    clip.key,
-                    video=clip.video,
-                    model=self.wanted.settings.model,
-                    num_frames=prepared.num_frames,
-                    size_bytes=size_bytes,
-                    decoder=str(prepared.facts["decoder"]),
-                    run=self.report.run,
-                )
-            )
-            self.report.counts.done += 1
-            self.bar.update()
+            videos.append(video_row(clip.video, clip.key.video_digest, prepared.info))
+            clips.append(self._row(clip, prepared, size_bytes))
+        self.catalog.add_videos(videos)
+        self.catalog.add_clips(clips)
+        self.catalog.clear_failed([clip["feature_key"] for clip in clips])
+        self.report.counts.done += len(clips)
+        self.bar.update(len(clips))
+
+    def _row(self, clip: Clip, prepared: PreparedClip, size_bytes: int) -> ClipRow:
+        return {
+            "feature_key": clip.key.digest,
+            "video_digest": clip.key.video_digest,
+            "video": path_to_text(clip.video),
+            "start_s": clip.key.start_s,
+            "end_s": clip.key.end_s,
+            "family": clip.key.family,
+            "model": self.wanted.settings.model,
+            "num_frames": prepared.num_frames,
+            "size_bytes": size_bytes,
+            "decoder": str(prepared.facts["decoder"]),
+            "settings": clip.key.fields(),
+            "run": self.report.run,
+        }
 
     def _fail(self, clip: Clip, error: ClipError) -> None:
-        self.catalog.add_failure(
-            clip.video, clip.span, "extract", error, run=self.report.run, key=clip.key.digest
-        )
+        key = clip.key.digest
+        row = failure_row(clip.video, clip.span, "extract", error, run=self.report.run, key=key)
+        self.catalog.add_failure(row)
         self.report.counts.failed += 1
         logger.warning("%s: %s", clip.video, error.problem)
         self.bar.update()

@@ -33,7 +33,12 @@ CREATE TABLE runs (
     planned_peak_bytes INTEGER,
     measured_peak_bytes INTEGER,
     split TEXT NOT NULL,
-    counts TEXT NOT NULL
+    counts TEXT NOT NULL,
+    report TEXT NOT NULL
+);
+CREATE TABLE memory (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
 );
 CREATE TABLE videos (
     digest TEXT PRIMARY KEY,
@@ -90,6 +95,7 @@ CREATE TABLE failures (
     start_s REAL NOT NULL,
     end_s REAL,
     stage TEXT NOT NULL,
+    feature_key TEXT,
     reason TEXT NOT NULL,
     message TEXT NOT NULL,
     tries INTEGER NOT NULL,

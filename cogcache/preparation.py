@@ -15,7 +15,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.config import Sampling
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
-from cogcache.video import read_clip, thumbnail
+from cogcache.video import VideoInfo, probe, read_clip, thumbnail
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors, Family
@@ -41,6 +41,8 @@ class PreparedClip:
     num_frames: int
     facts: Mapping[str, Field]
     """What a reader of the feature file wants to know of the clip: times, indices, decoder."""
+    info: VideoInfo
+    """Of the whole video."""
     thumbnail: bytes
 
     def tensors(self) -> ClipTensors:
@@ -93,5 +95,6 @@ def prepare(source: ClipSource) -> PreparedClip:
         inputs.texts,
         len(clip.timestamps_s),
         facts,
+        probe(source.video),
         thumbnail(clip.frames),
     )

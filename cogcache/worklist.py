@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
+from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import ClipError, VideoError
 from cogcache.inputs import file_digest
@@ -97,7 +97,7 @@ def list_work(
     work = Worklist()
     digests = _digests(videos, catalog, work)
     spans = _spans(digests, wanted, catalog, work)
-    known = catalog.failed_keys() if not wanted.retry_failed else frozenset()
+    known = catalog.failed_keys("extract") if not wanted.retry_failed else frozenset()
     seen: set[str] = set()
     for video, video_digest in digests.items():
         for span in spans.get(video, ()):
@@ -116,20 +116,27 @@ def list_work(
 
 def _digests(videos: Sequence[Path], catalog: Catalog, work: Worklist) -> dict[Path, str]:
     """Digest of each video: remembered while the file has not changed, else read now."""
-    known = catalog.known_digests(videos)
-    unknown = [video for video in videos if video not in known]
+    stats = {}
+    for video in videos:
+        try:
+            stats[video] = video.stat()
+        except OSError as error:
+            gone = VideoError("missing", f"{video}: {error.strerror}", "fetch it anew")
+            work.failures.append((video, (0.0, None), gone))
+    known = catalog.digests_of(stats)
+    unknown = [video for video in stats if video not in known]
     found: dict[Path, str] = {}
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        bar = tqdm(total=len(unknown), desc="reading new videos", unit="video", disable=None)
-        for video, result in zip(unknown, pool.map(_try(file_digest), unknown), strict=True):
-            bar.update()
+        results = zip(unknown, pool.map(_try(file_digest), unknown), strict=True)
+        bar = tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
+        for video, result in bar:
             if isinstance(result, ClipError):
                 work.failures.append((video, (0.0, None), result))
             else:
                 found[video] = result
-        bar.close()
-    catalog.remember_digests(found)
-    return {video: (known | found)[video] for video in videos if video in known or video in found}
+    catalog.remember_digests((video, stats[video], found[video]) for video in found)
+    digests = known | found
+    return {video: digests[video] for video in videos if video in digests}
 
 
 def _spans(
@@ -139,14 +146,17 @@ def _spans(
     segment_s = wanted.settings.clips.segment_s
     if wanted.spans or segment_s is None:
         return {video: list(wanted.spans) or [(0.0, None)] for video in digests}
-    durations = catalog.durations()
+    rows = catalog.videos(digests=set(digests.values()))
+    durations = {r["digest"]: r["duration_s"] for r in rows if r["duration_s"] is not None}
     unknown = [video for video, digest in digests.items() if digest not in durations]
+    probed = []
     for video, result in _probed(unknown, wanted.settings):
         if isinstance(result, ClipError):
             work.failures.append((video, (0.0, None), result))
         else:
-            catalog.add_video(digests[video], video, result)
+            probed.append(video_row(video, digests[video], result))
             durations[digests[video]] = result.duration_s
+    catalog.add_videos(probed)
     return {
         video: cut(durations[digest], segment_s)
         for video, digest in digests.items()
@@ -168,6 +178,21 @@ def _probed(
         ),
         total=len(videos), desc="probing new videos", unit="video", disable=None,
     )  # fmt: skip
+
+
+def video_row(video: Path, digest: str, info: VideoInfo) -> VideoRow:
+    """Return a video as the catalog keeps it."""
+    return {
+        "digest": digest,
+        "path": path_to_text(video),
+        "duration_s": info.duration_s,
+        "fps": info.fps,
+        "width": info.width,
+        "height": info.height,
+        "total_num_frames": info.total_num_frames,
+        "codec": info.codec,
+        "size_bytes": video.stat().st_size,
+    }
 
 
 def _try(function: Callable[[Path], str]) -> Callable[[Path], str | ClipError]:
