@@ -237,11 +237,12 @@ def _print_demonstration(shown: Demonstration) -> None:
     click.echo("\nPeak memory of each process, libraries included:")
     named = {"extract": "vision half", "caption": "language half"}
     for row in shown.runs:
-        click.echo(f"  {named[row['command']]:14} {format_bytes(row['measured_peak_bytes'])}")
+        click.echo(f"  {named[row['command']]:14} {format_bytes(row['measured_peak_bytes'] or 0)}")
     click.echo(f"  {'whole model':14} {format_bytes(shown.whole['host_bytes'])}")
     click.echo("Where the time went:")
     for row in shown.runs:
-        parts = ", ".join(f"{part} {format_seconds(s)}" for part, s in row["split"].items())
+        split = {part: float(str(seconds)) for part, seconds in row["split"].items()}
+        parts = ", ".join(f"{part} {format_seconds(s)}" for part, s in split.items())
         click.echo(f"  {row['command']}: {parts}")
 
 

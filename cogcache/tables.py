@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,11 +22,17 @@ def as_json(rows: Rows) -> str:
 
 def as_table(rows: Rows, columns: Sequence[str]) -> str:
     """Return the given columns of rows as a table as wide as the terminal; long texts wrap."""
-    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
     if not cells:
         return "nothing to list"
     widths = _widths([list(columns), *cells])
     return tabulate(cells, headers=list(columns), maxcolwidths=widths, disable_numparse=True)
+
+
+def _cell(column: str, value: object) -> str:
+    if column == "video" and isinstance(value, str):
+        value = min(value, os.path.relpath(value), key=len)
+    return _text(value)
 
 
 def _text(value: object) -> str:
