@@ -54,7 +54,7 @@ def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Fram
 
 def _suits(index: FrameIndex) -> bool:
     known = any(name in index.container.split(",") for name in CONTAINERS)
-    return known and index.is_simple and index.turn is None
+    return known and not index.has_false_keys and index.turn is None
 
 
 def _agrees(reader: Any, index: FrameIndex) -> bool:

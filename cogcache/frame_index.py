@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.errors import VideoError
+from cogcache.h264 import is_entry
 from cogcache.inputs import check_file, unreadable
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
 """Formats that libav plays: lists of other files, and texts and pictures as if they moved."""
 Turn = tuple[int, int, int, int]
 Logs = list[tuple[int, str, str]]
-H264_IDR = 5
 REFETCH = "try to play it; if it does not play, fetch it anew"
 
 
@@ -56,26 +56,40 @@ class FrameIndex:
     which the pixel at (x, y) is shown at (ax + cy, bx + dy). None: not at all."""
     container: str
     """Names of the container's format, as libav has them."""
-    is_simple: bool
-    """Whether all frames are to be shown, and decoding can begin cleanly at each key frame."""
+    has_false_keys: bool
+    """Whether some packets are marked as key frames and are none."""
     defects: tuple[str, ...]
     """What is wrong with the file as far as can be seen without decoding it."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenVideo:
+    """A file that is open, its picture stream, and what libav has complained of so far."""
+
+    container: InputContainer
+    stream: VideoStream
+    logs: Logs
+
+
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: Path) -> Iterator[OpenVideo]:
     """Open the file and its picture stream.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
             ``no_video_stream`` or ``too_large``.
     """
+    check_file(path)
+    with _logged_errors() as logs, _open_container(path, logs) as container:
+        yield OpenVideo(container, _picture_stream(path, container), logs)
+
+
+def _open_container(path: Path, logs: Logs) -> InputContainer:
     import av
 
-    check_file(path)
     try:
         # An absolute path: "http:x.mp4" would be taken for an address.
-        container = av.open(
+        return av.open(
             os.path.abspath(path),  # noqa: PTH100
             options={"protocol_whitelist": "file"},
             metadata_errors="replace",
@@ -83,10 +97,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except PermissionError as error:
         raise unreadable(path, error) from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        problem = f"{path} is no video that can be opened: {error}"
+        # Not str(error): PyAV adds what was last reported, if of another file.
+        said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
+        problem = f"{path} is no video that can be opened: {said}"
         raise VideoError("not_a_video", problem, REFETCH) from error
-    with container:
-        yield container, _picture_stream(path, container)
 
 
 def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -123,13 +137,13 @@ def index_frames(path: Path) -> FrameIndex:
 
 @lru_cache(maxsize=4)
 def _index_frames(path: Path, _size_bytes: int, _mtime_ns: int) -> FrameIndex:
-    with logged_errors() as logs, open_video(path) as (container, stream):
+    with open_video(path) as video:
         packets = _Packets()
-        packets.collect(container, stream)
+        packets.collect(video)
         if not packets.count:
             hint = "a file cut off while it was written has a head and no frames"
             raise VideoError("no_frames", f"{path} has a picture stream without frames", hint)
-        return packets.index(container, stream, logs)
+        return packets.index(video)
 
 
 class _Packets:
@@ -139,18 +153,18 @@ class _Packets:
         self.count = 0
         self.num_hidden = 0
         self.num_incomplete = 0
-        self.num_soft_keys = 0
+        self.num_false_keys = 0
         self.stopped_by = ""
         self.first_frame: VideoFrame | None = None
         self.stamps, self.keys = array("q"), array("q")
 
-    def collect(self, container: InputContainer, stream: VideoStream) -> None:
+    def collect(self, video: OpenVideo) -> None:
         import av
 
         try:
-            for packet in container.demux(stream):
+            for packet in video.container.demux(video.stream):
                 if self.first_frame is None:
-                    self.first_frame = _decode_one(stream, packet)
+                    self.first_frame = _decode_one(video.stream, packet)
                 if packet.size:
                     self.add(packet)
         except (av.FFmpegError, OSError) as error:
@@ -158,8 +172,7 @@ class _Packets:
 
     def add(self, packet: Packet[VideoStream]) -> None:
         if packet.is_keyframe and packet.pts is not None:
-            self.keys.append(packet.pts)
-            self.num_soft_keys += _is_soft_key(packet)
+            self.add_key(packet, packet.pts)
         if packet.is_discard:
             self.num_hidden += 1
             return
@@ -168,7 +181,15 @@ class _Packets:
         if packet.pts is not None:
             self.stamps.append(packet.pts)
 
-    def index(self, container: InputContainer, stream: VideoStream, logs: Logs) -> FrameIndex:
+    def add_key(self, packet: Packet[VideoStream], position: int) -> None:
+        codec = packet.stream.codec_context
+        if codec.name == "h264" and not is_entry(bytes(packet), codec.extradata):
+            self.num_false_keys += 1
+        else:
+            self.keys.append(position)
+
+    def index(self, video: OpenVideo) -> FrameIndex:
+        container, stream = video.container, video.stream
         stamps = np.unique(np.array(self.stamps, np.int64))
         whole = len(stamps) == self.count
         # AVI numbers its packets in the order of decoding, whatever it calls those numbers.
@@ -181,44 +202,27 @@ class _Packets:
         return FrameIndex(
             times_s=times_s.astype(np.float32),
             positions=stamps if by_timestamp else counted,
-            keys=np.unique(np.array(self.keys, np.int64)) if by_timestamp else counted[:1],
+            keys=np.unique(np.array(self.keys or [0], np.int64)) if by_timestamp else counted[:1],
             by_timestamp=by_timestamp,
             fps=fps,
-            duration_s=announced_s(container, stream) or float(times_s[-1]) + 1 / fps,
+            duration_s=announced_s(video) or float(times_s[-1]) + 1 / fps,
             size=(stream.width, stream.height),
             turn=_turn(self.first_frame),
             container=container.format.name,
-            is_simple=not (self.num_hidden or self.num_soft_keys),
-            defects=tuple(self.defects(container, stream, logs)),
+            has_false_keys=bool(self.num_false_keys),
+            defects=tuple(self.defects(video)),
         )
 
-    def defects(self, container: InputContainer, stream: VideoStream, logs: Logs) -> Iterator[str]:
+    def defects(self, video: OpenVideo) -> Iterator[str]:
         # Elsewhere than in MP4 the number announced is a guess or counts repeats.
-        told = "mp4" in container.format.name and not self.num_hidden
-        if told and stream.frames > self.count:
-            yield f"{stream.frames} frames are announced, {self.count} are there"
+        told = "mp4" in video.container.format.name and not self.num_hidden
+        if told and video.stream.frames > self.count:
+            yield f"{video.stream.frames} frames are announced, {self.count} are there"
         if self.num_incomplete:
             yield f"incomplete packets: {self.num_incomplete}"
         if self.stopped_by:
             yield f"reading stopped early: {self.stopped_by}"
-        yield from first_error(logs)
-
-
-def _is_soft_key(packet: Packet[VideoStream]) -> bool:
-    """Tell whether an H.264 key frame is one from which the picture recovers only bit by bit.
-
-    Or whether frames after it refer to some before it: neither begins with an IDR unit.
-    """
-    codec = packet.stream.codec_context
-    extradata = codec.extradata
-    if codec.name != "h264" or not extradata or extradata[0] != 1:
-        return False  # not in the length-prefixed form of MP4, Matroska and FLV
-    data, length_size, at = bytes(packet), (extradata[4] & 3) + 1, 0
-    while at + length_size < len(data):
-        if data[at + length_size] & 31 == H264_IDR:
-            return False
-        at += length_size + int.from_bytes(data[at : at + length_size], "big")
-    return True
+        yield from first_error(video.logs)
 
 
 def _decode_one(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
@@ -241,13 +245,13 @@ def _turn(frame: VideoFrame | None) -> Turn | None:
     return (a, b, c, d) if (upright or lying) and (a, b, c, d) != (1, 0, 0, 1) else None
 
 
-def announced_s(container: InputContainer, stream: VideoStream) -> float:
+def announced_s(video: OpenVideo) -> float:
     """Return how long the file says that its pictures run, in seconds; 0 if it does not say."""
-    time_base = stream.time_base or 0
+    stream, time_base = video.stream, video.stream.time_base or 0
     if stream.duration:
         return float(stream.duration * time_base)
-    duration_s = (container.duration or 0) / 1e6
-    if {"matroska", "flv"} & set(container.format.name.split(",")):
+    duration_s = (video.container.duration or 0) / 1e6
+    if {"matroska", "flv"} & set(video.container.format.name.split(",")):
         # These tell when the last frame ends, and the first may begin late.
         duration_s -= float((stream.start_time or 0) * time_base)
     return max(duration_s, 0.0)
@@ -263,7 +267,7 @@ def _frame_rate(stream: VideoStream, stamps: NDArray[np.int64]) -> float:
 
 
 @contextmanager
-def logged_errors() -> Iterator[Logs]:
+def _logged_errors() -> Iterator[Logs]:
     """Collect what libav reports as an error in this thread: it often goes on all the same."""
     import av.logging
 

