@@ -1,0 +1,29 @@
+"""`doctor`: is this installation well?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cogcache.cli.printing import json_option, print_rows
+
+
+@click.command()
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder whose disk is looked at.",
+)
+@json_option
+def doctor(cache: Path | None, json_: bool) -> None:
+    """Check the installation, decoders, 4-bit arithmetic, disk and device."""
+    from dataclasses import asdict
+
+    from cogcache.doctor import examine
+
+    rows = [asdict(check) for check in examine(cache)]
+    shown = rows if json_ else [row | {"ok": "ok" if row["ok"] else "FAULT"} for row in rows]
+    print_rows(shown, ("check", "ok", "found"), json_=json_)
+    raise SystemExit(0 if all(row["ok"] for row in rows) else 1)

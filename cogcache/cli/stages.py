@@ -1,0 +1,127 @@
+"""`extract`, `caption`, and `run`, which is both."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cogcache.config import Settings
+from cogcache.options import as_arguments, cache_option, settings_options
+
+if TYPE_CHECKING:
+    from cogcache.runs import RunReport
+
+Span = tuple[float, float | None]
+STAGE_ONE = ("model", "sampling", "clips", "vision")
+STAGE_TWO = ("model", "sampling", "vision", "language", "generation")
+
+
+class SpanType(click.ParamType[Span]):
+    """`10:20`, `10:` or `:20`, in seconds of the video."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Span:
+        """Return begin and end; None ends with the video."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d+\.?\d*)?:(\d+\.?\d*)?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not START:END in seconds, such as 10:20 or 90:", param, ctx)
+        start_s, end_s = float(match[1] or 0), float(match[2]) if match[2] else None
+        if end_s is not None and end_s <= start_s:
+            self.fail(f"{value!r} ends before it begins", param, ctx)
+        return start_s, end_s
+
+
+clip_option = click.option(
+    "--clip",
+    "spans",
+    type=SpanType(),
+    multiple=True,
+    metavar="START:END",
+    help="Take only this part of each video, in seconds; repeatable.",
+)
+retry_option = click.option(
+    "--retry-failed", is_flag=True, help="Try again what failed in earlier runs."
+)
+videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
+
+
+@click.command()
+@videos_argument
+@cache_option
+@clip_option
+@retry_option
+@settings_options(*STAGE_ONE)
+def extract(
+    videos: tuple[str, ...],
+    cache: Path,
+    spans: tuple[Span, ...],
+    retry_failed: bool,
+    settings: Settings,
+) -> None:
+    """Stage one: encode VIDEOS with the vision half and cache the features.
+
+    VIDEOS are files, folders, patterns, or @list.txt with a path a line.
+    """
+    from cogcache.extract import extract as run
+
+    _finish(run(videos, cache, settings, spans=spans, retry_failed=retry_failed))
+
+
+@click.command()
+@click.argument("videos", nargs=-1, type=str)
+@cache_option
+@settings_options(*STAGE_TWO, prompts=True)
+def caption(videos: tuple[str, ...], cache: Path, settings: Settings) -> None:
+    """Stage two: caption from the cache with the language half alone.
+
+    VIDEOS choose among the cached ones; none given captions all.
+    """
+    from cogcache.caption import caption as run
+
+    _finish(run(cache, settings, videos=videos or None))
+
+
+@click.command()
+@videos_argument
+@cache_option
+@clip_option
+@retry_option
+@settings_options(*dict.fromkeys(STAGE_ONE + STAGE_TWO), prompts=True)
+def run(
+    videos: tuple[str, ...],
+    cache: Path,
+    spans: tuple[Span, ...],
+    retry_failed: bool,
+    settings: Settings,
+) -> None:
+    """Both stages, each in a process of its own.
+
+    VIDEOS are files, folders, patterns, or @list.txt with a path a line.
+    """
+    from cogcache.stages import run_stage
+
+    clips = [f"--clip={start}:{'' if end is None else end}" for start, end in spans]
+    retry = ["--retry-failed"] if retry_failed else []
+    common = [f"--cache={cache}"]
+    first = run_stage(
+        ["extract", *common, *clips, *retry, *as_arguments(settings, *STAGE_ONE), "--", *videos]
+    )
+    if first > 1:
+        raise SystemExit(first)
+    second = run_stage(
+        ["caption", *common, *as_arguments(settings, *STAGE_TWO, prompts=True), "--", *videos]
+    )
+    raise SystemExit(max(first, second))
+
+
+def _finish(report: RunReport) -> None:
+    """Print a stage's report and end with its exit status."""
+    for line in report.lines():
+        click.echo(line)
+    raise SystemExit(1 if report.counts.failed or report.counts.skipped else 0)
