@@ -159,6 +159,13 @@ def test_logits_of_the_prompt_are_the_published_ones(kind):
     assert difference(logits, golden()[f"{kind}.logits"]) <= BOUNDS[kind]
 
 
+def test_repeated_positions_are_not_taken_for_packed_sequences():
+    """Without a cache or a mask transformers would cut attention at each of them."""
+    pixels = golden()["pixel_values"]
+    found = model_of("float32")(**golden_prompt(), pixel_values_videos=pixels, use_cache=False)
+    assert difference(found.logits, golden()["float32.logits"]) <= BOUNDS["float32"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_at_far_positions_are_the_published_ones(kind):
     logits = model_of(kind)(golden()["long_input_ids"], logits_to_keep=50).logits
