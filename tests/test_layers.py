@@ -29,8 +29,8 @@ LAYERS = {
     3.4: {"models.identity"},
     4.0: {"captionlist", "generation", "guards", "preparation", "runs", "worklist"},
     4.1: {"plan"},
-    4.2: {"caption", "extract", "whole"},
-    5.0: {"demo", "doctor", "options", "stages", "tables"},
+    4.2: {"caption", "extract", "stages", "whole"},
+    5.0: {"demo", "doctor", "options", "tables"},
     6.0: {"cli"},
     6.1: {"__main__"},
 }
