@@ -24,3 +24,29 @@ def toml(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the contract of families found: a line a family, a column a claim."""
+    found: dict[str, dict[str, set[str]]] = {}
+    notes: dict[str, str] = {}
+    for outcome, mark in (("failed", "FAIL"), ("passed", "ok"), ("skipped", "-")):
+        for report in terminalreporter.stats.get(outcome, ()):
+            told = dict(getattr(report, "user_properties", ()))
+            if "claim" in told:
+                found.setdefault(told["family"], {}).setdefault(told["claim"], set()).add(mark)
+                notes |= {told["family"]: told["note"]} if "note" in told else {}
+    if not found:
+        return
+    claims = list(dict.fromkeys(claim for family in found.values() for claim in family))
+    rows = [["family", *claims, "in 4 bits"]]
+    for family, outcomes in sorted(found.items()):
+        marks = [
+            next((m for m in ("FAIL", "ok", "-") if m in outcomes.get(c, ())), "") for c in claims
+        ]
+        rows.append([family, *marks, notes.get(family, "")])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    terminalreporter.section("families and what was shown of them")
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        terminalreporter.write_line("  ".join(cells).rstrip())

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -74,6 +74,13 @@ class Animal:
     size: tuple[int, int] = (32, 48)
     other_size: tuple[int, int] = (48, 32)
     frames: tuple[int, int] = (8, 4)
+    takes_videos: bool = True
+    times: tuple[str, ...] = ()
+    """What the prompt of the second clip, seconds 7 and on of a video, says of its times."""
+    beams: Literal["both", "cache", "neither"] = "both"
+    """What can be run with beams: the model in one piece and its language half, or less."""
+    ties: bool = True
+    """Whether its class can tie the output head to the embeddings."""
 
     def chat_template(self) -> str:
         return CHAT.replace("VIDEO", self.video).replace("IMAGE", self.image)
@@ -230,10 +237,17 @@ def qwen_processor(
 
 
 def qwen(
-    name: str, model: str, config: Callable[[Ids], Config], processor: str, videos: str
+    name: str, model: str, config: Callable[[Ids], Config], processor: str, videos: str, **more: Any
 ) -> Animal:
     return Animal(
-        name, model, config, qwen_processor(processor, videos), QWEN_TOKENS, QWEN_VIDEO, QWEN_IMAGE
+        name,
+        model,
+        config,
+        qwen_processor(processor, videos),
+        QWEN_TOKENS,
+        QWEN_VIDEO,
+        QWEN_IMAGE,
+        **more,
     )
 
 
@@ -257,6 +271,7 @@ QWEN3_VL = qwen(
     qwen3_vl,
     "Qwen3VLProcessor",
     "Qwen3VLVideoProcessor",
+    times=("<7.5 seconds>", "<9.5 seconds>"),
 )
 
 
@@ -465,6 +480,7 @@ SMOLVLM = Animal(
         "global_image_token": "<global-img>",
     },
     "<video>",
+    times=("00:07:", "00:10:", "0:01:00"),
 )
 
 
@@ -506,6 +522,8 @@ VIDEO_LLAMA_3 = Animal(
     QWEN_TOKENS,
     "<|video_pad|>",
     "<|image_pad|>",
+    times=("Time 7.0s:", "Time 10.0s:"),
+    beams="cache",
 )
 
 
@@ -559,6 +577,8 @@ GLM4V = Animal(
     GLM_TOKENS,
     GLM_VIDEO,
     GLM_IMAGE,
+    times=("<|end_of_image|>7", "<|end_of_image|>9"),
+    beams="neither",
 )
 
 TEN = (

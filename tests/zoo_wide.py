@@ -66,6 +66,7 @@ QWEN3_5 = qwen(
     qwen3_5,
     "Qwen3VLProcessor",
     "Qwen3VLVideoProcessor",
+    times=("<7.5 seconds>", "<9.5 seconds>"),
 )
 QWEN3_5_MOE = qwen(
     "qwen3_5_moe",
@@ -73,6 +74,7 @@ QWEN3_5_MOE = qwen(
     qwen3_5_moe,
     "Qwen3VLProcessor",
     "Qwen3VLVideoProcessor",
+    times=("<7.5 seconds>", "<9.5 seconds>"),
 )
 QWEN3_VL_MOE = qwen(
     "qwen3_vl_moe",
@@ -80,6 +82,7 @@ QWEN3_VL_MOE = qwen(
     qwen3_vl_moe,
     "Qwen3VLProcessor",
     "Qwen3VLVideoProcessor",
+    times=("<7.5 seconds>", "<9.5 seconds>"),
 )
 
 
@@ -119,14 +122,35 @@ def glm_ocr(ids: Ids) -> Config:
     return {"text_config": text_config(**HALF), "vision_config": glm_vision(), **glm_ids(ids)}
 
 
-def glm(name: str, model: str, config: Callable[[Ids], Config], kind: str) -> Animal:
+def glm(name: str, model: str, config: Callable[[Ids], Config], kind: str, *times: str) -> Animal:
     processor = qwen_processor(f"{kind}Processor", f"{kind}VideoProcessor", f"{kind}ImageProcessor")
-    return Animal(name, model, config, processor, GLM_TOKENS, GLM_VIDEO, GLM_IMAGE)
+    return Animal(
+        name,
+        model,
+        config,
+        processor,
+        GLM_TOKENS,
+        GLM_VIDEO,
+        GLM_IMAGE,
+        times=times,
+        beams="neither",
+    )
 
 
-GLM4V_MOE = glm("glm4v_moe", "Glm4vMoeForConditionalGeneration", glm4v_moe, "Glm4v")
-GLM46V = glm("glm46v", "Glm46VForConditionalGeneration", glm46v, "Glm46V")
-GLM_OCR = glm("glm_ocr", "GlmOcrForConditionalGeneration", glm_ocr, "Glm46V")
+GLM4V_MOE = glm(
+    "glm4v_moe",
+    "Glm4vMoeForConditionalGeneration",
+    glm4v_moe,
+    "Glm4v",
+    "<|end_of_image|>7",
+    "<|end_of_image|>9",
+)
+GLM46V = glm(
+    "glm46v", "Glm46VForConditionalGeneration", glm46v, "Glm46V", "7.0 seconds", "9.0 seconds"
+)
+GLM_OCR = glm(
+    "glm_ocr", "GlmOcrForConditionalGeneration", glm_ocr, "Glm46V", "7.0 seconds", "9.0 seconds"
+)
 
 
 def ernie(ids: Ids) -> Config:
@@ -237,6 +261,7 @@ GEMMA3 = Animal(
     GEMMA_TOKENS,
     "<start_of_image>",
     "<start_of_image>",
+    takes_videos=False,
 )
 
 
@@ -299,6 +324,7 @@ GEMMA4 = Animal(
     "<|video|>",
     "<|image|>",
     frames=(3, 2),
+    times=("00:07 ", "00:08 "),
 )
 
 
@@ -357,6 +383,7 @@ LFM2_VL = Animal(
         "image_thumbnail_token": "<|img_thumbnail|>",
     },
     "<image>",
+    takes_videos=False,
 )
 
 
@@ -388,6 +415,7 @@ LFM3_VL = Animal(
     QWEN_TOKENS,
     QWEN_VIDEO,
     QWEN_IMAGE,
+    times=("<7.5 seconds>", "<9.5 seconds>"),
 )
 
 
@@ -489,6 +517,8 @@ MOLMO2 = Animal(
     MOLMO_TOKENS,
     "<|video|>",
     "<|image|>",
+    times=("7.0 <frame_start>", "10.0 <frame_start>"),
+    ties=False,
 )
 
 
@@ -686,6 +716,7 @@ MINIMAX = Animal(
     MINIMAX_TOKENS,
     "]<]video[>[",
     "]<]image[>[",
+    times=("7.0 seconds", "9.0 seconds"),
 )
 
 WIDE = (
