@@ -79,9 +79,9 @@ class CatalogFile:
         return version
 
     def _migrate(self) -> None:
-        with self.transaction():
-            if self._version() == VERSION:  # another process was quicker
-                return
+        with (
+            self.transaction()
+        ):  # of processes that get here together, the second has nothing to do
             MIGRATIONS.apply(Database(self._conn, execute_plugins=False))
             self._conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             self._conn.execute(f"PRAGMA user_version = {VERSION}")

@@ -19,7 +19,7 @@ import numpy as np
 from h5py import h5d, h5l, h5s
 
 from cogcache.canonical import Field
-from cogcache.errors import CorruptFeaturesError
+from cogcache.errors import CacheError, CorruptFeaturesError
 from cogcache.feature_format import (
     FORMAT,
     MAX_EXPANSION,
@@ -61,7 +61,7 @@ def read(path: Path, key: str, names: Collection[str] | None = None) -> StoredFe
     Raises:
         CorruptFeaturesError: the file is damaged, of another key or of another format.
         KeyError: the file is sound and has no tensor of such a name.
-        OSError: the file cannot be read at all.
+        CacheError: the disk or the system will not let it be read.
     """
     with _opened(path) as file, hashing() as pool:
         head = _read_head(file, key)
@@ -79,7 +79,7 @@ def describe(path: Path, key: str) -> dict[str, Field]:
 
     Raises:
         CorruptFeaturesError: the file is damaged, of another key or of another format.
-        OSError: the file cannot be read at all.
+        CacheError: the disk or the system will not let it be read.
     """
     with _opened(path) as file:
         return _read_head(file, key).attributes
@@ -90,7 +90,7 @@ def check(path: Path, key: str, tensors: Mapping[str, Bits]) -> None:
 
     Raises:
         CorruptFeaturesError: it holds something else.
-        OSError: the file cannot be read at all.
+        CacheError: the disk or the system will not let it be read.
     """
     with _opened(path) as file:
         _expect(_read_head(file, key).digests.keys() == tensors.keys(), "other tensors")
@@ -108,7 +108,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise CorruptFeaturesError(f"{path} is damaged: {error.problem}", _REMAKE) from error
     except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # the disk's or the system's word, not the file's bytes
+            # The disk's or the system's word, not the file's bytes: they may be sound.
+            problem = f"{path} cannot be read: {error}"
+            raise CacheError(problem, "see that its disk is there and readable") from error
         raise CorruptFeaturesError(f"{path} is damaged: {error}", _REMAKE) from error
 
 

