@@ -100,8 +100,9 @@ class _Captioning:
 
     def __post_init__(self) -> None:
         # Drawn tokens must not depend on who else is in the batch: one row at a time then.
-        sampling = self.settings.generation.do_sample
-        self.rows_per_batch = 1 if sampling else self.settings.language.clips_per_batch
+        generation = self.settings.generation
+        together = 1 if generation.do_sample else self.settings.language.clips_per_batch
+        self.rows_per_batch = self.family.rows_together(together, generation.num_beams)
 
     def run(self, work: CaptionList, stop: Stop) -> None:
         """Make every missing caption, or as many as there is time for."""

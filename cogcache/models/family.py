@@ -117,6 +117,14 @@ class Family(ABC):
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return generated tokens as text, special tokens left out, blanks stripped."""
 
+    def rows_together(self, wanted: int, num_beams: int) -> int:
+        """Return how many of `wanted` rows can be generated for in one call.
+
+        Raises:
+            ConfigError: the model cannot be run with so many beams.
+        """
+        return wanted
+
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, UnknownFamilyError
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from cogcache.models.derived.processing import ClipProcessor, Processed
     from cogcache.video import ClipFrames
 
+WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
+"""Their features stand under `video` and their slots are image tokens, which beams cannot match."""
 PROBE = "Please describe this video in detail."
 
 
 class DerivedFamily(Family):
     """Any transformers class whose `generate` takes features from outside."""
-
-    batches_beams: ClassVar[bool] = False
-    """Beams over several clips of unequal length mix them up in some classes, without a word."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -105,6 +104,13 @@ class DerivedFamily(Family):
         output = parts.encoder_output(clips, device, model.dtype)
         inputs["mm_encoder_outputs"] = {rows[0].features.texts["modality"]: output}
         return inputs | parts.extras(clips, device)
+
+    def rows_together(self, wanted: int, num_beams: int) -> int:
+        """Return one row with beams: some classes mix up clips of unequal length, silently."""
+        if num_beams > 1 and self.name in WITHOUT_BEAMS:
+            problem = f"transformers cannot run {self.name} on videos with beams"
+            raise ConfigError(problem, "leave num_beams at 1")
+        return wanted if num_beams == 1 else 1
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return generated tokens as text."""
