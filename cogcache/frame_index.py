@@ -84,6 +84,14 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
         yield OpenVideo(container, _picture_stream(path, container), logs)
 
 
+def reading_errors() -> tuple[type[Exception], ...]:
+    """Return what PyAV raises at files that are not sound."""
+    import av
+
+    # IndexError: of a damaged head whose streams are numbered past their count.
+    return (av.FFmpegError, OSError, ValueError, IndexError)
+
+
 def _open_container(path: Path, logs: Logs) -> InputContainer:
     import av
 
@@ -96,7 +104,7 @@ def _open_container(path: Path, logs: Logs) -> InputContainer:
         )
     except PermissionError as error:
         raise unreadable(path, error) from error
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except reading_errors() as error:
         # Not str(error): PyAV adds what was last reported, if of another file.
         said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
         problem = f"{path} is no video that can be opened: {said}"
@@ -116,6 +124,9 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
         kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
         problem = f"{path} has no picture stream, only: {kinds}"
         raise VideoError("no_video_stream", problem, "leave it out, or name another file")
+    if stream.codec_context is None:
+        problem = f"{path}: no decoder knows how its pictures are coded"
+        raise VideoError("decode_failed", problem, REFETCH)
     if max(stream.width, stream.height) > MAX_SIDE:
         problem = f"{path} has pictures of {stream.width} x {stream.height} pixels"
         raise VideoError("too_large", problem, f"sides of up to {MAX_SIDE} pixels are read")
@@ -159,16 +170,14 @@ class _Packets:
         self.stamps, self.keys = array("q"), array("q")
 
     def collect(self, video: OpenVideo) -> None:
-        import av
-
         try:
             for packet in video.container.demux(video.stream):
                 if self.first_frame is None:
                     self.first_frame = _decode_one(video.stream, packet)
                 if packet.size:
                     self.add(packet)
-        except (av.FFmpegError, OSError) as error:
-            self.stopped_by = error.strerror or str(error)
+        except reading_errors() as error:
+            self.stopped_by = getattr(error, "strerror", None) or str(error)
 
     def add(self, packet: Packet[VideoStream]) -> None:
         if packet.is_keyframe and packet.pts is not None:
@@ -227,11 +236,9 @@ class _Packets:
 
 def _decode_one(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
     """Return the first frame that a packet gives: PyAV tells of turning only there."""
-    import av
-
     try:
         return next(iter(stream.decode(packet)), None)
-    except av.FFmpegError:
+    except reading_errors():
         return None
 
 

@@ -19,6 +19,7 @@ from cogcache.frame_index import (
     Turn,
     first_error,
     open_video,
+    reading_errors,
 )
 
 if TYPE_CHECKING:
@@ -109,15 +110,13 @@ class _Reading:
         return list(groups.items())
 
     def _go_to(self, key: int) -> None:
-        import av
-
         if key == 0:
             self._open()
             return
         self.has_sought = True
         # Where a file cannot be searched, reading goes on from where it is: never too late,
         # as positions are asked for in ascending order.
-        with suppress(av.FFmpegError, OSError):
+        with suppress(*reading_errors()):
             self.video.container.seek(int(self.index.keys[key]), stream=self.video.stream)
 
     def _collect(self, wanted: Sequence[int]) -> Generator[Found, None, set[int]]:
@@ -147,17 +146,13 @@ class _Reading:
                     yield position, frame
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        import av
-
-        with suppress(av.FFmpegError, OSError):
+        with suppress(*reading_errors()):
             yield from self.video.container.demux(self.video.stream)
 
     def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
-        import av
-
         try:
             return self.video.stream.decode(packet)
-        except av.FFmpegError:
+        except reading_errors():
             self.num_damaged += 1
             return []
 

@@ -86,8 +86,6 @@ def map_unordered(
 
 @dataclass(frozen=True)
 class _Program:
-    """What a worker runs."""
-
     task: Callable[[Any], Any]
     initializer: Callable[..., object] | None
     initargs: tuple[object, ...]
@@ -95,7 +93,7 @@ class _Program:
 
 @dataclass(frozen=True)
 class _Bug:
-    """An error that is no job's fault and ends the run."""
+    """An error that is no job's fault."""
 
     error: Exception
 
@@ -146,19 +144,17 @@ class _Worker:
         """Return the task's result, a ClipError, or a _Bug."""
         try:
             return self._exchange(job)
-        # Whatever it is belongs to the caller: left here it would end a thread unseen.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - else it would end a thread unseen
             return _Bug(error)
 
     def _exchange(self, job: object) -> object:
-        pipe = self._ready()
+        data = ForkingPickler.dumps(job)
         try:
-            pipe.send(job)
-        except (BrokenPipeError, ConnectionError):
+            pipe = self._hand_over(data)
+        except (EOFError, OSError):
             # It was killed while it had nothing to do: the job is not to blame.
             self.stop()
-            pipe = self._ready()
-            pipe.send(job)
+            pipe = self._hand_over(data)
         if not pipe.poll(self.timeout_s):
             self.stop()
             hint = "raise --decode-timeout-s if the video is long; else leave it out"
@@ -167,6 +163,13 @@ class _Worker:
             return pipe.recv()
         except (EOFError, OSError):
             return _crashed(self.stop())
+
+    def _hand_over(self, data: memoryview) -> Connection[Any, Any]:
+        """Return the pipe of a process that has taken the job up."""
+        pipe = self._ready()
+        pipe.send_bytes(data)
+        pipe.recv()
+        return pipe
 
     def _ready(self) -> Connection[Any, Any]:
         """Return the pipe of a process that waits for a job; start one if there is none."""
@@ -192,8 +195,7 @@ class _Worker:
                 return pipe.recv()
         raise CogcacheError(
             f"a worker process could not be started: {_ending(self.stop())}",
-            "its own message stands above; a script that calls cogcache needs the line "
-            "`if __name__ == '__main__':`",
+            "see its message above; a script that uses cogcache needs `if __name__ == '__main__':`",
         )
 
     def stop(self) -> int | None:
@@ -233,10 +235,7 @@ def _ending(exit_code: int | None) -> str:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Have a process started here inherit that SIGINT and SIGTERM do not reach it.
-
-    From its first instruction on: while it imports torch, Ctrl-C would print a traceback.
-    """
+    """Have a process started here take no notice of signals from its first instruction on."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -260,14 +259,16 @@ def _work(pipe: Connection[Any, Any], program: _Program) -> None:
     pipe.send(None)
     with suppress(EOFError, OSError):
         while True:
-            pipe.send_bytes(_answer(program.task, pipe.recv()))
+            job = pipe.recv_bytes()
+            pipe.send(None)  # taken up: from here on a crash is the job's own
+            pipe.send_bytes(_answer(program.task, job))
 
 
-def _answer(task: Callable[[Any], Any], job: object) -> Any:
+def _answer(task: Callable[[Any], Any], job: bytes) -> Any:
     """Return the pickled result, ClipError or _Bug."""
     try:
         try:
-            return ForkingPickler.dumps(task(job))
+            return ForkingPickler.dumps(task(ForkingPickler.loads(job)))
         except ClipError as error:
             return ForkingPickler.dumps(error)
         except MemoryError:
@@ -290,11 +291,10 @@ def _bug(error: Exception) -> _Bug:
 def _end_with_parent() -> None:
     """End this process when its parent does, even in the middle of a job."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
 
-        def watch() -> None:
-            wait([sentinel])
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
             os._exit(1)
 
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

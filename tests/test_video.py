@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -378,6 +379,27 @@ def test_a_stream_that_cannot_be_decoded_at_all_says_so(tmp_path):
     with pytest.raises(VideoError) as raised:
         read_clip(path, PER_SECOND)
     assert raised.value.reason == "decode_failed"
+
+
+def test_an_unknown_codec_says_so(tmp_path):
+    path = write_video(tmp_path / "new.mkv")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XYZ"))
+    with pytest.raises(VideoError, match="no decoder knows") as raised:
+        read_clip(path, PER_SECOND)
+    assert raised.value.reason == "decode_failed"
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.mp4", "b_frames.mkv", "b_frames.ts", "plain.flv", "mpeg4.avi"]
+)
+def test_whatever_is_wrong_with_a_file_is_told_as_such(files, tmp_path, name, capfd):
+    for seed in range(30):
+        path = shutil.copy(files[name], tmp_path / f"{seed}{files[name].suffix}")
+        flip_bits(path, 2 ** (seed % 10), seed=seed, first=0)
+        for read in (lambda path=path: read_clip(path, PER_SECOND), lambda path=path: probe(path)):
+            with suppress(VideoError):
+                read()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_stream_without_frames_says_so(tmp_path):
