@@ -393,9 +393,10 @@ def test_an_unknown_codec_says_so(tmp_path):
     "name", ["plain.mp4", "b_frames.mkv", "b_frames.ts", "plain.flv", "mpeg4.avi"]
 )
 def test_whatever_is_wrong_with_a_file_is_told_as_such(files, tmp_path, name, capfd):
-    for seed in range(30):
+    # The last two once made decord print that it cannot open what PyAV can.
+    for seed in (*range(30), 76, 197):
         path = shutil.copy(files[name], tmp_path / f"{seed}{files[name].suffix}")
-        flip_bits(path, 2 ** (seed % 10), seed=seed, first=0)
+        flip_bits(path, 2 ** (seed % 8), seed=seed, first=0)
         for read in (lambda path=path: read_clip(path, PER_SECOND), lambda path=path: probe(path)):
             with suppress(VideoError):
                 read()
