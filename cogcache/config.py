@@ -46,14 +46,15 @@ class Table(BaseModel):
 class Sampling(Table):
     """Which frames of a clip are encoded. Part of the feature key."""
 
-    strategy: Literal["per_second", "uniform"] = "per_second"
-    """`per_second`: the frame nearest to each whole second of the clip; `uniform`: max_frames
-    frames, evenly spaced over window_s."""
+    strategy: Literal["per_second", "uniform", "spread"] = "per_second"
+    """`per_second`: the frame nearest to each whole second, until max_frames; `uniform`: max_frames
+    frames, evenly spaced over window_s; `spread`: as `per_second`, but max_frames spread over the
+    whole clip where it has more seconds than that."""
     max_frames: AtLeastOne = 24
     """Most frames taken of one clip; the published CogVLM2-Video runs use 24."""
     window_s: Positive = 60.0
-    """Seconds from the clip's start that `uniform` spreads its frames over; `per_second` does not
-    use it."""
+    """Seconds from the clip's start that `uniform` spreads its frames over; others do not use
+    it."""
 
 
 class Clips(Table):
@@ -61,6 +62,17 @@ class Clips(Table):
 
     segment_s: Annotated[float | None, Field(gt=0), _NoneIfZero] = None
     """Seconds a clip: longer videos are cut into clips of this length; 0 takes a video whole."""
+    overlap_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds that each clip of a cut video shares with the one before it."""
+
+    @model_validator(mode="after")
+    def _overlap_is_shorter_than_a_clip(self) -> Self:
+        if self.overlap_s and self.overlap_s >= (self.segment_s or 0):
+            raise ValueError(
+                f"overlap_s = {self.overlap_s:g} needs segment_s to be longer than that: "
+                "set segment_s, or leave overlap_s at 0"
+            )
+        return self
 
 
 class Vision(Table):
@@ -133,6 +145,19 @@ class Generation(Table):
         return self
 
 
+class Limits(Table):
+    """When a run ends before its work does, and what it lets pass. Part of no key."""
+
+    limit: Annotated[int | None, Field(ge=1), _NoneIfZero] = None
+    """Most clips or captions that one run makes; 0 makes all."""
+    max_hours: Annotated[float | None, Field(gt=0), _NoneIfZero] = None
+    """Hours after which a stage takes up no more work; 0 for no end."""
+    min_free_gib: Annotated[float, Field(ge=0)] = 2.0
+    """GiB that have to stay free on the cache's disk; a run ends before it takes them."""
+    strict: bool = False
+    """Fail clips at whose decoding anything was wrong, in place of noting it beside them."""
+
+
 class Settings(Table):
     """All that a run can be told. Made by `load_settings`."""
 
@@ -147,6 +172,7 @@ class Settings(Table):
     vision: Vision = Vision()
     language: Language = Language()
     generation: Generation = Generation()
+    limits: Limits = Limits()
     prompts: Annotated[dict[PromptName, PromptText], Field(min_length=1)] = {
         "default": DEFAULT_PROMPT
     }

@@ -15,7 +15,11 @@ from cogcache.prompts import parse_prompts
 Command = Callable[..., Any]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_ALIASES = {"segment_s": ["--segment"]}
+_ALIASES = {
+    "segment_s": ["--segment"],
+    "overlap_s": ["--overlap"],
+    "min_free_gib": ["--min-free"],
+}
 
 cache_option = click.option(
     "--cache",

@@ -1,4 +1,4 @@
-"""Which frames of a video are looked at: the two published rules of CogVLM2-Video.
+"""Which frames of a video are looked at: the two published rules of CogVLM2-Video, and our own.
 
 Times are compared as they come: decoders give float32, and the published rules compare those.
 """
@@ -20,7 +20,7 @@ class SamplingRule(Protocol):
 
     @property
     def strategy(self) -> str:
-        """``"per_second"`` (published as "chat") or ``"uniform"`` (published as "base")."""
+        """``"per_second"`` (published as "chat"), ``"uniform"`` (as "base") or ``"spread"``."""
 
     @property
     def max_frames(self) -> int:
@@ -62,6 +62,23 @@ def uniform(num_frames: int, fps: float, max_frames: int = 24, window_s: float =
     return [int(index) for index in np.linspace(0, num_seen - 1, max_frames, dtype=int)]
 
 
+def spread(timestamps_s: Times, max_frames: int = 24) -> list[int]:
+    """Return the frames nearest to as many moments as the clip has seconds, over all of it.
+
+    A clip of at most ``max_frames`` seconds gives what ``per_second`` gives; of a longer one,
+    ``max_frames`` moments from its first frame to its last are equally far apart.
+
+    Args:
+        timestamps_s: when each frame begins, in seconds from the clip's start. Shape [N].
+        max_frames: how many moments at most.
+    """
+    last_s = float(timestamps_s.max())
+    if round(last_s) + 1 <= max_frames:
+        return per_second(timestamps_s, max_frames)
+    moments = np.linspace(0.0, last_s, max_frames)
+    return [int(np.abs(timestamps_s - moment).argmin()) for moment in moments]
+
+
 def choose(
     timestamps_s: Times,
     fps: float,
@@ -89,9 +106,11 @@ def choose(
         chosen = per_second(since_start_s, rule.max_frames)
     elif rule.strategy == "uniform":
         chosen = uniform(stop - first, fps, rule.max_frames, rule.window_s)
+    elif rule.strategy == "spread":
+        chosen = spread(np.maximum(timestamps_s[first:stop] - start_s, 0), rule.max_frames)
     else:
         raise ConfigError(
-            f"sampling.strategy is {rule.strategy!r}", "set it to per_second or uniform"
+            f"sampling.strategy is {rule.strategy!r}", "set it to per_second, uniform or spread"
         )
     return [first + index for index in chosen]
 

@@ -155,14 +155,18 @@ def thumbnail(frames: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def cut(duration_s: float, segment_s: float | None) -> list[tuple[float, float | None]]:
+def cut(
+    duration_s: float, segment_s: float | None, overlap_s: float = 0.0
+) -> list[tuple[float, float | None]]:
     """Return the clips ``(start_s, end_s)`` of a video, each ``segment_s`` long.
 
     The last has no end, so that no frame is lost to a length announced too short; a rest of less
-    than half a segment joins it.
+    than half a segment joins it. Each clip but the first begins ``overlap_s`` before the one
+    before it ends.
     """
     if segment_s is None:
         return [(0.0, None)]
-    num_clips = max(math.floor(duration_s / segment_s + 0.5), 1)
-    starts = [index * segment_s for index in range(num_clips)]
-    return list(zip(starts, [*starts[1:], None], strict=True))
+    step_s = segment_s - overlap_s
+    num_clips = max(math.floor((duration_s - overlap_s) / step_s + 0.5), 1)
+    starts = [index * step_s for index in range(num_clips)]
+    return [(start, start + segment_s) for start in starts[:-1]] + [(starts[-1], None)]
