@@ -6,11 +6,11 @@ covered: a network file system, on which one process at a time may own the catal
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from cogcache.canonical import Field
 from cogcache.catalog_rows import (
@@ -25,7 +25,7 @@ from cogcache.catalog_rows import (
     text_to_path,
 )
 from cogcache.database import CatalogFile, excluded, insertion
-from cogcache.inputs import file_digest
+from cogcache.file_memory import FileMemory
 
 __all__ = [
     "CaptionRow",
@@ -41,7 +41,22 @@ __all__ = [
 ]
 
 
-class Catalog:
+def _each_file(row: type, joins: str) -> str:
+    """Return what to select from so that a video that several files hold has a row for each."""
+    path = "coalesce(files.path, row.video) AS video"
+    columns = (path if name == "video" else f"row.{name}" for name in row.__annotations__)
+    return f"(SELECT {', '.join(columns)} FROM {joins})"
+
+
+_CLIPS = _each_file(ClipRow, "clips AS row LEFT JOIN files ON files.digest = row.video_digest")
+_CAPTIONS = _each_file(
+    CaptionRow,
+    "captions AS row LEFT JOIN clips USING (feature_key)"
+    " LEFT JOIN files ON files.digest = clips.video_digest",
+)
+
+
+class Catalog(FileMemory):
     """An open catalog; a context manager. Any number of threads and processes may share one.
 
     What a method wrote is on the disk when it returns. Each call waits for the disk once: give
@@ -55,8 +70,8 @@ class Catalog:
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(CatalogFile(path))
         self.path = path
-        self._file = CatalogFile(path)
 
     def __enter__(self) -> Self:
         return self
@@ -67,57 +82,6 @@ class Catalog:
     def close(self) -> None:
         """Close the file; what was written is on the disk already."""
         self._file.close()
-
-    # ---- digests of files -------------------------------------------------------------------
-
-    def known_digest(self, path: Path, stat: os.stat_result) -> str | None:
-        """Return the digest of a file that has not changed since it was remembered, or None."""
-        return self.digests_of({path: stat}).get(path)
-
-    def digests_of(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
-        """Return the digests of those files that have not changed since they were remembered."""
-        texts = {path_to_text(path): path for path in files}
-        rows = self._file.select("files", among={"path": texts})
-        found = {texts[row["path"]]: row for row in rows}
-        return {
-            path: str(row["digest"])
-            for path, row in found.items()
-            if all(row[name] == now for name, now in _identity(files[path]).items())
-        }
-
-    def remember_digest(self, path: Path, stat: os.stat_result, digest: str) -> None:
-        """Remember the digest of a file; ``stat`` must be from before its bytes were read."""
-        self.remember_digests([(path, stat, digest)])
-
-    def remember_digests(self, files: Iterable[tuple[Path, os.stat_result, str]]) -> None:
-        """Remember many digests in one transaction."""
-        rows = [
-            {"path": path_to_text(path), **_identity(stat), "digest": digest}
-            for path, stat, digest in files
-        ]
-        self._file.upsert("files", "path", rows)
-
-    def digest_of(self, path: Path) -> str:
-        """Return the digest of a file, read only if it is not remembered.
-
-        Raises:
-            VideoError: the file cannot be read.
-        """
-        stat = path.stat()
-        digest = self.known_digest(path, stat)
-        if digest is None:
-            digest = file_digest(path)
-            self.remember_digest(path, stat, digest)
-        return digest
-
-    def recall(self, name: str) -> Mapping[str, Any] | None:
-        """Return what was remembered under a name."""
-        rows = self._file.select("memory", "name", equal={"name": name})
-        return rows[0]["value"] if rows else None
-
-    def remember(self, name: str, value: Mapping[str, Any]) -> None:
-        """Keep a value that took long to find under a name that says what it depends on."""
-        self._file.upsert("memory", "name", [{"name": name, "value": value}])
 
     # ---- videos and clips -------------------------------------------------------------------
 
@@ -156,10 +120,13 @@ class Catalog:
         model: str | None = None,
         family: str | None = None,
     ) -> list[ClipRow]:
-        """Return the clips that fit all that is given, by video and start."""
+        """Return the clips that fit all that is given, by video and start.
+
+        A clip has a row for each file that holds its video: copies, too, are listed.
+        """
         equal = {"video": video, "model": model, "family": family}
         order, among = "video, start_s, feature_key", {"feature_key": feature_keys}
-        return cast(list[ClipRow], self._file.select("clips", order, equal=equal, among=among))
+        return cast(list[ClipRow], self._file.select(_CLIPS, order, equal=equal, among=among))
 
     def has_clips(self, feature_keys: Collection[str]) -> set[str]:
         """Return those of the keys that are a clip's."""
@@ -194,12 +161,13 @@ class Catalog:
         prompt_name: str | None = None,
         model: str | None = None,
     ) -> list[CaptionRow]:
-        """Return the captions that fit all that is given, by video, start and age."""
+        """Return the captions that fit all that is given, by video, start and age.
+
+        A caption has a row for each file that holds its video, as a clip has.
+        """
         equal = {"video": video, "prompt_name": prompt_name, "model": model}
         order, among = "video, start_s, id", {"feature_key": feature_keys}
-        return cast(
-            list[CaptionRow], self._file.select("captions", order, equal=equal, among=among)
-        )
+        return cast(list[CaptionRow], self._file.select(_CAPTIONS, order, equal=equal, among=among))
 
     # ---- failures ---------------------------------------------------------------------------
 
@@ -236,6 +204,20 @@ class Catalog:
     def clear_failed(self, feature_keys: Collection[str]) -> int:
         """Forget the failures of clips that have been done after all; return how many."""
         return self._file.delete("failures", "feature_key", feature_keys) if feature_keys else 0
+
+    def clear_void_failures(self, read: Collection[str], changed: Collection[str]) -> int:
+        """Forget failures of stage one that say nothing any more; return how many.
+
+        Args:
+            read: videos that have been read just now; that they could not be is past.
+            changed: those of them that are new, or others than before.
+        """
+        return self._file.write(
+            "DELETE FROM failures WHERE stage = 'extract' AND ("
+            "video IN (SELECT value FROM json_each(:changed)) OR feature_key IS NULL"
+            " AND video IN (SELECT value FROM json_each(:read)))",
+            {"read": json.dumps([*read]), "changed": json.dumps([*changed])},
+        )
 
     # ---- runs -------------------------------------------------------------------------------
 
@@ -284,12 +266,6 @@ class Catalog:
     def runs(self) -> list[RunRow]:
         """Return the runs, oldest first."""
         return cast(list[RunRow], self._file.select("runs", "run"))
-
-
-def _identity(stat: os.stat_result) -> dict[str, object]:
-    # As text: some file systems number their files beyond what an SQLite integer holds.
-    inode = str(stat.st_ino)
-    return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": inode}
 
 
 def _now() -> str:

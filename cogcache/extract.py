@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,12 @@ from cogcache.keys import Field
 from cogcache.memory import MemoryMonitor, out_of_memory, sample
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.plan import plan_vision
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
-from cogcache.runs import Counts, RunReport, Split, StagePlan, versions
+from cogcache.runs import Counts, RunReport, Split, versions
 from cogcache.stopping import Stop, stop_on_signals
 from cogcache.store import FeatureStore
 from cogcache.workers import map_unordered
-from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work, video_row
+from cogcache.worklist import Clip, Span, Wanted, Worklist, clip_row, list_work, video_row
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors
@@ -81,13 +80,12 @@ def extract(
         run = catalog.start_run("extract", settings.model, settings.model_dump(mode="json"))
         counts = Counts(found=work.num_clips, cached=len(work.cached))
         counts.skipped = len(work.known_failures)
-        for video, span, error in work.failures:
-            catalog.add_failure(failure_row(video, span, "extract", error, run=run))
-            counts.failed += 1
+        counts.copies = sum(map(len, work.copies.values()))
         report = RunReport(run, "extract", settings.model, counts, split)
+        for bad in work.failures:
+            note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
         if work.missing:
-            job = _Extraction(wanted, store, catalog, report)
-            report.planned = job.plan
+            job = _Extraction(wanted, store, catalog, report, work.copies)
             with stop_on_signals() as stop:
                 job.run(work, stop)
             report.stopped = stop.reason
@@ -114,6 +112,7 @@ class _Extraction:
     store: FeatureStore
     catalog: Catalog
     report: RunReport
+    copies: Mapping[str, Sequence[Path]]
     batch: list[tuple[Clip, PreparedClip]] = field(default_factory=list)
     sealing: deque[tuple[_Encoded, Future[int]]] = field(default_factory=deque)
 
@@ -121,14 +120,11 @@ class _Extraction:
         self.vision = self.wanted.settings.vision
         self.frames_per_batch = self.vision.frames_per_batch
         self.bar: tqdm[Any] = tqdm(disable=True)
-        self.plan: StagePlan = plan_vision(
-            self.wanted.identity, self.wanted.family.checkpoint.config, self.wanted.settings
-        )
 
     def run(self, work: Worklist, stop: Stop) -> None:
         """Make every missing clip, or as many as there is time for."""
+        # Before the weights: the workers decode while those are read.
         prepared = self._prepare(work.missing, stop)
-        next(prepared)  # the workers start, and decode while the weights are read
         with self.report.split.time("load"):
             loaded = self._load()
         total = work.num_clips
@@ -151,23 +147,22 @@ class _Extraction:
             self._commit(leave=0)
 
     def _load(self) -> LoadedHalf:
-        import torch
+        from cogcache.loading import load_vision
+        from cogcache.models.halves import WholeModel
 
-        from cogcache.devices import pick_device
-        from cogcache.models.halves import WholeModel, load_half
-
-        settings = self.wanted.settings
         whole = WholeModel.of(self.wanted.family.checkpoint)
         self.report.base_bytes = sample().host_bytes
-        dtype = getattr(torch, self.vision.vision_dtype)
-        loaded = load_half(whole, "vision", dtype=dtype, device=pick_device(settings.device))
+        loaded, choice = load_vision(whole, self.wanted.family, self.wanted.settings)
+        self.frames_per_batch = choice.frames_per_batch
+        self.report.planned = choice.plan
+        self.report.notes.append(choice.reason)
         self.report.bytes_by_shard = dict(loaded.bytes_by_shard)
         return loaded
 
     def _prepare(
         self, clips: Sequence[Clip], stop: Stop
-    ) -> Iterator[tuple[Clip, PreparedClip | ClipError] | None]:
-        """Yield None once the workers are at work, then each clip, prepared or failed."""
+    ) -> Iterator[tuple[Clip, PreparedClip | ClipError]]:
+        """Start the decode workers; the iterator gives each clip, prepared or failed."""
         settings = self.wanted.settings
         by_source = {ClipSource(clip.video, *clip.span, settings.sampling): clip for clip in clips}
         sources = (source for source in by_source if not stop)
@@ -180,12 +175,10 @@ class _Extraction:
             initializer=start_worker,
             initargs=(settings.model, settings.revision, self.vision.vision_dtype),
         )
-        yield None
-        for source, result in results:
-            yield by_source[source], result
+        return ((by_source[source], result) for source, result in results)
 
     def _timed(
-        self, prepared: Iterator[tuple[Clip, PreparedClip | ClipError] | None]
+        self, prepared: Iterator[tuple[Clip, PreparedClip | ClipError]]
     ) -> Iterator[tuple[Clip, PreparedClip | ClipError]]:
         """Count the time spent waiting for the decoders."""
         while True:
@@ -259,33 +252,37 @@ class _Extraction:
                 self._fail(clip, error)
                 continue
             videos.append(video_row(clip.video, clip.key.video_digest, prepared.info))
-            clips.append(self._row(clip, prepared, size_bytes))
+            clips.append(
+                {
+                    **clip_row(clip, self.wanted.settings.model, self.report.run),
+                    "num_frames": prepared.num_frames,
+                    "size_bytes": size_bytes,
+                    "decoder": str(prepared.facts["decoder"]),
+                }
+            )
         self.catalog.add_videos(videos)
         self.catalog.add_clips(clips)
         self.catalog.clear_failed([clip["feature_key"] for clip in clips])
         self.report.counts.done += len(clips)
         self.bar.update(len(clips))
 
-    def _row(self, clip: Clip, prepared: PreparedClip, size_bytes: int) -> ClipRow:
-        return {
-            "feature_key": clip.key.digest,
-            "video_digest": clip.key.video_digest,
-            "video": path_to_text(clip.video),
-            "start_s": clip.key.start_s,
-            "end_s": clip.key.end_s,
-            "family": clip.key.family,
-            "model": self.wanted.settings.model,
-            "num_frames": prepared.num_frames,
-            "size_bytes": size_bytes,
-            "decoder": str(prepared.facts["decoder"]),
-            "settings": clip.key.fields(),
-            "run": self.report.run,
-        }
-
     def _fail(self, clip: Clip, error: ClipError) -> None:
         key = clip.key.digest
-        row = failure_row(clip.video, clip.span, "extract", error, run=self.report.run, key=key)
-        self.catalog.add_failure(row)
-        self.report.counts.failed += 1
-        logger.warning("%s: %s", clip.video, error.problem)
+        videos = [clip.video, *self.copies.get(key, ())]
+        note_failure(self.catalog, self.report, videos, clip.span, error, key)
         self.bar.update()
+
+
+def note_failure(
+    catalog: Catalog,
+    report: RunReport,
+    videos: Sequence[Path],
+    span: Span,
+    error: ClipError,
+    key: str | None,
+) -> None:
+    """Note that a clip could not be done, under each file that holds it."""
+    for video in videos:
+        catalog.add_failure(failure_row(video, span, "extract", error, run=report.run, key=key))
+    report.counts.failed += 1
+    logger.warning("%s", error.problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class Counts:
     failed: int = 0
     skipped: int = 0
     """Failed in an earlier run and not tried again."""
+    copies: int = 0
+    """Clips of files with the same bytes as another; listed, and not made again."""
 
 
 class Split:
@@ -80,6 +83,8 @@ class RunReport:
     """What the process held before any weight: the interpreter and its libraries."""
     bytes_by_shard: Mapping[str, int] = field(default_factory=dict)
     quantization: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """What was chosen, and why."""
     stopped: str | None = None
     """Why the run ended before its work did."""
     total_s: float = 0.0
@@ -105,6 +110,13 @@ class RunReport:
             return "stopped"
         return "failures" if self.counts.failed or self.counts.skipped else "done"
 
+    @property
+    def exit_status(self) -> int:
+        """What the command line ends with: 0 all done, 1 some failed, as shells do if stopped."""
+        if self.stopped and self.stopped in signal.Signals.__members__:
+            return 128 + signal.Signals[self.stopped]
+        return 1 if self.counts.failed or self.counts.skipped else 0
+
     def row(self) -> dict[str, Any]:
         """Return the run as the catalog keeps it."""
         peak = self.peak or MemorySample()
@@ -119,6 +131,7 @@ class RunReport:
                 "base_bytes": self.base_bytes,
                 "bytes_by_shard": dict(self.bytes_by_shard),
                 "quantization": self.quantization,
+                "notes": list(self.notes),
                 "stopped": self.stopped,
                 "total_s": self.total_s,
                 "versions": versions(),
@@ -130,8 +143,11 @@ class RunReport:
         """Return the report as lines for a reader."""
         counts, unit = self.counts, "captions" if self.command == "caption" else "clips"
         parts = [f"{counts.done} {unit} made", f"{counts.cached} there already"]
+        parts += [f"{counts.copies} the same as others"] if counts.copies else []
         parts += [f"{counts.failed} failed"] if counts.failed else []
         parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
+        if not counts.found:
+            parts = ["the cache holds no clips of these videos; `cogcache extract` makes them"]
         total = format_seconds(self.total_s)
         lines = [f"{self.command}: {', '.join(parts)}, in {total}"]
         if self.stopped:
@@ -139,6 +155,7 @@ class RunReport:
         if not counts.done:
             return lines
         lines += [f"  {self.quantization}"] if self.quantization else []
+        lines += [f"  {note}" for note in self.notes]
         split = (f"{part} {format_seconds(s)}" for part, s in self.split.seconds.items())
         lines.append(f"  time: {', '.join(split)}")
         lines.append(f"  peak memory: {self._peak_line()}")

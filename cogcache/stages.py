@@ -5,7 +5,6 @@ A process that has ended is the only proof that its memory was given back.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,20 +17,32 @@ def run_stage(arguments: Sequence[str]) -> int:
 
     SIGINT and SIGTERM are handed on, so that the stage finishes what is in hand; the stage is
     in a session of its own, or a terminal would send it the signal a second time.
+
+    Returns:
+        What the stage ended with; 128 and the signal's number where a signal ended it, or was
+        received meanwhile. A stage that was asked to stop has left its work in order, but what
+        follows it must not start.
     """
     command = [sys.executable, "-m", "cogcache", *arguments]
     received: list[int] = []
-    stage = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+    stages: list[subprocess.Popen[bytes]] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        os.kill(stage.pid, number)
+        for stage in stages:
+            stage.send_signal(number)
 
+    # Before the stage starts: a signal in between would end this process and leave that one.
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        status = stage.wait()
+        if not received:
+            stages.append(
+                subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+            )
+        status = stages[0].wait() if stages else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    # A stage that was asked to stop has left its work in order; what follows it must not start.
-    return 128 + received[0] if received else status
+    if received:
+        return 128 + received[0]
+    return 128 - status if status < 0 else status

@@ -6,20 +6,21 @@ Loads no torch: a run that finds nothing to do must end in seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, VideoRow, path_to_text
+from cogcache.catalog import Catalog, ClipRow, VideoRow, path_to_text
 from cogcache.config import Settings
-from cogcache.errors import ClipError, VideoError
-from cogcache.inputs import file_digest
+from cogcache.errors import ClipError, CorruptFeaturesError, VideoError
+from cogcache.inputs import file_digest, unreadable
 from cogcache.keys import FeatureKey
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
+from cogcache.recovery import rows_of
 from cogcache.store import FeatureStore
 from cogcache.video import VideoInfo, cut, probe
 from cogcache.workers import map_unordered
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 HASHING_THREADS = 4
 Span = tuple[float, float | None]
+WHOLE: Span = (0.0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,17 @@ class Clip:
         return self.key.start_s, self.key.end_s
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A video that cannot even be looked at."""
+
+    video: Path
+    error: ClipError
+    key: str | None = None
+    """Digest of the key that the whole video has; None where not even its bytes are known."""
+    span: Span = WHOLE
+
+
 @dataclass(slots=True)
 class Worklist:
     """What a run has before it."""
@@ -51,8 +64,9 @@ class Worklist:
     cached: list[Clip] = field(default_factory=list)
     known_failures: list[Clip] = field(default_factory=list)
     """Clips that failed before and whose file is the same; made again only when asked."""
-    failures: list[tuple[Path, Span, ClipError]] = field(default_factory=list)
-    """Videos that cannot even be looked at."""
+    failures: list[Unusable] = field(default_factory=list)
+    copies: dict[str, list[Path]] = field(default_factory=dict)
+    """By feature key: further files with the same bytes, for which nothing is made again."""
 
     @property
     def num_clips(self) -> int:
@@ -96,22 +110,38 @@ def list_work(
     """
     work = Worklist()
     digests = _digests(videos, catalog, work)
-    spans = _spans(digests, wanted, catalog, work)
-    known = catalog.failed_keys("extract") if not wanted.retry_failed else frozenset()
-    seen: set[str] = set()
+    failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
+    spans = _spans(digests, wanted, failed, catalog, work)
+    first: dict[str, Path] = {}
     for video, video_digest in digests.items():
         for span in spans.get(video, ()):
             clip = Clip(video, wanted.key(video_digest, span))
-            if clip.key.digest in seen:
-                continue
-            seen.add(clip.key.digest)
-            if clip.key.digest in store:
+            key = clip.key.digest
+            if first.setdefault(key, video) != video:
+                work.copies.setdefault(key, []).append(video)
+            elif key in store:
                 work.cached.append(clip)
-            elif clip.key.digest in known:
+            elif key in failed:
                 work.known_failures.append(clip)
             else:
                 work.missing.append(clip)
+    _list_sealed(work, store, catalog)
     return work
+
+
+def _list_sealed(work: Worklist, store: FeatureStore, catalog: Catalog) -> None:
+    """Put clips into the catalog whose run ended between sealing and its row."""
+    known = catalog.has_clips([clip.key.digest for clip in work.cached])
+    for clip in [clip for clip in work.cached if clip.key.digest not in known]:
+        try:
+            video, row = rows_of(store, clip.key.digest, _size_bytes(clip.video))
+        except CorruptFeaturesError as error:
+            store.quarantine(clip.key.digest, error.problem)
+            work.cached.remove(clip)
+            work.missing.append(clip)
+        else:
+            catalog.add_videos([{**video, "path": path_to_text(clip.video)}])
+            catalog.add_clips([{**row, "video": path_to_text(clip.video)}])
 
 
 def _digests(videos: Sequence[Path], catalog: Catalog, work: Worklist) -> dict[Path, str]:
@@ -120,9 +150,11 @@ def _digests(videos: Sequence[Path], catalog: Catalog, work: Worklist) -> dict[P
     for video in videos:
         try:
             stats[video] = video.stat()
+        except FileNotFoundError:
+            gone = VideoError("missing", f"{video}: no such file", "it may have been moved")
+            work.failures.append(Unusable(video, gone))
         except OSError as error:
-            gone = VideoError("missing", f"{video}: {error.strerror}", "fetch it anew")
-            work.failures.append((video, (0.0, None), gone))
+            work.failures.append(Unusable(video, unreadable(video, error)))
     known = catalog.digests_of(stats)
     unknown = [video for video in stats if video not in known]
     found: dict[Path, str] = {}
@@ -131,32 +163,44 @@ def _digests(videos: Sequence[Path], catalog: Catalog, work: Worklist) -> dict[P
         bar = tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
         for video, result in bar:
             if isinstance(result, ClipError):
-                work.failures.append((video, (0.0, None), result))
+                work.failures.append(Unusable(video, result))
             else:
                 found[video] = result
     catalog.remember_digests((video, stats[video], found[video]) for video in found)
+    catalog.forget_gone(set(found.values()))
     digests = known | found
+    catalog.clear_void_failures(
+        *([path_to_text(video) for video in some] for some in (digests, found))
+    )
     return {video: digests[video] for video in videos if video in digests}
 
 
 def _spans(
-    digests: Mapping[Path, str], wanted: Wanted, catalog: Catalog, work: Worklist
+    digests: Mapping[Path, str],
+    wanted: Wanted,
+    failed: Collection[str],
+    catalog: Catalog,
+    work: Worklist,
 ) -> dict[Path, list[Span]]:
     """Bounds of the clips of each video; only cutting needs to know how long it is."""
     segment_s = wanted.settings.clips.segment_s
     if wanted.spans or segment_s is None:
-        return {video: list(wanted.spans) or [(0.0, None)] for video in digests}
+        return {video: list(dict.fromkeys(wanted.spans)) or [WHOLE] for video in digests}
     rows = catalog.videos(digests=set(digests.values()))
     durations = {r["digest"]: r["duration_s"] for r in rows if r["duration_s"] is not None}
     unknown = [video for video, digest in digests.items() if digest not in durations]
+    whole = {video: Clip(video, wanted.key(digests[video], WHOLE)) for video in unknown}
+    work.known_failures += [clip for clip in whole.values() if clip.key.digest in failed]
+    unprobed = [video for video in unknown if whole[video].key.digest not in failed]
     probed = []
-    for video, result in _probed(unknown, wanted.settings):
+    for video, result in _probed(unprobed, wanted.settings):
         if isinstance(result, ClipError):
-            work.failures.append((video, (0.0, None), result))
+            work.failures.append(Unusable(video, result, whole[video].key.digest))
         else:
             probed.append(video_row(video, digests[video], result))
             durations[digests[video]] = result.duration_s
     catalog.add_videos(probed)
+    catalog.clear_failed([wanted.key(row["digest"], WHOLE).digest for row in probed])
     return {
         video: cut(durations[digest], segment_s)
         for video, digest in digests.items()
@@ -191,8 +235,33 @@ def video_row(video: Path, digest: str, info: VideoInfo) -> VideoRow:
         "height": info.height,
         "total_num_frames": info.total_num_frames,
         "codec": info.codec,
-        "size_bytes": video.stat().st_size,
+        "size_bytes": _size_bytes(video),
     }
+
+
+def clip_row(clip: Clip, model: str, run: int) -> ClipRow:
+    """Return a clip as the catalog keeps it, before anything is made of it."""
+    return {
+        "feature_key": clip.key.digest,
+        "video_digest": clip.key.video_digest,
+        "video": path_to_text(clip.video),
+        "start_s": clip.key.start_s,
+        "end_s": clip.key.end_s,
+        "family": clip.key.family,
+        "model": model,
+        "num_frames": 0,
+        "size_bytes": 0,
+        "decoder": "",
+        "settings": clip.key.fields(),
+        "run": run,
+    }
+
+
+def _size_bytes(video: Path) -> int:
+    try:
+        return video.stat().st_size
+    except OSError:  # gone since it was read: no reason to lose what was made of it
+        return 0
 
 
 def _try(function: Callable[[Path], str]) -> Callable[[Path], str | ClipError]:

@@ -112,7 +112,7 @@ def run(
     first = run_stage(
         ["extract", *common, *clips, *retry, *as_arguments(settings, *STAGE_ONE), "--", *videos]
     )
-    if first > 1:
+    if first not in (0, 1):
         raise SystemExit(first)
     second = run_stage(
         ["caption", *common, *as_arguments(settings, *STAGE_TWO, prompts=True), "--", *videos]
@@ -124,4 +124,4 @@ def _finish(report: RunReport) -> None:
     """Print a stage's report and end with its exit status."""
     for line in report.lines():
         click.echo(line)
-    raise SystemExit(1 if report.counts.failed or report.counts.skipped else 0)
+    raise SystemExit(report.exit_status)

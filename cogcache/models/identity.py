@@ -7,12 +7,13 @@ loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from cogcache.checkpoint import INDEX, Checkpoint
 from cogcache.keys import digest
 from cogcache.models.family import Family
 from cogcache.models.partition import Half
@@ -52,42 +53,53 @@ def identify(family: Family, half: Half, memory: Memory) -> HalfIdentity:
     """Return a half's identity, from memory where its checkpoint has not changed."""
     if known := recall(family, half, memory):
         return known
-    identity = _find(family, half, memory)
-    # The name is made anew: shards may have been downloaded in between.
-    memory.remember(_name(family, half, memory), asdict(identity))
+    identity, shards = _find(family, half, memory)
+    value = {"identity": asdict(identity), "shards": _stats(family.checkpoint, shards)}
+    memory.remember(_name(family, half, memory), value)
     return identity
 
 
 def recall(family: Family, half: Half, memory: Memory) -> HalfIdentity | None:
     """Return a half's identity if it is remembered; nothing is read or downloaded for it."""
     found = memory.recall(_name(family, half, memory))
-    return HalfIdentity(**found) if found else None
+    # The half's own shards alone: those of the other may change, come and go.
+    if found is None or found["shards"] != _stats(family.checkpoint, found["shards"]):
+        return None
+    return HalfIdentity(**found["identity"])
 
 
-def _find(family: Family, half: Half, memory: Memory) -> HalfIdentity:
+def _find(family: Family, half: Half, memory: Memory) -> tuple[HalfIdentity, list[str]]:
     from cogcache.models.halves import WholeModel
 
     checkpoint = family.checkpoint
     names = WholeModel.of(checkpoint).partition.names(half)
     described = checkpoint.tensors(names)
-    return HalfIdentity(
+    identity = HalfIdentity(
         family.name,
         checkpoint.digest(names, memory.digest_of),
         sum(info.num_bytes for info in described.values()),
         sum(info.num_parameters for info in described.values()),
         checkpoint.total_bytes,
     )
+    return identity, checkpoint.shards_of(names)
+
+
+def _stats(checkpoint: Checkpoint, shards: Iterable[str]) -> dict[str, list[int]]:
+    """Size, time and inode of those shards that are there."""
+    paths = {shard: checkpoint.folder / shard for shard in shards}
+    found = {shard: path.stat() for shard, path in paths.items() if path.exists()}
+    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in found.items()}
 
 
 def _name(family: Family, half: Half, memory: Memory) -> str:
     checkpoint = family.checkpoint
-    stats = [(path.name, path.stat()) for path in sorted(checkpoint.folder.glob("*.safetensors"))]
+    index = checkpoint.folder / INDEX
+    small_files = [*checkpoint.small_files(), *([index] if index.is_file() else [])]
     fields: Mapping[str, Any] = {
         "epoch": EPOCH,
         "family": family.name,
         "transformers": version("transformers"),
         "folder": str(checkpoint.folder.resolve()),
-        "small_files": {path.name: memory.digest_of(path) for path in checkpoint.small_files()},
-        "shards": {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats},
+        "small_files": {path.name: memory.digest_of(path) for path in small_files},
     }
     return f"identity {half} {digest(fields)}"

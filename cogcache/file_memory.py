@@ -1,0 +1,89 @@
+"""What the catalog remembers of files between runs: their digests, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cogcache.catalog_rows import path_to_text, text_to_path
+from cogcache.database import CatalogFile
+from cogcache.inputs import file_digest
+
+
+class FileMemory:
+    """Digests by path, size, time and inode; and values by name, made from files."""
+
+    def __init__(self, file: CatalogFile) -> None:
+        self._file = file
+
+    def known_digest(self, path: Path, stat: os.stat_result) -> str | None:
+        """Return the digest of a file that has not changed since it was remembered, or None."""
+        return self.digests_of({path: stat}).get(path)
+
+    def digests_of(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
+        """Return the digests of those files that have not changed since they were remembered."""
+        texts = {path_to_text(path): path for path in files}
+        rows = self._file.select("files", among={"path": texts})
+        found = {texts[row["path"]]: row for row in rows}
+        return {
+            path: str(row["digest"])
+            for path, row in found.items()
+            if all(row[name] == now for name, now in _identity(files[path]).items())
+        }
+
+    def remember_digest(self, path: Path, stat: os.stat_result, digest: str) -> None:
+        """Remember the digest of a file; ``stat`` must be from before its bytes were read."""
+        self.remember_digests([(path, stat, digest)])
+
+    def remember_digests(self, files: Iterable[tuple[Path, os.stat_result, str]]) -> None:
+        """Remember many digests in one transaction."""
+        rows = [
+            {"path": path_to_text(path), **_identity(stat), "digest": digest}
+            for path, stat, digest in files
+        ]
+        self._file.upsert("files", "path", rows)
+
+    def digest_of(self, path: Path) -> str:
+        """Return the digest of a file, read only if it is not remembered.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        stat = path.stat()
+        digest = self.known_digest(path, stat)
+        if digest is None:
+            digest = file_digest(path)
+            self.remember_digest(path, stat, digest)
+        return digest
+
+    def recall(self, name: str) -> Mapping[str, Any] | None:
+        """Return what was remembered under a name."""
+        rows = self._file.select("memory", "name", equal={"name": name})
+        return rows[0]["value"] if rows else None
+
+    def remember(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep a value that took long to find under a name that says what it depends on."""
+        self._file.upsert("memory", "name", [{"name": name, "value": value}])
+
+    def forget_gone(self, digests: Collection[str]) -> int:
+        """Forget files that are gone where another has the same bytes: they were moved.
+
+        Of files without such another the digest is kept: their disk may be away for a while.
+        """
+        paths: dict[str, list[str]] = defaultdict(list)
+        for row in self._file.select("files", among={"digest": digests}):
+            paths[row["digest"]].append(row["path"])
+        gone = []
+        for texts in paths.values():
+            absent = [text for text in texts if not text_to_path(text).exists()]
+            gone += absent if len(absent) < len(texts) else []
+        return self._file.delete("files", "path", gone)
+
+
+def _identity(stat: os.stat_result) -> dict[str, object]:
+    # As text: some file systems number their files beyond what an SQLite integer holds.
+    inode = str(stat.st_ino)
+    return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": inode}

@@ -1,0 +1,52 @@
+"""From a sealed feature file back to its rows in the catalog.
+
+A process that dies between the two leaves features that no row names. The file says it all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from cogcache.catalog_rows import ClipRow, VideoRow
+from cogcache.keys import FeatureKey
+from cogcache.store import FeatureStore
+
+
+def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[VideoRow, ClipRow]:
+    """Return the rows that stage one would have written for a feature file.
+
+    Args:
+        store: where the file lies.
+        key: the digest of its feature key.
+        video_size_bytes: size of the video, which the file does not tell.
+
+    Raises:
+        CorruptFeaturesError: the file is damaged.
+    """
+    told: dict[str, Any] = store.describe(key)
+    video: VideoRow = {
+        "digest": told["video_digest"],
+        "path": told["video"],
+        "duration_s": told["duration_s"],
+        "fps": told["fps"],
+        "width": None,
+        "height": None,
+        "total_num_frames": told["total_num_frames"],
+        "codec": None,
+        "size_bytes": video_size_bytes,
+    }
+    clip: ClipRow = {
+        "feature_key": key,
+        "video_digest": told["video_digest"],
+        "video": told["video"],
+        "start_s": told["start_s"],
+        "end_s": told["end_s"],
+        "family": told["family"],
+        "model": told["model"],
+        "num_frames": len(told["timestamps_s"]),
+        "size_bytes": store.path_of(key).stat().st_size,
+        "decoder": told["decoder"],
+        "settings": {field.name: told[field.name] for field in fields(FeatureKey)},
+    }
+    return video, clip
