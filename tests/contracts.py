@@ -337,6 +337,16 @@ class ModelFamilyTests:
         own = [t.untyped_storage().nbytes() == t.nbytes for t in features.tensors.values()]
         assert all(own), "a view would take all that it is a part of into the file"
 
+    @claim("size")
+    def test_what_will_be_cached_is_known_before_encoding(self, lab):
+        for frames in lab.clips:
+            prepared = lab.family.prepare(frames, torch.bfloat16)
+            expected = lab.family.expected(prepared, torch.bfloat16).tensors
+            found = lab.features(frames, "bfloat16").tensors
+            assert sum(t.nbytes for t in expected.values()) == sum(t.nbytes for t in found.values())
+            extras = {name for name in found if name.startswith("extra.")}
+            assert {name for name in expected if name.startswith("extra.")} == extras
+
     @claim("together")
     def test_clips_encoded_together_are_as_encoded_alone(self, lab):
         prepared = [lab.family.prepare(frames, torch.float32) for frames in lab.clips]

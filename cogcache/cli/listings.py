@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.options import cache_option
+from cogcache.units import format_bytes
 
 
 @click.command()
@@ -37,14 +39,60 @@ def failures(cache: Path, json_: bool) -> None:
 
 
 @click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--revision", metavar="TEXT", help="Commit, tag or branch of a hub id.")
+@click.option(
+    "--frames", type=click.IntRange(1), default=24, show_default=True, help="Frames of the clip."
+)
+@click.option(
+    "--size",
+    metavar="WIDTHxHEIGHT",
+    default="640x360",
+    show_default=True,
+    help="Size of the clip's frames.",
+)
 @json_option
-def models(json_: bool) -> None:
-    """List the families of models and what is known of each."""
+def models(
+    checkpoint: str | None, revision: str | None, frames: int, size: str, json_: bool
+) -> None:
+    """List the families of models, or say what CHECKPOINT is and what a clip of it takes.
+
+    CHECKPOINT is a folder, a hub id or `tiny`; of a hub id only the small files are fetched.
+    """
     from dataclasses import asdict
 
-    from cogcache.models.registry import FAMILIES
+    from cogcache import modelinfo
 
-    print_rows([asdict(entry) for entry in FAMILIES], ("name", "models", "tested"), json_=json_)
+    if checkpoint is None:
+        columns = ("family", "models", "tested", "vision half", "language half")
+        families = modelinfo.families()
+        shown = families if json_ else [_with_units(row) for row in families]
+        print_rows(shown, columns, json_=json_)
+        return
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if match is None:
+        raise ConfigError(f"--size {size} is not WIDTHxHEIGHT", "write it like 640x360")
+    found = modelinfo.describe(
+        checkpoint, revision=revision, num_frames=frames, size=(int(match[2]), int(match[1]))
+    )
+    if json_:
+        print_rows([asdict(found)], (), json_=True)
+        return
+    click.echo(f"{found.model}: {found.family} ({found.architecture})")
+    click.echo(f"  shown by: {found.tested}")
+    for half in ("vision", "language"):
+        size_bytes = format_bytes(getattr(found, f"{half}_bytes"))
+        parameters = getattr(found, f"{half}_parameters")
+        click.echo(f"  {half + ' half':13} {parameters:,} parameters, {size_bytes} in bfloat16")
+    click.echo(f"  cached of {frames} frames of {found.frame_size}:")
+    for name, shape in found.cached.items():
+        click.echo(f"    {name:28} {shape}")
+    click.echo(f"    together {format_bytes(found.cached_bytes)} before compression")
+
+
+def _with_units(row: dict[str, Any]) -> dict[str, Any]:
+    named = {f"{half} half": row[f"{half}_bytes"] for half in ("vision", "language")}
+    return row | {name: value and format_bytes(value) for name, value in named.items()}
 
 
 def _list(

@@ -78,6 +78,19 @@ class Family(ABC):
         """Return what to set on the model's config before the language half is built."""
         return {}
 
+    def full_config(self) -> Mapping[str, Any]:
+        """Return the model's config with all defaults in it, where the file leaves them out."""
+        return self.checkpoint.config
+
+    @abstractmethod
+    def expected(self, inputs: ClipTensors, dtype: torch.dtype) -> ClipTensors:
+        """Return what will be cached of a clip as tensors on meta: shapes and types only.
+
+        Args:
+            inputs: what `prepare` made.
+            dtype: of the vision half.
+        """
+
     @abstractmethod
     def prepare(self, clip: ClipFrames, dtype: torch.dtype) -> ClipTensors:
         """Turn decoded frames into the vision half's inputs; runs in a decode worker.
@@ -105,6 +118,13 @@ class Family(ABC):
     @abstractmethod
     def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
         """Lay out one prompt around one clip's cached features."""
+
+    def prefix_length(self, row: Row) -> int:
+        """Return how many tokens go up to the end of the video; 0 where prompts cannot share them.
+
+        Their keys and values are the same for every prompt that has the same tokens up to there.
+        """
+        return 0
 
     @abstractmethod
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:

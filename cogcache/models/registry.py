@@ -10,8 +10,6 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.errors import UnknownFamilyError
 from cogcache.models.family import Family
 
-DERIVED = "cogcache.models.derived.family:DerivedFamily"
-"""What runs an architecture that no family names."""
 CONTRACT = "contract on a small random checkpoint: tokens equal the whole model's"
 
 
@@ -27,10 +25,14 @@ class FamilyEntry:
     """Hub ids it is for."""
     tested: str
     """What shows that its two stages equal the whole model."""
+    half_bytes: tuple[int, int] | None = None
+    """Bytes of the vision and the language half in bfloat16, where they are known."""
 
 
-def _derived(name: str, architecture: str, *models: str, home: str = DERIVED) -> FamilyEntry:
-    return FamilyEntry(name, home, (architecture,), models, CONTRACT)
+def _derived(
+    name: str, architecture: str, *models: str, home: str = "family:DerivedFamily"
+) -> FamilyEntry:
+    return FamilyEntry(name, f"cogcache.models.derived.{home}", (architecture,), models, CONTRACT)
 
 
 FAMILIES = (
@@ -45,44 +47,74 @@ FAMILIES = (
             "tiny",
         ),
         "golden numbers of the published code; tokens equal the whole model's",
+        (8_954_538_496, 16_060_522_496),
     ),
     _derived(
-        "qwen2_vl", "Qwen2VLForConditionalGeneration",
-        "Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct",
+        "qwen2_vl",
+        "Qwen2VLForConditionalGeneration",
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "Qwen/Qwen2-VL-7B-Instruct",
     ),
     _derived(
-        "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration",
-        "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct",
+        "qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "Qwen/Qwen2.5-VL-7B-Instruct",
     ),
     _derived(
-        "qwen3_vl", "Qwen3VLForConditionalGeneration",
-        "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct",
+        "qwen3_vl",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen/Qwen3-VL-4B-Instruct",
+        "Qwen/Qwen3-VL-8B-Instruct",
     ),
-    _derived("glm4v", "Glm4vForConditionalGeneration", "THUDM/GLM-4.1V-9B-Thinking"),
+    _derived("glm4v", "Glm4vForConditionalGeneration", "zai-org/GLM-4.1V-9B-Thinking"),
     _derived(
-        "llava_onevision", "LlavaOnevisionForConditionalGeneration",
-        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        "llava_onevision",
+        "LlavaOnevisionForConditionalGeneration",
+        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
     ),
     _derived(
-        "llava_next_video", "LlavaNextVideoForConditionalGeneration",
-        "llava-hf/LLaVA-NeXT-Video-7B-hf", "llava-hf/LLaVA-NeXT-Video-7B-DPO-hf",
+        "llava_next_video",
+        "LlavaNextVideoForConditionalGeneration",
+        "llava-hf/LLaVA-NeXT-Video-7B-hf",
     ),
     _derived("video_llava", "VideoLlavaForConditionalGeneration", "LanguageBind/Video-LLaVA-7B-hf"),
     _derived(
-        "internvl", "InternVLForConditionalGeneration",
-        "OpenGVLab/InternVL3-1B-hf", "OpenGVLab/InternVL3-8B-hf",
-        home="cogcache.models.derived.internvl:InternVLFamily",
+        "internvl",
+        "InternVLForConditionalGeneration",
+        "OpenGVLab/InternVL3-1B-hf",
+        "OpenGVLab/InternVL3-8B-hf",
+        home="internvl:InternVLFamily",
+    ),
+    _derived("smolvlm", "SmolVLMForConditionalGeneration", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"),
+    _derived(
+        "video_llama_3",
+        "VideoLlama3ForConditionalGeneration",
+        "lkhl/VideoLLaMA3-2B-Image-HF",
+        home="video_llama_3:VideoLlama3Family",
     ),
     _derived(
-        "smolvlm", "SmolVLMForConditionalGeneration",
-        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        "ernie4_5_vl_moe", "Ernie4_5_VLMoeForConditionalGeneration", "baidu/ERNIE-4.5-VL-28B-A3B-PT"
     ),
+    _derived("exaone4_5", "Exaone4_5_ForConditionalGeneration", "LGAI-EXAONE/EXAONE-4.5-33B"),
+    _derived("gemma3", "Gemma3ForConditionalGeneration", "google/gemma-3-4b-it"),
+    _derived("gemma4", "Gemma4ForConditionalGeneration", "google/gemma-4-e2b-it"),
+    _derived("glm46v", "Glm46VForConditionalGeneration"),
+    _derived("glm4v_moe", "Glm4vMoeForConditionalGeneration", "zai-org/GLM-4.5V"),
+    _derived("glm_ocr", "GlmOcrForConditionalGeneration", "zai-org/GLM-OCR"),
+    _derived("lfm2_vl", "Lfm2VlForConditionalGeneration", "LiquidAI/LFM2-VL-1.6B"),
+    _derived("lfm3_vl", "Lfm3VlForConditionalGeneration", "LiquidAI/LFM3-VL-2B"),
+    _derived("minicpmv4_6", "MiniCPMV4_6ForConditionalGeneration", "openbmb/MiniCPM-V-4.6"),
+    _derived("minicpmv4_7", "MiniCPMV4_7ForConditionalGeneration", "openbmb/MiniCPM-V-4.7-1B"),
+    _derived("minimax_m3_vl", "MiniMaxM3SparseForConditionalGeneration", "MiniMaxAI/MiniMax-M3"),
+    _derived("molmo2", "Molmo2ForConditionalGeneration", "allenai/Molmo2-8B"),
+    _derived("qwen2_5_omni_thinker", "Qwen2_5OmniThinkerForConditionalGeneration"),
+    _derived("qwen3_5", "Qwen3_5ForConditionalGeneration", "Qwen/Qwen3.5-27B"),
+    _derived("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "Qwen/Qwen3.5-35B-A3B"),
     _derived(
-        "video_llama_3", "VideoLlama3ForConditionalGeneration",
-        "lkhl/VideoLLaMA3-2B-Image-HF", "lkhl/VideoLLaMA3-7B-Image-HF",
-        home="cogcache.models.derived.video_llama_3:VideoLlama3Family",
+        "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "Qwen/Qwen3-VL-30B-A3B-Instruct"
     ),
-)  # fmt: skip
+)
 
 
 def get_family(name: str) -> type[Family]:
@@ -111,7 +143,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
     if "model_type" not in checkpoint.config:
         problem = f"{checkpoint.model}: no family knows the architecture {checkpoint.architecture}"
         raise UnknownFamilyError(problem, "`cogcache models` lists what is supported")
-    derived: type[Family] = _attribute(DERIVED)
+    derived: type[Family] = _attribute("cogcache.models.derived.family:DerivedFamily")
     return derived(checkpoint)
 
 

@@ -58,6 +58,15 @@ class CogVLM2Family(Family):
         pixels = preprocess(torch.from_numpy(clip.frames), self.image_size)
         return ClipTensors({"pixel_values_videos": pixels.to(dtype)})
 
+    def expected(self, inputs: ClipTensors, dtype: torch.dtype) -> ClipTensors:
+        """Return `features`: a quarter of the patches, a begin and an end, for each frame."""
+        import torch
+
+        num_tokens = (self.image_size // self.patch_size) ** 2 // 4 + 2
+        num_frames = len(inputs.tensors["pixel_values_videos"])
+        shape = (num_frames, num_tokens, self.checkpoint.config["hidden_size"])
+        return ClipTensors({FEATURES: torch.empty(shape, dtype=dtype, device="meta")})
+
     def encode(
         self, model: PreTrainedModel, clips: Sequence[ClipTensors], frames_per_batch: int
     ) -> list[ClipTensors]:
@@ -91,6 +100,10 @@ class CogVLM2Family(Family):
                 "token_type_ids": torch.tensor(laid_out.token_type_ids),
             },
         )
+
+    def prefix_length(self, row: Row) -> int:
+        """Return the number of tokens up to the last feature slot."""
+        return int(row.sequences["token_type_ids"].nonzero().max()) + 1
 
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask and features; the last as one list over the rows."""

@@ -75,6 +75,30 @@ class DerivedFamily(Family):
         }
         return ClipTensors(inputs, texts)
 
+    def full_config(self) -> Mapping[str, Any]:
+        """Return the config as its class reads it."""
+        from cogcache.models.partition import load_config, model_class
+
+        config: dict[str, Any] = load_config(
+            self.checkpoint, model_class(self.checkpoint)
+        ).to_dict()
+        return config
+
+    def expected(self, inputs: ClipTensors, dtype: torch.dtype) -> ClipTensors:
+        """Return a row a slot, for each level of features, and what goes with them."""
+        import torch
+
+        config = self.full_config()
+        text, vision = config.get("text_config", config), config.get("vision_config", {})
+        shape = (max(json.loads(inputs.texts["slots"])), text["hidden_size"])
+        names = [parts.FEATURES]
+        names += [
+            f"{parts.DEEPSTACK}.{level}"
+            for level in range(len(vision.get("deepstack_visual_indexes", ())))
+        ]
+        features = {name: torch.empty(shape, dtype=dtype, device="meta") for name in names}
+        return ClipTensors(features | self.extras(inputs.tensors))
+
     def encode(
         self, model: PreTrainedModel, clips: Sequence[ClipTensors], frames_per_batch: int
     ) -> list[ClipTensors]:
@@ -86,6 +110,17 @@ class DerivedFamily(Family):
         replacements = json.loads(features.texts["replacements"])
         conversation = conversations.conversation_of(prompt)
         return Row(features, self.processor.sequences(conversation, replacements))
+
+    def prefix_length(self, row: Row) -> int:
+        """Return the number of tokens up to the last feature slot.
+
+        Never less: attention within a clip goes both ways in some classes.
+        """
+        import torch
+
+        ids = row.sequences["input_ids"]
+        slots = torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids)))
+        return int(slots.nonzero().max()) + 1 if slots.any() else 0
 
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask, grids and features."""
@@ -145,8 +180,15 @@ class DerivedFamily(Family):
         tensors = parts.named(parts.FEATURES, features.pooler_output)
         if (deep := getattr(features, "deepstack_features", None)) is not None:
             tensors |= parts.named(parts.DEEPSTACK, deep)
-        kept = {name: value for name, value in inputs.items() if parts.PIXELS not in name}
-        return tensors | {f"{parts.EXTRA}{name}": value for name, value in kept.items()}
+        return tensors | self.extras(inputs)
+
+    def extras(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Choose what the language half wants to know beside features: all but the pixels."""
+        return {
+            f"{parts.EXTRA}{name}": value
+            for name, value in inputs.items()
+            if parts.PIXELS not in name
+        }
 
     def _encode_one(self, model: PreTrainedModel, clip: ClipTensors) -> ClipTensors:
         import torch

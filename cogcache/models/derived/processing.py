@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
@@ -170,17 +171,20 @@ class ClipProcessor:
         outputs: Mapping[str, Tensor] = processor(text=text, return_tensors="pt", **arguments)
         return outputs
 
-    def slots(self, sequences: Mapping[str, Tensor]) -> list[int]:
-        """Count the tokens that may stand for a feature row, one number a token."""
+    @cached_property
+    def slot_ids(self) -> frozenset[int]:
+        """The tokens that may stand for a feature row."""
         names = ("image_token", "video_token")
         tokens = {
             getattr(each, n, None) for each in (self.processor, self.tokenizer) for n in names
         }
         ids = {self.tokenizer.convert_tokens_to_ids(token) for token in tokens if token}
         ids |= {index for name, index in self.config.items() if SLOT.fullmatch(name)}
-        counts = [
-            int((sequences["input_ids"] == index).sum()) for index in ids if index is not None
-        ]
+        return frozenset(index for index in ids if index is not None)
+
+    def slots(self, sequences: Mapping[str, Tensor]) -> list[int]:
+        """Count the tokens that may stand for a feature row, one number a token."""
+        counts = [int((sequences["input_ids"] == index).sum()) for index in self.slot_ids]
         return sorted(count for count in counts if count)
 
     def _text_arguments(self, text: str) -> dict[str, bool]:

@@ -24,4 +24,8 @@ class VideoLlama3Family(DerivedFamily):
         """Cache the rows that the prompt has room for, and no mask."""
         keep = inputs[MASK].to(features.pooler_output[0].device).bool()
         features.pooler_output = [each[keep] for each in features.pooler_output]
-        return super().cached(features, {k: v for k, v in inputs.items() if k != MASK})
+        return super().cached(features, inputs)
+
+    def extras(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leave the mask out: it has been applied."""
+        return super().extras({name: value for name, value in inputs.items() if name != MASK})
