@@ -94,10 +94,12 @@ def choose_clips(
         CacheError: there are clips, but all were made with other settings.
     """
     wanted = _feature_fields(settings, family, catalog)
-    clips = catalog.clips()
+    listed = catalog.clips()
     if videos is not None:
         names = {path_to_text(path) for path in videos}
-        clips = [clip for clip in clips if clip["video"] in names]
+        listed = [clip for clip in listed if clip["video"] in names]
+    # Files with the same bytes share a clip, and are listed each.
+    clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
     fitting, differing = [], Counter[str]()
     for clip in clips:
         made_with = {name: clip["settings"].get(name) for name in wanted}

@@ -13,7 +13,15 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from cogcache.errors import ConfigError
 from cogcache.settings_errors import explain, unknown_key
@@ -24,7 +32,8 @@ PROMPT_NAME = r"[\w-]+"
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 PromptName = Annotated[str, Field(pattern=rf"^{PROMPT_NAME}$")]
-PromptText = Annotated[str, Field(pattern=r"\S")]
+# Blanks around a prompt go, as they do on the command line: a key must not depend on the way.
+PromptText = Annotated[str, Field(pattern=r"\S"), AfterValidator(str.strip)]
 
 # TOML has no null: 0 and "" stand for None, so that a complete file can say it.
 _NoneIfZero = BeforeValidator(lambda value: None if value == 0 and value is not False else value)

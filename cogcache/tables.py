@@ -10,6 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from cogcache.units import format_bytes
+
 Rows = Iterable[Mapping[str, Any]]
 NARROWEST = 12
 
@@ -32,6 +34,8 @@ def as_table(rows: Rows, columns: Sequence[str]) -> str:
 def _cell(column: str, value: object) -> str:
     if column == "video" and isinstance(value, str):
         value = min(value, os.path.relpath(value), key=len)
+    if column.endswith("_bytes") and isinstance(value, int):
+        return format_bytes(value)
     return _text(value)
 
 

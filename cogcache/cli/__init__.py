@@ -1,11 +1,13 @@
 """The command line: a command parses, makes one call into the library and prints.
 
-A file a group of commands. Exit status: 0 all done, 1 some videos failed, 2 misuse.
+A file a group of commands. Exit status: 0 all done, 1 some videos failed, 2 misuse,
+70 a bug, with its traceback; 128 and a signal's number where that ended the run early.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 
 import click
 
@@ -14,6 +16,9 @@ from cogcache.cli.doctor import doctor
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.stages import caption, extract, run
 from cogcache.errors import CogcacheError
+
+BUG = 70
+"""Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""
 
 
 class _Shown(click.ClickException):
@@ -29,6 +34,11 @@ class CogcacheGroup(click.Group):
             return super().invoke(ctx)
         except CogcacheError as error:
             raise _Shown(str(error)) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception:  # noqa: BLE001 - Python's own status for it means "some videos failed"
+            traceback.print_exc()
+            raise SystemExit(BUG) from None
 
 
 @click.group(cls=CogcacheGroup)

@@ -24,8 +24,11 @@ def ls(what: str, cache: Path, json_: bool) -> None:
     columns = {
         "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "flags"),
         "clips": ("video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder"),
-        "runs": ("run", "command", "model", "started_at", "status", "measured_peak_bytes"),
-    }
+        "runs": (
+            "run", "command", "model", "started_at", "status",
+            "planned_peak_bytes", "measured_peak_bytes",
+        ),
+    }  # fmt: skip
     _list(cache, lambda catalog: getattr(catalog, what)(), columns[what], json_=json_)
 
 
