@@ -44,8 +44,9 @@ format: $(INSTALLED) ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## Write the tables of docs/settings.md anew
+docs: $(INSTALLED) ## Write the tables of docs/settings.md and the configs of families anew
 	$(BIN)/python docs/write_settings.py
+	$(BIN)/python docs/write_configs.py
 
 bench: $(INSTALLED) ## Run the slow tests, which measure; results go to docs/measurements.md
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
