@@ -26,3 +26,15 @@ def pick_device(device: str) -> str:
 def sees_gpu() -> bool:
     """Say whether `auto` would pick a GPU."""
     return pick_device("auto") != "cpu"
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory that is free on a device: of a GPU, or what the system could still give."""
+    import psutil
+    import torch
+
+    if device == "cpu":
+        return int(psutil.virtual_memory().available)
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(torch.mps.recommended_max_memory())

@@ -9,30 +9,31 @@ A bad video is a failure row and the run goes on; any other error is a bug and e
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, ClipRow, VideoRow, failure_row, path_to_text
+from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
+from cogcache.claims import Claims, sweep
 from cogcache.config import Settings
 from cogcache.errors import ClipError, CogcacheError
 from cogcache.inputs import find_videos
-from cogcache.keys import Field
 from cogcache.memory import MemoryMonitor, out_of_memory, sample
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
-from cogcache.runs import Counts, RunReport, Split, versions
-from cogcache.stopping import Stop, stop_on_signals
+from cogcache.progress import AtWork, at_work
+from cogcache.runs import Counts, RunReport, Split
+from cogcache.sharing import Sharing
 from cogcache.store import FeatureStore
 from cogcache.workers import map_unordered
-from cogcache.worklist import Clip, Span, Wanted, Worklist, clip_row, list_work, video_row
+from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work
+from cogcache.writing import ClipWriter, note_failure
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SEALING_AHEAD = 4
-"""Clips that may wait for the writer; bounds the memory of encoded, unwritten features."""
+Prepared = tuple[Clip, PreparedClip | ClipError]
 
 
 def extract(
@@ -70,6 +70,7 @@ def extract(
     paths = find_videos([str(video) for video in videos])
     store = FeatureStore.create_or_open(cache)
     store.sweep()
+    sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:
         split = Split()
@@ -85,10 +86,9 @@ def extract(
         for bad in work.failures:
             note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
         if work.missing:
-            job = _Extraction(wanted, store, catalog, report, work.copies)
-            with stop_on_signals() as stop:
-                job.run(work, stop)
-            report.stopped = stop.reason
+            with at_work(cache, report, settings.limits) as at:
+                _Extraction(wanted, store, catalog, report, at).run(work)
+            report.stopped, report.fault = at.stop.reason, at.stop.fault
     report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
         catalog.finish_run(run, **report.row())
@@ -96,35 +96,27 @@ def extract(
 
 
 @dataclass
-class _Encoded:
-    """A clip whose features wait to be sealed."""
-
-    clip: Clip
-    prepared: PreparedClip
-    features: ClipTensors
-
-
-@dataclass
 class _Extraction:
-    """One run with work to do: the vision half, the batch in hand, the writer's queue."""
+    """One run with work to do: the vision half, the batch in hand, what others have in hand."""
 
     wanted: Wanted
     store: FeatureStore
     catalog: Catalog
     report: RunReport
-    copies: Mapping[str, Sequence[Path]]
+    at: AtWork
     batch: list[tuple[Clip, PreparedClip]] = field(default_factory=list)
-    sealing: deque[tuple[_Encoded, Future[int]]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.vision = self.wanted.settings.vision
         self.frames_per_batch = self.vision.frames_per_batch
         self.bar: tqdm[Any] = tqdm(disable=True)
+        self.claims = Claims(self.at.run)
+        self.sharing = Sharing(self.claims, self.store, self.catalog, self.at.stop)
 
-    def run(self, work: Worklist, stop: Stop) -> None:
-        """Make every missing clip, or as many as there is time for."""
+    def run(self, work: Worklist) -> None:
+        """Make every missing clip that no other run makes, or as many as there is time for."""
         # Before the weights: the workers decode while those are read.
-        prepared = self._prepare(work.missing, stop)
+        prepared = self._prepare(work.missing)
         with self.report.split.time("load"):
             loaded = self._load()
         total = work.num_clips
@@ -135,16 +127,38 @@ class _Extraction:
             desc="extract",
             disable=None,
         )
-        with ThreadPoolExecutor(1, "sealing") as writer, self.bar:
-            for clip, result in self._timed(prepared):
-                if isinstance(result, ClipError):
-                    self._fail(clip, result)
-                else:
-                    self.batch.append((clip, result))
-                if sum(item.num_frames for _, item in self.batch) >= self.frames_per_batch:
-                    self._encode(loaded, writer)
-            self._encode(loaded, writer)
-            self._commit(leave=0)
+        with ThreadPoolExecutor(1, "sealing") as thread, self.bar:
+            self.writer = ClipWriter(
+                self.wanted.settings, self.store, self.catalog, self.report, self.claims,
+                work.copies, thread,
+            )  # fmt: skip
+            try:
+                self._pass(prepared, loaded)
+                # What other runs had in hand is made by now, or theirs no more.
+                while held := self.sharing.wait_for_others():
+                    self._pass(self._prepare(held), loaded)
+            finally:
+                self.claims.release_all()
+
+    def _pass(self, prepared: Iterator[Prepared], loaded: LoadedHalf) -> None:
+        for clip, result in self._timed(prepared):
+            if isinstance(result, ClipError):
+                self.writer.fail(clip, result)
+            else:
+                self.batch.append((clip, result))
+            if sum(item.num_frames for _, item in self.batch) >= self.frames_per_batch:
+                self._encode(loaded)
+            self._show()
+        self._encode(loaded)
+        self.writer.commit(leave=0)
+        self._show()
+
+    def _show(self) -> None:
+        """Bring the bar and the counts of what others have made up to date."""
+        counts = self.report.counts
+        counts.cached += self.sharing.made.drain()
+        counts.skipped += self.sharing.failed.drain()
+        self.bar.update(counts.settled - self.bar.n)
 
     def _load(self) -> LoadedHalf:
         from cogcache.loading import load_vision
@@ -159,13 +173,13 @@ class _Extraction:
         self.report.bytes_by_shard = dict(loaded.bytes_by_shard)
         return loaded
 
-    def _prepare(
-        self, clips: Sequence[Clip], stop: Stop
-    ) -> Iterator[tuple[Clip, PreparedClip | ClipError]]:
+    def _prepare(self, clips: Sequence[Clip]) -> Iterator[Prepared]:
         """Start the decode workers; the iterator gives each clip, prepared or failed."""
         settings = self.wanted.settings
         by_source = {ClipSource(clip.video, *clip.span, settings.sampling): clip for clip in clips}
-        sources = (source for source in by_source if not stop)
+        sources_of = {clip.key.digest: source for source, clip in by_source.items()}
+        ours = self.sharing.claim(clips, settings.limits.limit)
+        sources = (sources_of[clip.key.digest] for clip in ours)
         results = map_unordered(
             prepare,
             sources,
@@ -173,13 +187,16 @@ class _Extraction:
             timeout_s=self.vision.decode_timeout_s,
             ahead=2 * self.vision.decode_workers,
             initializer=start_worker,
-            initargs=(settings.model, settings.revision, self.vision.vision_dtype),
+            initargs=(
+                settings.model,
+                settings.revision,
+                self.vision.vision_dtype,
+                settings.limits.strict,
+            ),  # fmt: skip
         )
         return ((by_source[source], result) for source, result in results)
 
-    def _timed(
-        self, prepared: Iterator[tuple[Clip, PreparedClip | ClipError]]
-    ) -> Iterator[tuple[Clip, PreparedClip | ClipError]]:
+    def _timed(self, prepared: Iterator[Prepared]) -> Iterator[Prepared]:
         """Count the time spent waiting for the decoders."""
         while True:
             with self.report.split.time("wait_for_frames"):
@@ -188,7 +205,7 @@ class _Extraction:
                 return
             yield item
 
-    def _encode(self, loaded: LoadedHalf, writer: ThreadPoolExecutor) -> None:
+    def _encode(self, loaded: LoadedHalf) -> None:
         """Encode the batch in hand and give its clips to the writer."""
         if not self.batch:
             return
@@ -196,10 +213,9 @@ class _Extraction:
             encoded = self._encode_within_memory(loaded, [item.tensors() for _, item in self.batch])
             for (clip, prepared), features in zip(self.batch, encoded, strict=True):
                 host = {name: tensor.cpu() for name, tensor in features.tensors.items()}
-                ready = _Encoded(clip, prepared, type(features)(host, features.texts))
-                self.sealing.append((ready, writer.submit(self._seal, ready)))
+                self.writer.take(clip, prepared, type(features)(host, features.texts))
         self.batch.clear()
-        self._commit(leave=SEALING_AHEAD)
+        self.writer.commit()
 
     def _encode_within_memory(
         self, loaded: LoadedHalf, clips: Sequence[ClipTensors]
@@ -218,71 +234,3 @@ class _Extraction:
                     ) from error
             self.frames_per_batch //= 2
             logger.warning("out of memory: going on with %d frames a pass", self.frames_per_batch)
-
-    def _seal(self, encoded: _Encoded) -> int:
-        """Write one feature file; runs in the writer's thread."""
-        clip, prepared = encoded.clip, encoded.prepared
-        attributes: dict[str, Field] = {
-            **clip.key.fields(),
-            **prepared.facts,
-            "video": path_to_text(clip.video),
-            "model": self.wanted.settings.model,
-            "texts": dict(encoded.features.texts),
-            "versions": versions(),
-        }
-        return self.store.write(
-            clip.key.digest,
-            encoded.features.tensors,
-            attributes,
-            prepared.thumbnail,
-            compression=self.vision.compression,
-        )
-
-    def _commit(self, leave: int) -> None:
-        """Put sealed clips into the catalog until at most `leave` wait for the writer."""
-        clips: list[ClipRow] = []
-        videos: list[VideoRow] = []
-        while len(self.sealing) > leave:
-            encoded, sealed = self.sealing.popleft()
-            clip, prepared = encoded.clip, encoded.prepared
-            try:
-                with self.report.split.time("wait_for_writer"):
-                    size_bytes = sealed.result()
-            except ClipError as error:
-                self._fail(clip, error)
-                continue
-            videos.append(video_row(clip.video, clip.key.video_digest, prepared.info))
-            clips.append(
-                {
-                    **clip_row(clip, self.wanted.settings.model, self.report.run),
-                    "num_frames": prepared.num_frames,
-                    "size_bytes": size_bytes,
-                    "decoder": str(prepared.facts["decoder"]),
-                }
-            )
-        self.catalog.add_videos(videos)
-        self.catalog.add_clips(clips)
-        self.catalog.clear_failed([clip["feature_key"] for clip in clips])
-        self.report.counts.done += len(clips)
-        self.bar.update(len(clips))
-
-    def _fail(self, clip: Clip, error: ClipError) -> None:
-        key = clip.key.digest
-        videos = [clip.video, *self.copies.get(key, ())]
-        note_failure(self.catalog, self.report, videos, clip.span, error, key)
-        self.bar.update()
-
-
-def note_failure(
-    catalog: Catalog,
-    report: RunReport,
-    videos: Sequence[Path],
-    span: Span,
-    error: ClipError,
-    key: str | None,
-) -> None:
-    """Note that a clip could not be done, under each file that holds it."""
-    for video in videos:
-        catalog.add_failure(failure_row(video, span, "extract", error, run=report.run, key=key))
-    report.counts.failed += 1
-    logger.warning("%s", error.problem)

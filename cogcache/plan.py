@@ -14,53 +14,75 @@ ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def plan_vision(identity: HalfIdentity, config: Mapping[str, Any], settings: Settings) -> StagePlan:
-    """Plan stage one.
-
-    The widest moment of a block is its first linear layer and the activation behind it: two
-    tensors of the intermediate width beside a few of the hidden width, for all frames of a pass.
-    """
-    item_bytes = ITEM_BYTES[settings.vision.vision_dtype]
-    vision = config.get("vision_config", {})
-    hidden, intermediate = _width(vision), int(vision.get("intermediate_size") or 0)
-    wide = 2 * (intermediate or 4 * hidden) + 4 * hidden
-    positions = _positions(vision) * settings.vision.frames_per_batch
-    return StagePlan(identity.num_parameters * item_bytes, positions * wide * item_bytes)
+    """Plan stage one with all weights resident."""
+    weights = identity.num_parameters * ITEM_BYTES[settings.vision.vision_dtype]
+    return StagePlan(weights, frame_bytes(config, settings) * settings.vision.frames_per_batch)
 
 
 def plan_language(
     identity: HalfIdentity, config: Mapping[str, Any], settings: Settings, row_tokens: int
 ) -> StagePlan:
     """Plan stage two for batches whose longest row has `row_tokens` tokens before the caption."""
-    text = config.get("text_config") or config
-    item_bytes = ITEM_BYTES[settings.language.compute_dtype]
-    rows = settings.language.clips_per_batch * settings.generation.num_beams
-    tokens = row_tokens + settings.generation.max_new_tokens
+    rows = settings.language.clips_per_batch
+    weights = language_weight_bytes(identity.num_parameters, config, settings)
+    cached = kv_bytes(config, settings, row_tokens)
+    return StagePlan(
+        weights, rows * (row_bytes(config, settings, row_tokens) - cached), rows * cached
+    )
+
+
+def frame_bytes(config: Mapping[str, Any], settings: Settings) -> int:
+    """Return what one frame of a vision pass takes at its widest moment.
+
+    That is a block's first linear layer and the activation behind it: two tensors of the
+    intermediate width beside a few of the hidden width.
+    """
+    vision = config.get("vision_config", {})
+    hidden = int(vision.get("hidden_size") or vision.get("embed_dim") or 1024)
+    wide = 2 * int(vision.get("intermediate_size") or 4 * hidden) + 4 * hidden
+    return _positions(vision) * wide * ITEM_BYTES[settings.vision.vision_dtype]
+
+
+def row_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
+    """Return what one row takes: keys and values, the prefill's widest moment, logits."""
+    text = _text(config)
+    wide = 3 * int(text.get("intermediate_size") or 4 * text["hidden_size"])
+    wide += 4 * int(text["hidden_size"])
+    prefill = row_tokens * wide * ITEM_BYTES[settings.language.compute_dtype]
+    return kv_bytes(config, settings, row_tokens) + prefill + int(text["vocab_size"]) * 4
+
+
+def kv_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
+    """Return the keys and values of one row at its full length, for all its beams."""
+    text = _text(config)
     heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
     kv_heads = int(text.get("num_key_value_heads") or text.get("num_multi_query_heads") or heads)
     head_width = int(text.get("head_dim") or hidden // heads)
-    layers = int(text["num_hidden_layers"])
-    cache_bytes = 2 * layers * kv_heads * head_width * item_bytes * tokens * rows
-    wide = 3 * int(text.get("intermediate_size") or 4 * hidden) + 4 * hidden
-    activations = rows * row_tokens * wide * item_bytes + rows * int(text["vocab_size"]) * 4
-    return StagePlan(_language_weights(identity, text, settings), activations, cache_bytes)
+    item_bytes = ITEM_BYTES[settings.language.compute_dtype]
+    per_token = 2 * int(text["num_hidden_layers"]) * kv_heads * head_width * item_bytes
+    tokens = row_tokens + settings.generation.max_new_tokens
+    return per_token * tokens * settings.generation.num_beams
 
 
-def _language_weights(identity: HalfIdentity, text: Mapping[str, Any], settings: Settings) -> int:
-    """Bytes of the language half: its layers quantised, embeddings and output head not."""
-    language = settings.language
+def language_weight_bytes(
+    num_parameters: int, config: Mapping[str, Any], settings: Settings
+) -> int:
+    """Return the language half's bytes: its layers quantised, embeddings and output head not."""
+    language, text = settings.language, _text(config)
     item_bytes = ITEM_BYTES[language.compute_dtype]
     if language.quantization == "none":
-        return identity.num_parameters * item_bytes
+        return num_parameters * item_bytes
     hidden, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
     tied = bool(text.get("tie_word_embeddings"))
-    kept = min(vocabulary * hidden * (1 if tied else 2), identity.num_parameters)
-    quantized = (identity.num_parameters - kept) // hidden
+    kept = min(vocabulary * hidden * (1 if tied else 2), num_parameters)
     quantization = Quantization(kind=language.quantization, double_quant=language.double_quant)
-    return kept * item_bytes + quantized_bytes(quantized, hidden, quantization)
+    rows = (num_parameters - kept) // hidden
+    return kept * item_bytes + quantized_bytes(rows, hidden, quantization)
 
 
-def _width(vision: Mapping[str, Any]) -> int:
-    return int(vision.get("hidden_size") or vision.get("embed_dim") or 1024)
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    text: Mapping[str, Any] = config.get("text_config") or config
+    return text
 
 
 def _positions(vision: Mapping[str, Any]) -> int:
@@ -70,3 +92,30 @@ def _positions(vision: Mapping[str, Any]) -> int:
     size, patch = vision.get("image_size", 448), vision.get("patch_size", 14)
     size, patch = (side[0] if isinstance(side, list) else side for side in (size, patch))
     return int(size // patch) ** 2 + 1
+
+
+def tokens_per_frame(config: Mapping[str, Any]) -> int | None:
+    """Return the feature rows of one frame where the config alone says so: CogVLM2's."""
+    vision = config.get("vision_config", {})
+    if "num_multi_query_heads" not in config or "patch_size" not in vision:
+        return None
+    side = int(vision["image_size"]) // int(vision["patch_size"]) // 2
+    return side * side + 2
+
+
+def row_tokens(config: Mapping[str, Any], frames: int) -> int:
+    """Return the prompt's tokens for a clip, an index a frame and a short question included.
+
+    Where the config does not tell a family's rows a frame, every patch counts: an upper bound.
+    """
+    per_frame = tokens_per_frame(config) or _positions(config.get("vision_config", {}))
+    return 1 + frames * (per_frame + 1) + 11
+
+
+def feature_bytes(config: Mapping[str, Any], settings: Settings, frames: int) -> int | None:
+    """Return the uncompressed features of a clip, where the config tells their shape."""
+    per_frame = tokens_per_frame(config)
+    if per_frame is None:
+        return None
+    width = int(_text(config)["hidden_size"])
+    return frames * per_frame * width * ITEM_BYTES[settings.vision.vision_dtype]

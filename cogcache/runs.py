@@ -35,6 +35,11 @@ class Counts:
     copies: int = 0
     """Clips of files with the same bytes as another; listed, and not made again."""
 
+    @property
+    def settled(self) -> int:
+        """Those of `found` that nothing more is to be done about."""
+        return self.cached + self.done + self.failed + self.skipped
+
 
 class Split:
     """Wall-clock seconds by part of the work."""
@@ -87,6 +92,8 @@ class RunReport:
     """What was chosen, and why."""
     stopped: str | None = None
     """Why the run ended before its work did."""
+    fault: bool = False
+    """Whether it ended so for something that has to be mended."""
     total_s: float = 0.0
     timeline: list[MemorySample] = field(default_factory=list)
 
@@ -115,7 +122,7 @@ class RunReport:
         """What the command line ends with: 0 all done, 1 some failed, as shells do if stopped."""
         if self.stopped and self.stopped in signal.Signals.__members__:
             return 128 + signal.Signals[self.stopped]
-        return 1 if self.counts.failed or self.counts.skipped else 0
+        return 1 if self.fault or self.counts.failed or self.counts.skipped else 0
 
     def row(self) -> dict[str, Any]:
         """Return the run as the catalog keeps it."""

@@ -45,6 +45,7 @@ def map_unordered(
 ) -> Generator[tuple[Job, Result | ClipError], None, None]:
     """Yield each job with ``task(job)`` or the error that it ended in, as they are done.
 
+    The first jobs are given out at the call, before anything is asked of the generator.
     Workers end when the generator is closed or exhausted, and when this process dies in any way.
     Signals that ask to end are left to this process: a worker takes no notice of SIGINT or SIGTERM.
 
@@ -67,12 +68,16 @@ def map_unordered(
         CogcacheError: a worker cannot be started.
     """
     pool = _Pool(_Program(task, initializer, initargs), workers, timeout_s)
-    source, in_flight = iter(jobs), 0
+    source, ahead = iter(jobs), max(ahead, 1)
+    return _results(pool, source, pool.give_out(source, ahead), ahead)
+
+
+def _results(
+    pool: _Pool, source: Iterator[Job], in_flight: int, ahead: int
+) -> Generator[tuple[Job, Any], None, None]:
     try:
         while True:
-            for job in islice(source, max(ahead, 1) - in_flight):
-                pool.jobs.put(job)
-                in_flight += 1
+            in_flight += pool.give_out(source, ahead - in_flight)
             if not in_flight:
                 return
             done, outcome = pool.results.get()
@@ -120,6 +125,14 @@ class _Pool:
             if not worker.closed:
                 self.results.put((job, worker.run(job)))
         worker.stop()
+
+    def give_out(self, jobs: Iterator[Any], most: int) -> int:
+        """Put up to ``most`` jobs before the workers; return how many there were."""
+        count = 0
+        for job in islice(jobs, most):
+            self.jobs.put(job)
+            count += 1
+        return count
 
     def close(self) -> None:
         for worker in self.workers:

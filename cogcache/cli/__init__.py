@@ -14,6 +14,8 @@ import click
 from cogcache.cli.demo import demo
 from cogcache.cli.doctor import doctor
 from cogcache.cli.listings import failures, ls, models
+from cogcache.cli.plan import plan
+from cogcache.cli.search import search
 from cogcache.cli.stages import caption, extract, run
 from cogcache.errors import CogcacheError
 
@@ -49,5 +51,5 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
 
 
-for command in (run, extract, caption, ls, failures, models, doctor, demo):
+for command in (run, extract, caption, search, plan, ls, failures, models, doctor, demo):
     main.add_command(command)

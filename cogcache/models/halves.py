@@ -150,7 +150,7 @@ def load_half(
         whole.checkpoint.view(names, folder)
         loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
         weakref.finalize(loaded, undo.pop_all().close)
-    check_half(loaded, half, whole.partition.modules, offloaded="max_memory" in loading)
+    check_half(loaded, half, whole.partition.modules, offloaded="offload_folder" in loading)
     read: Counter[str] = Counter()
     for name, info in described.items():
         read[whole.checkpoint.weight_map[name]] += info.num_bytes
