@@ -1,18 +1,17 @@
 """Stage two: cached features to captions, through the language half alone.
 
-find what is missing → read features ahead → lay prompts out around them → generate in
-batches over clips and prompts → look at what came out → commit every few seconds
+find what is missing → read features ahead → lay prompts out around them → a clip's video part
+once, all its prompts behind it → look at what came out → commit every few seconds
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -20,21 +19,24 @@ from cogcache.captionlist import CaptionList, Task, list_captions
 from cogcache.catalog import CaptionRow, Catalog, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
-from cogcache.errors import ClipError, CogcacheError, CorruptFeaturesError, FeaturesError
-from cogcache.generation import generate
-from cogcache.guards import flags_of
+from cogcache.errors import ClipError
+from cogcache.generation import Batches, Finished, Request
+from cogcache.guards import changes_for, flags_of
 from cogcache.inputs import find_videos
-from cogcache.memory import MemoryMonitor, out_of_memory, sample
-from cogcache.models.family import ClipTensors, Family, Row
+from cogcache.memory import MemoryMonitor, sample
+from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.plan import plan_language
+from cogcache.progress import at_work
 from cogcache.quantization import Quantization
+from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Split
-from cogcache.stopping import Stop, stop_on_signals
+from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
 
 if TYPE_CHECKING:
+    from cogcache.decoding import Decoder
     from cogcache.models.halves import LoadedHalf
 
 logger = logging.getLogger(__name__)
@@ -76,9 +78,9 @@ def caption(
         report = RunReport(run, "caption", settings.model, counts, split)
         if work.missing:
             job = _Captioning(settings, family, identity, store, catalog, report)
-            with stop_on_signals() as stop:
-                job.run(work, stop)
-            report.stopped = stop.reason
+            with at_work(cache, report, settings.limits) as at:
+                job.run(work, at.stop)
+            report.stopped, report.fault = at.stop.reason, at.stop.fault
     report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
         catalog.finish_run(run, **report.row())
@@ -98,31 +100,21 @@ class _Captioning:
     uncommitted: list[CaptionRow] = field(default_factory=list)
     committed_s: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        # Drawn tokens must not depend on who else is in the batch: one row at a time then.
-        generation = self.settings.generation
-        together = 1 if generation.do_sample else self.settings.language.clips_per_batch
-        self.rows_per_batch = self.family.rows_together(together, generation.num_beams)
-
     def run(self, work: CaptionList, stop: Stop) -> None:
         """Make every missing caption, or as many as there is time for."""
         with self.report.split.time("load"):
             loaded = self._load()
-        total = self.report.counts.found
-        bar = tqdm(
-            total=total, initial=work.num_cached, unit="caption", desc="caption", disable=None
-        )
-        with ThreadPoolExecutor(1, "features") as reader, bar:
-            for tasks, features in self._read_ahead(work.missing, reader):
-                if stop:
-                    break
-                rows = self._rows(tasks, features)
-                for task, made in zip(
-                    rows, self._generate(loaded, list(rows.values())), strict=True
-                ):
-                    self._keep(task, made)
-                bar.update(len(tasks))
+        self.decoder = self._decoder(loaded)
+        self.bar = tqdm(
+            total=self.report.counts.found, initial=work.num_cached,
+            unit="caption", desc="caption", disable=None,
+        )  # fmt: skip
+        with self.bar:
+            finished = self.decoder.run(self._requests(work.missing, stop))
+            for made in self._timed(finished):
+                self._look_at(made)
         self._commit()
+        self.report.notes += self.decoder.statistics.lines()
 
     def _load(self) -> LoadedHalf:
         import torch
@@ -150,94 +142,83 @@ class _Captioning:
             self.report.quantization = loaded.quantization.summary()
         return loaded
 
-    def _read_ahead(
-        self, tasks: Sequence[Task], reader: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[Task], dict[str, ClipTensors | ClipError]]]:
-        """Yield tasks in batches with their features, the next batch being read meanwhile."""
-        remaining = list(tasks)
-        following = reader.submit(self._read, remaining[: self.rows_per_batch])
-        while remaining:
-            batch, remaining = remaining[: self.rows_per_batch], remaining[self.rows_per_batch :]
-            with self.report.split.time("wait_for_features"):
-                features = following.result()
-            if remaining:
-                following = reader.submit(self._read, remaining[: self.rows_per_batch])
-            yield batch, {task.key.feature_key: features[task.key.feature_key] for task in batch}
+    def _decoder(self, loaded: LoadedHalf) -> Decoder | Batches:
+        """Return what turns rows into tokens, and say so where it cannot share prefixes."""
+        from cogcache.decoding import Decoder, can_decode
 
-    def _read(self, tasks: Sequence[Task]) -> dict[str, ClipTensors | ClipError]:
-        return {key: self._read_one(key) for key in {task.key.feature_key for task in tasks}}
+        rows, beams = self.settings.language.clips_per_batch, self.settings.generation.num_beams
+        rows = self.family.rows_together(rows, beams)
+        if beams == 1 and can_decode(loaded.model):
+            return Decoder(loaded.model, self.family, rows)
+        reason = "beams" if beams > 1 else "layers that do not keep all keys"
+        self.report.notes.append(f"prompts of a clip share no prefill: {reason}")
+        return Batches(loaded.model, self.family, rows)
 
-    def _read_one(self, key: str) -> ClipTensors | ClipError:
-        if key not in self.store:
-            hint = "run `cogcache extract` again: it makes what is missing"
-            return FeaturesError("features_missing", f"the feature file {key} is gone", hint)
-        try:
-            stored = self.store.read(key)
-        except CorruptFeaturesError as error:
-            moved = self.store.quarantine(key, error.problem)
-            hint = "run `cogcache extract` again: it makes the clip anew"
-            problem = f"{error.problem}; moved to {moved}"
-            return FeaturesError("features_corrupt", problem, hint)
-        texts = stored.attributes["texts"]
-        assert isinstance(texts, Mapping)  # sealed so by stage one
-        return ClipTensors(stored.tensors, {name: str(text) for name, text in texts.items()})
-
-    def _rows(
-        self, tasks: Sequence[Task], features: dict[str, ClipTensors | ClipError]
-    ) -> dict[Task, Row]:
-        """Lay out a row a task; a task without features becomes a failure."""
-        rows = {}
-        for task in tasks:
-            found = features[task.key.feature_key]
-            if isinstance(found, ClipError):
-                self._fail(task, found)
+    def _requests(self, tasks: Sequence[Task], stop: Stop) -> Iterator[list[Request]]:
+        """Yield what is asked about one clip after another; failed clips are left out."""
+        clips = read_ahead(tasks, self.store, lambda: self.report.split.time("wait_for_features"))
+        for of_clip, features in clips:
+            if stop:
+                return
+            if isinstance(features, ClipError):
+                for task in of_clip:
+                    self._fail(task, features)
             else:
-                rows[task] = self.family.row(found, task.prompt, task.key.layout)
-        if rows and self.report.planned is None:
-            longest = max(row.length for row in rows.values())
-            config = self.family.checkpoint.config
-            self.report.planned = plan_language(self.identity, config, self.settings, longest)
-        return rows
+                yield [self._request(task, features) for task in of_clip]
 
-    def _generate(self, loaded: LoadedHalf, rows: Sequence[Row]) -> Iterator[_Made]:
-        """Generate for all rows; where memory runs out, for half as many at a time."""
-        done = 0
-        while done < len(rows):
-            batch = rows[done : done + self.rows_per_batch]
-            try:
-                with self.report.split.time("generate"):
-                    made = self._generate_batch(loaded, batch)
-            except (MemoryError, RuntimeError) as error:
-                self._halve(error)
-                continue
-            yield from made
-            done += len(batch)
+    def _request(self, task: Task, features: ClipTensors) -> Request:
+        row = self.family.row(features, task.prompt, task.key.layout)
+        if self.report.planned is None:  # clips come longest first
+            config = self.family.full_config()
+            self.report.planned = plan_language(self.identity, config, self.settings, row.length)
+        seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it
+        return Request(row, task.key.feature_key, seed, self.settings.generation, task)
 
-    def _halve(self, error: BaseException) -> None:
-        if not out_of_memory(error):
-            raise error
-        if self.rows_per_batch == 1:
-            raise CogcacheError(
-                "memory runs out with a single caption at a time",
-                "give the stage more memory, or fewer frames (--max-frames)",
-            ) from error
-        self.rows_per_batch //= 2
-        logger.warning("out of memory: going on with %d captions at a time", self.rows_per_batch)
+    def _timed(self, finished: Iterator[Finished]) -> Iterator[Finished]:
+        """Count the time spent generating, less what of it is spent waiting for features."""
+        split = self.report.split
+        while True:
+            waited = split.seconds.get("wait_for_features", 0.0)
+            with split.time("generate"):
+                made = next(finished, None)
+            split.seconds["generate"] -= split.seconds.get("wait_for_features", 0.0) - waited
+            if made is None:
+                return
+            yield made
 
-    def _generate_batch(self, loaded: LoadedHalf, rows: Sequence[Row]) -> list[_Made]:
-        started = time.perf_counter()
-        tokens = generate(loaded.model, self.family, rows, self.settings.generation)
-        seconds = (time.perf_counter() - started) / len(rows)
-        return [self._made(row_tokens, seconds) for row_tokens in tokens]
+    def _look_at(self, made: Finished) -> None:
+        """Keep a caption, or ask for it once more where something is wrong with it."""
+        request = made.request
+        found, task = self._caption(made), request.task
+        generation = self.settings.generation
+        changes = changes_for(found.flags, generation) if generation.retry else {}
+        if isinstance(task, _SecondTry):
+            self._keep(task.task, min(task.first, found, key=lambda each: len(each.flags)))
+        elif changes:
+            again = _SecondTry(task, found, changes)
+            changed = generation.model_copy(update=changes)
+            self.decoder.submit(replace(request, generation=changed, task=again))
+        else:
+            self._keep(task, found)
 
-    def _made(self, tokens: list[int], seconds: float) -> _Made:
+    def _caption(self, made: Finished) -> _Caption:
+        """Turn tokens into a caption and its flags."""
+        request, tokens = made.request, made.tokens
         ended = bool(tokens) and tokens[-1] in self.family.stop_ids
         kept = tokens[:-1] if ended else tokens
         text = self.family.text_of(kept)
-        return _Made(text, len(kept), seconds, flags_of(text, kept, ended=ended))
+        if (stop := request.generation.stop) and stop in text:
+            text, ended = text[: text.index(stop)].strip(), True
+        flags = flags_of(text, kept, ended=ended, over_context=made.over_context)
+        changes: dict[str, Any] = {}
+        if isinstance(request.task, _SecondTry):
+            first = request.task.first
+            changes = {"because": list(first.flags), "changes": request.task.changes}
+        return _Caption(text, len(kept), made.seconds, flags, changes)
 
-    def _keep(self, task: Task, made: _Made) -> None:
+    def _keep(self, task: Task, made: _Caption) -> None:
         clip = task.clip
+        retried = {"retried": made.retried} if made.retried else {}
         self.uncommitted.append(
             {
                 "caption_key": task.key.digest,
@@ -253,10 +234,11 @@ class _Captioning:
                 "flags": list(made.flags),
                 "num_tokens": made.num_tokens,
                 "seconds": made.seconds,
-                "settings": task.key.fields(),
+                "settings": {**task.key.fields(), **retried},
                 "run": self.report.run,
             }
         )
+        self.bar.update()
         if time.monotonic() - self.committed_s > COMMIT_EVERY_S:
             self._commit()
 
@@ -273,15 +255,27 @@ class _Captioning:
         row = failure_row(video, span, "caption", error, run=self.report.run, key=key)
         self.catalog.add_failure(row)
         self.report.counts.failed += 1
+        self.bar.update()
         logger.warning("%s: %s", task.clip["video"], error.problem)
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Caption:
     """One generated caption."""
 
     text: str
     num_tokens: int
     seconds: float
-    """Its share of the batch's time."""
+    """Its share of the time."""
     flags: tuple[str, ...]
+    retried: dict[str, Any]
+    """Why it was made a second time, and with which settings changed; empty for a first try."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SecondTry:
+    """A task whose first caption was not good."""
+
+    task: Task
+    first: _Caption
+    changes: dict[str, Any]

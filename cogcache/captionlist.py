@@ -48,11 +48,10 @@ def list_captions(
     """
     clips = choose_clips(settings, family, catalog, videos)
     tasks = [
-        Task(
-            clip, name, prompt, caption_key(clip["feature_key"], prompt, settings, family, identity)
-        )
+        Task(clip, name, prompt, caption_key(*about, prompt, settings, family, identity))
         for clip in clips
         for name, prompt in settings.prompts.items()
+        for about in ((clip["feature_key"], draw) for draw in range(settings.generation.n))
     ]
     known = catalog.caption_keys([task.key.digest for task in tasks])
     missing = [task for task in tasks if task.key.digest not in known]
@@ -62,9 +61,14 @@ def list_captions(
 
 
 def caption_key(
-    feature_key: str, prompt: str, settings: Settings, family: Family, identity: HalfIdentity
+    feature_key: str,
+    draw: int,
+    prompt: str,
+    settings: Settings,
+    family: Family,
+    identity: HalfIdentity,
 ) -> CaptionKey:
-    """Return the key of one caption."""
+    """Return the key of one caption; `draw` counts those of one clip with one prompt."""
     language = settings.language
     return CaptionKey(
         feature_key=feature_key,
@@ -76,7 +80,8 @@ def caption_key(
         },
         prompt=prompt,
         layout=family.layout(language),
-        generation=settings.generation.model_dump(),
+        # How many are drawn is no property of one of them.
+        generation={**settings.generation.model_dump(exclude={"n"}), "draw": draw},
         rotary_dtype=language.rotary_dtype,
         epoch=family.epoch,
     )

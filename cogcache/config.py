@@ -139,7 +139,14 @@ class Generation(Table):
     repetition_penalty: Positive = 1.0
     """Above 1 makes tokens that were already used less likely."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Start of the random numbers that do_sample draws with."""
+    """Start of the random numbers that do_sample draws with; each caption has its own."""
+    n: AtLeastOne = 1
+    """Captions of each clip with each prompt; more than one only with do_sample."""
+    stop: Annotated[str | None, _NoneIfEmpty] = None
+    """Text that ends a caption and is left out of it; "" for none."""
+    retry: bool = True
+    """Make a caption that is empty, loops or has no end once more with other settings, and keep
+    the better one."""
 
     @model_validator(mode="after")
     def _sampling_options_need_sampling(self) -> Self:
@@ -151,6 +158,11 @@ class Generation(Table):
                     f"{name} = {getattr(self, name)} has no effect while do_sample is false: "
                     f"set do_sample to true, or leave {name} at {default}"
                 )
+        if self.n > 1 and not self.do_sample:
+            raise ValueError(
+                f"n = {self.n} would make one caption {self.n} times while do_sample is false: "
+                "set do_sample to true, or leave n at 1"
+            )
         return self
 
 

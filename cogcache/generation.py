@@ -1,8 +1,15 @@
-"""Rows to tokens: the one place that calls `generate`."""
+"""What is asked of a language half and what it gives; and the way through `generate`.
+
+Rows usually go through `decoding`. `generate` is for beams, and for models whose layers do not
+keep all keys.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cogcache.config import Generation
@@ -12,10 +19,153 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 DRAWING = ("temperature", "top_p", "top_k")
+STOP_WINDOW = 32
+"""A stop text is looked for in the newest tokens only, as many as this."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One caption to make.
+
+    Args:
+        row: clip and prompt, laid out.
+        clip: what rows of one clip have in common, and no others.
+        seed: of this row's random numbers.
+        generation: how its tokens are chosen.
+        task: whatever the caller wants back with the tokens.
+    """
+
+    row: Row
+    clip: str
+    seed: int
+    generation: Generation
+    task: Any = None
+
+    def stops(self, family: Family, tokens: Sequence[int]) -> bool:
+        """Say whether the newest tokens hold the stop text."""
+        stop = self.generation.stop
+        return stop is not None and stop in family.text_of(tokens[-STOP_WINDOW:])
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The tokens of one request, up to and with the one that ends it."""
+
+    request: Request
+    tokens: list[int]
+    seconds: float
+    """Its share of the time."""
+    over_context: bool = False
+    """Whether it was cut off because the model's context has no room for more."""
+
+
+@dataclass
+class Statistics:
+    """What a decoder did, in tokens and seconds."""
+
+    prefixes: int = 0
+    prefix_tokens: int = 0
+    prefill_s: float = 0.0
+    tokens: int = 0
+    """New ones, over all rows."""
+    steps: int = 0
+    row_steps: int = 0
+    """Rows over all steps; each gives one token."""
+    columns: int = 0
+    """Columns of keys over all steps and rows, padding included."""
+    padded_columns: int = 0
+    decode_s: float = 0.0
+
+    def count_step(self, rows: int, lengths: Sequence[int], end: int, seconds: float) -> None:
+        """Count one step of a batch whose rows end at column `end`."""
+        self.steps += 1
+        self.row_steps += rows
+        self.columns += rows * end
+        self.padded_columns += rows * end - sum(lengths)
+        self.decode_s += seconds
+
+    def lines(self) -> list[str]:
+        """Return what a reader of the report wants to know."""
+        if not self.steps:
+            return []
+        padding = self.padded_columns / self.columns
+        return [
+            f"decoding: {self.prefixes} prefills of a video part, {self.tokens} new tokens, "
+            f"{self.row_steps / self.steps:.1f} rows a step, {padding:.1%} of the keys padding"
+        ]
+
+
+class Batches:
+    """Requests through `generate`, a batch at a time.
+
+    Args:
+        model: the language half, or the whole model.
+        family: lays rows out.
+        rows_at_once: most rows in a batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, rows_at_once: int) -> None:
+        self.model, self.family, self.rows_at_once = model, family, rows_at_once
+        self.statistics = Statistics()
+        self.again: deque[Request] = deque()
+
+    def submit(self, request: Request) -> None:
+        """Put in a request between others, while `run` is under way."""
+        self.again.append(request)
+
+    def run(self, groups: Iterable[Sequence[Request]]) -> Iterator[Finished]:
+        """Yield each request with its tokens, as they get done."""
+        batch: list[Request] = []
+        for request in self._requests(groups):
+            if batch and not self._fits(request, batch):
+                yield from self._generate(batch)
+                batch = []
+            batch.append(request)
+        yield from self._generate(batch)
+        while self.again:
+            yield from self._generate([self.again.popleft()])
+
+    def _requests(self, groups: Iterable[Sequence[Request]]) -> Iterator[Request]:
+        for group in groups:
+            yield from group
+
+    def _fits(self, request: Request, batch: Sequence[Request]) -> bool:
+        # Drawn tokens must not depend on who else is in the batch.
+        generation = request.generation
+        together = 1 if generation.do_sample else self.rows_at_once
+        most = self.family.rows_together(together, generation.num_beams)
+        return len(batch) < most and generation == batch[0].generation
+
+    def _generate(self, batch: Sequence[Request]) -> Iterator[Finished]:
+        from cogcache.memory import out_of_memory
+
+        if not batch:
+            return
+        started = time.perf_counter()
+        rows, first = [request.row for request in batch], batch[0]
+        try:
+            made = generate(self.model, self.family, rows, first.generation, seed=first.seed)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or len(batch) == 1:
+                raise
+            made = []
+        if not made:
+            self.rows_at_once = half = len(batch) // 2
+            yield from self._generate(batch[:half])
+            yield from self._generate(batch[half:])
+            return
+        seconds = (time.perf_counter() - started) / len(batch)
+        for request, tokens in zip(batch, made, strict=True):
+            yield Finished(request, tokens, seconds)
 
 
 def generate(
-    model: PreTrainedModel, family: Family, rows: Sequence[Row], generation: Generation
+    model: PreTrainedModel,
+    family: Family,
+    rows: Sequence[Row],
+    generation: Generation,
+    *,
+    seed: int | None = None,
 ) -> list[list[int]]:
     """Generate for a left-padded batch of rows.
 
@@ -24,6 +174,7 @@ def generate(
         family: lays the batch out.
         rows: clips with prompts, of any lengths.
         generation: how tokens are chosen.
+        seed: of the random numbers; that of `generation` where there is none.
 
     Returns:
         For each row its new tokens, up to and with the one that ends it; without an end there
@@ -32,7 +183,7 @@ def generate(
     import torch
 
     if generation.do_sample:
-        torch.manual_seed(generation.seed)
+        torch.manual_seed(generation.seed if seed is None else seed)
     inputs = family.model_inputs(rows, model)
     with torch.inference_mode():
         output = model.generate(**inputs, generation_config=generation_config(family, generation))

@@ -1,0 +1,292 @@
+"""Rows to tokens by a loop of our own: one prefill a clip, and a batch that rows leave and join.
+
+    a clip's video part, once → its prompts behind it, together → the batch, a token a step;
+    a row that ends makes room for the next
+
+What comes out is what `generate` gives row by row: each row has its own positions, random
+numbers and limits. Imported where captions are made; it needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cogcache.choosing import Chooser, choose_all
+from cogcache.errors import CogcacheError
+from cogcache.generation import Finished, Request, Statistics
+from cogcache.kvcache import Prefix, RowCache, SlotCache, keeps_all_keys
+from cogcache.memory import out_of_memory
+from cogcache.models.family import Family, left_padded
+
+logger = logging.getLogger(__name__)
+
+
+def can_decode(model: PreTrainedModel) -> bool:
+    """Say whether rows of this model can share prefixes and change places."""
+    return keeps_all_keys(model.config)
+
+
+@dataclass(eq=False)
+class _Live:
+    """A row that is being decoded, or waits for its place."""
+
+    request: Request
+    chooser: Chooser
+    position: Tensor
+    """Of its last token. int64 [..., 1, 1]."""
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    cache: RowCache | None = None
+    """Until it has a place."""
+    done: bool = False
+
+
+class Decoder:
+    """Decodes requests, a clip's with one another and many clips' together.
+
+    Args:
+        model: the language half, or the whole model; see `can_decode`.
+        family: lays rows out.
+        rows_at_once: most rows in a step; halved when memory runs out.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, rows_at_once: int) -> None:
+        self.model, self.family, self.rows_at_once = model, family, rows_at_once
+        self.context = getattr(
+            model.config.get_text_config(decoder=True), "max_position_embeddings", None
+        )
+        self.statistics = Statistics()
+        self.again: deque[list[Request]] = deque()
+        self.waiting: deque[_Live] = deque()
+        self.live: list[_Live] = []
+        self.slots = SlotCache()
+
+    def submit(self, request: Request) -> None:
+        """Put in a request between others, while `run` is under way."""
+        self.again.append([request])
+
+    @torch.inference_mode()
+    def run(self, groups: Iterable[Sequence[Request]]) -> Iterator[Finished]:
+        """Yield each request with its tokens, as they get done.
+
+        Args:
+            groups: requests about one clip each, taken up as places get free.
+        """
+        incoming = iter(groups)
+        while True:
+            while len(self._unfinished()) < self.rows_at_once:
+                group = self.again.popleft() if self.again else next(incoming, None)
+                if group is None:
+                    break
+                yield from self._guarded(self._prefill, list(group))
+            if not self._unfinished():
+                return
+            yield from self._guarded(self._step)
+
+    def _unfinished(self) -> list[_Live]:
+        return [row for row in self.live if not row.done] + list(self.waiting)
+
+    # ---- memory -----------------------------------------------------------------------------
+
+    def _guarded(self, work: Any, *arguments: Any) -> list[Finished]:
+        """Do a piece of work; where memory runs out, begin all rows anew, half as many at once."""
+        try:
+            done: list[Finished] = work(*arguments)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if self.rows_at_once == 1:
+                raise CogcacheError(
+                    "memory runs out with a single caption at a time",
+                    "give the stage more memory, or fewer frames (--max-frames)",
+                ) from error
+        else:
+            return done
+        self._begin_anew(*arguments)
+        return []
+
+    def _begin_anew(self, group: Sequence[Request] = ()) -> None:
+        unfinished = [row.request for row in self._unfinished()] + list(group)
+        self.live, self.waiting, self.slots = [], deque(), SlotCache()
+        self.again.extend(list(each) for _, each in groupby(unfinished, lambda r: r.clip))
+        self.rows_at_once //= 2
+        logger.warning("out of memory: going on with %d captions at a time", self.rows_at_once)
+
+    # ---- prefill ----------------------------------------------------------------------------
+
+    def _prefill(self, group: list[Request]) -> list[Finished]:
+        """Run the video part of a clip once and its prompts behind it."""
+        started = time.perf_counter()
+        rows: list[_Live] = []
+        for requests in _sharing(group, self.family):
+            prefix = self._prefix(requests[0])
+            for first in range(0, len(requests), self.rows_at_once):
+                rows += self._behind(prefix, requests[first : first + self.rows_at_once])
+        passed = time.perf_counter() - started
+        self.statistics.prefill_s += passed
+        for row in rows:
+            row.seconds = passed / len(rows)
+        self.waiting.extend(row for row in rows if not row.done)
+        return [self._finished(row) for row in rows if row.done]
+
+    def _prefix(self, request: Request) -> Prefix:
+        inputs, positions = self._laid_out(request)
+        cut = _cut(request, self.family)
+        for name in (*request.row.sequences, "attention_mask"):
+            inputs[name] = inputs[name][:, :cut]
+        output = self._forward(**inputs, position_ids=positions[..., :cut], cache=_new_cache(self))
+        self.statistics.prefixes += 1
+        self.statistics.prefix_tokens += cut
+        return Prefix.of(output.past_key_values)
+
+    def _behind(self, prefix: Prefix, requests: Sequence[Request]) -> list[_Live]:
+        """Run what is behind the prefix, for several prompts at once, and choose first tokens."""
+        positions = [self._laid_out(request)[1] for request in requests]
+        tails = [request.row.sequences["input_ids"][prefix.length :] for request in requests]
+        width = max(len(tail) for tail in tails)
+        ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
+        mask = torch.cat((torch.ones(len(tails), prefix.length, dtype=torch.long), ones), dim=1)
+        device = self.model.device
+        output = self._forward(
+            input_ids=left_padded(tails, self.family.pad_id).to(device),
+            attention_mask=mask.to(device),
+            position_ids=torch.cat([_last(each, width, prefix.length) for each in positions], -2),
+            cache=prefix.for_rows(),
+        )
+        rows = [
+            _Live(
+                request,
+                Chooser(request.generation, request.seed, request.row.sequences["input_ids"]),
+                position[..., -1:],
+                self._limit(request, position),
+                cache=RowCache.cut(prefix, output.past_key_values, index, len(tail)),
+            )
+            for index, (request, position, tail) in enumerate(
+                zip(requests, positions, tails, strict=True)
+            )
+        ]
+        self._choose(output.logits, rows)
+        return rows
+
+    def _laid_out(self, request: Request) -> tuple[dict[str, Any], Tensor]:
+        """Return the inputs of one row, and the positions `generate` would give its tokens.
+
+        They are asked for the whole prompt and cut afterwards: a prefix alone counts otherwise
+        in families whose positions have axes for space and time.
+        """
+        inputs = self.family.model_inputs([request.row], self.model)
+        others = {name: value for name, value in inputs.items() if name != "input_ids"}
+        positions = self.model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+        return inputs, positions
+
+    def _limit(self, request: Request, positions: Tensor) -> int:
+        """Most new tokens: what was asked for, or what the context has room for."""
+        wanted = request.generation.max_new_tokens
+        if not self.context:
+            return wanted
+        room: int = self.context - 1 - int(positions.max())
+        return min(wanted, max(1, room))
+
+    # ---- decoding ---------------------------------------------------------------------------
+
+    def _step(self) -> list[Finished]:
+        """Give every live row one token more; rows that end leave."""
+        self._let_join()
+        started = time.perf_counter()
+        device, rows = self.model.device, self.live
+        output = self._forward(
+            input_ids=torch.tensor([[row.tokens[-1]] for row in rows], device=device),
+            attention_mask=self.slots.mask(device),
+            position_ids=torch.cat([row.position + len(row.tokens) for row in rows], dim=-2),
+            cache=self.slots.cache,
+        )
+        self.slots.advance()
+        self._choose(output.logits, rows)
+        passed = time.perf_counter() - started
+        self.statistics.count_step(len(rows), self.slots.lengths, self.slots.end, passed)
+        for row in rows:
+            row.seconds += passed / len(rows)
+        return [self._finished(row) for row in rows if row.done]
+
+    def _let_join(self) -> None:
+        """Give waiting rows the places of those that have ended, and close the gaps."""
+        free = [slot for slot, row in enumerate(self.live) if row.done]
+        for slot in list(free):
+            if self.waiting and self.slots.replace(slot, _waiting_cache(self.waiting[0])):
+                self.live[slot] = self._joined()
+                free.remove(slot)
+        kept = [slot for slot in range(len(self.live)) if slot not in free]
+        count = min(len(self.waiting), self.rows_at_once - len(kept))
+        if free or count or not self.slots.room:
+            joining = [_waiting_cache(self.waiting[index]) for index in range(count)]
+            self.slots.lay_out(kept, joining)
+            self.live = [self.live[slot] for slot in kept] + [self._joined() for _ in joining]
+
+    def _joined(self) -> _Live:
+        row = self.waiting.popleft()
+        row.cache = None
+        return row
+
+    def _choose(self, logits: Tensor, rows: Sequence[_Live]) -> None:
+        made = [row.tokens for row in rows]
+        chosen = choose_all(logits[:, -1], [row.chooser for row in rows], made)
+        for row, token in zip(rows, chosen, strict=True):
+            row.tokens.append(token)
+            row.done = len(row.tokens) >= row.limit or self._ended(row)
+
+    def _ended(self, row: _Live) -> bool:
+        """Say whether the row has come to its end, before any limit."""
+        return row.tokens[-1] in self.family.stop_ids or row.request.stops(self.family, row.tokens)
+
+    def _finished(self, row: _Live) -> Finished:
+        cut = row.limit < row.request.generation.max_new_tokens and not self._ended(row)
+        self.statistics.tokens += len(row.tokens)
+        return Finished(row.request, row.tokens, row.seconds, over_context=cut)
+
+    def _forward(self, *, cache: Any, **inputs: Any) -> Any:
+        return self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def _new_cache(decoder: Decoder) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=decoder.model.config)
+
+
+def _waiting_cache(row: _Live) -> RowCache:
+    assert row.cache is not None  # it has no place yet
+    return row.cache
+
+
+def _cut(request: Request, family: Family) -> int:
+    """Where the prefix ends: behind the video, but never behind the last token."""
+    row = request.row
+    shared = family.prefix_length(row) or row.length
+    return min(shared, row.length - 1)
+
+
+def _sharing(group: Sequence[Request], family: Family) -> list[list[Request]]:
+    """Split a clip's requests into those that have the same tokens up to the end of the video."""
+    found: dict[tuple[bytes, ...], list[Request]] = {}
+    for request in group:
+        sequences, cut = request.row.sequences, _cut(request, family)
+        key = tuple(sequences[name][:cut].numpy().tobytes() for name in sorted(sequences))
+        found.setdefault(key, []).append(request)
+    return list(found.values())
+
+
+def _last(positions: Tensor, width: int, start: int) -> Tensor:
+    """Cut positions [..., 1, L] to those from `start`, filled up on the left to `width`."""
+    tail = positions[..., start:]
+    return torch.nn.functional.pad(tail, (width - tail.shape[-1], 0))
