@@ -22,6 +22,9 @@ from transformers.video_utils import VideoMetadata
 from zoo import Animal
 
 from cogcache.checkpoint import Checkpoint
+from cogcache.config import Generation
+from cogcache.decoding import Decoder, can_decode
+from cogcache.generation import Request
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.registry import family_of
@@ -317,6 +320,25 @@ class ModelFamilyTests:
         alone = [lab.reference(index, question, dtype) for index, question in pairs]
         # In bfloat16 the model in one piece does not give the same in a batch and alone, either.
         assert tokens == alone or (dtype == "bfloat16" and tokens == lab.in_batch(pairs, dtype))
+
+    @claim("shared")
+    def test_prompts_of_a_clip_share_its_prefill(self, lab):
+        language = lab.half("language")
+        if not can_decode(language):
+            pytest.skip("its layers do not keep all keys")
+        groups = []
+        for index, frames in enumerate(lab.clips):
+            features = lab.features(frames)
+            rows = {text: lab.family.row(features, text, "") for text in QUESTIONS}
+            greedy = Generation(max_new_tokens=NEW_TOKENS)
+            groups.append(
+                [Request(row, str(index), 0, greedy, (index, q)) for q, row in rows.items()]
+            )
+        decoder = Decoder(language, lab.family, 3)
+        for made in decoder.run(groups):
+            # The reference goes on behind what would end a caption.
+            assert made.tokens == lab.reference(*made.request.task)[: len(made.tokens)]
+        assert decoder.statistics.prefixes == len(groups)
 
     @claim("2nd clip")
     def test_a_clip_is_not_affected_by_the_one_before(self, lab):
