@@ -168,6 +168,11 @@ class CatalogFile:
             rows = self._conn.execute(f"SELECT * FROM {table} {where} ORDER BY {order}", cells)
             return [_values(row) for row in rows]
 
+    def query(self, sql: str, values: Row | None = None) -> list[sqlite3.Row]:
+        """Return the rows of any query; JSON columns as they lie there."""
+        with self._lock, self._errors():
+            return self._conn.execute(sql, _cells(values or {})).fetchall()
+
     def known(self, table: str, column: str, values: Collection[str]) -> set[str]:
         """Return those of ``values`` that are in ``column``."""
         sql = f"SELECT {column} FROM {table} WHERE {column} IN {_LIST.format(column)}"

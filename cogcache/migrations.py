@@ -10,8 +10,10 @@ from typing import Final
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
+from cogcache import totals
+
 MIGRATIONS = Migrations("cogcache")
-VERSION: Final = 1
+VERSION: Final = 3
 """The number of the last step; a catalog with a higher one is of a newer cogcache."""
 
 _FIRST = """
@@ -115,3 +117,76 @@ def _first_tables(db: Database) -> None:
 
 
 MIGRATIONS(name="0001_first_tables")(_first_tables)
+
+
+_UNSPACED = (
+    "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+"""Letters of scripts that put no blanks between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+
+_ADD_WORDS = "INSERT INTO captions_fts (rowid, caption) VALUES (new.id, new.caption)"
+_REMOVE_WORDS = """INSERT INTO captions_fts (captions_fts, rowid, caption)
+        VALUES ('delete', old.id, old.caption)"""
+_ADD_LETTERS = """INSERT INTO captions_unspaced (rowid, caption)
+        SELECT id, caption FROM captions_separated WHERE id = new.id"""
+_REMOVE_LETTERS = "DELETE FROM captions_unspaced WHERE rowid = old.id"
+
+_SEARCH = (
+    "DROP TRIGGER captions_ai",
+    "DROP TRIGGER captions_ad",
+    "DROP TRIGGER captions_au",
+    "DROP TABLE captions_fts",
+    """CREATE VIRTUAL TABLE captions_fts USING fts5 (
+        caption, content = 'captions', content_rowid = 'id', prefix = '3 4'
+    )""",
+    # Thai vowel signs are marks, not letters: without M* they would separate words.
+    """CREATE VIRTUAL TABLE captions_unspaced USING fts5 (
+        caption, tokenize = "unicode61 categories 'L* N* Co M*'"
+    )""",
+    # Each unspaced letter becomes a word, set off by zero-width spaces, and a phrase of such
+    # words is a substring. The trigram tokenizer finds nothing shorter than three letters, and
+    # most Chinese words have two. A view, as a trigger cannot hold WITH; no function of ours, as
+    # other programs that write captions do not have it.
+    f"""CREATE VIEW captions_separated AS SELECT id, (
+        WITH RECURSIVE letters (letter, rest) AS (
+            SELECT substr(caption, 1, 1), substr(caption, 2)
+            UNION ALL SELECT substr(rest, 1, 1), substr(rest, 2) FROM letters WHERE rest <> ''
+        )
+        SELECT group_concat(
+            iif(letter GLOB '[{_UNSPACED}]', char(8203) || letter || char(8203), letter), ''
+        ) FROM letters
+    ) AS caption FROM captions
+    WHERE length(caption) <> length(CAST(caption AS BLOB)) AND caption GLOB '*[{_UNSPACED}]*'""",
+    f"""CREATE TRIGGER captions_ai AFTER INSERT ON captions BEGIN
+        {_ADD_WORDS}; {_ADD_LETTERS};
+    END""",
+    f"""CREATE TRIGGER captions_ad AFTER DELETE ON captions BEGIN
+        {_REMOVE_WORDS}; {_REMOVE_LETTERS};
+    END""",
+    f"""CREATE TRIGGER captions_au AFTER UPDATE OF id, caption ON captions BEGIN
+        {_REMOVE_WORDS}; {_REMOVE_LETTERS}; {_ADD_WORDS}; {_ADD_LETTERS};
+    END""",
+    "INSERT INTO captions_fts (captions_fts) VALUES ('rebuild')",
+    "INSERT INTO captions_unspaced (rowid, caption) SELECT id, caption FROM captions_separated",
+    "CREATE INDEX captions_prompt_name ON captions (prompt_name)",
+    "CREATE INDEX captions_model ON captions (model)",
+    "CREATE INDEX captions_created_at ON captions (created_at)",
+    "CREATE INDEX captions_flagged ON captions (flags) WHERE flags <> '[]'",
+)
+
+
+def _search(db: Database) -> None:
+    for statement in _SEARCH:
+        db.conn.execute(statement)
+
+
+MIGRATIONS(name="0002_search")(_search)
+
+
+def _totals(db: Database) -> None:
+    for statement in totals.STATEMENTS:
+        db.conn.execute(statement)
+
+
+MIGRATIONS(name="0003_totals")(_totals)

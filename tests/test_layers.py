@@ -37,7 +37,8 @@ LAYERS = {
     4.15: {"budget"},
     4.18: {"loading"},
     4.2: {"caption", "extract", "stages", "whole"},
-    5.0: {"demo", "doctor", "modelinfo", "options", "tables"},
+    4.9: {"queries", "selection"},
+    5.0: {"demo", "doctor", "modelinfo", "options", "search", "tables"},
     6.0: {"cli"},
     6.1: {"__main__"},
 }

@@ -17,6 +17,7 @@ from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.search import search
 from cogcache.cli.stages import caption, extract, run
+from cogcache.cli.upkeep import gc, rebuild, status, verify
 from cogcache.errors import CogcacheError
 
 BUG = 70
@@ -51,5 +52,20 @@ def main(verbose: bool) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
 
 
-for command in (run, extract, caption, search, plan, ls, failures, models, doctor, demo):
+for command in (
+    run,
+    extract,
+    caption,
+    search,
+    plan,
+    ls,
+    failures,
+    models,
+    doctor,
+    demo,
+    status,
+    verify,
+    gc,
+    rebuild,
+):
     main.add_command(command)

@@ -1,0 +1,89 @@
+"""The options that choose among captions, the same in every command that takes some."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cogcache.errors import ConfigError
+
+Command = Callable[..., Any]
+
+_OPTIONS = (
+    click.option(
+        "--in",
+        "folders",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="FOLDER",
+        help="Only videos in this folder, at any depth; or one video. Repeatable, as all below.",
+    ),
+    click.option(
+        "--prompt-name", "prompts", multiple=True, metavar="NAME", help="Only answers to it."
+    ),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="NAME",
+        help="Only captions of this model, or of this imported set.",
+    ),
+    click.option("--since", metavar="DAY", help="Only captions made on YYYY-MM-DD (UTC) or later."),
+    click.option("--until", metavar="DAY", help="Only captions made on YYYY-MM-DD or earlier."),
+    click.option(
+        "--min-duration", "min_duration_s", type=float, metavar="SECONDS", help="Of the clip."
+    ),
+    click.option(
+        "--max-duration", "max_duration_s", type=float, metavar="SECONDS", help="Of the clip."
+    ),
+    click.option(
+        "--flag", "flags", multiple=True, metavar="FLAG", help="Only captions with this flag."
+    ),
+    click.option("--no-flags", is_flag=True, help="Only captions without any flag."),
+)
+_NAMES = (
+    "folders",
+    "prompts",
+    "models",
+    "since",
+    "until",
+    "min_duration_s",
+    "max_duration_s",
+    "flags",
+    "no_flags",
+)
+
+
+def selection_options(command: Command) -> Command:
+    """Give a command the filters; it is called with ``selection: Selection`` for all of them."""
+
+    @functools.wraps(command)
+    def with_selection(*args: Any, **given: Any) -> Any:
+        from cogcache.selection import Selection
+
+        chosen = {name: given.pop(name) for name in _NAMES}
+        return command(*args, selection=Selection(**chosen), **given)
+
+    decorated: Command = with_selection
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def catalog_of(cache: Path) -> Path:
+    """Return the catalog of a cache.
+
+    Raises:
+        CacheError: the folder is no cache.
+        ConfigError: it has no catalog yet.
+    """
+    from cogcache.store import FeatureStore
+
+    FeatureStore.open(cache)
+    if not (cache / "catalog.sqlite").is_file():
+        raise ConfigError(f"{cache} has no catalog yet", "make one with `cogcache extract`")
+    return cache / "catalog.sqlite"

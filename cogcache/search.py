@@ -1,0 +1,180 @@
+"""Full text search over the captions of a catalog.
+
+What is not covered: stems of words ("run" does not find "running"; ``run*`` does).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from pathlib import Path
+from typing import Any, Final, Self
+
+from cogcache.catalog import CaptionRow
+from cogcache.database import CatalogFile
+from cogcache.queries import SEPARATOR, Query, parse
+from cogcache.selection import Selection
+
+MAX_RANKED: Final = 3000
+"""Of more captions than these the newest are ranked: ranking all would take seconds."""
+_SNIPPET_WORDS: Final = 24
+_CACHE_KIB: Final = 64 * 1024
+_IDS: Final = "(SELECT value FROM json_each(:ids))"
+# The + keeps SQLite from asking the index for each number: bm25 would begin anew each time.
+_AMONG: Final = f"rowid BETWEEN :first AND :last AND +rowid IN {_IDS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A caption that was found."""
+
+    caption: CaptionRow
+    score: float
+    """How well it fits: bm25, the higher the better."""
+    snippet: str
+    """The part of the caption that fits, with the words found marked."""
+
+    def row(self) -> dict[str, Any]:
+        """Return the caption's row with score and snippet."""
+        return {**self.caption, "score": round(self.score, 4), "snippet": self.snippet}
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A page of what was found, best first."""
+
+    hits: list[Hit]
+    num_ranked: int
+    """How many captions were ranked, and can be paged through."""
+    capped: bool
+    """More captions fit than were ranked."""
+
+
+class CaptionSearch:
+    """Searches one catalog; a context manager, for any number of threads.
+
+    Args:
+        catalog: the SQLite file.
+
+    Raises:
+        CatalogError: it is no catalog, is of a newer version, or cannot be opened.
+    """
+
+    def __init__(self, catalog: Path) -> None:
+        self._file = CatalogFile(catalog)
+        self._file.query(f"PRAGMA cache_size = -{_CACHE_KIB}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the catalog."""
+        self._file.close()
+
+    def search(
+        self,
+        text: str,
+        selection: Selection | None = None,
+        *,
+        limit: int = 20,
+        offset: int = 0,
+        marks: tuple[str, str] = ("[", "]"),
+    ) -> Results:
+        """Find captions.
+
+        Args:
+            text: what to find, as ``queries`` describes it.
+            selection: filters that the captions have to pass.
+            limit: how many hits to return.
+            offset: how many of the best to leave out.
+            marks: what stands before and after each word found, in the snippets.
+
+        Raises:
+            ConfigError: there is nothing to look for in ``text``, or it is too long.
+        """
+        queries = parse(text)
+        scores, capped = self.rank(queries, selection or Selection())
+        best = nlargest(limit + offset, scores, key=lambda id_: (scores[id_], id_))[offset:]
+        return Results(self._hits(best, scores, queries, marks), len(scores), capped)
+
+    def rank(self, queries: Sequence[Query], selection: Selection) -> tuple[dict[int, float], bool]:
+        """Return the score of each caption by its number, and whether more would have fit."""
+        where, values = selection.where()
+        if where:
+            rows = self._file.query(
+                f"SELECT c.id FROM captions c WHERE {where} LIMIT {MAX_RANKED + 1}", values
+            )
+            if len(rows) <= MAX_RANKED:
+                where, values = _AMONG, _among([row[0] for row in rows])
+        scores: dict[int, float] = {}
+        for query in queries:
+            for row in self._file.query(_ranking(query, where), {**values, "match": query.match}):
+                scores[row[0]] = max(scores.get(row[0], 0.0), -row[1])
+        return scores, len(scores) > MAX_RANKED
+
+    def _hits(
+        self,
+        ids: list[int],
+        scores: dict[int, float],
+        queries: Sequence[Query],
+        marks: tuple[str, str],
+    ) -> list[Hit]:
+        captions = {row["id"]: row for row in self._file.select("captions", among={"id": ids})}  # type: ignore[dict-item]
+        snippets: dict[int, str] = {}
+        for query in queries:
+            snippets |= self._snippets(query, ids, marks)
+        return [
+            Hit(captions[i], scores[i], snippets[i])  # type: ignore[arg-type]
+            for i in ids
+            if i in captions and i in snippets  # else it was deleted a moment ago
+        ]
+
+    def _snippets(self, query: Query, ids: list[int], marks: tuple[str, str]) -> dict[int, str]:
+        sql = (
+            f"SELECT rowid, snippet({query.table}, 0, :before, :after, '…', {_SNIPPET_WORDS})"
+            f" FROM {query.table} WHERE {query.table} MATCH :match AND rowid IN {_IDS}"
+        )
+        values = {"before": marks[0], "after": marks[1]}
+        values |= {"match": query.match, "ids": json.dumps(ids)}
+        return {row[0]: row[1].replace(SEPARATOR, "") for row in self._file.query(sql, values)}
+
+
+def _ranking(query: Query, where: str) -> str:
+    table = query.table
+    join = "" if where in {"", _AMONG} else f"JOIN captions c ON c.id = {table}.rowid"
+    return (
+        f"SELECT {table}.rowid, bm25({table}) FROM {table} {join}"
+        f" WHERE {table} MATCH :match {where and f'AND {where}'}"
+        f" ORDER BY {table}.rowid DESC LIMIT {MAX_RANKED + 1}"
+    )
+
+
+def _among(ids: list[int]) -> dict[str, object]:
+    return {"ids": json.dumps(ids), "first": min(ids, default=0), "last": max(ids, default=0)}
+
+
+def rebuild_index(catalog: Path) -> int:
+    """Build the index of all captions anew; return how many there are.
+
+    Needed only where another program wrote captions without it.
+
+    Raises:
+        CatalogError: the catalog cannot be used.
+    """
+    file = CatalogFile(catalog)
+    try:
+        with file.transaction() as conn:
+            conn.execute("INSERT INTO captions_fts (captions_fts) VALUES ('rebuild')")
+            conn.execute("DELETE FROM captions_unspaced")
+            conn.execute(
+                "INSERT INTO captions_unspaced (rowid, caption)"
+                " SELECT id, caption FROM captions_separated"
+            )
+            return int(conn.execute("SELECT count(*) FROM captions").fetchone()[0])
+    finally:
+        file.close()

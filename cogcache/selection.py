@@ -1,0 +1,116 @@
+"""Which captions are meant: the filters that search and export share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from cogcache.catalog import path_to_text
+from cogcache.errors import ConfigError
+
+_DURATION = """ifnull(c.end_s, (
+    SELECT max(v.duration_s) FROM clips k JOIN videos v ON v.digest = k.video_digest
+    WHERE k.feature_key = c.feature_key
+)) - c.start_s"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Filters over captions; a caption has to pass all that are given.
+
+    Raises:
+        ConfigError: a date is none, or a range is empty.
+    """
+
+    folders: tuple[Path, ...] = ()
+    """Videos in one of these folders, at any depth, or these videos."""
+    prompts: tuple[str, ...] = ()
+    """Names of prompts."""
+    models: tuple[str, ...] = ()
+    """Models that made the caption, or names of imported caption sets."""
+    since: str | None = None
+    """First day of the caption's making, as YYYY-MM-DD in UTC."""
+    until: str | None = None
+    """Last day, inclusive."""
+    min_duration_s: float | None = None
+    max_duration_s: float | None = None
+    """Of the clip; one of unknown length passes neither."""
+    flags: tuple[str, ...] = ()
+    """Captions that bear one of these."""
+    no_flags: bool = False
+    """Only captions without any flag."""
+
+    def __post_init__(self) -> None:
+        for day in (self.since, self.until):
+            _check_day(day)
+        if self.since and self.until and self.since > self.until:
+            raise ConfigError(f"{self.since} is after {self.until}", "exchange --since and --until")
+        if self.no_flags and self.flags:
+            raise ConfigError("--no-flags and --flag leave nothing", "give one of the two")
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """Return an SQL condition over ``captions c`` and its values; "" lets all pass."""
+        values: dict[str, Any] = {}
+        tests = [
+            _any_of([_in_folder(n, folder, values) for n, folder in enumerate(self.folders)]),
+            _among("c.prompt_name", self.prompts, values),
+            _among("c.model", self.models, values),
+            _compare("c.created_at >= :since", "since", self.since, values),
+            _compare("c.created_at < :until", "until", _day_after(self.until), values),
+            _compare(f"{_DURATION} >= :shortest", "shortest", self.min_duration_s, values),
+            _compare(f"{_DURATION} <= :longest", "longest", self.max_duration_s, values),
+            _any_of([_has_flag(n, flag, values) for n, flag in enumerate(self.flags)]),
+            "c.flags = '[]'" if self.no_flags else "",
+        ]
+        return " AND ".join(test for test in tests if test), values
+
+
+def _check_day(day: str | None) -> None:
+    try:
+        proper = day is None or date.fromisoformat(day).isoformat() == day
+    except ValueError:
+        proper = False
+    if not proper:
+        raise ConfigError(f"{day!r} is no date", "write it as YYYY-MM-DD")
+
+
+def _day_after(day: str | None) -> str | None:
+    return (date.fromisoformat(day) + timedelta(days=1)).isoformat() if day else None
+
+
+def _any_of(tests: list[str]) -> str:
+    return f"({' OR '.join(tests)})" if tests else ""
+
+
+def _among(column: str, some: tuple[str, ...], values: dict[str, Any]) -> str:
+    names = [f"{column.removeprefix('c.')}_{n}" for n in range(len(some))]
+    values.update(zip(names, some, strict=True))
+    return f"{column} IN ({', '.join(f':{name}' for name in names)})" if some else ""
+
+
+def _compare(test: str, name: str, value: object, values: dict[str, Any]) -> str:
+    if value is None:
+        return ""
+    values[name] = value
+    return test
+
+
+def _in_folder(number: int, folder: Path, values: dict[str, Any]) -> str:
+    whole = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
+    # A video whose own name is odd has its whole path written in the other way.
+    texts = {path_to_text(whole), "file:" + quote_from_bytes(os.fsencode(whole))}
+    tests = []
+    for way, text in enumerate(sorted(texts)):
+        name, inside = f"folder_{number}_{way}", text.rstrip("/") + "/"
+        values |= {name: text, f"{name}_from": inside, f"{name}_to": inside[:-1] + "0"}
+        tests += [f"c.video = :{name}", f"(c.video >= :{name}_from AND c.video < :{name}_to)"]
+    return " OR ".join(tests)
+
+
+def _has_flag(number: int, flag: str, values: dict[str, Any]) -> str:
+    values[f"flag_{number}"] = flag
+    return f"EXISTS (SELECT 1 FROM json_each(c.flags) WHERE value = :flag_{number})"
