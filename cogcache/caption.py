@@ -22,7 +22,6 @@ from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.generation import Batches, Finished, Request
 from cogcache.guards import changes_for, flags_of
-from cogcache.inputs import find_videos
 from cogcache.memory import MemoryMonitor, sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
@@ -56,7 +55,7 @@ def caption(
     Args:
         cache: folder of the cache.
         settings: which model, prompts and precision; those of stage one say which clips.
-        videos: only clips of these; None for all.
+        videos: only clips of these, which need not be there any more; None for all.
 
     Returns:
         What was done. Captions are in the catalog.
@@ -67,12 +66,11 @@ def caption(
     """
     store = FeatureStore.open(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
-    paths = None if videos is None else find_videos([str(video) for video in videos])
     with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:
         split = Split()
         with split.time("digest"):
             identity = identify(family, "language", catalog)
-            work = list_captions(settings, family, identity, catalog, paths)
+            work = list_captions(settings, family, identity, catalog, videos)
         run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
         counts = Counts(found=work.num_cached + len(work.missing), cached=work.num_cached)
         report = RunReport(run, "caption", settings.model, counts, split)
@@ -161,8 +159,7 @@ class _Captioning:
             if stop:
                 return
             if isinstance(features, ClipError):
-                for task in of_clip:
-                    self._fail(task, features)
+                self._fail(of_clip, features)
             else:
                 yield [self._request(task, features) for task in of_clip]
 
@@ -249,14 +246,15 @@ class _Captioning:
         self.uncommitted.clear()
         self.committed_s = time.monotonic()
 
-    def _fail(self, task: Task, error: ClipError) -> None:
-        span = (task.clip["start_s"], task.clip["end_s"])
-        video, key = text_to_path(task.clip["video"]), task.key.feature_key
+    def _fail(self, of_clip: Sequence[Task], error: ClipError) -> None:
+        clip = of_clip[0].clip
+        span = (clip["start_s"], clip["end_s"])
+        video, key = text_to_path(clip["video"]), clip["feature_key"]
         row = failure_row(video, span, "caption", error, run=self.report.run, key=key)
         self.catalog.add_failure(row)
-        self.report.counts.failed += 1
-        self.bar.update()
-        logger.warning("%s: %s", task.clip["video"], error.problem)
+        self.report.counts.failed += len(of_clip)
+        self.bar.update(len(of_clip))
+        logger.warning("%s: %s", clip["video"], error.problem)
 
 
 @dataclass(frozen=True, slots=True)

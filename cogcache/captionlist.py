@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.catalog import Catalog, ClipRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import CacheError
+from cogcache.inputs import find_videos
 from cogcache.keys import CaptionKey, Field, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, recall
@@ -39,7 +41,7 @@ def list_captions(
     family: Family,
     identity: HalfIdentity,
     catalog: Catalog,
-    videos: Sequence[Path] | None = None,
+    videos: Sequence[str | Path] | None = None,
 ) -> CaptionList:
     """Find out which captions are missing, those of long clips first.
 
@@ -91,7 +93,7 @@ def choose_clips(
     settings: Settings,
     family: Family,
     catalog: Catalog,
-    videos: Sequence[Path] | None,
+    videos: Sequence[str | Path] | None,
 ) -> list[ClipRow]:
     """Return the clips whose features were made as `settings` say.
 
@@ -101,7 +103,7 @@ def choose_clips(
     wanted = _feature_fields(settings, family, catalog)
     listed = catalog.clips()
     if videos is not None:
-        names = {path_to_text(path) for path in videos}
+        names = _names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]
     # Files with the same bytes share a clip, and are listed each.
     clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
@@ -119,6 +121,18 @@ def choose_clips(
             "give the options or the --config that `cogcache extract` was given",
         )
     return fitting
+
+
+def _names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
+    """Return the names in the catalog of what a user names; the files may be gone by now."""
+    names: set[str] = set()
+    for video in map(str, videos):
+        name = path_to_text(os.path.abspath(Path(video).expanduser()))  # noqa: PTH100
+        found = {name} & known
+        if not found and not Path(video).is_file():
+            found = {each for each in known if each.startswith(f"{name}{os.sep}")}
+        names |= found or {path_to_text(path) for path in find_videos([video])}
+    return names
 
 
 def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:
