@@ -192,7 +192,7 @@ class _Extraction:
                 settings.revision,
                 self.vision.vision_dtype,
                 settings.limits.strict,
-            ),  # fmt: skip
+            ),
         )
         return ((by_source[source], result) for source, result in results)
 

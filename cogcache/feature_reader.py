@@ -85,6 +85,18 @@ def describe(path: Path, key: str) -> dict[str, Field]:
         return _read_head(file, key).attributes
 
 
+def prove(path: Path, key: str) -> None:
+    """Read every byte of a file that counts, and hold it against what was sealed.
+
+    Raises:
+        CorruptFeaturesError: the file is damaged, of another key or of another format.
+        CacheError: the disk or the system will not let it be read.
+    """
+    with _opened(path) as file, hashing() as pool:
+        for name, sealed in _read_head(file, key).digests.items():
+            _read_tensor(file, name, sealed, pool)
+
+
 def check(path: Path, key: str, tensors: Mapping[str, Bits]) -> None:
     """Read a file back and compare it with what it was made from.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Sampling
+from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
 from cogcache.video import VideoInfo, probe, read_clip, thumbnail
@@ -59,15 +60,17 @@ class _Worker:
 
     family: Family
     dtype: str
+    strict: bool
 
 
-def start_worker(model: str, revision: str | None, dtype: str) -> None:
+def start_worker(model: str, revision: str | None, dtype: str, strict: bool = False) -> None:
     """Make a process ready: build the family, and keep torch to one thread."""
     import torch
 
     torch.set_num_threads(1)
     _Worker.family = family_of(Checkpoint.open(model, revision))
     _Worker.dtype = dtype
+    _Worker.strict = strict
 
 
 def prepare(source: ClipSource) -> PreparedClip:
@@ -80,6 +83,9 @@ def prepare(source: ClipSource) -> PreparedClip:
     from safetensors.torch import save
 
     clip = read_clip(source.video, source.sampling, source.start_s, source.end_s)
+    if _Worker.strict and clip.suspect:
+        problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
+        raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
     inputs = _Worker.family.prepare(clip, getattr(torch, _Worker.dtype))
     facts: dict[str, Field] = {
         "timestamps_s": clip.timestamps_s.tolist(),

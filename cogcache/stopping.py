@@ -17,13 +17,16 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.fault = False
+        """Whether something is wrong, beyond that the run was asked to end."""
 
     def __bool__(self) -> bool:
         return self.reason is not None
 
-    def ask(self, reason: str) -> None:
+    def ask(self, reason: str, *, fault: bool = False) -> None:
         """Ask the run to finish what is in hand and end; the first reason stays."""
-        self.reason = self.reason or reason
+        if self.reason is None:
+            self.reason, self.fault = reason, fault
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -159,6 +159,37 @@ class FeatureStore:
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
         return feature_reader.describe(self._found(key), key)
+
+    def prove(self, key: str) -> None:
+        """Read all that the file of ``key`` holds, and hold it against what was sealed.
+
+        Raises:
+            CacheError: the cache holds none of this key, or the disk cannot be read.
+            CorruptFeaturesError: the file is damaged; ``quarantine`` it.
+        """
+        feature_reader.prove(self._found(key), key)
+
+    def strangers(self) -> list[Path]:
+        """Return what lies among the feature files and is none, unfinished ones left out."""
+        ours = {self.path_of(key) for key in self.keys()}
+        found = (path for path in self._features.rglob("*") if not path.is_dir())
+        return sorted(p for p in found if p not in ours and not p.name.endswith(".partial"))
+
+    def remove(self, key: str) -> int:
+        """Delete the features of ``key`` for good; return the bytes that this sets free."""
+        path = self._found(key)
+        size_bytes = path.stat().st_size
+        path.unlink()
+        sync_folder(path.parent)
+        return size_bytes
+
+    def keep_copy(self, path: Path, reason: str) -> Path:
+        """Copy a file that is about to be replaced to the quarantine; return its place there."""
+        names = chain([path.name], (f"{path.name}.{number}" for number in count(2)))
+        target = next(t for t in map(self._quarantine.joinpath, names) if not t.exists())
+        seal(target, path.read_bytes())
+        seal(target.with_name(f"{target.name}.txt"), f"{reason}\n".encode())
+        return target
 
     def _found(self, key: str) -> Path:
         path = self.path_of(key)

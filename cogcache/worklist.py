@@ -125,23 +125,30 @@ def list_work(
                 work.known_failures.append(clip)
             else:
                 work.missing.append(clip)
-    _list_sealed(work, store, catalog)
+    damaged = list_sealed(work.cached, store, catalog)
+    work.cached = [clip for clip in work.cached if clip not in damaged]
+    work.missing += damaged
     return work
 
 
-def _list_sealed(work: Worklist, store: FeatureStore, catalog: Catalog) -> None:
-    """Put clips into the catalog whose run ended between sealing and its row."""
-    known = catalog.has_clips([clip.key.digest for clip in work.cached])
-    for clip in [clip for clip in work.cached if clip.key.digest not in known]:
+def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) -> list[Clip]:
+    """Put clips into the catalog whose run ended between sealing and its row.
+
+    Returns:
+        Those whose file is damaged; it is moved to the quarantine.
+    """
+    known = catalog.has_clips([clip.key.digest for clip in clips])
+    damaged = []
+    for clip in [clip for clip in clips if clip.key.digest not in known]:
         try:
             video, row = rows_of(store, clip.key.digest, _size_bytes(clip.video))
         except CorruptFeaturesError as error:
             store.quarantine(clip.key.digest, error.problem)
-            work.cached.remove(clip)
-            work.missing.append(clip)
+            damaged.append(clip)
         else:
             catalog.add_videos([{**video, "path": path_to_text(clip.video)}])
             catalog.add_clips([{**row, "video": path_to_text(clip.video)}])
+    return damaged
 
 
 def _digests(videos: Sequence[Path], catalog: Catalog, work: Worklist) -> dict[Path, str]:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cogcache.runs import RunReport
 
 Span = tuple[float, float | None]
-STAGE_ONE = ("model", "sampling", "clips", "vision")
-STAGE_TWO = ("model", "sampling", "vision", "language", "generation")
+STAGE_ONE = ("model", "sampling", "clips", "vision", "limits")
+STAGE_TWO = ("model", "sampling", "vision", "language", "generation", "limits")
 
 
 class SpanType(click.ParamType[Span]):

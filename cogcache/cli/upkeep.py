@@ -1,0 +1,86 @@
+"""Care of a cache: `status`, `verify`, `gc` and `rebuild`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cogcache.cli.printing import json_option, print_rows
+from cogcache.options import cache_option
+
+
+@click.command()
+@cache_option
+@json_option
+def status(cache: Path, json_: bool) -> None:
+    """Show the runs at work on a cache: how far, how fast, how much memory."""
+    from cogcache.progress import shown, statuses
+
+    rows = statuses(cache)
+    columns = ("command", "state", "progress", "failed", "rate", "left", "memory", "started_at")
+    print_rows(rows if json_ else [shown(row) for row in rows], columns, json_=json_)
+
+
+@click.command()
+@cache_option
+@click.option("--fix", is_flag=True, help="Move damaged files away and correct the catalog.")
+@json_option
+def verify(cache: Path, fix: bool, json_: bool) -> None:
+    """Check every feature file against its checksum and against the catalog.
+
+    Exit status: 0 if all is well or was mended, 1 if not.
+    """
+    from dataclasses import asdict
+
+    from cogcache.upkeep import verify as find
+
+    found = find(cache, fix=fix)
+    if found or json_:
+        rows = [asdict(each) for each in found]
+        print_rows(rows, ("problem", "path", "message", "fixed"), json_=json_)
+    else:
+        click.echo("all is well")
+    raise SystemExit(0 if all(each.fixed for each in found) else 1)
+
+
+@click.command()
+@cache_option
+@click.option("--dry-run", is_flag=True, help="Only list; this is the default.")
+@click.option("--yes", is_flag=True, help="Delete what is listed, for good. Captions stay.")
+@json_option
+def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
+    """List cached features whose video no file holds any more.
+
+    Disks that are not mounted make their videos look gone.
+    """
+    from dataclasses import asdict
+
+    from cogcache.units import format_bytes
+    from cogcache.upkeep import collect
+
+    remove = yes and not dry_run
+    unused = collect(cache, remove=remove)
+    columns = ("video", "start_s", "end_s", "size_bytes", "feature_key")
+    print_rows([asdict(each) for each in unused], columns, json_=json_)
+    if unused and not json_:
+        size = format_bytes(sum(each.size_bytes for each in unused))
+        click.echo(f"{size} deleted" if remove else f"{size}; --yes deletes them for good")
+
+
+@click.command()
+@cache_option
+def rebuild(cache: Path) -> None:
+    """Make the catalog anew from the feature files; keep captions where they can be read."""
+    from cogcache.rebuild import rebuild as make
+
+    made = make(cache)
+    saved = ", ".join(f"{count} {table}" for table, count in made.saved.items())
+    click.echo(f"{made.clips} clips from their files; from the old catalog: {saved or 'nothing'}")
+    if made.left_out:
+        click.echo(f"{made.left_out} damaged files left out: run `cogcache verify --fix`")
+    if made.damaged:
+        click.echo(f"read in part only: {', '.join(made.damaged)}")
+    if made.old:
+        click.echo(f"the old catalog is {made.old}")
+    raise SystemExit(1 if made.damaged or made.left_out else 0)

@@ -1,0 +1,142 @@
+"""Who is at work on a cache right now: a small file for each run, renewed every few seconds.
+
+The file tells `cogcache status` how far the run is, and its age tells other runs whether it lives.
+No locks: a shared folder may have none. What is not covered: a run that stands still for longer
+than `EXPIRY_S` and then goes on; what it does is then done twice, to the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from cogcache.sealing import make_folder
+
+logger = logging.getLogger(__name__)
+
+FOLDER: Final = "working"
+BEAT_S: Final = 3.0
+EXPIRY_S: Final = 60.0
+"""Silence after which a run on another machine is taken for dead."""
+Facts = Mapping[str, Any]
+
+
+class LiveRun:
+    """This process at work on a cache.
+
+    Args:
+        root: folder of the cache.
+        facts: is called at each beat, in a thread; what `cogcache status` shows.
+    """
+
+    def __init__(self, root: Path, facts: Callable[[], Facts]) -> None:
+        self.root, self._facts = root, facts
+        self.name = f"{machine()}.{os.getpid()}.{uuid4().hex}"
+        self.path = root / FOLDER / f"{self.name}.json"
+        self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+
+    @contextmanager
+    def beating(self) -> Iterator[LiveRun]:
+        """Keep the file fresh while a `with` block runs, then remove it."""
+        make_folder(self.path.parent)
+        self.beat()
+        stop = threading.Event()
+        thread = threading.Thread(target=self._beat_until, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join()
+            self.path.unlink(missing_ok=True)
+
+    def _beat_until(self, stop: threading.Event) -> None:
+        while not stop.wait(BEAT_S):
+            with suppress(OSError):  # a full disk is noticed where it matters
+                self.beat()
+
+    def beat(self) -> None:
+        """Write the file anew, whole or not at all."""
+        facts = {"pid": os.getpid(), "host": platform.node(), "started_at": self.started_at}
+        text = json.dumps({**facts, **self._facts()}, default=str)
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(self.path)
+
+
+def clock_s(root: Path) -> float:
+    """Return the time by the clock of the machine that holds the cache."""
+    make_folder(root / FOLDER)
+    os.utime(root / FOLDER)
+    return (root / FOLDER).stat().st_mtime
+
+
+def is_alive(root: Path, name: str, now_s: float) -> bool:
+    """Say whether the run of this name is still at work.
+
+    Args:
+        root: folder of the cache.
+        name: of a `LiveRun`.
+        now_s: the time by the clock of the machine that holds the folder.
+    """
+    try:
+        silent_s = now_s - (root / FOLDER / f"{name}.json").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    host, pid, _ = name.split(".")
+    return silent_s < EXPIRY_S and (host != machine() or _runs(int(pid)))
+
+
+def live_runs(root: Path) -> list[dict[str, Any]]:
+    """Return what each run at work on a cache says of itself, the oldest first."""
+    rows, paths = [], [*(root / FOLDER).glob("*.json")]
+    now_s = clock_s(root) if paths else 0.0
+    for path in paths:
+        with suppress(OSError, ValueError):
+            row = json.loads(path.read_text(encoding="utf-8"))
+            silent_s = max(now_s - path.stat().st_mtime, 0.0)
+            state = "at work" if is_alive(root, path.stem, now_s) else "dead"
+            rows.append({**row, "state": state, "silent_s": round(silent_s, 1)})
+    return sorted(rows, key=lambda row: str(row["started_at"]))
+
+
+def forget_dead(root: Path) -> list[str]:
+    """Remove what dead runs have left of themselves; return their names."""
+    names = {path.stem for path in (root / FOLDER).glob("*.*.*.*")}
+    now_s = clock_s(root) if names else 0.0
+    dead = sorted(name for name in names if not is_alive(root, name, now_s))
+    for name in dead:
+        for suffix in (".json", ".new"):
+            (root / FOLDER / (name + suffix)).unlink(missing_ok=True)
+    return dead
+
+
+@cache
+def machine() -> str:
+    """Return the name of this machine and name space of processes, without dots."""
+    # Processes of two containers may share name and number; their name spaces differ.
+    space = Path("/proc/self/ns/pid")
+    number = f"-{space.stat().st_ino}" if space.exists() else ""
+    return re.sub(r"[^A-Za-z0-9-]", "_", platform.node()) + number
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

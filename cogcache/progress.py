@@ -1,0 +1,129 @@
+"""A run as others see it, and when it has to end: its pulse, its rate, its limits."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cogcache.catalog import Catalog
+from cogcache.config import Limits
+from cogcache.live import LiveRun, live_runs
+from cogcache.memory import sample
+from cogcache.runs import RunReport
+from cogcache.stopping import Stop, stop_on_signals
+from cogcache.store import FeatureStore
+from cogcache.units import GIB, format_bytes, format_seconds
+
+_RATE_OVER_S: Final = 300.0
+"""Recent minutes that the rate is taken over: clips differ, and so do hours of the night."""
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """What a stage at work goes by."""
+
+    stop: Stop
+    run: LiveRun
+
+
+@contextmanager
+def at_work(cache: Path, report: RunReport, limits: Limits) -> Iterator[AtWork]:
+    """Show a run to others while a `with` block does it, and have it stop at its limits."""
+    with stop_on_signals() as stop:
+        watch = _Watch(cache, report, limits, stop)
+        watch.look()
+        with LiveRun(cache, watch.facts).beating() as run:
+            yield AtWork(stop, run)
+
+
+@dataclass
+class _Watch:
+    """Looks at a run every few seconds."""
+
+    cache: Path
+    report: RunReport
+    limits: Limits
+    stop: Stop
+    began_s: float = field(default_factory=time.monotonic)
+    seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Look, and return what others are shown."""
+        self.look()
+        counts, now, rate = self.report.counts, sample(), self._rate()
+        left = counts.found - counts.settled
+        return {
+            "run": self.report.run,
+            "command": self.report.command,
+            "model": self.report.model,
+            **asdict(counts),
+            "per_s": rate,
+            "eta_s": left / rate if rate else None,
+            "host_bytes": now.host_bytes,
+            "device_bytes": now.device_bytes,
+            "stopping": self.stop.reason,
+        }
+
+    def look(self) -> None:
+        """Ask the run to stop where a limit is reached."""
+        hours = self.limits.max_hours
+        if hours is not None and time.monotonic() - self.began_s > hours * 3600:
+            self.stop.ask(f"--max-hours {hours:g} are over")
+        free_bytes = shutil.disk_usage(self.cache).free
+        if free_bytes < self.limits.min_free_gib * GIB:
+            free, least = format_bytes(free_bytes), format_bytes(self.limits.min_free_gib * GIB)
+            self.stop.ask(
+                f"{free} are free on the cache's disk, less than --min-free {least}", fault=True
+            )
+
+    def _rate(self) -> float:
+        """Return clips or captions a second, of late."""
+        counts, now_s = self.report.counts, time.monotonic()
+        self.seen.append((now_s, counts.done + counts.failed))
+        while now_s - self.seen[0][0] > _RATE_OVER_S:
+            self.seen.popleft()
+        (then_s, before), (_, after) = self.seen[0], self.seen[-1]
+        return (after - before) / (now_s - then_s) if now_s > then_s else 0.0
+
+
+def statuses(cache: Path) -> list[dict[str, Any]]:
+    """Return a row for each run at work on a cache; of an idle cache, that of its last run.
+
+    Raises:
+        CacheError: the folder is no cache.
+    """
+    FeatureStore.open(cache)
+    if rows := live_runs(cache):
+        return rows
+    if not (cache / "catalog.sqlite").is_file():
+        return []
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        last = catalog.runs()[-1:]
+    return [{**run, **run["counts"], "state": _ended(run["status"])} for run in last]
+
+
+def _ended(status: str) -> str:
+    # A run that is not at work and never said how it ended was killed.
+    return "dead" if status == "running" else f"ended: {status}"
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a run as a reader wants it."""
+    gone = sum(row.get(name, 0) for name in ("cached", "done", "failed", "skipped"))
+    rate, eta_s = row.get("per_s"), row.get("eta_s")
+    memory = row.get("device_bytes") or row.get("host_bytes") or row.get("measured_peak_bytes")
+    return {
+        **row,
+        "progress": f"{gone} of {row['found']}" if "found" in row else "",
+        "failed": row.get("failed", 0) + row.get("skipped", 0),
+        "rate": f"{rate * 60:.3g} a minute" if rate else "",
+        "left": format_seconds(eta_s) if eta_s is not None else "",
+        "memory": format_bytes(memory) if memory else "",
+        "state": f"stopping: {row['stopping']}" if row.get("stopping") else row["state"],
+    }

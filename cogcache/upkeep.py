@@ -1,0 +1,222 @@
+"""Care of a cache: prove it, mend it, clear it out.
+
+What is not covered: a damaged caption. SQLite's own checks find most of them, not a letter changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cogcache.canonical import canonical_bytes
+from cogcache.catalog import Catalog, ClipRow, VideoRow, text_to_path
+from cogcache.database import CatalogFile
+from cogcache.errors import CatalogError, CorruptFeaturesError, VideoError
+from cogcache.keys import digest
+from cogcache.recovery import rows_of
+from cogcache.store import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something in a cache that is not as it should be."""
+
+    problem: str
+    """``corrupt``, ``wrong_key``, ``not_in_catalog``, ``row_differs``, ``file_missing``,
+    ``catalog_damaged`` or ``stranger``."""
+    feature_key: str | None
+    path: Path
+    message: str
+    fixed: bool = False
+
+
+def verify(cache: Path, *, fix: bool = False) -> list[Finding]:
+    """Hold every feature file against its checksum, and files and catalog against each other.
+
+    Args:
+        cache: folder of the cache.
+        fix: move damaged files to the quarantine, so that the next `extract` makes them anew,
+            and correct the catalog's rows. Captions are left as they are.
+
+    Returns:
+        What was found; empty if all is well.
+
+    Raises:
+        CacheError: the folder is no cache, or its disk cannot be read.
+    """
+    store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
+    try:
+        faults = faults_of(path)
+    except CatalogError as error:
+        faults = [error.problem]
+    if faults:
+        hint = "run `cogcache rebuild`, then verify again"
+        return [Finding("catalog_damaged", None, path, f"{fault}; {hint}") for fault in faults]
+    with Catalog(path) as catalog:
+        return [*_Verification(store, catalog, fix).run()]
+
+
+def faults_of(path: Path) -> list[str]:
+    """Return what SQLite finds wrong with a catalog.
+
+    Raises:
+        CatalogError: it cannot even be opened.
+    """
+    with closing(CatalogFile(path)) as file:
+        return [row[0] for row in file.query("PRAGMA integrity_check") if row[0] != "ok"]
+
+
+@dataclass(frozen=True)
+class _Verification:
+    store: FeatureStore
+    catalog: Catalog
+    fix: bool
+
+    def run(self) -> Iterator[Finding]:
+        if self.fix:
+            self.store.sweep()
+        rows = {row["feature_key"]: row for row in self.catalog.clips()}
+        keys = [*self.store]
+        for key in tqdm(keys, desc="verify", unit="clip", disable=None):
+            if found := self._file(key, rows.get(key)):
+                yield found
+        for key in rows.keys() - set(keys):
+            message = f"the catalog has it, of {rows[key]['video']}, and there is no file"
+            yield self._found("file_missing", key, message, self._forget)
+        for path in self.store.strangers():
+            yield Finding("stranger", None, path, "it is no feature file; move it away")
+
+    def _file(self, key: str, row: ClipRow | None) -> Finding | None:
+        try:
+            self.store.prove(key)
+            video, clip = rows_of(self.store, key, 0)
+        except CorruptFeaturesError as error:
+            return self._found("corrupt", key, error.problem, self._quarantine(error.problem))
+        except KeyError as error:
+            problem = f"it does not say its {error}"
+            return self._found("corrupt", key, problem, self._quarantine(problem))
+        if digest(clip["settings"]) != key:
+            problem = "what it says it was made from has another key"
+            return self._found("wrong_key", key, problem, self._quarantine(problem))
+        if row is None:
+            message = f"the catalog does not have it; of {clip['video']}"
+            return self._found("not_in_catalog", key, message, self._adopt(video, clip))
+        if differing := [name for name in _HELD if not _same(row[name], clip[name])]:  # type: ignore[literal-required]
+            message = f"the catalog says otherwise of: {', '.join(differing)}"
+            return self._found("row_differs", key, message, self._adopt(video, clip))
+        return None
+
+    def _found(
+        self, problem: str, key: str, message: str, mend: Callable[[str], object]
+    ) -> Finding:
+        if self.fix:
+            mend(key)
+        return Finding(problem, key, self.store.path_of(key), message, self.fix)
+
+    def _quarantine(self, problem: str) -> Callable[[str], object]:
+        def move(key: str) -> None:
+            self.store.quarantine(key, problem)
+            self._forget(key)
+
+        return move
+
+    def _forget(self, key: str) -> None:
+        self.catalog.remove_clips([key])
+
+    def _adopt(self, video: VideoRow, clip: ClipRow) -> Callable[[str], object]:
+        def add(_: str) -> None:
+            adopt(self.catalog, [(video, clip)])
+
+        return add
+
+
+_HELD = ("video_digest", "start_s", "end_s", "family", "num_frames", "size_bytes", "settings")
+"""What a clip's row and its file must both say."""
+
+
+def _same(one: Any, other: Any) -> bool:
+    return canonical_bytes({"": one}) == canonical_bytes({"": other})
+
+
+def adopt(catalog: Catalog, rows: Iterable[tuple[VideoRow, ClipRow]]) -> int:
+    """Add clips to the catalog by what their files say; what it knows of videos stays."""
+    pairs = [*rows]
+    known = {row["digest"] for row in catalog.videos()}
+    catalog.add_videos(
+        {**video, "size_bytes": _size_bytes(video["path"])}
+        for video, _ in pairs
+        if video["digest"] not in known
+    )
+    catalog.add_clips([clip for _, clip in pairs])
+    return len(pairs)
+
+
+def _size_bytes(video: str) -> int:
+    try:
+        return text_to_path(video).stat().st_size
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Features of a video that no file holds any more."""
+
+    feature_key: str
+    video: str
+    start_s: float
+    end_s: float | None
+    size_bytes: int
+    removed: bool = False
+
+
+def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
+    """List features that no current video refers to.
+
+    A video is current while one of the files that were seen to hold it still does; files that
+    have changed are read. A disk that is not mounted makes its videos look gone.
+
+    Args:
+        cache: folder of the cache.
+        remove: delete them for good. Their captions stay.
+
+    Raises:
+        CacheError: the folder is no cache.
+    """
+    store = FeatureStore.open(cache)
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        current = _current_digests(catalog)
+        rows = {row["feature_key"]: row for row in catalog.clips()}
+        unused = [
+            Unused(key, row["video"], row["start_s"], row["end_s"], row["size_bytes"], remove)
+            for key, row in sorted(rows.items(), key=lambda item: item[1]["video"])
+            if row["video_digest"] not in current and key in store
+        ]
+        if remove:
+            for each in unused:
+                store.remove(each.feature_key)
+            catalog.remove_clips([each.feature_key for each in unused])
+    return unused
+
+
+def _current_digests(catalog: Catalog) -> set[str]:
+    """Return the digests of videos that some file still holds."""
+    current = set()
+    with closing(CatalogFile(catalog.path)) as file:
+        paths = [
+            row[0] for row in file.query("SELECT path FROM files UNION SELECT path FROM videos")
+        ]
+    for path in paths:
+        try:
+            current.add(catalog.digest_of(text_to_path(path)))
+        except (OSError, VideoError) as error:
+            logger.info("%s: %s", path, error)
+    return current
