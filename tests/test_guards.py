@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from cogcache.guards import flags_of
+import pytest
+
+from cogcache.config import Generation
+from cogcache.guards import changes_for, flags_of
 
 
 def test_a_good_caption_has_no_flag():
@@ -25,3 +28,38 @@ def test_one_token_for_ever_is_looping():
 
 def test_a_phrase_said_twice_is_not_looping():
     assert flags_of("…", [1, 2, 3, 1, 2, 3], ended=True) == ()
+
+
+def test_a_loop_that_was_cut_off_in_the_middle_of_its_phrase_is_looping():
+    assert "looping" in flags_of("…", [9, 1, 2, 3, 4] + [5, 6, 7] * 3 + [5, 6], ended=False)
+
+
+def test_a_loop_of_a_long_sentence_is_looping():
+    assert "looping" in flags_of("…", [9, 8, *range(10, 60)] + [*range(100, 150)] * 4, ended=False)
+
+
+def test_a_short_list_of_one_word_is_not_looping():
+    assert flags_of("no, no, no", [4, 4, 4, 4], ended=True) == ()
+
+
+def test_a_phrase_three_times_before_a_good_end_is_not_looping():
+    assert flags_of("…", [1, 2, 1, 2, 1, 2, 7, 8, 9], ended=True) == ()
+
+
+def test_a_caption_cut_off_by_the_context_says_so():
+    assert flags_of("A red", [5, 6], ended=False, over_context=True) == ("no_end", "over_context")
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        ((), {}),
+        (("empty",), {"do_sample": True, "seed": 1}),
+        (("no_end",), {"max_new_tokens": 512}),
+        (("no_end", "looping"), {"repetition_penalty": 1.15}),
+        (("no_end", "over_context"), {}),
+    ],
+)
+def test_each_fault_names_the_settings_that_another_try_changes(flags, changes):
+    assert changes_for(flags, Generation()) == changes
+    Generation.model_validate({**Generation().model_dump(), **changes})

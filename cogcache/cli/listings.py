@@ -18,8 +18,11 @@ from cogcache.units import format_bytes
 @click.command()
 @click.argument("what", type=click.Choice(["captions", "clips", "runs"]), default="captions")
 @cache_option
+@click.option(
+    "--flagged", is_flag=True, help="Only captions that are empty, loop, or were cut off."
+)
 @json_option
-def ls(what: str, cache: Path, json_: bool) -> None:
+def ls(what: str, cache: Path, flagged: bool, json_: bool) -> None:
     """List captions (the default), clips or runs."""
     columns = {
         "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "flags"),
@@ -29,7 +32,14 @@ def ls(what: str, cache: Path, json_: bool) -> None:
             "planned_peak_bytes", "measured_peak_bytes",
         ),
     }  # fmt: skip
-    _list(cache, lambda catalog: getattr(catalog, what)(), columns[what], json_=json_)
+    if flagged and what != "captions":
+        raise click.UsageError("--flagged is for captions")
+
+    def rows(catalog: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = getattr(catalog, what)()
+        return [row for row in found if row["flags"]] if flagged else found
+
+    _list(cache, rows, columns[what], json_=json_)
 
 
 @click.command()

@@ -1,0 +1,117 @@
+"""Stage two as a whole: several captions a clip, second tries, flags, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cogcache.caption import caption
+from cogcache.catalog import CaptionRow, Catalog
+from cogcache.cli import main
+from cogcache.config import Settings, load_settings
+from cogcache.extract import extract
+from cogcache.runs import RunReport
+from cogcache.shapes import draw_scene, write_clip
+
+DETAIL = "Please describe this video in detail."
+PROMPTS = {"color": "What color is the shape?", "detail": DETAIL}
+NUM_CLIPS = 3
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("extracted")
+    for number in range(NUM_CLIPS):
+        write_clip(draw_scene(np.random.default_rng(number)), folder / f"{number}.mp4")
+    assert extract([folder], folder / "cache", settings()).counts.done == NUM_CLIPS
+    return folder / "cache"
+
+
+@pytest.fixture
+def cache(extracted, tmp_path) -> Path:
+    return Path(shutil.copytree(extracted, tmp_path / "cache"))
+
+
+def settings(**changes: object) -> Settings:
+    given = {"quantization": "none", "compute_dtype": "float32", "prompts": PROMPTS, **changes}
+    return load_settings(None, given)
+
+
+def made(cache: Path, **changes: object) -> tuple[RunReport, list[CaptionRow]]:
+    report = caption(cache, settings(**changes))
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        return report, catalog.captions()
+
+
+def texts(rows: list[CaptionRow]) -> list[tuple[str, str, str]]:
+    return sorted((row["video"], row["prompt"], row["caption"]) for row in rows)
+
+
+def test_all_prompts_of_a_clip_share_one_prefill_and_the_report_says_so(cache):
+    report, rows = made(cache)
+    assert len(rows) == 2 * NUM_CLIPS
+    assert any(f"{NUM_CLIPS} prefills of a video part" in line for line in report.lines())
+
+
+def test_good_captions_have_no_flags_and_no_second_try(cache):
+    _, rows = made(cache)
+    assert [row["flags"] for row in rows] == [[]] * len(rows)
+    assert all("retried" not in row["settings"] for row in rows)
+
+
+def test_captions_do_not_depend_on_the_batch_they_rode_in(cache, tmp_path):
+    other = shutil.copytree(cache, tmp_path / "other")
+    drawing = {"do_sample": True, "temperature": 1.5, "n": 2}
+    _, alone = made(cache, clips_per_batch=1, **drawing)
+    _, together = made(other, clips_per_batch=5, **drawing)
+    assert texts(alone) == texts(together)
+    assert len(texts(alone)) == 4 * NUM_CLIPS
+
+
+def test_more_captions_of_a_prompt_are_added_to_those_there(cache):
+    drawing = {"do_sample": True, "temperature": 2.0}
+    _, two = made(cache, n=2, **drawing)
+    report, three = made(cache, n=3, **drawing)
+    assert (report.counts.cached, report.counts.done) == (4 * NUM_CLIPS, 2 * NUM_CLIPS)
+    assert {*texts(two)} <= {*texts(three)}
+    assert len({*texts(three)}) > len({*texts(two)})
+
+
+def test_a_caption_without_an_end_is_made_once_more_with_twice_the_room(cache):
+    _, rows = made(cache, prompts={"detail": DETAIL}, max_new_tokens=12)
+    changes = {"because": ["no_end"], "changes": {"max_new_tokens": 24}}
+    assert [row["settings"]["retried"] for row in rows] == [changes] * NUM_CLIPS
+    assert [row["flags"] for row in rows] == [[]] * NUM_CLIPS
+    assert all(row["caption"].endswith(".") for row in rows)
+
+
+def test_a_caption_that_stays_bad_is_stored_with_its_flag(cache):
+    _, rows = made(cache, prompts={"detail": DETAIL}, max_new_tokens=3)
+    assert [row["flags"] for row in rows] == [["no_end"]] * NUM_CLIPS
+    _, rows = made(cache, prompts={"color": PROMPTS["color"]})
+    arguments = ["ls", "--flagged", "--json", "--cache", str(cache)]
+    flagged = json.loads(CliRunner().invoke(main, arguments).output)
+    assert {row["prompt"] for row in flagged} == {DETAIL}
+    assert len(flagged) == NUM_CLIPS
+
+
+def test_no_retry_keeps_the_first_caption(cache):
+    _, rows = made(cache, prompts={"detail": DETAIL}, max_new_tokens=12, retry=False)
+    assert [row["flags"] for row in rows] == [["no_end"]] * NUM_CLIPS
+
+
+def test_a_stop_text_is_left_out(cache):
+    _, rows = made(cache, prompts={"detail": DETAIL}, stop=" on a")
+    assert all(" on" not in row["caption"] and row["caption"] for row in rows)
+    assert [row["flags"] for row in rows] == [[]] * NUM_CLIPS
+
+
+def test_beams_share_nothing_and_the_report_says_so(cache):
+    report, rows = made(cache, num_beams=2)
+    assert len(rows) == 2 * NUM_CLIPS
+    assert any("share no prefill: beams" in line for line in report.lines())
