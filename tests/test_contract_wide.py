@@ -72,3 +72,23 @@ class TestMiniCPMV4Dot7(ModelFamilyTests):
 
 class TestMiniMaxM3VL(ModelFamilyTests):
     animal = zoo_wide.MINIMAX
+
+
+class TestCohereCompass(ModelFamilyTests):
+    animal = zoo_wide.COMPASS
+
+
+class TestQwen3OmniMoeThinker(ModelFamilyTests):
+    animal = zoo_wide.OMNI_MOE
+
+
+class TestLlava(ModelFamilyTests):
+    animal = zoo_wide.LLAVA
+
+
+class TestIdefics3(ModelFamilyTests):
+    animal = zoo_wide.IDEFICS3
+
+
+class TestMistral3(ModelFamilyTests):
+    animal = zoo_wide.MISTRAL3

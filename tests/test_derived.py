@@ -100,6 +100,16 @@ def test_a_feature_call_that_wants_more_than_pixels_is_refused(folders, monkeypa
         found.encode(vision, [prepared], 48)
 
 
+def test_a_feature_call_that_fails_on_every_video_is_refused(tmp_path):
+    found = family(zoo_wide.KIMI.write(tmp_path))
+    vision = load_half(WholeModel.of(found.checkpoint), "vision").model
+    prepared = found.prepare(FRAMES, torch.bfloat16)
+    with pytest.raises(
+        UnknownFamilyError, match=rf"kimi_k25 \(transformers {VERSION}\): get_video"
+    ):
+        found.encode(vision, [prepared], 48)
+
+
 def test_a_processor_that_cannot_take_text_alone_is_refused(folders):
     plain = DerivedFamily(Checkpoint.open(str(folders["internvl"])))
     with pytest.raises(UnknownFamilyError, match=rf"internvl.*transformers {VERSION}"):

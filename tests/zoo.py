@@ -580,16 +580,3 @@ GLM4V = Animal(
     times=("<|end_of_image|>7", "<|end_of_image|>9"),
     beams="neither",
 )
-
-TEN = (
-    QWEN2_VL,
-    QWEN2_5_VL,
-    QWEN3_VL,
-    GLM4V,
-    LLAVA_ONEVISION,
-    LLAVA_NEXT_VIDEO,
-    VIDEO_LLAVA,
-    INTERNVL,
-    SMOLVLM,
-    VIDEO_LLAMA_3,
-)

@@ -719,22 +719,273 @@ MINIMAX = Animal(
     times=("7.0 seconds", "9.0 seconds"),
 )
 
-WIDE = (
-    QWEN3_5,
-    QWEN3_5_MOE,
-    QWEN3_VL_MOE,
-    GLM4V_MOE,
-    GLM46V,
-    GLM_OCR,
-    ERNIE,
-    GEMMA3,
-    GEMMA4,
-    LFM2_VL,
-    LFM3_VL,
-    EXAONE4_5,
-    MOLMO2,
-    OMNI,
-    MINICPMV4_6,
-    MINICPMV4_7,
-    MINIMAX,
+KIMI_TOKENS = {
+    "image_token": "<|media_pad|>",
+    "video_token": "<|kimi_k25_video_placeholder|>",
+    "_b": "<|media_begin|>",
+    "_c": "<|media_content|>",
+    "_e": "<|media_end|>",
+}
+
+
+def kimi(ids: Ids) -> Config:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+        "pos_emb_height": 8,
+        "pos_emb_width": 8,
+    }
+    text = text_config(
+        model_type="deepseek_v3",
+        num_key_value_heads=4,
+        q_lora_rank=64,
+        kv_lora_rank=64,
+        qk_rope_head_dim=16,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        moe_intermediate_size=64,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    )
+    return {
+        "vision_config": vision,
+        "text_config": text,
+        "projection_hidden_size": 32,
+        "image_token_id": ids("<|media_pad|>"),
+        "video_token_id": ids("<|kimi_k25_video_placeholder|>"),
+        "vision_start_token_id": ids("<|media_begin|>"),
+        "vision_end_token_id": ids("<|media_end|>"),
+    }
+
+
+def kimi_processor(tokenizer: Any, chat_template: str) -> Any:
+    common = {"patch_size": 8, "merge_size": 2, "size": {"max_height": 64, "max_width": 64}}
+    return transformers.Kimi_K25Processor(
+        image_processor=transformers.Kimi_K25ImageProcessor(patch_size=8, merge_size=2),
+        tokenizer=tokenizer,
+        video_processor=transformers.Kimi_K25VideoProcessor(**common),
+        chat_template=chat_template,
+    )
+
+
+KIMI = Animal(
+    "kimi_k25",
+    "Kimi_K25ForConditionalGeneration",
+    kimi,
+    kimi_processor,
+    KIMI_TOKENS,
+    "<|kimi_k25_video_placeholder|>",
+    "<|media_pad|>",
+)
+"""Its feature call fails on every video in transformers 5.23."""
+
+COMPASS_TOKENS = {
+    "image_token": "<|IMAGE_PAD|>",
+    "video_token": "<|VIDEO_PAD|>",
+    "vision_start_token": "<|VISION_START|>",
+    "vision_end_token": "<|VISION_END|>",
+}
+
+
+def compass(ids: Ids) -> Config:
+    layers = ["sliding_attention", "full_attention"]
+    return {
+        "text_config": text_config(
+            sliding_window=16,
+            layer_types=layers,
+            rope_parameters=dict.fromkeys(layers, MROPE["rope_parameters"]),
+        ),
+        "vision_config": qwen3_vision(deepstack_visual_indexes=[0, 1]),
+        "image_token_id": ids("<|IMAGE_PAD|>"),
+        "video_token_id": ids("<|VIDEO_PAD|>"),
+        "vision_start_token_id": ids("<|VISION_START|>"),
+        "vision_end_token_id": ids("<|VISION_END|>"),
+    }
+
+
+COMPASS = Animal(
+    "cohere_compass",
+    "CohereCompassForConditionalGeneration",
+    compass,
+    qwen_processor(
+        "CohereCompassProcessor", "CohereCompassVideoProcessor", "CohereCompassImageProcessor"
+    ),
+    COMPASS_TOKENS,
+    "<|VISION_START|><|VIDEO_PAD|><|VISION_END|>",
+    "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
+    times=("<7.5 seconds>", "<9.5 seconds>"),
+)
+
+
+def omni_moe(ids: Ids) -> Config:
+    audio = {
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "d_model": 32,
+        "output_dim": 64,
+        "num_mel_bins": 128,
+        "downsample_hidden_size": 16,
+    }
+    return {
+        "vision_config": qwen3_vision(deepstack_visual_indexes=[0, 1]),
+        "audio_config": audio,
+        "text_config": text_config(**MROPE, **MOE),
+        "image_token_id": ids("<|IMAGE|>"),
+        "audio_token_id": ids("<|AUDIO|>"),
+        "video_token_id": ids("<|VIDEO|>"),
+        "vision_start_token_id": ids("<|vision_bos|>"),
+        "vision_end_token_id": ids("<|vision_eos|>"),
+        "audio_start_token_id": ids("<|audio_bos|>"),
+    }
+
+
+def omni_moe_processor(tokenizer: Any, chat_template: str) -> Any:
+    common = {
+        "patch_size": 8,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64 * 16},
+    }
+    return transformers.Qwen3OmniMoeProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(**common),
+        video_processor=transformers.Qwen2VLVideoProcessor(**common),
+        feature_extractor=transformers.WhisperFeatureExtractor(feature_size=128),
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+    )
+
+
+OMNI_MOE = Animal(
+    "qwen3_omni_moe_thinker",
+    "Qwen3OmniMoeThinkerForConditionalGeneration",
+    omni_moe,
+    omni_moe_processor,
+    OMNI_TOKENS,
+    "<|vision_bos|><|VIDEO|><|vision_eos|>",
+    "<|vision_bos|><|IMAGE|><|vision_eos|>",
+    frames=(4, 2),
+)
+
+
+def llava(ids: Ids) -> Config:
+    return {
+        "vision_config": clip_vision(),
+        "text_config": text_config(model_type="llama"),
+        "image_token_index": ids("<image>"),
+        "image_seq_length": 16,
+    }
+
+
+def llava_processor(tokenizer: Any, chat_template: str) -> Any:
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    return transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=chat_template,
+        num_additional_image_tokens=1,
+    )
+
+
+LLAVA = Animal(
+    "llava",
+    "LlavaForConditionalGeneration",
+    llava,
+    llava_processor,
+    {"image_token": "<image>"},
+    "<image>",
+    takes_videos=False,
+)
+
+
+def idefics3(ids: Ids) -> Config:
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return {
+        "vision_config": vision,
+        "text_config": text_config(model_type="llama"),
+        "image_token_id": ids("<image>"),
+        "scale_factor": 2,
+    }
+
+
+def idefics3_processor(tokenizer: Any, chat_template: str) -> Any:
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    return transformers.Idefics3Processor(
+        image_processor=transformers.Idefics3ImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=chat_template,
+    )
+
+
+IDEFICS3 = Animal(
+    "idefics3",
+    "Idefics3ForConditionalGeneration",
+    idefics3,
+    idefics3_processor,
+    {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "end_of_utterance_token": "<end_of_utterance>",
+        "global_image_token": "<global-img>",
+    },
+    "<image>",
+    takes_videos=False,
+)
+
+
+def mistral3(ids: Ids) -> Config:
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+        "image_size": 64,
+        "patch_size": 8,
+    }
+    return {
+        "vision_config": vision,
+        "text_config": text_config(model_type="mistral", sliding_window=None),
+        "image_token_index": ids("[IMG]"),
+        "spatial_merge_size": 2,
+    }
+
+
+def mistral3_processor(tokenizer: Any, chat_template: str) -> Any:
+    return transformers.PixtralProcessor(
+        image_processor=transformers.PixtralImageProcessor(patch_size=8, size={"longest_edge": 64}),
+        tokenizer=tokenizer,
+        patch_size=8,
+        spatial_merge_size=2,
+        chat_template=chat_template,
+    )
+
+
+MISTRAL3 = Animal(
+    "mistral3",
+    "Mistral3ForConditionalGeneration",
+    mistral3,
+    mistral3_processor,
+    {"image_token": "[IMG]", "_b": "[IMG_BREAK]", "_e": "[IMG_END]"},
+    "[IMG]",
+    "[IMG]",
+    takes_videos=False,
 )

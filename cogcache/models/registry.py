@@ -114,6 +114,19 @@ FAMILIES = (
     _derived(
         "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "Qwen/Qwen3-VL-30B-A3B-Instruct"
     ),
+    _derived(
+        "cohere_compass",
+        "CohereCompassForConditionalGeneration",
+        "CohereLabs/North-Micro-Vision-Instruct",
+    ),
+    _derived("idefics3", "Idefics3ForConditionalGeneration", "HuggingFaceM4/Idefics3-8B-Llama3"),
+    _derived("llava", "LlavaForConditionalGeneration", "llava-hf/llava-1.5-7b-hf"),
+    _derived(
+        "mistral3",
+        "Mistral3ForConditionalGeneration",
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+    ),
+    _derived("qwen3_omni_moe_thinker", "Qwen3OmniMoeThinkerForConditionalGeneration"),
 )
 
 

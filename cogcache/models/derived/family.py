@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, UnknownFamilyError
 from cogcache.keys import Field
+from cogcache.memory import out_of_memory
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
 from cogcache.models.family import ClipTensors, Family, Row, left_padded
@@ -172,8 +173,18 @@ class DerivedFamily(Family):
         return ClipProcessor(self.checkpoint, self.name)
 
     def call(self, function: Any, inputs: Mapping[str, Tensor]) -> Any:
-        """Run the feature call."""
-        return function(**inputs, return_dict=True)
+        """Run the feature call.
+
+        Raises:
+            UnknownFamilyError: it fails, as some do on every video.
+        """
+        try:
+            return function(**inputs, return_dict=True)
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+            if out_of_memory(error):
+                raise
+            problem = f"{self.name} ({parts.version_text()}): {function.__name__} fails"
+            raise UnknownFamilyError(f"{problem}: {error}", REPORT) from error
 
     def cached(self, features: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name what is cached of a clip: features, and what the prompt needs beside them."""

@@ -124,11 +124,14 @@ class ClipProcessor:
         processor = copy.copy(self.processor)
 
         def remembering(
-            text: list[str], images: Any = (), videos: Any = (), audio: Any = ()
+            text: list[str],
+            images_replacements: Sequence[str] = (),
+            videos_replacements: Sequence[str] = (),
+            audio_replacements: Sequence[str] = (),
         ) -> Any:
-            kept.extend(videos if self.takes_videos else images)
+            kept.extend(videos_replacements if self.takes_videos else images_replacements)
             return type(processor).get_text_with_replacements(
-                processor, text, images, videos, audio
+                processor, text, images_replacements, videos_replacements, audio_replacements
             )
 
         processor.get_text_with_replacements = remembering
