@@ -43,8 +43,8 @@ DIRECTIONS: Final = {
     "upwards": (0, -1),
     "downwards": (0, 1),
 }
-SPEEDS: Final = {"slowly": (0.030, 0.045), "quickly": (0.085, 0.100)}
-SIZES: Final = {"small": (0.075, 0.085), "large": (0.120, 0.135)}
+SPEEDS: Final = {"slowly": (0.025, 0.040), "quickly": (0.080, 0.095)}
+RADIUS: Final = (0.135, 0.145)
 COUNTS: Final = ("one", "two", "three")
 NUM_FRAMES: Final = range(32, 57, 4)
 
@@ -94,12 +94,6 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
         "What is the color of the background?",
         "What colour is the background?",
     ),
-    "size": (
-        "How large is the shape?",
-        "How large are the shapes?",
-        "What size is the shape?",
-        "Is it small or large?",
-    ),
 }
 """Each attribute's ways to ask for it; the first is the one that `tiny` is measured with."""
 
@@ -117,7 +111,6 @@ class Scene:
         speed: one of ``SPEEDS``.
         count: one of ``COUNTS``.
         background: one of ``BACKGROUNDS``.
-        size: one of ``SIZES``.
         num_frames: length of the clip in frames of 1 / ``FPS`` seconds.
         radius: half a shape's extent.
         velocity: (x, y) of every shape.
@@ -132,13 +125,18 @@ class Scene:
     speed: str
     count: str
     background: str
-    size: str
     num_frames: int
     radius: float = field(repr=False)
     velocity: tuple[float, float] = field(repr=False)
     starts: tuple[tuple[float, float], ...] = field(repr=False)
     rgb: tuple[float, ...] = field(repr=False)
     background_rgb: tuple[float, ...] = field(repr=False)
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Where the middle of all shapes is in the first frame: (x, y)."""
+        x, y = np.mean(self.starts, axis=0)
+        return float(x), float(y)
 
     @property
     def duration_s(self) -> float:
@@ -149,16 +147,16 @@ class Scene:
         """Return the true answer to the questions about one of the attributes in ``QUESTIONS``."""
         if attribute == "detail":
             place = f" on a {self.background} background"
-            return self._sentence(f"{self.size} ", f"{self.speed} ", place)
+            return self._sentence(f"{self.speed} ", place)
         if attribute == "summary":
-            return self._sentence("", "", "")
+            return self._sentence("", "")
         return f"{getattr(self, attribute)}.".capitalize()
 
-    def _sentence(self, size: str, speed: str, place: str) -> str:
+    def _sentence(self, speed: str, place: str) -> str:
         several = self.count != "one"
         plural = "es" if self.shape == "cross" else "s"
         noun, verb = (self.shape + plural, "move") if several else (self.shape, "moves")
-        start = f"{self.count.capitalize()} {size}{self.color} {noun}"
+        start = f"{self.count.capitalize()} {self.color} {noun}"
         return f"{start} {verb} {speed}{self.direction}{place}."
 
 
@@ -171,9 +169,8 @@ def draw_scene(rng: np.random.Generator, num_frames: int | None = None) -> Scene
     """
     frames = int(rng.choice(NUM_FRAMES)) if num_frames is None else num_frames
     color, background = _pick(rng, COLORS), _pick(rng, BACKGROUNDS)
-    direction, speed, size = _pick(rng, DIRECTIONS), _pick(rng, SPEEDS), _pick(rng, SIZES)
-    count = _pick(rng, COUNTS)
-    radius = rng.uniform(*SIZES[size])
+    direction, speed, count = _pick(rng, DIRECTIONS), _pick(rng, SPEEDS), _pick(rng, COUNTS)
+    radius = rng.uniform(*RADIUS)
     travel = np.array(DIRECTIONS[direction]) * rng.uniform(*SPEEDS[speed])
     starts = _starts(rng, COUNTS.index(count) + 1, radius, travel, (frames - 1) / FPS)
     return Scene(
@@ -183,7 +180,6 @@ def draw_scene(rng: np.random.Generator, num_frames: int | None = None) -> Scene
         speed=speed,
         count=count,
         background=background,
-        size=size,
         num_frames=frames,
         radius=float(radius),
         velocity=(float(travel[0]), float(travel[1])),
@@ -211,7 +207,7 @@ def _starts(
     first = radius + rng.uniform(0, room - length)
     start = first if velocity[along] > 0 else first + length
     widest = room / max(count - 1, 1) - 2 * radius
-    gap = 2 * radius + rng.uniform(0.04, max(0.04, min(0.12, widest)))
+    gap = 2 * radius + rng.uniform(0.04, max(0.04, min(0.10, widest)))
     top = radius + rng.uniform(0, room - gap * (count - 1))
     centres = np.empty((count, 2))
     centres[:, along], centres[:, across] = start, top + gap * np.arange(count)
@@ -265,14 +261,15 @@ def _distance(shape: str, x: Floats, y: Floats, radius: Floats) -> Floats:
     if shape == "circle":
         distance = np.sqrt(x * x + y * y) - radius
     elif shape == "ring":
-        distance = np.abs(np.sqrt(x * x + y * y) - 0.78 * radius) - 0.22 * radius
+        distance = np.abs(np.sqrt(x * x + y * y) - 0.8 * radius) - 0.2 * radius
     elif shape == "square":
-        distance = np.maximum(across, np.abs(y)) - 0.9 * radius
+        distance = np.maximum(across, np.abs(y)) - radius
     elif shape == "triangle":
-        distance = np.maximum(y - 0.8 * radius, 0.87 * across - 0.5 * y - 0.55 * radius)
+        distance = np.maximum(y - 0.9 * radius, 0.89 * across - 0.45 * y - 0.45 * radius)
     else:
-        bars = np.minimum(np.maximum(across / 3, np.abs(y)), np.maximum(across, np.abs(y) / 3))
-        distance = bars - radius / 3
+        up: Floats = np.abs(y)
+        lying = np.maximum(across - radius, up - radius / 4)
+        distance = np.minimum(lying, np.maximum(across - radius / 4, up - radius))
     return distance
 
 

@@ -16,7 +16,6 @@ from cogcache.shapes import (
     QUESTIONS,
     SHAPES,
     SIDE,
-    SIZES,
     SPEEDS,
     Scene,
     draw_scene,
@@ -61,7 +60,6 @@ def test_every_word_comes_up_about_equally_often() -> None:
         "shape": SHAPES,
         "direction": DIRECTIONS,
         "speed": SPEEDS,
-        "size": SIZES,
         "count": COUNTS,
         "background": BACKGROUNDS,
     }.items():
@@ -107,7 +105,7 @@ def test_each_attribute_has_its_own_questions() -> None:
 @pytest.mark.parametrize(
     ("attribute", "expected"),
     [
-        ("detail", "Two small red crosses move slowly to the left on a black background."),
+        ("detail", "Two red crosses move slowly to the left on a black background."),
         ("summary", "Two red crosses move to the left."),
         ("color", "Red."),
         ("shape", "Cross."),
@@ -115,7 +113,6 @@ def test_each_attribute_has_its_own_questions() -> None:
         ("speed", "Slowly."),
         ("count", "Two."),
         ("background", "Black."),
-        ("size", "Small."),
     ],
 )
 def test_answers_are_sentences(attribute: str, expected: str) -> None:
@@ -126,11 +123,10 @@ def test_answers_are_sentences(attribute: str, expected: str) -> None:
         speed="slowly",
         count="two",
         background="black",
-        size="small",
         num_frames=32,
-        radius=0.08,
+        radius=0.14,
         velocity=(-0.04, 0.0),
-        starts=((0.5, 0.3), (0.5, 0.6)),
+        starts=((0.5, 0.3), (0.5, 0.7)),
         rgb=(220.0, 35.0, 35.0),
         background_rgb=(14.0, 14.0, 14.0),
     )

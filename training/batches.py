@@ -12,8 +12,42 @@ from torch import Tensor
 from cogcache.models.cogvlm2.layout import build, question_text
 from cogcache.models.cogvlm2.modeling import shared_position_ids
 from cogcache.models.cogvlm2.preprocessing import MEAN, STD
-from cogcache.shapes import FPS, NUM_FRAMES, QUESTIONS, Scene, draw_scene, render
+from cogcache.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    COUNTS,
+    FPS,
+    NUM_FRAMES,
+    QUESTIONS,
+    SHAPES,
+    Scene,
+    draw_scene,
+    render,
+)
 from training.tokenizer import BOS, EOS, PAD
+
+FRAME_CLASSES = {
+    "color": list(COLORS),
+    "shape": list(SHAPES),
+    "count": list(COUNTS),
+    "background": list(BACKGROUNDS),
+}
+"""What can be seen in a single frame."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Pictures of N clips at T moments each, and what can be seen in a single one.
+
+    Args:
+        pixel_values: float32 [N * T, 3, S, S].
+        classes: by attribute, which of its words holds, as an index. Each int64 [N * T].
+        middles: (x, y) of the middle of the shapes, 0 to 1. float32 [N * T, 2].
+    """
+
+    pixel_values: Tensor
+    classes: dict[str, Tensor]
+    middles: Tensor
 
 
 @dataclass(frozen=True)
@@ -21,7 +55,7 @@ class Batch:
     """N clips of T frames; a sequence is the frames' slots, then a block for each question.
 
     Args:
-        pixel_values: float32 [N * T, 3, S, S].
+        frames: all clips' frames.
         input_ids: int64 [N, L].
         token_type_ids: 1 for a feature slot. Shape [N, L].
         position_ids: every block starts where the frames end. Shape [N, L].
@@ -30,7 +64,7 @@ class Batch:
         attributes: index into ``QUESTIONS`` of what is asked at a position, -1 before. [N, L].
     """
 
-    pixel_values: Tensor
+    frames: Frames
     input_ids: Tensor
     token_type_ids: Tensor
     position_ids: Tensor
@@ -66,13 +100,28 @@ def make_batch(
         for part, pad in enumerate((tokenizer.token_to_id(PAD), 0, -1, -100, -1))
     )
     return Batch(
-        pixel_values=_pixels(rng, scenes, times, side),
+        frames=_frames(rng, scenes, times, side),
         input_ids=ids,
         token_type_ids=types,
         position_ids=_positions(types, blocks),
         attention_mask=_mask(blocks),
         labels=labels,
         attributes=attributes,
+    )
+
+
+def make_frames(rng: np.random.Generator, size: int, side: int) -> Frames:
+    """Return the first and the last frame of `size` new clips of one length, S pixels square."""
+    num_frames = int(rng.choice(NUM_FRAMES))
+    scenes = [draw_scene(rng, num_frames) for _ in range(size)]
+    return _frames(rng, scenes, [0.0, sample_times(num_frames)[-1]], side)
+
+
+def _frames(rng: np.random.Generator, scenes: list[Scene], times: list[float], side: int) -> Frames:
+    return Frames(
+        pixel_values=_pixels(rng, scenes, times, side),
+        classes=_classes(scenes, len(times)),
+        middles=_middles(scenes, times),
     )
 
 
@@ -128,6 +177,21 @@ def _mask(blocks: Tensor) -> Tensor:
     allowed = own | (blocks[:, None, :] == 0)
     past = torch.ones(length, length, dtype=torch.bool).tril()
     return (allowed & past)[:, None]
+
+
+def _classes(scenes: list[Scene], frames: int) -> dict[str, Tensor]:
+    return {
+        attribute: torch.tensor(
+            [words.index(getattr(scene, attribute)) for scene in scenes]
+        ).repeat_interleave(frames)
+        for attribute, words in FRAME_CLASSES.items()
+    }
+
+
+def _middles(scenes: list[Scene], times: list[float]) -> Tensor:
+    starts = torch.tensor([scene.middle for scene in scenes])[:, None]
+    velocities = torch.tensor([scene.velocity for scene in scenes])[:, None]
+    return (starts + velocities * torch.tensor(times)[:, None]).flatten(0, 1)
 
 
 def _pixels(rng: np.random.Generator, scenes: list[Scene], times: list[float], side: int) -> Tensor:

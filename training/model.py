@@ -52,7 +52,7 @@ def build_model(config: CogVLM2VideoConfig) -> CogVLM2VideoForConditionalGenerat
 
 
 def answer_logits(
-    model: CogVLM2VideoForConditionalGeneration, batch: Batch
+    model: CogVLM2VideoForConditionalGeneration, batch: Batch, features: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return logits [A, V] of all answers' tokens and the true ones [A].
 
@@ -61,7 +61,7 @@ def answer_logits(
     """
     embeds = merge_features(
         model.get_input_embeddings()(batch.input_ids),
-        model.get_video_features(batch.pixel_values).pooler_output,
+        features,
         batch.token_type_ids,
     )
     hidden = model.model.language_model(
@@ -79,7 +79,8 @@ def exact_answers(
     model: CogVLM2VideoForConditionalGeneration, batch: Batch, names: list[str]
 ) -> dict[str, float]:
     """Return for each attribute the share of clips whose answer is right in every token."""
-    logits, labels = answer_logits(model, batch)
+    features = model.get_video_features(batch.frames.pixel_values).pooler_output
+    logits, labels = answer_logits(model, batch, features)
     wrong = torch.zeros(batch.labels.shape, dtype=torch.bool)
     wrong[batch.labels >= 0] = logits.argmax(-1) != labels
     return {

@@ -12,7 +12,6 @@ from cogcache.shapes import (
     DIRECTIONS,
     QUESTIONS,
     SHAPES,
-    SIZES,
     SPEEDS,
 )
 
@@ -48,7 +47,7 @@ def _words() -> set[str]:
 
 
 def _answers() -> list[str]:
-    return [*COLORS, *BACKGROUNDS, *SHAPES, *DIRECTIONS, *SPEEDS, *SIZES, *COUNTS]
+    return [*COLORS, *BACKGROUNDS, *SHAPES, *DIRECTIONS, *SPEEDS, *COUNTS]
 
 
 def padded_size(tokenizer: Tokenizer) -> int:
