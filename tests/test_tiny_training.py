@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from training.export import export
 from training.fake_quant import remove_rounding
 from training.model import IMAGE_SIZE, build_config, build_model
 from training.tokenizer import build_tokenizer
-from training.train_tiny import Recipe, Trainer
+from training.train_tiny import Recipe, Trainer, train
 
 RECIPE = Recipe(frame_steps=2, answer_steps=4, frame_batch_size=2, batch_size=2, rounding_from=0.5)
 
@@ -132,6 +133,19 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path: Path, stopped
     assert resumed.step == stopped_at
     taken_up = weights_after(resumed, 5)
     assert all(torch.equal(straight[name], taken_up[name]) for name in straight)
+
+
+def test_the_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    Trainer(RECIPE).save(tmp_path / "state.safetensors")
+    other = Trainer(replace(RECIPE, seed=1))
+    with pytest.raises(ValueError, match="another recipe; delete it"):
+        other.resume(tmp_path / "state.safetensors")
+
+
+def test_training_leaves_a_checkpoint_and_no_state(tmp_path: Path) -> None:
+    train(replace(RECIPE, frame_steps=1, answer_steps=1), tmp_path / "state", tmp_path / "tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    assert (tmp_path / "tiny" / "model.safetensors.index.json").is_file()
 
 
 def test_an_exported_model_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -162,11 +163,18 @@ class Trainer:
             state |= {f"{key}.{name}": moment for key, moment in moments.items()}
         state["step"] = torch.tensor(self.step)
         partial = path.with_suffix(".partial")
-        save_file(state, partial)
+        save_file(state, partial, metadata={"recipe": repr(self.recipe)})
         partial.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote.
+
+        Raises:
+            ValueError: it was written by a training of another recipe.
+        """
+        with safe_open(path, "pt") as file:
+            if file.metadata()["recipe"] != repr(self.recipe):
+                raise ValueError(f"{path} is of another recipe; delete it to train anew")
         state = load_file(path)
         for name, tensor in self.weights.items():
             tensor.data.copy_(state[f"weight.{name}"])
@@ -197,6 +205,7 @@ def train(recipe: Recipe, state: Path, folder: Path) -> None:
     trainer.round_weights(active=False)
     remove_rounding(trainer.model.model.language_model)
     export(trainer.model, trainer.tokenizer, folder)
+    state.unlink()
 
 
 def main() -> None:
