@@ -18,6 +18,7 @@ from cogcache.cli.plan import plan
 from cogcache.cli.search import search
 from cogcache.cli.stages import caption, extract, run
 from cogcache.cli.upkeep import gc, rebuild, status, verify
+from cogcache.cli.web import gallery, report, serve
 from cogcache.errors import CogcacheError
 
 BUG = 70
@@ -67,5 +68,8 @@ for command in (
     verify,
     gc,
     rebuild,
+    serve,
+    gallery,
+    report,
 ):
     main.add_command(command)

@@ -1,0 +1,267 @@
+"""What pages show of a catalog: a page at a time, each query quick at 100,000 clips.
+
+Nothing is written here. A query that runs for `DEADLINE_S` all the same is broken off.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, Final, NamedTuple, Self
+
+from cogcache.catalog import Catalog
+from cogcache.errors import CatalogError
+
+Row = dict[str, Any]
+
+PAGE_SIZE: Final = 48
+DEADLINE_S: Final = 2.0
+SCANNED: Final = 500
+"""Captions of a set that one page of differences looks through."""
+_JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
+_CLIP: Final = "video = :video AND start_s = :start_s AND end_s IS :end_s"
+
+
+class CaptionSet(NamedTuple):
+    """The captions that one language half gave for one prompt."""
+
+    prompt_name: str
+    model: str
+    quantization: str
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it."""
+        return f"{self.prompt_name} · {self.model} · {self.quantization}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a longer list."""
+
+    rows: list[Row]
+    number: int
+    total: int
+    more: bool = False
+    """Whether there are more rows than `total`, which were not counted."""
+    size: int = PAGE_SIZE
+
+    @property
+    def num_pages(self) -> int:
+        """How many pages there are, at least one."""
+        return max(1, -(-self.total // self.size))
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which captions are wanted; an empty text stands for all."""
+
+    prompt: str = ""
+    model: str = ""
+    flag: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.prompt or self.model or self.flag)
+
+    def where(self) -> tuple[str, dict[str, str]]:
+        """Return a condition on captions, or on their totals, and its values."""
+        tests = {
+            "prompt": "prompt_name = :prompt",
+            "model": "model = :model",
+            # The first is what the partial index over flagged captions asks for.
+            "flag": "flags <> '[]' AND flags LIKE '%\"' || :flag || '\"%'",
+        }
+        values = {name: getattr(self, name) for name in tests if getattr(self, name)}
+        return " AND ".join(tests[name] for name in values) or "true", values
+
+
+class Browser:
+    """Reads a catalog for pages; a context manager, for any number of threads.
+
+    Args:
+        path: the catalog.
+        deadline_s: seconds that a query may take.
+
+    Raises:
+        CatalogError: it is no catalog, is of a newer version, or cannot be opened.
+    """
+
+    def __init__(self, path: Path, deadline_s: float = DEADLINE_S) -> None:
+        Catalog(path).close()  # which brings an older one up to date
+        self.path, self._deadline_s = path, deadline_s
+        self._lock = RLock()
+        self._ends_at = 0.0
+        self._conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._conn.row_factory = sqlite3.Row
+        self._conn.execute("PRAGMA query_only = ON")
+        self._conn.set_progress_handler(lambda: time.monotonic() > self._ends_at, 10_000)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the catalog."""
+        with self._lock:
+            self._conn.close()
+
+    def rows(self, sql: str, values: Mapping[str, object] | None = None) -> list[Row]:
+        """Return what a query selects, JSON columns read.
+
+        Raises:
+            CatalogError: the catalog cannot be read, or the query takes too long.
+        """
+        with self._reading():
+            return [_row(row) for row in self._conn.execute(sql, dict(values or {}))]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            self._ends_at = time.monotonic() + self._deadline_s
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                problem = f"the catalog {self.path} cannot be read: {error}"
+                raise CatalogError(problem, "ask for less, or try again in a while") from error
+
+    def value(self, sql: str, values: Mapping[str, object] | None = None) -> int:
+        """Return the one number that a query selects; 0 for none."""
+        row = self.rows(sql, values)[0]
+        return int(next(iter(row.values())) or 0)
+
+    def page(
+        self,
+        total: int,
+        number: int,
+        sql: str,
+        values: Mapping[str, object],
+        size: int = PAGE_SIZE,
+    ) -> Page:
+        """Return a page of what `sql` selects; past the last page, the last one."""
+        number = min(max(1, number), max(1, -(-total // size)))
+        places = {"limit": size, "offset": (number - 1) * size}
+        return Page(self.rows(sql, {**values, **places}), number, total, size=size)
+
+    # ---- clips ------------------------------------------------------------------------------
+
+    def clips(self, number: int = 1) -> Page:
+        """Return a page of all clips, each with the first of its captions."""
+        sql = """SELECT feature_key, video, start_s, end_s, model, caption, prompt_name, flags
+            FROM (SELECT rowid AS clip FROM clips
+                ORDER BY video, start_s LIMIT :limit OFFSET :offset)
+            JOIN (SELECT rowid AS clip, feature_key, video, start_s, end_s, model FROM clips)
+                USING (clip)
+            LEFT JOIN (SELECT id, caption, prompt_name, flags FROM captions)
+                ON id = (SELECT min(id) FROM captions AS c
+                    WHERE c.feature_key = feature_key)
+            ORDER BY video, start_s"""
+        return self.page(self.num_clips(), number, sql, {})
+
+    def num_clips(self) -> int:
+        """Return how many clips there are."""
+        return self.value("SELECT sum(clips) FROM clip_totals")
+
+    def captions(self, wanted: Filter, number: int = 1) -> Page:
+        """Return a page of the captions that a filter lets through, oldest first."""
+        where, values = wanted.where()
+        total = self.value(f"SELECT sum(captions) FROM caption_totals WHERE {where}", values)
+        # Left to itself, SQLite walks the whole table for the sake of its order.
+        index = "INDEXED BY captions_flagged" if wanted.flag else ""
+        sql = f"""SELECT feature_key, video, start_s, end_s, model, caption, prompt_name, flags
+            FROM captions WHERE id IN (
+                SELECT id FROM captions {index} WHERE {where}
+                ORDER BY id LIMIT :limit OFFSET :offset)
+            ORDER BY id"""
+        return self.page(total, number, sql, values)
+
+    def clip(self, feature_key: str) -> Row | None:
+        """Return a clip, or what its captions tell of one whose features are gone."""
+        values = {"key": feature_key}
+        for table in ("clips", "captions"):
+            sql = f"SELECT * FROM {table} WHERE feature_key = :key LIMIT 1"
+            if found := self.rows(sql, values):
+                return found[0]
+        return None
+
+    def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[Row]:
+        """Return the rows of a clip in ``clips``, ``captions`` or ``failures``, of any model."""
+        span = {name: clip[name] for name in ("video", "start_s", "end_s")}
+        return self.rows(f"SELECT * FROM {table} WHERE {_CLIP} ORDER BY rowid", span)
+
+    def beside(self, clip: Mapping[str, Any]) -> tuple[Row | None, Row | None]:
+        """Return the clips before and after one in the order of all clips."""
+        here = (clip["video"], clip["start_s"])
+        values = {"video": here[0], "start_s": here[1]}
+        sql = """SELECT feature_key, video, start_s, end_s FROM clips
+            WHERE (video, start_s) {} (:video, :start_s) ORDER BY video {}, start_s {} LIMIT 1"""
+        before, after = (
+            self.rows(sql.format(*words), values)
+            for words in (("<", "DESC", "DESC"), (">", "ASC", "ASC"))
+        )
+        return (before[0] if before else None), (after[0] if after else None)
+
+    def video(self, digest: str) -> Row | None:
+        """Return a video by the digest of its bytes."""
+        found = self.rows("SELECT * FROM videos WHERE digest = :digest", {"digest": digest})
+        return found[0] if found else None
+
+    def video_at(self, path: str) -> Row | None:
+        """Return a video by its path."""
+        found = self.rows("SELECT * FROM videos WHERE path = :path", {"path": path})
+        return found[0] if found else None
+
+    # ---- caption sets -----------------------------------------------------------------------
+
+    def sets(self) -> dict[CaptionSet, int]:
+        """Return the sets of captions, each with how many it has."""
+        sql = """SELECT prompt_name, model, quantization, sum(captions) AS captions
+            FROM caption_totals GROUP BY 1, 2, 3 HAVING sum(captions) > 0"""
+        rows = self.rows(sql)
+        return {CaptionSet(*list(row.values())[:3]): row["captions"] for row in rows}
+
+    def differences(
+        self, one: CaptionSet, other: CaptionSet, after: int = 0
+    ) -> tuple[list[Row], int | None]:
+        """Return clips of which two sets say different things.
+
+        Args:
+            one: a set of captions.
+            other: the set that it is held against.
+            after: number of the caption to go on behind.
+
+        Returns:
+            Clips with ``caption`` and ``other``, and where the next page goes on, if it does.
+            A page looks through `SCANNED` captions, and may find all of them equal.
+        """
+        sql = """SELECT one.id, one.feature_key, one.video, one.start_s, one.end_s, one.caption,
+                (SELECT other.caption FROM captions AS other
+                 WHERE other.video = one.video AND other.start_s = one.start_s
+                    AND other.end_s IS one.end_s AND +other.prompt_name = :other_prompt
+                    AND +other.model = :other_model AND +other.quantization = :other_quantization
+                 ORDER BY other.id DESC LIMIT 1) AS other
+            FROM captions AS one WHERE prompt_name = :prompt AND model = :model
+                AND quantization = :quantization AND id > :after ORDER BY id LIMIT :limit"""
+        # The unary + keeps SQLite from the index over sets: a video has few captions, a set many.
+        names = ("prompt", "model", "quantization")
+        values = {**dict(zip(names, one, strict=True)), "after": after, "limit": SCANNED}
+        values |= {f"other_{name}": value for name, value in zip(names, other, strict=True)}
+        seen = self.rows(sql, values)
+        found = [row for row in seen if row["other"] is not None and row["other"] != row["caption"]]
+        rest, found = found[PAGE_SIZE:], found[:PAGE_SIZE]
+        if rest:
+            return found, int(found[-1]["id"])
+        return found, int(seen[-1]["id"]) if len(seen) == SCANNED else None
+
+
+def _row(row: sqlite3.Row) -> Row:
+    columns = dict(zip(row.keys(), row, strict=True))
+    read = {name: json.loads(columns[name] or "null") for name in _JSON_COLUMNS & columns.keys()}
+    return columns | read

@@ -1,0 +1,100 @@
+"""`serve`, `gallery` and `report`: what there is, to look at."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.errors import ConfigError
+from cogcache.options import cache_option
+
+if TYPE_CHECKING:
+    from cogcache.selection import Selection
+
+EXTRAS = {"web": ("jinja2", "starlette", "uvicorn"), "plot": ("matplotlib",)}
+PORT = 8484
+
+_out = click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+_force = click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
+
+
+@click.command()
+@cache_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, help="Port."
+)
+@click.option(
+    "--token",
+    envvar="COGCACHE_TOKEN",
+    metavar="TEXT",
+    help="What one must know to be let in; needed where others can reach the address.",
+)
+def serve(cache: Path, host: str, port: int, token: str | None) -> None:
+    """Show clips, captions, failures, runs and figures in a browser."""
+    _need("web")
+    from cogcache.web.app import address, serve
+
+    catalog_of(cache)
+    click.echo(f"{address(host, port)}  (Ctrl-C ends it)")
+    serve(cache, host, port, token)
+
+
+@click.command()
+@_out
+@cache_option
+@click.option("--search", "text", metavar="TEXT", help="Only captions that this search finds.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Most clips."
+)
+@click.option("--title", default="Captions", show_default=True, help="What stands above.")
+@_force
+@selection_options
+def gallery(
+    out: Path,
+    cache: Path,
+    text: str | None,
+    limit: int,
+    title: str,
+    force: bool,
+    selection: Selection,
+) -> None:
+    """Write captions beside their pictures into one HTML file, OUT, to send round."""
+    _need("web")
+    from cogcache.gallery import write_gallery
+
+    catalog_of(cache)
+    _may_write(out, force=force)
+    count = write_gallery(cache, out, selection, text=text, limit=limit, title=title)
+    click.echo(f"{out}: {count} clips")
+
+
+@click.command()
+@_out
+@cache_option
+@_force
+def report(out: Path, cache: Path, force: bool) -> None:
+    """Draw memory, time, throughput, lengths and failures into OUT: .png, .svg or .html."""
+    _need("plot")
+    from cogcache.report import write_report
+
+    catalog_of(cache)
+    _may_write(out, force=force)
+    click.echo(write_report(cache, out))
+
+
+def _need(extra: str) -> None:
+    if missing := [name for name in EXTRAS[extra] if find_spec(name) is None]:
+        problem = f"this command needs {', '.join(missing)}"
+        raise ConfigError(problem, f"pip install 'cogcache[{extra}]'")
+
+
+def _may_write(out: Path, *, force: bool) -> None:
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists", "name another file, or overwrite it with --force")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {out.absolute().parent}", "make it first")

@@ -1,0 +1,110 @@
+"""A selection of captions beside their pictures, as one HTML file for sending round.
+
+Holds everything itself and runs no script. Of a video it tells the file's name, not its folder.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from cogcache.browse import Browser, Row
+from cogcache.errors import CacheError, ConfigError
+from cogcache.sealing import seal
+from cogcache.search import CaptionSearch
+from cogcache.selection import Selection
+from cogcache.store import FeatureStore
+from cogcache.web.rendering import HERE, environment
+
+_COLUMNS: Final = "feature_key, video, start_s, end_s, prompt_name, caption, model, quantization"
+
+
+def write_gallery(
+    cache: Path,
+    out: Path,
+    selection: Selection | None = None,
+    *,
+    text: str | None = None,
+    limit: int = 200,
+    title: str = "Captions",
+) -> int:
+    """Write a page of captions beside the pictures of their clips.
+
+    Args:
+        cache: folder of the cache.
+        out: the HTML file; written whole or not at all.
+        selection: filters that the captions have to pass.
+        text: only captions that a search finds, best first; else by video and start.
+        limit: most clips of one page.
+        title: what stands above.
+
+    Returns:
+        How many clips are on it.
+
+    Raises:
+        CogcacheError: the cache or its catalog cannot be used, or nothing is selected.
+    """
+    store, catalog = FeatureStore.open(cache), cache / "catalog.sqlite"
+    some = selection or Selection()
+    captions = _found(catalog, text, some, limit) if text else _selected(catalog, some, limit)
+    clips: dict[str, Row] = {}
+    for row in captions:
+        clip = clips.setdefault(row["feature_key"], {**row, "captions": []})
+        clip["captions"].append(row)
+    if not clips:
+        raise ConfigError("no caption fits", "select others, or make some with `cogcache caption`")
+    shown = list(clips.values())[:limit]
+    page = (
+        environment()
+        .get_template("gallery.html")
+        .render(
+            title=title,
+            clips=[_with_picture(store, clip) for clip in shown],
+            more=len(clips) > limit,
+            style=_style(),
+        )
+    )
+    seal(out, page.encode(errors="replace"))
+    return len(shown)
+
+
+def _found(catalog: Path, text: str, selection: Selection, limit: int) -> list[Any]:
+    with CaptionSearch(catalog) as search:
+        found = search.search(text, selection, limit=limit)
+    return [hit.caption for hit in found.hits]
+
+
+def _selected(catalog: Path, selection: Selection, limit: int) -> list[Row]:
+    where, values = selection.where()
+    tests = f"WHERE {where}" if where else ""
+    with Browser(catalog, deadline_s=math.inf) as browser:
+        keys = browser.rows(
+            f"""SELECT feature_key FROM captions c {tests} GROUP BY feature_key
+            ORDER BY min(video), min(start_s), feature_key LIMIT :limit""",
+            {**values, "limit": limit + 1},
+        )
+        chosen = json.dumps([row["feature_key"] for row in keys])
+        tests = f"{tests} {'AND' if where else 'WHERE'} feature_key IN"
+        return browser.rows(
+            f"""SELECT {_COLUMNS}, flags FROM captions c
+            {tests} (SELECT value FROM json_each(:keys)) ORDER BY video, start_s, id""",
+            {**values, "keys": chosen},
+        )
+
+
+def _with_picture(store: FeatureStore, clip: Row) -> Row:
+    try:
+        picture = store.read(clip["feature_key"], names=()).thumbnail
+    except (CacheError, ValueError):  # gone, damaged, or a caption from elsewhere
+        picture = None
+    return {**clip, "picture": base64.b64encode(picture).decode() if picture else ""}
+
+
+def _style() -> Markup:
+    # Our own file, and the one thing that is not to be escaped.
+    return Markup((HERE / "static" / "style.css").read_text(encoding="utf-8"))

@@ -1,0 +1,79 @@
+"""The application: which address is answered by what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from cogcache.errors import CogcacheError
+from cogcache.web import media, pages
+from cogcache.web.guard import Guard, check_address
+from cogcache.web.rendering import HERE
+from cogcache.web.site import open_site
+
+
+def create_app(cache: Path, token: str | None = None) -> Starlette:
+    """Return the pages over a cache as an ASGI application.
+
+    Args:
+        cache: folder of the cache; opened when the application starts.
+        token: what others must know to be let in; None: only requests to the names of this
+            machine are answered.
+
+    Raises:
+        ConfigError: the token is too short.
+    """
+    check_address("localhost", token)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        with open_site(cache) as site:
+            app.state.site = site
+            yield
+
+    return Starlette(
+        routes=[
+            Route("/", pages.clips),
+            Route("/clip/{key}", pages.clip),
+            Route("/differences", pages.differences),
+            Route("/failures", pages.failures),
+            Route("/runs", pages.runs),
+            Route("/runs/{run:int}", pages.run),
+            Route("/figures", pages.collection),
+            Route("/thumbnail/{key}", media.thumbnail),
+            Route("/video/{digest}", media.video),
+            Mount("/static", StaticFiles(directory=HERE / "static")),
+        ],
+        middleware=[Middleware(Guard, token=token)],
+        exception_handlers={HTTPException: pages.refused, CogcacheError: pages.refused},
+        lifespan=lifespan,
+    )
+
+
+def address(host: str, port: int) -> str:
+    """Return the address to type into a browser."""
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | None = None) -> None:
+    """Serve the pages over a cache until interrupted.
+
+    Raises:
+        ConfigError: others can reach `host` and there is no token, or it is too short.
+        CogcacheError: the cache cannot be opened.
+    """
+    import uvicorn
+
+    check_address(host, token)
+    with open_site(cache):  # an error of ours now, not one of the server's later
+        pass
+    app = create_app(cache, token)
+    # Addresses may bear the token: they are not logged.
+    uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")

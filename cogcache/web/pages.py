@@ -1,0 +1,165 @@
+"""The pages: each reads what it shows and hands it to a template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cogcache import figures
+from cogcache.browse import PAGE_SIZE, CaptionSet, Filter, Page, Row
+from cogcache.catalog import text_to_path
+from cogcache.errors import CogcacheError, ConfigError
+from cogcache.queries import MIN_PREFIX, has_unspaced
+from cogcache.selection import Selection
+from cogcache.web import charts
+from cogcache.web.rendering import MARKS, render
+from cogcache.web.site import Site, site_of
+
+
+def clips(request: Request) -> Response:
+    """Show clips or, of a search or a filter, the captions that it finds."""
+    site, query = site_of(request), request.query_params
+    text = query.get("q", "").strip()
+    wanted = Filter(query.get("prompt", ""), query.get("model", ""), query.get("flag", ""))
+    values: dict[str, Any] = {"text": text, "wanted": wanted, "problem": None, "page": None}
+    status = 200
+    try:
+        values["page"] = _found(site, text, wanted, _number(query.get("page")))
+    except ConfigError as error:
+        values["problem"], status = error, 400
+    if "part" in query:
+        return render(request, "_clips.html", values, status)
+    return render(request, "clips.html", values | _choices(site), status)
+
+
+def _found(site: Site, text: str, wanted: Filter, number: int) -> Page:
+    if not text:
+        return site.browser.captions(wanted, number) if wanted else site.browser.clips(number)
+    some = Selection(
+        prompts=(wanted.prompt,) if wanted.prompt else (),
+        models=(wanted.model,) if wanted.model else (),
+        flags=(wanted.flag,) if wanted.flag else (),
+    )
+    offset = (number - 1) * PAGE_SIZE
+    found = site.search.search(_typed(text), some, limit=PAGE_SIZE, offset=offset, marks=MARKS)
+    rows = [{**hit.caption, "snippet": hit.snippet} for hit in found.hits]
+    return Page(rows, number, found.num_ranked, found.capped)
+
+
+def _typed(text: str) -> str:
+    """Return a search for what is being typed: its last word may be the begin of one."""
+    last = text.split()[-1]
+    whole = not last.isalnum() or last == "AND" or text.count('"') % 2 or has_unspaced(last)
+    return text if whole or len(last) < MIN_PREFIX else f"{text}*"
+
+
+def _choices(site: Site) -> dict[str, Any]:
+    made = figures.captions(site.browser)
+    return {
+        "prompts": sorted({one.prompt_name for one in made["sets"]}),
+        "models": sorted({one.model for one in made["sets"]}),
+        "flags": sorted(made["flags"]),
+    }
+
+
+def clip(request: Request) -> Response:
+    """Show one clip: the player, and all captions by prompt and model side by side."""
+    site = site_of(request)
+    found = site.browser.clip(request.path_params["key"])
+    if found is None:
+        raise HTTPException(404, "The catalog has no such clip.")
+    captions: dict[str, list[Any]] = {}
+    for row in site.browser.of_clip("captions", found):
+        captions.setdefault(row["prompt_name"], []).append(row)
+    before, after = site.browser.beside(found)
+    digest = found.get("video_digest")
+    video = site.browser.video(digest) if digest else site.browser.video_at(found["video"])
+    values = {
+        "clip": found,
+        "video": video,
+        "is_gif": text_to_path(found["video"]).suffix.lower() == ".gif",
+        "captions": captions,
+        "made": site.browser.of_clip("clips", found),
+        "failures": site.browser.of_clip("failures", found),
+        "before": before,
+        "after": after,
+    }
+    return render(request, "clip.html", values)
+
+
+def differences(request: Request) -> Response:
+    """Show where two sets of captions differ."""
+    site, query = site_of(request), request.query_params
+    sets = sorted(site.browser.sets())
+    one, other = (_chosen(sets, query.get(name), place) for place, name in enumerate("ab"))
+    rows: list[Row] = []
+    following = None
+    if one is not None and other is not None and one != other:
+        rows, following = site.browser.differences(one, other, _number(query.get("after"), 0))
+    values = {"sets": sets, "one": one, "other": other, "rows": rows, "following": following}
+    return render(request, "differences.html", values)
+
+
+def _chosen(sets: list[CaptionSet], given: str | None, place: int) -> CaptionSet | None:
+    """Return the set of a name, or the first ones where none is named."""
+    named = next((each for each in sets if each.name == given), None)
+    return named or (sets[place] if given is None and place < len(sets) else None)
+
+
+def failures(request: Request) -> Response:
+    """Show what could not be done, with the reason."""
+    browser, query = site_of(request).browser, request.query_params
+    reason = query.get("reason", "")
+    page = figures.failures(browser, reason, _number(query.get("page")))
+    reasons = figures.failure_reasons(browser)
+    return render(request, "failures.html", {"page": page, "reasons": reasons, "reason": reason})
+
+
+def runs(request: Request) -> Response:
+    """Show the runs, newest first."""
+    page = figures.runs(site_of(request).browser, _number(request.query_params.get("page")))
+    return render(request, "runs.html", {"page": page})
+
+
+def run(request: Request) -> Response:
+    """Show one run: memory over time, and where the time went."""
+    browser = site_of(request).browser
+    found = figures.run(browser, int(request.path_params["run"]))
+    if found is None:
+        raise HTTPException(404, "The catalog has no such run.")
+    levels = {"planned": found["planned_peak_bytes"]} if found["planned_peak_bytes"] else {}
+    picture = charts.timeline(found["report"].get("timeline", []), levels)
+    return render(request, "run.html", {"run": found, "picture": picture, "charts": charts})
+
+
+def collection(request: Request) -> Response:
+    """Show the figures of the whole collection."""
+    browser = site_of(request).browser
+    found = figures.collection(browser)
+    values = {
+        "figures": found,
+        "sets": {each.name: count for each, count in found["sets"].most_common()},
+        "lengths": {f"{low}–{low + 9}": n for low, n in sorted(found["lengths"].items())},  # noqa: RUF001
+        "reasons": figures.failure_reasons(browser),
+    }
+    return render(request, "figures.html", values)
+
+
+def _number(given: str | None, least: int = 1) -> int:
+    """Return a number out of an address; what is none counts as the least."""
+    digits = given or ""
+    usable = digits.isascii() and digits.isdigit() and len(digits) < 16
+    return max(least, int(digits)) if usable else least
+
+
+def refused(request: Request, error: Exception) -> Response:
+    """Show an error of ours, or one that HTTP has a number for, as a page."""
+    if isinstance(error, HTTPException):
+        values = {"problem": error.detail, "hint": ""}
+        return render(request, "error.html", values, error.status_code)
+    assert isinstance(error, CogcacheError)
+    values = {"problem": error.problem, "hint": error.hint}
+    return render(request, "error.html", values, 503)

@@ -1,0 +1,130 @@
+"""Templates, and how names, captions, numbers and differences are written in them.
+
+Everything is escaped by the template engine; what is marked up here is escaped here first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from cogcache.catalog import text_to_path
+from cogcache.units import format_bytes, format_seconds
+
+HERE: Final = Path(__file__).parent
+MARKS: Final = ("\x02", "\x03")
+"""Stand around the words that were found, in snippets: no caption shows them otherwise."""
+_MAX_DIFF_WORDS: Final = 1500
+_HIDDEN_KINDS: Final = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates, which escape all that they are given."""
+    made = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "name": file_name,
+        "path": visible,
+        "span": span,
+        "bytes": format_bytes,
+        "seconds": format_seconds,
+        "number": lambda number: f"{number:,}",
+        "marked": marked,
+        "caption": caption_text,
+        "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "time": lambda text: (text or "").replace("T", " ").removesuffix("+00:00"),
+        "query": lambda values: urlencode({k: v for k, v in values.items() if v}),
+    }
+    made.globals["differences"] = differences
+    return made
+
+
+def render(
+    request: Request, template: str, values: Mapping[str, Any], status: int = 200
+) -> HTMLResponse:
+    """Return a page. Templates know where they are by ``here``."""
+    text = environment().get_template(template).render(here=request.url.path, **values)
+    return HTMLResponse(text, status)
+
+
+def file_name(video: str) -> str:
+    """Return the last part of a video's path, as `visible` writes it."""
+    return visible(text_to_path(video).name)
+
+
+def visible(text: str) -> str:
+    r"""Return a name with what cannot be seen as ``\xNN``: it may not reverse or hide the rest."""
+    return "".join(_visible(letter) for letter in text)
+
+
+def _visible(letter: str) -> str:
+    hidden = unicodedata.category(letter) in _HIDDEN_KINDS
+    return letter.encode("unicode_escape").decode() if hidden else letter
+
+
+def caption_text(text: str) -> str:
+    """Return a caption without control characters; lines stay."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
+
+
+def span(clip: Mapping[str, Any]) -> str:
+    """Return what part of its video a clip is: the whole, or from where to where."""
+    if not clip["start_s"] and clip["end_s"] is None:
+        return "whole video"
+    end = "end" if clip["end_s"] is None else _clock(clip["end_s"])
+    return f"{_clock(clip['start_s'])}–{end}"  # noqa: RUF001  # a range
+
+
+def _clock(time_s: float) -> str:
+    minutes, seconds = divmod(round(time_s, 1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    shown = f"{seconds:04.1f}".removesuffix(".0")
+    return f"{hours}:{minutes:02}:{shown}" if hours else f"{minutes}:{shown}"
+
+
+def marked(snippet: str) -> Markup:
+    """Return a snippet with the words between `MARKS` marked; all else is escaped."""
+    parts = re.split("[\x02\x03]", snippet)
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(caption_text(part) for part in parts)
+    )
+
+
+def differences(one: str, other: str) -> tuple[Markup, Markup]:
+    """Return two captions, each with the words marked that the other lacks."""
+    texts = (caption_text(one), caption_text(other))
+    words = [re.findall(r"\s*\S+", text) for text in texts]
+    if max(map(len, words)) > _MAX_DIFF_WORDS:
+        return escape(texts[0]), escape(texts[1])
+    matcher = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
+    sides: tuple[list[Markup], list[Markup]] = ([], [])
+    for kind, start, end, other_start, other_end in matcher.get_opcodes():
+        spans = ("".join(words[0][start:end]), "".join(words[1][other_start:other_end]))
+        for side, text, tag in zip(sides, spans, ("del", "ins"), strict=True):
+            if text:
+                side.append(escape(text) if kind == "equal" else _wrapped(text, tag))
+    return Markup("").join(sides[0]), Markup("").join(sides[1])
+
+
+def _wrapped(text: str, tag: str) -> Markup:
+    blank = text[: len(text) - len(text.lstrip())]
+    return Markup("{}<{}>{}</{}>").format(blank, Markup(tag), text.lstrip(), Markup(tag))

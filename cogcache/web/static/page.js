@@ -1,0 +1,65 @@
+// Search as one types, and a player that keeps to its clip. Every page works without this file.
+"use strict";
+
+const WAIT_MS = 150;
+
+function searchAsTyped(form, results) {
+  let timer, request;
+  async function search() {
+    request?.abort();
+    request = new AbortController();
+    const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+    const address = query.size ? `/?${query}` : "/";
+    query.set("part", "1");
+    results.setAttribute("aria-busy", "true");
+    try {
+      const response = await fetch(`/?${query}`, { signal: request.signal });
+      if (response.status === 401) return location.reload();
+      // Rendered and escaped by the server, as the whole page is.
+      results.innerHTML = await response.text();
+      history.replaceState(null, "", address);
+      results.removeAttribute("aria-busy");
+    } catch (error) {
+      if (error.name !== "AbortError") form.submit();
+    }
+  }
+  form.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(search, WAIT_MS);
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    clearTimeout(timer);
+    search();
+  });
+}
+
+function keepToClip(video, replay, status) {
+  const start = Number(video.dataset.start);
+  const end = video.dataset.end === undefined ? Infinity : Number(video.dataset.end);
+  video.addEventListener("loadedmetadata", () => {
+    if (video.currentTime < start) video.currentTime = start;
+  });
+  video.addEventListener("timeupdate", () => {
+    if (video.currentTime >= end && !video.paused && video.dataset.past !== "1") {
+      video.pause();
+      video.dataset.past = "1"; // who plays on from here wants the rest of the video
+      status.textContent = "The clip ends here; play on for the rest of the video.";
+    }
+  });
+  video.addEventListener("error", () => {
+    status.textContent = "This browser cannot play the video, or it is gone.";
+  });
+  replay.addEventListener("click", () => {
+    delete video.dataset.past;
+    status.textContent = "";
+    video.currentTime = start;
+    video.play().catch(() => {}); // the error event says it
+  });
+  replay.parentElement.hidden = false;
+}
+
+const form = document.getElementById("search");
+if (form) searchAsTyped(form, document.getElementById("results"));
+const video = document.querySelector("video.player");
+if (video) keepToClip(video, document.getElementById("replay"), document.getElementById("playing"));
