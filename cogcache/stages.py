@@ -25,21 +25,23 @@ def run_stage(arguments: Sequence[str]) -> int:
     """
     command = [sys.executable, "-m", "cogcache", *arguments]
     received: list[int] = []
-    stages: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+    stage: subprocess.Popen[bytes] | None = None
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        for stage in stages:
+        if stage is None:
+            early.append(number)
+        else:
             stage.send_signal(number)
 
     # Before the stage starts: a signal in between would end this process and leave that one.
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if not received:
-            stages.append(
-                subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
-            )
-        status = stages[0].wait() if stages else 0
+        stage = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        for number in early:
+            stage.send_signal(number)
+        status = stage.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
