@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogcache.catalog import Catalog, ClipRow, path_to_text
+from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
 from cogcache.config import Settings
 from cogcache.errors import CacheError
 from cogcache.inputs import find_videos
@@ -127,12 +127,17 @@ def _names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
     """Return the names in the catalog of what a user names; the files may be gone by now."""
     names: set[str] = set()
     for video in map(str, videos):
-        name = path_to_text(os.path.abspath(Path(video).expanduser()))  # noqa: PTH100
+        path = os.path.abspath(Path(video).expanduser())  # noqa: PTH100
+        name = path_to_text(path)
         found = {name} & known
         if not found and not Path(video).is_file():
-            found = {each for each in known if each.startswith(f"{name}{os.sep}")}
+            found = {each for each in known if _lies_in(path, each)}
         names |= found or {path_to_text(path) for path in find_videos([video])}
     return names
+
+
+def _lies_in(folder: str, name: str) -> bool:
+    return os.fspath(text_to_path(name)).startswith(f"{folder}{os.sep}")
 
 
 def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:
