@@ -66,6 +66,7 @@ def caption(
     """
     store = FeatureStore.open(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
+    family = family.at(settings.vision.cache_point)
     with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:
         split = Split()
         with split.time("digest"):

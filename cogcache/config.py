@@ -89,9 +89,10 @@ class Vision(Table):
 
     vision_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the vision half's weights and of the stored features. Part of the feature key."""
-    cache_point: Literal["projected"] = "projected"
-    """Which output is cached; `projected`: after the projector, as the language half reads it.
-    Part of the feature key."""
+    cache_point: Literal["projected", "pooled"] = "projected"
+    """Which output is cached; `projected`: after the projector, as the language half reads it;
+    `pooled`: before it, at less than half the size, and the projector becomes a part of the
+    language half (CogVLM2-Video only). Part of the feature key."""
     compression: Literal["none", "zstd", "blosc2"] = "zstd"
     """Lossless compression of feature files; all of them are read alike."""
     frames_per_batch: AtLeastOne = 48

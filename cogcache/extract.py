@@ -72,6 +72,7 @@ def extract(
     store.sweep()
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
+    family = family.at(settings.vision.cache_point)
     with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:
         split = Split()
         with split.time("digest"):
@@ -164,9 +165,10 @@ class _Extraction:
         from cogcache.loading import load_vision
         from cogcache.models.halves import WholeModel
 
-        whole = WholeModel.of(self.wanted.family.checkpoint)
+        family = self.wanted.family
+        whole = WholeModel.of(family.checkpoint, **family.partition_settings())
         self.report.base_bytes = sample().host_bytes
-        loaded, choice = load_vision(whole, self.wanted.family, self.wanted.settings)
+        loaded, choice = load_vision(whole, family, self.wanted.settings)
         self.frames_per_batch = choice.frames_per_batch
         self.report.planned = choice.plan
         self.report.notes.append(choice.reason)

@@ -6,12 +6,14 @@ a prompt out around cached features. Weights, halves and quantisation are the sa
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from cogcache.checkpoint import Checkpoint
+from cogcache.errors import ConfigError
 from cogcache.keys import Field
 
 if TYPE_CHECKING:
@@ -59,8 +61,29 @@ class Family(ABC):
     epoch: ClassVar[int] = 1
     """Raised when the code that makes features or prompts changes what it makes."""
 
+    cache_points: ClassVar[tuple[str, ...]] = ("projected",)
+    """Which outputs of the vision half can be cached."""
+    cache_point: str = "projected"
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+
+    def at(self, cache_point: str) -> Self:
+        """Return the family as it caches this output of its vision half.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        if cache_point not in self.cache_points:
+            problem = f"{self.name} has no cache point {cache_point!r}"
+            raise ConfigError(problem, f"set cache_point to {' or '.join(self.cache_points)}")
+        chosen = copy.copy(self)
+        chosen.cache_point = cache_point
+        return chosen
+
+    def partition_settings(self) -> dict[str, Any]:
+        """Return what to set on the model's config for its halves to meet at the cache point."""
+        return {}
 
     @abstractmethod
     def preprocessing(self) -> Mapping[str, Field]:
@@ -76,7 +99,7 @@ class Family(ABC):
 
     def config_overrides(self, language: Language) -> dict[str, Any]:
         """Return what to set on the model's config before the language half is built."""
-        return {}
+        return self.partition_settings()
 
     def full_config(self) -> Mapping[str, Any]:
         """Return the model's config with all defaults in it, where the file leaves them out."""

@@ -72,7 +72,7 @@ def _find(family: Family, half: Half, memory: Memory) -> tuple[HalfIdentity, lis
     from cogcache.models.halves import WholeModel
 
     checkpoint = family.checkpoint
-    names = WholeModel.of(checkpoint).partition.names(half)
+    names = WholeModel.of(checkpoint, **family.partition_settings()).partition.names(half)
     described = checkpoint.tensors(names)
     identity = HalfIdentity(
         family.name,
@@ -98,6 +98,7 @@ def _name(family: Family, half: Half, memory: Memory) -> str:
     fields: Mapping[str, Any] = {
         "epoch": EPOCH,
         "family": family.name,
+        "cache_point": family.cache_point,
         "transformers": version("transformers"),
         "folder": str(checkpoint.folder.resolve()),
         "small_files": {path.name: memory.digest_of(path) for path in small_files},

@@ -3,6 +3,7 @@
 The rule is the same for every family: the language half is the decoder with its embeddings and
 its output head; the vision half is every other module beside them on the way down from the
 root. A parameter that hangs directly on a shared parent (LLaVA's `image_newline`) is in both.
+Where a model caches features from before its projector, it says what else the language half has.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ OWN_ARCHITECTURES = {
 
 @dataclass(frozen=True, slots=True)
 class ModulePaths:
-    """Paths of the outermost modules of each half."""
+    """Paths of the outermost modules of each half; a path may be that of a parameter."""
 
     vision: tuple[str, ...]
     language: tuple[str, ...]
 
     def half_of(self, name: str) -> Half | None:
         """Return the half that a parameter is in, or None where it hangs on a shared parent."""
-        if any(name.startswith(f"{path}.") for path in self.language):
+        if _inside(f"{name}.", self.language):
             return "language"
-        return "vision" if any(name.startswith(f"{path}.") for path in self.vision) else None
+        return "vision" if _inside(f"{name}.", self.vision) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ def module_paths(model: PreTrainedModel) -> ModulePaths:
     if not found or "" in found:
         problem = f"{type(model).__name__} does not tell its decoder from the rest"
         raise UnknownFamilyError(problem, "`cogcache models` lists what is supported")
+    found |= {*getattr(model, "behind_cache_point", ())}
     language = [path for path in found if not _inside(path, found - {path})]
     parents = {"", *(parent for path in language for parent in _parents(path))}
     beside = (

@@ -37,8 +37,10 @@ class CogVLM2VideoConfig(PreTrainedConfig):
 
     `rotary_dtype` says in which precision the rotary tables are built. The published bf16 run
     builds them in bfloat16, positions and angles rounded, and was probably trained so; float32
-    tables are nearer to Llama 3's own. `vision_config` may be left out only by a checkpoint
-    that cogcache cannot use.
+    tables are nearer to Llama 3's own. `cache_point` says what `get_video_features` returns and the
+    decoder is given: features behind the projector (`projected`), or before it (`pooled`), which
+    makes the projector a part of the language half. `vision_config` may be left out only by a
+    checkpoint that cogcache cannot use.
     """
 
     model_type = "cogvlm2_video"
@@ -61,6 +63,7 @@ class CogVLM2VideoConfig(PreTrainedConfig):
     bos_token_id: int | None = 128000
     eos_token_id: int | list[int] | None = 128001
     rotary_dtype: str = "bfloat16"
+    cache_point: str = "projected"
     vision_config: Any = None
     text_config: Any = None
 

@@ -27,6 +27,7 @@ class CogVLM2Family(Family):
     """`THUDM/cogvlm2-llama3-caption`, its siblings, and the bundled `tiny`."""
 
     name = "cogvlm2"
+    cache_points = ("projected", "pooled")
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
@@ -47,7 +48,11 @@ class CogVLM2Family(Family):
 
     def config_overrides(self, language: Language) -> dict[str, Any]:
         """Return in which precision rotary tables are built."""
-        return {"rotary_dtype": language.rotary_dtype}
+        return {"rotary_dtype": language.rotary_dtype, **self.partition_settings()}
+
+    def partition_settings(self) -> dict[str, Any]:
+        """Return which output is cached: it decides which half the projector belongs to."""
+        return {"cache_point": self.cache_point}
 
     def prepare(self, clip: ClipFrames, dtype: torch.dtype) -> ClipTensors:
         """Return `pixel_values_videos`, [T, 3, S, S] in `dtype`."""
@@ -59,18 +64,21 @@ class CogVLM2Family(Family):
         return ClipTensors({"pixel_values_videos": pixels.to(dtype)})
 
     def expected(self, inputs: ClipTensors, dtype: torch.dtype) -> ClipTensors:
-        """Return `features`: a quarter of the patches, a begin and an end, for each frame."""
+        """Return `features`: a quarter of the patches a frame, and what the projector adds."""
         import torch
 
-        num_tokens = (self.image_size // self.patch_size) ** 2 // 4 + 2
+        config = self.checkpoint.config
+        num_tokens = (self.image_size // self.patch_size) ** 2 // 4
         num_frames = len(inputs.tensors["pixel_values_videos"])
-        shape = (num_frames, num_tokens, self.checkpoint.config["hidden_size"])
+        shape = (num_frames, num_tokens + 2, config["hidden_size"])
+        if self.cache_point == "pooled":
+            shape = (num_frames, num_tokens, config["vision_config"]["hidden_size"])
         return ClipTensors({FEATURES: torch.empty(shape, dtype=dtype, device="meta")})
 
     def encode(
         self, model: PreTrainedModel, clips: Sequence[ClipTensors], frames_per_batch: int
     ) -> list[ClipTensors]:
-        """Return each clip's `features`, [T, 66, 4096] at published sizes.
+        """Return each clip's `features`: [T, 66, 4096], or [T, 64, 1792] `pooled`, as published.
 
         Frames do not see each other, so they are batched over clips.
         """
@@ -90,6 +98,8 @@ class CogVLM2Family(Family):
         import torch
 
         num_frames, tokens_per_frame, _ = features.tensors[FEATURES].shape
+        if self.cache_point == "pooled":
+            tokens_per_frame += 2  # the language half puts boi and eoi around them
         text = layouts.question_text(prompt, layout)
         special = (self.checkpoint.config["bos_token_id"], self.pad_id)
         laid_out = layouts.build(self._encode, text, layout, num_frames, tokens_per_frame, special)

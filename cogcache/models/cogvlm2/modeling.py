@@ -55,8 +55,9 @@ class CogVLM2VideoPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PatchEmbedding):
             init.normal_(module.cls_embedding, std=self.config.initializer_range)
         elif isinstance(module, CogVLM2VisionTower):
-            init.normal_(module.boi, std=self.config.initializer_range)
-            init.normal_(module.eoi, std=self.config.initializer_range)
+            for vector in (module.boi, module.eoi):
+                if vector is not None:  # in the other half
+                    init.normal_(vector, std=self.config.initializer_range)
 
 
 class CogVLM2VideoModel(CogVLM2VideoPreTrainedModel):
@@ -92,10 +93,21 @@ class CogVLM2VideoModel(CogVLM2VideoPreTrainedModel):
             **kwargs: ignored; transformers passes `return_dict`.
 
         Returns:
-            `pooler_output` of shape [T, 66, 4096] (published sizes), in the tower's dtype.
+            `pooler_output` in the tower's dtype; at published sizes of shape [T, 66, 4096], or
+            [T, 64, 1792] where `config.cache_point` is `pooled`.
         """
-        dtype = self.vision.conv.weight.dtype
-        return BaseModelOutputWithPooling(pooler_output=self.vision(pixel_values_videos.to(dtype)))
+        features = self.vision.pool(pixel_values_videos.to(self.vision.conv.weight.dtype))
+        if self.config.cache_point == "projected":
+            features = self.vision.project(features)
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    def project(self, features: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """Take features from the cache point to the decoder, clip by clip."""
+        if self.config.cache_point == "projected":
+            return features
+        if isinstance(features, list):
+            return [self.vision.project(each.to(self.vision.boi)) for each in features]
+        return self.vision.project(features.to(self.vision.boi))
 
     def forward(
         self,
@@ -119,7 +131,8 @@ class CogVLM2VideoModel(CogVLM2VideoPreTrainedModel):
         if video is None and pixel_values_videos is not None:
             video = self.get_video_features(pixel_values_videos)
         if video is not None:
-            inputs_embeds = merge_features(inputs_embeds, video.pooler_output, token_type_ids)
+            features = self.project(video.pooler_output)
+            inputs_embeds = merge_features(inputs_embeds, features, token_type_ids)
         if position_ids is None and token_type_ids is not None:
             if past_key_values is not None and past_key_values.get_seq_length():
                 # Types of the new tokens alone do not tell where the prompt ended.
@@ -168,6 +181,18 @@ def feature_rows(features: Tensor | list[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
+def rows_of_features(
+    features: Tensor | list[Tensor], token_type_ids: Tensor, config: CogVLM2VideoConfig
+) -> list[Tensor]:
+    """Return what belongs to each row of a batch out of features of all of them.
+
+    Frames are counted by the slots that they take, whatever the cache point is.
+    """
+    frames = [features] if isinstance(features, Tensor) else features
+    counts = (token_type_ids.sum(-1) // config.tokens_per_frame).tolist()
+    return list(torch.split(torch.cat(frames), counts))
+
+
 class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, GenerationMixin):
     """CogVLM2-Video with its output head: captions from frames or from cached features.
 
@@ -183,6 +208,13 @@ class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, Generati
         self.model = CogVLM2VideoModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def behind_cache_point(self) -> tuple[str, ...]:
+        """Paths of what the language half has beside the decoder and its embeddings."""
+        if self.config.cache_point == "projected":
+            return ()
+        return tuple(f"model.vision.{name}" for name in ("linear_proj", "boi", "eoi"))
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the decoder's token embedding."""
@@ -264,12 +296,12 @@ class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, Generati
         # transformers finds the rows' features by counting placeholder ids, but here padding
         # bears the same id. It also writes into the caller's object.
         outputs = model_kwargs.pop("mm_encoder_outputs", None)
-        counts = model_kwargs["token_type_ids"].sum(-1).tolist() if outputs else []
+        types = model_kwargs.get("token_type_ids")
         ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if outputs and expand_size > 1:
-            rows = torch.split(feature_rows(outputs["video"].pooler_output), counts)
+            rows = rows_of_features(outputs["video"].pooler_output, types, self.config)
             expanded = [row for row in rows for _ in range(expand_size)]
             outputs = {"video": BaseModelOutputWithPooling(pooler_output=expanded)}
         return ids, {**model_kwargs, "mm_encoder_outputs": outputs}
