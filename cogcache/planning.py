@@ -39,7 +39,8 @@ def make_plan(settings: Settings, frames: int, clips: int) -> dict[str, Any]:
         `facts`, lines about the model, and `memories`, a row for each memory.
     """
     family = family_of(Checkpoint.open(settings.model, settings.revision))
-    whole = WholeModel.of(family.checkpoint)
+    family = family.at(settings.vision.cache_point)
+    whole = WholeModel.of(family.checkpoint, **family.partition_settings())
     sizes = {half: half_sizes(whole.checkpoint, whole.partition, half) for half in HALVES}
     config = family.full_config()
     memories = {f"{gib} GiB": gib * GIB for gib in USUAL_GIB}

@@ -296,7 +296,7 @@ class CogVLM2VideoForConditionalGeneration(CogVLM2VideoPreTrainedModel, Generati
         # transformers finds the rows' features by counting placeholder ids, but here padding
         # bears the same id. It also writes into the caller's object.
         outputs = model_kwargs.pop("mm_encoder_outputs", None)
-        types = model_kwargs.get("token_type_ids")
+        types: Any = model_kwargs.get("token_type_ids")
         ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
