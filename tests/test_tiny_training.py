@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from cogcache.models.cogvlm2 import CogVLM2VideoForConditionalGeneration
@@ -20,7 +21,7 @@ from training.export import export
 from training.fake_quant import remove_rounding
 from training.model import IMAGE_SIZE, build_config, build_model
 from training.tokenizer import build_tokenizer
-from training.train_tiny import Recipe, Trainer, train
+from training.train_tiny import PACKAGED, Recipe, Trainer, train
 
 RECIPE = Recipe(frame_steps=2, answer_steps=4, frame_batch_size=2, batch_size=2, rounding_from=0.5)
 
@@ -115,6 +116,11 @@ def test_a_batch_asks_in_the_published_layout() -> None:
     ]
     # The last token of the question is a label's place already: it predicts the answer.
     assert any(row[:-1] == batch.input_ids[own].tolist()[: len(row) - 1] for row in possible)
+
+
+def test_the_shipped_tokenizer_is_the_one_that_training_makes() -> None:
+    shipped = Tokenizer.from_file(str(PACKAGED / "tokenizer.json"))
+    assert shipped.to_str() == build_tokenizer().to_str()
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
