@@ -189,6 +189,9 @@ class Settings(Table):
     """Commit, tag or branch of a hub id; "" takes the newest."""
     device: Annotated[str, Field(pattern=r"^(auto|mps|(cpu|cuda|xpu)(:\d+)?)$")] = "auto"
     """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
+    memory: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?\s*([KMG]i?)?B)$")] = "auto"
+    """Memory that a stage may fill, such as `8GiB`: a GPU's, or on the CPU the whole process';
+    `auto` is what is free. Blocks of the vision half that do not fit wait elsewhere."""
     sampling: Sampling = Sampling()
     clips: Clips = Clips()
     vision: Vision = Vision()
