@@ -13,6 +13,7 @@ import click
 
 from cogcache.cli.demo import demo
 from cogcache.cli.doctor import doctor
+from cogcache.cli.export import export, import_
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.search import search
@@ -58,6 +59,8 @@ for command in (
     extract,
     caption,
     search,
+    export,
+    import_,
     plan,
     ls,
     failures,

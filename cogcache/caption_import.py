@@ -1,0 +1,132 @@
+"""Takes captions back that were edited elsewhere, as a caption set of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from cogcache.catalog import CaptionRow, Catalog, ClipRow
+from cogcache.errors import ConfigError
+from cogcache.keys import digest
+
+_HINT: Final = "nothing was imported; lines are those of `cogcache export OUT.jsonl`"
+
+Place: TypeAlias = tuple[str, float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import did."""
+
+    written: int
+    same: int
+    """Captions that the set had already, word for word."""
+
+
+def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = False) -> Imported:
+    """Add the captions of a JSONL file to the set ``name``: all of them, or none.
+
+    The set stands in the catalog as a model of that name. A clip has one caption a prompt in it.
+
+    Raises:
+        CatalogError: the catalog cannot be used.
+        ConfigError: a line cannot be read or fits no clip, or the set has another caption there
+            and ``overwrite`` is not given, or ``name`` is that of a model.
+    """
+    if not name.strip() or not name.isprintable():
+        raise ConfigError(f"{name!r} cannot be the name of a set", "use letters")
+    with Catalog(catalog) as opened:
+        rows = _rows(file, opened.clips(), name)
+        there = {row["caption_key"]: row for row in opened.captions(model=name)}
+        if any(row["quantization"] != "imported" for row in there.values()):
+            raise ConfigError(f"{name!r} is a model that made captions", "name the set otherwise")
+        new = [row for row in rows if not _is_same(row, there.get(row["caption_key"]))]
+        changed = [row for row in new if row["caption_key"] in there]
+        if changed and not overwrite:
+            problem = f"the set {name!r} has other captions already for {len(changed)} clips"
+            raise ConfigError(problem, "replace them with --overwrite, or name another --set")
+        return Imported(opened.add_captions(new, replace=True), len(rows) - len(new))
+
+
+def _is_same(row: CaptionRow, there: CaptionRow | None) -> bool:
+    return there is not None and there["caption"] == row["caption"]
+
+
+def _rows(file: Path, clips: Sequence[ClipRow], name: str) -> list[CaptionRow]:
+    by_key = {clip["feature_key"]: clip for clip in clips}
+    by_place = {_place(clip): clip for clip in clips}
+    rows: dict[str, CaptionRow] = {}
+    for number, line in _lines(file):
+        clip = by_key.get(str(line.get("feature_key"))) or by_place.get(_place(line))
+        if clip is None:
+            raise ConfigError(f"{file}, line {number}: the cache has no such clip", _HINT)
+        row = _row(clip, line, name)
+        if row["caption_key"] in rows:
+            problem = f"{file}, line {number}: a second caption of the same clip and prompt"
+            raise ConfigError(problem, _HINT)
+        rows[row["caption_key"]] = row
+    return [*rows.values()]
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8", _HINT) from error
+    for number, text in enumerate(lines, 1):
+        if text.strip():
+            row, fault = _parsed(text)
+            if fault:
+                raise ConfigError(f"{file}, line {number}: {fault}", _HINT)
+            yield number, row
+
+
+def _parsed(text: str) -> tuple[dict[str, Any], str]:
+    """Return a line's row, and what is wrong with it."""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        return {}, str(error)
+    return (row, _fault(row)) if isinstance(row, dict) else ({}, "it is no JSON object")
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    if not isinstance(row.get("caption"), str) or not row["caption"].strip():
+        return "it has no caption"
+    for name in ("start_s", "end_s"):
+        if not isinstance(row.get(name, 0), int | float | None):
+            return f"{name} is no number"
+    for name in ("prompt_name", "prompt"):
+        if not isinstance(row.get(name, ""), str):
+            return f"{name} is no text"
+    return ""
+
+
+def _place(row: Mapping[str, Any] | ClipRow) -> Place:
+    end_s = row.get("end_s")
+    start_s, end = float(row.get("start_s") or 0), None if end_s is None else float(end_s)
+    return str(row.get("video")), start_s, end
+
+
+def _row(clip: ClipRow, line: Mapping[str, Any], name: str) -> CaptionRow:
+    prompt_name = str(line.get("prompt_name", "default"))
+    identity = {"set": name, "feature_key": clip["feature_key"], "prompt_name": prompt_name}
+    return {
+        "caption_key": digest(identity),
+        "feature_key": clip["feature_key"],
+        "video": clip["video"],
+        "start_s": clip["start_s"],
+        "end_s": clip["end_s"],
+        "prompt_name": prompt_name,
+        "prompt": str(line.get("prompt", "")),
+        "caption": line["caption"],
+        "model": name,
+        "quantization": "imported",
+        "flags": [],
+        "num_tokens": 0,
+        "seconds": 0.0,
+        "settings": identity,
+    }

@@ -1,0 +1,125 @@
+"""`export` and `import`: captions out of the catalog, and edited ones back into it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.errors import ConfigError
+from cogcache.options import cache_option
+
+if TYPE_CHECKING:
+    from cogcache.export.run import Exported, Options
+    from cogcache.selection import Selection
+
+Command = Callable[..., Any]
+
+SHOWN = 20
+
+
+_OPTIONS = (
+    click.option(
+        "--media",
+        type=click.Choice(["copy", "link"]),
+        default="copy",
+        help="Copy whole MP4 videos, or link to them; clips are always cut.",
+    ),
+    click.option("--prefix", default="", metavar="TEXT", help="Put this before each caption."),
+    click.option("--suffix", default="", metavar="TEXT", help="Put this after each caption."),
+    click.option("--trigger", default="", metavar="WORD", help="Begin each caption with a word."),
+    click.option("--overwrite", is_flag=True, help="Replace an earlier export."),
+)
+
+
+def _writing_options(command: Command) -> Command:
+    """Give a command the options of how to write, as one argument ``options: Options``."""
+
+    @functools.wraps(command)
+    def with_options(*args: Any, **given: Any) -> Any:
+        from cogcache.export.run import Options
+        from cogcache.export.text import Wording
+
+        wording = Wording(*(given.pop(name) for name in ("prefix", "suffix", "trigger")))
+        options = Options(wording, given.pop("media"), given.pop("overwrite"))
+        return command(*args, options=options, **given)
+
+    decorated: Command = with_options
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@cache_option
+@click.option("--format", "format_", metavar="NAME", help="Format; else told by OUT's suffix.")
+@click.option(
+    "--beside", type=click.Choice(["txt", "vtt", "srt"]), help="Write beside each video, no OUT."
+)
+@click.option("--features", is_flag=True, help="Pack the clips' features into one HDF5 file.")
+@_writing_options
+@selection_options
+def export(
+    out: Path | None,
+    cache: Path,
+    format_: str | None,
+    beside: str | None,
+    features: bool,
+    options: Options,
+    selection: Selection,
+) -> None:
+    """Write captions for others: rows, subtitles, or a folder that a trainer reads.
+
+    Formats: jsonl, csv, parquet; txt, vtt, srt; videofolder, cogvideox, finetrainers, musubi,
+    diffusion-pipe, webdataset.
+    """
+    from cogcache.export.run import export as write
+    from cogcache.export.run import export_beside, format_of
+
+    if (out is None) == (beside is None):
+        raise ConfigError("it is not clear where to write", "name OUT, or give --beside vtt")
+    catalog = catalog_of(cache)
+    if out is None:
+        _finish(export_beside(catalog, str(beside), selection, options))
+    elif features:
+        from cogcache.export.features import pack
+
+        count = pack(cache, out, selection, overwrite=options.overwrite)
+        click.echo(f"{count:,} clips packed")
+    else:
+        _finish(write(catalog, out, format_of(out, format_), selection, options))
+
+
+def _finish(done: Exported) -> None:
+    click.echo(f"{done.captions:,} captions written")
+    if done.empty:
+        click.echo(f"{done.empty:,} empty captions left out", err=True)
+    for video, reason in done.left_out[:SHOWN]:
+        click.echo(f"left out: {video}: {reason}", err=True)
+    if len(done.left_out) > SHOWN:
+        click.echo(f"... and {len(done.left_out) - SHOWN:,} more", err=True)
+    for note in done.notes:
+        click.echo(note)
+    raise SystemExit(1 if done.left_out else 0)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@cache_option
+@click.option("--set", "set_", required=True, metavar="NAME", help="Name of the caption set.")
+@click.option("--overwrite", is_flag=True, help="Replace captions that the set has already.")
+def import_(file: Path, cache: Path, set_: str, overwrite: bool) -> None:
+    """Take captions from a JSONL file, as a set of their own.
+
+    Each line names its clip as an export does, by feature_key or by video, start_s and end_s, and
+    has a caption. The captions there are stay; the set stands beside them as a model of that name.
+    """
+    from cogcache.caption_import import import_captions
+
+    done = import_captions(file, catalog_of(cache), set_, overwrite=overwrite)
+    click.echo(f"{done.written:,} captions imported as {set_!r}, {done.same:,} were there already")

@@ -1,0 +1,155 @@
+"""Layouts of trainers: numbered MP4 files and their captions, one line each.
+
+Stems are digits alone: unique over the export, and free of the dots and of words such as
+"test" and "val" that readers take for something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cogcache.export.items import Item
+from cogcache.export.media import Facts
+from cogcache.export.rows import json_line
+from cogcache.export.text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A clip whose video file lies in the export."""
+
+    name: str
+    item: Item
+    facts: Facts
+
+    @property
+    def caption(self) -> str:
+        """The caption on one line."""
+        return one_line(self.item.caption)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a trainer expects what."""
+
+    media: str
+    """The folder of the video files, below the export's."""
+    write: Callable[[Path, Path, list[Placed]], None]
+    """Writes the rest: takes the folder, the place it will have in the end, and the clips."""
+    flags: str
+    """How the trainer is told of it; ``{out}`` is the export's folder."""
+    max_words: int
+    """About as many words as the trainer's text encoder reads; it cuts the rest silently."""
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file: UTF-8, a line each, one line feed after each."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _beside(folder: Path, placed: list[Placed]) -> None:
+    for each in placed:
+        write_lines((folder / each.name).with_suffix(".txt"), [each.caption])
+
+
+def _cogvideox(root: Path, out: Path, placed: list[Placed]) -> None:
+    write_lines(root / "prompts.txt", (each.caption for each in placed))
+    write_lines(root / "videos.txt", (f"videos/{each.name}" for each in placed))
+
+
+def _finetrainers(root: Path, out: Path, placed: list[Placed]) -> None:
+    _beside(root / "data", placed)
+    # A relative data_root would be joined twice.
+    dataset = {"data_root": str(out / "data"), "dataset_type": "video"}
+    buckets = {"video_resolution_buckets": [[49, 480, 832]], "reshape_mode": "bicubic"}
+    text = json.dumps({"datasets": [{**dataset, **buckets}]}, indent=2, ensure_ascii=False)
+    write_lines(root / "training.json", [text])
+
+
+def _musubi(root: Path, out: Path, placed: list[Placed]) -> None:
+    _beside(root / "videos", placed)
+    write_lines(
+        root / "dataset.toml",
+        [
+            "[general]",
+            "resolution = [960, 544]",
+            'caption_extension = ".txt"',
+            "batch_size = 1",
+            "enable_bucket = true",
+            "bucket_no_upscale = true",
+            "",
+            "[[datasets]]",
+            f"video_directory = {_toml(out / 'videos')}",
+            f"cache_directory = {_toml(out / 'cache')}",
+            "target_frames = [1, 25, 45]",
+            'frame_extraction = "head"',
+            "num_repeats = 1",
+        ],
+    )
+
+
+def _diffusion_pipe(root: Path, out: Path, placed: list[Placed]) -> None:
+    _beside(root / "videos", placed)
+    write_lines(
+        root / "dataset.toml",
+        [
+            "resolutions = [512]",
+            "enable_ar_bucket = true",
+            "min_ar = 0.5",
+            "max_ar = 2.0",
+            "num_ar_buckets = 7",
+            "frame_buckets = [1, 33]",
+            "",
+            "[[directory]]",
+            f"path = {_toml(out / 'videos')}",
+            "num_repeats = 1",
+        ],
+    )
+
+
+def _videofolder(root: Path, out: Path, placed: list[Placed]) -> None:
+    with (root / "train" / "metadata.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json_line(_metadata(each)) for each in placed)
+
+
+def _metadata(placed: Placed) -> dict[str, object]:
+    # Any column named file_name or ..._file_name would be taken for a video, a date for a time.
+    row, facts = placed.item.row, placed.facts
+    return {
+        "file_name": f"videos/{placed.name}",
+        "text": placed.caption,
+        "source_path": row["video"],
+        "start_s": float(row["start_s"]),
+        "end_s": placed.item.end_s,
+        "prompt_name": row["prompt_name"],
+        "model": row["model"],
+        "num_frames": facts.num_frames,
+        "fps": facts.fps,
+        "width": facts.width,
+        "height": facts.height,
+    }
+
+
+def _toml(path: Path) -> str:
+    # JSON's strings are TOML's but for DEL, which TOML wants escaped.
+    return json.dumps(str(path), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    "videofolder": Layout(
+        "train/videos", _videofolder, 'load_dataset("videofolder", data_dir="{out}")', 340
+    ),
+    "cogvideox": Layout(
+        "videos",
+        _cogvideox,
+        "--instance_data_root {out} --caption_column prompts.txt --video_column videos.txt",
+        150,
+    ),
+    "finetrainers": Layout("data", _finetrainers, "--dataset_config {out}/training.json", 85),
+    "musubi": Layout("videos", _musubi, "--dataset_config {out}/dataset.toml", 340),
+    "diffusion-pipe": Layout("videos", _diffusion_pipe, 'dataset = "{out}/dataset.toml"', 340),
+}

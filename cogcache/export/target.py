@@ -1,0 +1,115 @@
+"""Where an export goes: a file or folder that is whole or absent.
+
+It is built under a temporary name beside its place and renamed at the end. What is there already
+is replaced only if that is asked for, and a folder only if an export made it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from cogcache.errors import CacheError, ConfigError
+from cogcache.sealing import make_folder, sync_folder
+
+MARK: Final = ".cogcache-export"
+"""A hidden file in each folder that an export made."""
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse a target that is there, unless it may be replaced.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        problem = f"{out} exists already"
+        raise ConfigError(problem, "name another place, or replace it with --overwrite")
+    if out.is_dir() and not (out / MARK).is_file():
+        raise ConfigError(f"{out} was not made by an export", "name another place")
+
+
+@contextmanager
+def whole_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a path to write to; the file is at ``out`` once the block has ended well.
+
+    Raises:
+        CacheError: the disk is full or cannot be written.
+        ConfigError: ``out`` may not be replaced.
+    """
+    check_free(out, overwrite=overwrite)
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder", "name a file")
+    with _built(out) as partial:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        check_free(out, overwrite=overwrite)
+        partial.replace(out)
+
+
+@contextmanager
+def whole_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a folder to fill; it is at ``out`` once the block has ended well.
+
+    Raises:
+        CacheError: the disk is full or cannot be written.
+        ConfigError: ``out`` may not be replaced.
+    """
+    check_free(out, overwrite=overwrite)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file", "name a folder")
+    with _built(out) as partial:
+        partial.mkdir()
+        (partial / MARK).write_text("Made by `cogcache export`, which may replace this folder.\n")
+        yield partial
+        _sync(partial)
+        check_free(out, overwrite=overwrite)
+        _put(partial, out)
+
+
+@contextmanager
+def _built(out: Path) -> Iterator[Path]:
+    partial = out.with_name(f".{out.name}.{uuid4().hex}.partial")
+    try:
+        make_folder(out.parent)
+        yield partial
+        sync_folder(out.parent)
+    except OSError as error:
+        problem = f"cannot write {out}: {error.strerror or error}"
+        raise CacheError(problem, "mend it and export again") from error
+    finally:  # not `except`: Ctrl-C must leave nothing behind either
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+
+
+def _put(partial: Path, out: Path) -> None:
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{uuid4().hex}.old")
+    out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        elif not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from cogcache.caption_import import import_captions
+from cogcache.catalog import Catalog
+from cogcache.cli import main
+from cogcache.errors import ConfigError
+from cogcache.export.run import Options, export
+from cogcache.search import CaptionSearch
+from cogcache.selection import Selection
+from tests.exported import CUT, make_cache
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return make_cache(tmp_path) / "catalog.sqlite"
+
+
+@pytest.fixture
+def edited(catalog, tmp_path):
+    """Return a function that exports the captions, changes each row, and returns the file."""
+
+    def edit(change) -> object:
+        path = tmp_path / "edited.jsonl"
+        tiny = Selection(models=("tiny",))
+        export(catalog, path, "jsonl", tiny, Options(overwrite=True))
+        rows = [change(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not None))
+        return path
+
+    return edit
+
+
+def louder(row):
+    return row | {"caption": row["caption"].upper()}
+
+
+def captions(catalog, model):
+    with Catalog(catalog) as opened:
+        return [row["caption"] for row in opened.captions(model=model)]
+
+
+def test_edited_captions_are_a_set_beside_those_there_were(catalog, edited):
+    before = captions(catalog, "tiny")
+    assert import_captions(edited(louder), catalog, "edited").written == 3
+    assert captions(catalog, "edited") == [text.upper() for text in before]
+    assert captions(catalog, "tiny") == before
+
+
+def test_a_set_is_searched_and_exported_by_its_name(catalog, edited, tmp_path):
+    import_captions(edited(louder), catalog, "edited")
+    with CaptionSearch(catalog) as index:
+        found = index.search("turns left", Selection(models=("edited",))).hits
+    assert [hit.caption["caption"] for hit in found] == [CUT.upper()]
+    out = tmp_path / "again.jsonl"
+    assert export(catalog, out, "jsonl", Selection(models=("edited",)), Options()).captions == 3
+
+
+def test_importing_again_changes_nothing(catalog, edited):
+    file = edited(louder)
+    import_captions(file, catalog, "edited")
+    again = import_captions(file, catalog, "edited")
+    assert (again.written, again.same) == (0, 3)
+
+
+def test_other_words_replace_only_when_asked(catalog, edited):
+    import_captions(edited(louder), catalog, "edited")
+    other = edited(lambda row: row | {"caption": "Changed."})
+    with pytest.raises(ConfigError, match="other captions already for 3 clips"):
+        import_captions(other, catalog, "edited")
+    assert import_captions(other, catalog, "edited", overwrite=True).written == 3
+    assert captions(catalog, "edited") == ["Changed."] * 3
+
+
+def test_video_and_times_name_a_clip_as_well_as_its_key(catalog, edited):
+    names = ("video", "start_s", "end_s", "caption")
+    file = edited(lambda row: {name: row[name] for name in names})
+    assert import_captions(file, catalog, "edited").written == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row | {"feature_key": "0", "video": "/none.mp4"}, "no such clip"),
+        (lambda row: row | {"caption": " "}, "no caption"),
+        (lambda row: row | {"caption": None}, "no caption"),
+        (lambda row: row | {"start_s": "0"}, "start_s is no number"),
+        (lambda row: row | {"prompt_name": 3}, "prompt_name is no text"),
+        (lambda row: [row], "no JSON object"),
+    ],
+)
+def test_one_bad_line_imports_nothing_and_is_named(catalog, edited, change, message):
+    file = edited(lambda row: change(row) if row["caption"] == CUT else row)
+    with pytest.raises(ConfigError, match=message) as caught:
+        import_captions(file, catalog, "edited")
+    assert "line 3" in str(caught.value)
+    assert captions(catalog, "edited") == []
+
+
+@pytest.mark.parametrize("content", [b"{nonsense}\n", b"\xff\xfe\n"])
+def test_what_is_no_jsonl_is_refused(catalog, tmp_path, content):
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"line 1|UTF-8"):
+        import_captions(tmp_path / "bad.jsonl", catalog, "edited")
+
+
+def test_two_captions_of_one_clip_and_prompt_are_refused(catalog, edited):
+    file = edited(louder)
+    file.write_text(file.read_text() * 2)
+    with pytest.raises(ConfigError, match="second caption"):
+        import_captions(file, catalog, "edited")
+
+
+@pytest.mark.parametrize("name", ["tiny", " ", "a\nb"])
+def test_a_set_takes_no_models_name_and_no_odd_one(catalog, edited, name):
+    with pytest.raises(ConfigError):
+        import_captions(edited(louder), catalog, name)
+
+
+def test_the_command_imports(catalog, edited):
+    arguments = ["import", str(edited(louder)), "--cache", str(catalog.parent), "--set", "edited"]
+    done = CliRunner().invoke(main, arguments)
+    assert (done.exit_code, done.stdout[:19]) == (0, "3 captions imported")
