@@ -216,6 +216,44 @@ def test_a_question_that_holds_a_placeholder_is_refused(folders):
         found.processor.text(conversation_of("Is <|video_pad|> a token?"), 1)
 
 
+@pytest.mark.parametrize("written_by", ["template", "tokenizer"])
+def test_the_first_token_stands_once(qwen, written_by):
+    ours = json.loads((qwen / "tokenizer.json").read_text())
+    first, rest = (
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    )
+    ours["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, rest],
+        "pair": [first, rest, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    (qwen / "tokenizer.json").write_text(json.dumps(ours))
+    if written_by == "template":
+        template = qwen / "chat_template.jinja"
+        template.write_text("<s>" + template.read_text())
+    found = family(qwen)
+    prepared = found.prepare(FRAMES, torch.float32)
+    replacements = json.loads(prepared.texts["replacements"])
+    ids = found.processor.sequences(asked("What?"), replacements)["input_ids"].tolist()
+    assert ids[0] == 0
+    assert ids.count(0) == 1
+
+
+def test_small_files_of_the_older_layout_are_read(qwen):
+    settings = json.loads((qwen / "processor_config.json").read_text())
+    older = settings["image_processor"] | {"processor_class": "Qwen2VLProcessor"}
+    (qwen / "preprocessor_config.json").write_text(json.dumps(older))
+    (qwen / "processor_config.json").unlink()
+    template = (qwen / "chat_template.jinja").read_text()
+    (qwen / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (qwen / "chat_template.jinja").unlink()
+    found = family(qwen)
+    assert found.layout(Language()).startswith("chat template ")
+    assert found.prepare(FRAMES, torch.float32).texts["replacements"]
+
+
 def test_the_name_of_the_layout_changes_with_the_chat_template(qwen):
     before = family(qwen).layout(Language())
     template = qwen / "chat_template.jinja"
