@@ -9,8 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cogcache.cli import main
 
+from cogcache.cli import main
 from cogcache.config import TABLES, leaves
 
 ROOT = Path(__file__).parent.parent

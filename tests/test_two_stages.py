@@ -11,13 +11,13 @@ import pytest
 import torch
 from checkpoints import MINI, write_tokenizer
 
+from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings, load_settings
 from cogcache.extract import extract
 from cogcache.generation import generate
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import WholeModel, load_half, load_whole
+from cogcache.models.halves import LoadedHalf, WholeModel, load_half, load_whole
 from cogcache.models.registry import family_of
-from cogcache.checkpoint import Checkpoint
 from cogcache.quantization import Quantization
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store import FeatureStore
@@ -97,10 +97,17 @@ def case(request, model, videos, tmp_path_factory) -> Case:
     return Case(family, whole, settings, videos, [by_video[str(video)] for video in videos])
 
 
+def language_half(case: Case) -> LoadedHalf:
+    plain = Quantization(kind="none")
+    return load_half(case.whole, "language", dtype=case.dtype, quantization=plain)
+
+
 @pytest.fixture(scope="module")
 def from_cache(case) -> list[list[int]]:
     """Tokens of the language half alone, one clip at a time."""
-    half = load_half(case.whole, "language", dtype=case.dtype, quantization=Quantization(kind="none"))
+    half = load_half(
+        case.whole, "language", dtype=case.dtype, quantization=Quantization(kind="none")
+    )
     rows = [case.family.row(features, PROMPT, "chat") for features in case.features]
     generation = case.settings.generation
     return [generate(half.model, case.family, [row], generation)[0] for row in rows]
@@ -122,7 +129,9 @@ def test_single_clips_give_the_tokens_of_the_whole_model(case, from_cache):
 
 
 def test_a_batch_gives_the_tokens_of_the_whole_model_on_the_same_batch(case):
-    half = load_half(case.whole, "language", dtype=case.dtype, quantization=Quantization(kind="none"))
+    half = load_half(
+        case.whole, "language", dtype=case.dtype, quantization=Quantization(kind="none")
+    )
     model = load_whole(case.whole, dtype=case.dtype)
     for start in range(0, NUM_CLIPS, BATCH):
         stop = start + BATCH
@@ -140,9 +149,9 @@ def test_clips_give_different_tokens(from_cache):
 
 
 def test_a_batch_of_unequal_clips_gives_each_clip_its_own_tokens(case, from_cache):
-    if case.settings.vision.vision_dtype != "float32":
-        return  # in bfloat16 a batch may round otherwise: docs/measurements.md
-    half = load_half(case.whole, "language", dtype=case.dtype, quantization=Quantization(kind="none"))
+    half = load_half(
+        case.whole, "language", dtype=case.dtype, quantization=Quantization(kind="none")
+    )
     rows = [case.family.row(features, PROMPT, "chat") for features in case.features]
     made = [
         tokens
@@ -151,4 +160,6 @@ def test_a_batch_of_unequal_clips_gives_each_clip_its_own_tokens(case, from_cach
             half.model, case.family, rows[start : start + BATCH], case.settings.generation
         )
     ]
-    assert made == from_cache
+    same = sum(a == b for a, b in zip(made, from_cache, strict=True)) / NUM_CLIPS
+    # In bfloat16 a product of another shape may round otherwise, and random weights are near ties.
+    assert same == 1 if case.dtype == torch.float32 else same >= 0.8, same
