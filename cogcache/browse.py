@@ -154,15 +154,14 @@ class Browser:
 
     def clips(self, number: int = 1) -> Page:
         """Return a page of all clips, each with the first of its captions."""
-        sql = """SELECT feature_key, video, start_s, end_s, model, caption, prompt_name, flags
-            FROM (SELECT rowid AS clip FROM clips
+        sql = """SELECT clips.feature_key, clips.video, clips.start_s, clips.end_s, clips.model,
+                caption, prompt_name, flags
+            FROM (SELECT rowid AS place FROM clips
                 ORDER BY video, start_s LIMIT :limit OFFSET :offset)
-            JOIN (SELECT rowid AS clip, feature_key, video, start_s, end_s, model FROM clips)
-                USING (clip)
-            LEFT JOIN (SELECT id, caption, prompt_name, flags FROM captions)
-                ON id = (SELECT min(id) FROM captions AS c
-                    WHERE c.feature_key = feature_key)
-            ORDER BY video, start_s"""
+            JOIN clips ON clips.rowid = place
+            LEFT JOIN captions ON captions.id = (
+                SELECT min(id) FROM captions AS own WHERE own.feature_key = clips.feature_key)
+            ORDER BY clips.video, clips.start_s"""
         return self.page(self.num_clips(), number, sql, {})
 
     def num_clips(self) -> int:

@@ -79,6 +79,12 @@ def test_the_grid_shows_every_clip(client, collection):
     assert "4 clips" in page
 
 
+def test_each_clip_in_the_grid_has_its_own_caption(client):
+    page = Tags(client.get("/").text)
+    for text in ("A red boat leaves", "A blue boat enters", "A page that says", "一只红色的船"):
+        assert page.text.count(text) == 1
+
+
 def test_a_search_finds_and_marks_words(client):
     page = client.get("/?q=boat").text
     assert page.count("<mark>boat</mark>") == 4

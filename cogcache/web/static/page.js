@@ -4,11 +4,14 @@
 const WAIT_MS = 150;
 
 function searchAsTyped(form, results) {
-  let timer, request;
+  const asked = () => new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+  let timer, request, shown = asked().toString();
   async function search() {
+    const query = asked();
+    if (query.toString() === shown) return; // results stay, and the focus within them
+    shown = query.toString();
     request?.abort();
     request = new AbortController();
-    const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
     const address = query.size ? `/?${query}` : "/";
     query.set("part", "1");
     results.setAttribute("aria-busy", "true");
@@ -23,10 +26,12 @@ function searchAsTyped(form, results) {
       if (error.name !== "AbortError") form.submit();
     }
   }
-  form.addEventListener("input", () => {
-    clearTimeout(timer);
-    timer = setTimeout(search, WAIT_MS);
-  });
+  for (const event of ["input", "change"]) {
+    form.addEventListener(event, () => {
+      clearTimeout(timer);
+      timer = setTimeout(search, WAIT_MS);
+    });
+  }
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     clearTimeout(timer);
