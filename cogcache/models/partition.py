@@ -96,7 +96,8 @@ def load_config(checkpoint: Checkpoint, cls: type[PreTrainedModel], **overrides:
     from huggingface_hub.errors import StrictDataclassError
 
     hint = "this must be the whole model's config.json; fetch it anew"
-    if not any(key in checkpoint.config for key in ("vision_config", "thinker_config")):
+    parts = ("vision_config", "vit_config", "thinker_config")
+    if not any(key in checkpoint.config for key in parts):
         path = checkpoint.folder / "config.json"
         raise CheckpointError(f"{path} describes no vision part (vision_config)", hint)
     try:
