@@ -13,7 +13,7 @@ from sqlite_utils.migrations import Migrations
 from cogcache import totals
 
 MIGRATIONS = Migrations("cogcache")
-VERSION: Final = 3
+VERSION: Final = 4
 """The number of the last step; a catalog with a higher one is of a newer cogcache."""
 
 _FIRST = """
@@ -190,3 +190,28 @@ def _totals(db: Database) -> None:
 
 
 MIGRATIONS(name="0003_totals")(_totals)
+
+
+_EMBEDDED = (
+    """CREATE TABLE embedded (
+        model TEXT NOT NULL,
+        caption_id INTEGER NOT NULL,
+        PRIMARY KEY (model, caption_id)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX embedded_caption_id ON embedded (caption_id)",
+    *(
+        f"""CREATE TRIGGER captions_{name} AFTER {event} ON captions BEGIN
+            DELETE FROM embedded WHERE caption_id = old.id;
+        END"""
+        for name, event in (("ed", "DELETE"), ("eu", "UPDATE OF id, caption"))
+    ),
+)
+"""Which captions the vector index of a model holds as they are now."""
+
+
+def _embedded(db: Database) -> None:
+    for statement in _EMBEDDED:
+        db.conn.execute(statement)
+
+
+MIGRATIONS(name="0004_embedded")(_embedded)

@@ -6,11 +6,11 @@ What is not covered: stems of words ("run" does not find "running"; ``run*`` doe
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from cogcache.catalog import CaptionRow
 from cogcache.database import CatalogFile
@@ -100,47 +100,60 @@ class CaptionSearch:
         queries = parse(text)
         scores, capped = self.rank(queries, selection or Selection())
         best = nlargest(limit + offset, scores, key=lambda id_: (scores[id_], id_))[offset:]
-        return Results(self._hits(best, scores, queries, marks), len(scores), capped)
+        return Results(self.hits(best, scores, queries, marks), len(scores), capped)
+
+    def few(self, selection: Selection) -> list[int] | None:
+        """Return the numbers of the captions that pass; None if they are many, or all."""
+        where, values = selection.where()
+        if not where:
+            return None
+        sql = f"SELECT c.id FROM captions c WHERE {where} LIMIT {MAX_RANKED + 1}"
+        ids = [row[0] for row in self._file.query(sql, values)]
+        return ids if len(ids) <= MAX_RANKED else None
+
+    def passing(self, ids: Sequence[int], selection: Selection) -> set[int]:
+        """Return those captions that are there and pass."""
+        where, values = selection.where()
+        sql = f"SELECT c.id FROM captions c WHERE c.id IN {_IDS} {where and f'AND {where}'}"
+        return {row[0] for row in self._file.query(sql, {**values, "ids": json.dumps([*ids])})}
 
     def rank(self, queries: Sequence[Query], selection: Selection) -> tuple[dict[int, float], bool]:
         """Return the score of each caption by its number, and whether more would have fit."""
         where, values = selection.where()
-        if where:
-            rows = self._file.query(
-                f"SELECT c.id FROM captions c WHERE {where} LIMIT {MAX_RANKED + 1}", values
-            )
-            if len(rows) <= MAX_RANKED:
-                where, values = _AMONG, _among([row[0] for row in rows])
+        if (ids := self.few(selection)) is not None:
+            where, values = _AMONG, _among(ids)
         scores: dict[int, float] = {}
         for query in queries:
             for row in self._file.query(_ranking(query, where), {**values, "match": query.match}):
                 scores[row[0]] = max(scores.get(row[0], 0.0), -row[1])
         return scores, len(scores) > MAX_RANKED
 
-    def _hits(
+    def hits(
         self,
-        ids: list[int],
-        scores: dict[int, float],
-        queries: Sequence[Query],
-        marks: tuple[str, str],
+        ids: Sequence[int],
+        scores: Mapping[int, float],
+        queries: Sequence[Query] = (),
+        marks: tuple[str, str] = ("[", "]"),
     ) -> list[Hit]:
-        captions = {row["id"]: row for row in self._file.select("captions", among={"id": ids})}  # type: ignore[dict-item]
+        """Return captions by their numbers, with the words of ``queries`` marked in snippets."""
+        rows = self._file.select("captions", among={"id": [*ids]})  # type: ignore[list-item]
+        captions = {row["id"]: cast(CaptionRow, row) for row in rows}
         snippets: dict[int, str] = {}
         for query in queries:
             snippets |= self._snippets(query, ids, marks)
         return [
-            Hit(captions[i], scores[i], snippets[i])  # type: ignore[arg-type]
+            Hit(captions[i], scores[i], snippets.get(i) or _beginning(captions[i]))
             for i in ids
-            if i in captions and i in snippets  # else it was deleted a moment ago
+            if i in captions  # else it was deleted a moment ago
         ]
 
-    def _snippets(self, query: Query, ids: list[int], marks: tuple[str, str]) -> dict[int, str]:
+    def _snippets(self, query: Query, ids: Sequence[int], marks: tuple[str, str]) -> dict[int, str]:
         sql = (
             f"SELECT rowid, snippet({query.table}, 0, :before, :after, '…', {_SNIPPET_WORDS})"
             f" FROM {query.table} WHERE {query.table} MATCH :match AND rowid IN {_IDS}"
         )
         values = {"before": marks[0], "after": marks[1]}
-        values |= {"match": query.match, "ids": json.dumps(ids)}
+        values |= {"match": query.match, "ids": json.dumps([*ids])}
         return {row[0]: row[1].replace(SEPARATOR, "") for row in self._file.query(sql, values)}
 
 
@@ -152,6 +165,11 @@ def _ranking(query: Query, where: str) -> str:
         f" WHERE {table} MATCH :match {where and f'AND {where}'}"
         f" ORDER BY {table}.rowid DESC LIMIT {MAX_RANKED + 1}"
     )
+
+
+def _beginning(row: CaptionRow) -> str:
+    words = row["caption"].split()
+    return " ".join(words[:_SNIPPET_WORDS]) + ("…" if len(words) > _SNIPPET_WORDS else "")
 
 
 def _among(ids: list[int]) -> dict[str, object]:

@@ -13,7 +13,9 @@ from cogcache.options import cache_option
 
 if TYPE_CHECKING:
     from cogcache.selection import Selection
+    from cogcache.semantic import SemanticIndex
 
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
 
 
@@ -24,6 +26,14 @@ COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
 @click.option(
     "--offset", type=click.IntRange(0), default=0, help="Leave out that many of the best."
 )
+@click.option("--semantic", is_flag=True, help="Search by meaning too; needs the extra.")
+@click.option(
+    "--semantic-model",
+    metavar="MODEL",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    help="What finds the meaning: a sentence-transformers model, as folder or hub id.",
+)
 @selection_options
 @json_option
 def search(
@@ -31,6 +41,8 @@ def search(
     cache: Path,
     limit: int,
     offset: int,
+    semantic: bool,
+    semantic_model: str,
     selection: Selection,
     json_: bool,
 ) -> None:
@@ -41,11 +53,37 @@ def search(
     """
     from cogcache.search import CaptionSearch
 
+    text = " ".join(query)
     with CaptionSearch(catalog_of(cache)) as index:
-        found = index.search(" ".join(query), selection, limit=limit, offset=offset)
+        if semantic:
+            from cogcache.semantic import fused_search
+
+            vectors = _vectors(cache, semantic_model)
+            found = fused_search(vectors, index, text, selection, limit=limit, offset=offset)
+        else:
+            found = index.search(text, selection, limit=limit, offset=offset)
     print_rows([hit.row() for hit in found.hits], COLUMNS, json_=json_)
     if found.capped:
         note = (
             f"More captions fit than could be ranked: these are of the newest {found.num_ranked:,}."
         )
         click.echo(f"{note} Add a word or a filter.", err=True)
+
+
+def _vectors(cache: Path, model: str) -> SemanticIndex:
+    """Return the model's vectors of all captions; new captions are added first."""
+    from tqdm import tqdm
+
+    from cogcache.embedding import Embedder
+    from cogcache.semantic import SemanticIndex
+
+    index = SemanticIndex(cache, Embedder(model))
+    # Quiet where nobody looks on, and where it is done in a moment.
+    with tqdm(desc="captions embedded", unit="", disable=None, delay=2) as bar:
+
+        def show(done: int, all_: int) -> None:
+            bar.total = all_
+            bar.update(done - bar.n)
+
+        index.update(show)
+    return index
