@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cogcache.catalog import Catalog, RunRow
 from cogcache.errors import CogcacheError
@@ -50,7 +51,25 @@ class Demonstration:
     runs: tuple[RunRow, ...]
     """The rows of the two stages' runs in the catalog."""
     whole: Mapping[str, float]
-    """Peak memory of the whole model in one piece, `host_bytes`, and its `total_s`."""
+    """What the whole model in one piece took: peak `host_bytes`, of them `base_bytes` before any
+    weight, `weights_bytes` on the disk, `total_s`."""
+
+    def memory(self) -> list[dict[str, str | int]]:
+        """Return a row a process: its peak, what it held before any weight, and its weights."""
+        rows: list[dict[str, str | int]] = []
+        for name, run in zip(("vision half", "language half"), self.runs, strict=True):
+            report: dict[str, Any] = dict(run["report"])
+            rows.append(
+                {
+                    "process": name,
+                    "peak_bytes": run["measured_peak_bytes"] or 0,
+                    "base_bytes": report["base_bytes"],
+                    "weights_bytes": sum(report["bytes_by_shard"].values()),
+                }
+            )
+        whole: dict[str, str | int] = {"process": "whole model"}
+        whole["peak_bytes"] = int(self.whole["host_bytes"])
+        return [*rows, whole | {k: int(self.whole[k]) for k in ("base_bytes", "weights_bytes")}]
 
     def shares(self) -> dict[str, float]:
         """Return the share of exact answers by question."""

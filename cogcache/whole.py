@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
 from cogcache.generation import generate
-from cogcache.memory import MemoryMonitor
+from cogcache.memory import MemoryMonitor, sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.registry import family_of
 from cogcache.video import read_clip
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     captions: dict[str, str] = {}
     with MemoryMonitor() as monitor:
         whole = WholeModel.of(family.checkpoint, **family.config_overrides(settings.language))
+        base_bytes = sample().host_bytes
         model = load_whole(whole, dtype=torch.bfloat16)
         for video in arguments[1:]:
             clip = read_clip(Path(video), settings.sampling, 0.0, None)
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
                 captions[video] = family.text_of(tokens)
     report: dict[str, Any] = monitor.peak.as_dict()
     report |= {"host_bytes": monitor.peak.host_bytes, "total_s": monitor.timeline[-1].time_s}
+    report |= {"base_bytes": base_bytes, "weights_bytes": family.checkpoint.total_bytes}
     sys.stdout.write(json.dumps(report | {"captions": captions}))
 
 

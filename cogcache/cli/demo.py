@@ -33,27 +33,32 @@ def demo(folder: Path | None) -> None:
 def _print_demonstration(shown: Demonstration) -> None:
     from cogcache.demo import MIN_SHARE
     from cogcache.tables import as_table
-    from cogcache.units import format_bytes, format_seconds
+    from cogcache.units import format_seconds
 
-    rows = [
-        {
-            "clip": a.video,
-            "asked for": a.question,
-            "said": a.said,
-            "true": "" if a.right else a.truth,
-        }
-        for a in shown.answers
-    ]
-    click.echo(as_table(rows, ("clip", "asked for", "said", "true")))
-    click.echo("\nExact answers over all clips (least that passes: " + f"{MIN_SHARE:.0%}):")
+    click.echo("\n" + as_table(_rows(shown), ("clip", "asked for", "said", "true")))
+    click.echo(f"\nExact answers over all clips (least that passes: {MIN_SHARE:.0%}):")
     click.echo("  " + ", ".join(f"{name} {share:.0%}" for name, share in shown.shares().items()))
-    click.echo("\nPeak memory of each process, libraries included:")
-    named = {"extract": "vision half", "caption": "language half"}
-    for row in shown.runs:
-        click.echo(f"  {named[row['command']]:14} {format_bytes(row['measured_peak_bytes'] or 0)}")
-    click.echo(f"  {'whole model':14} {format_bytes(shown.whole['host_bytes'])}")
+    click.echo(
+        "\nPeak memory of each process; base_bytes of it were there before any weight was:\n"
+    )
+    columns = ("process", "peak_bytes", "base_bytes", "weights_bytes")
+    click.echo(as_table(shown.memory(), columns) + "\n")
     click.echo("Where the time went:")
     for row in shown.runs:
         split = {part: float(str(seconds)) for part, seconds in row["split"].items()}
         parts = ", ".join(f"{part} {format_seconds(s)}" for part, s in split.items())
         click.echo(f"  {row['command']}: {parts}")
+
+
+def _rows(shown: Demonstration) -> list[dict[str, str]]:
+    """Two rows a clip: the sentence, and the short answers in one line."""
+    rows = []
+    for video in dict.fromkeys(answer.video for answer in shown.answers):
+        of_clip = [answer for answer in shown.answers if answer.video == video]
+        for asked, answers in (("a sentence", of_clip[:1]), ("short answers", of_clip[1:])):
+            said, truth = (
+                " ".join(texts) for texts in zip(*((a.said, a.truth) for a in answers), strict=True)
+            )
+            truth = "the same" if said == truth else truth
+            rows.append({"clip": video, "asked for": asked, "said": said, "true": truth})
+    return rows

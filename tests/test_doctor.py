@@ -1,0 +1,65 @@
+"""Checks of an installation: that they pass here, and that each can fail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from cogcache import doctor
+from cogcache.cli import main
+from cogcache.errors import CheckpointError
+
+CHECKS = {
+    "versions", "device", "4-bit product against bf16", "decord", "PyAV", "feature file",
+    "full-text search", "model tiny", "disk",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory):
+    return {check.check: check for check in doctor.examine(tmp_path_factory.mktemp("doctor"))}
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_the_check_passes_on_this_machine(examined, name):
+    assert examined[name].ok, examined[name].found
+
+
+def test_every_check_says_what_it_found(examined):
+    assert set(examined) >= CHECKS
+    assert all(check.found for check in examined.values())
+
+
+def test_a_folder_that_is_not_there_yet_is_looked_at_where_it_will_be(tmp_path):
+    assert str(tmp_path) in doctor._disk(tmp_path / "new" / "cache")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        doctor.NotWell("it does not work"),
+        CheckpointError("a shard is missing", "fetch it anew"),
+        ImportError("No module named 'decord'"),
+        OSError("no space left on device"),
+        RuntimeError("CUDA error"),
+    ],
+)
+def test_a_fault_is_a_row_and_not_a_traceback(error):
+    def check() -> str:
+        raise error
+
+    row = doctor._run("something", check)
+    assert not row.ok
+    assert str(error) in row.found
+
+
+def test_a_full_disk_is_a_fault(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 10**30)
+    result = CliRunner().invoke(main, ["doctor", f"--cache={tmp_path}", "--json"])
+    assert result.exit_code == 1
+    rows = {row["check"]: row for row in json.loads(result.stdout)}
+    assert not rows["disk"]["ok"]
+    assert "free at" in rows["disk"]["found"]
+    assert rows["decord"]["ok"]

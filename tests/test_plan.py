@@ -1,0 +1,94 @@
+"""Plans from headers and config alone, against what is loaded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints import Sizes
+from scenes import settings
+
+from cogcache.checkpoint import Checkpoint
+from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.identity import HalfIdentity
+from cogcache.plan import plan_language, plan_vision
+from cogcache.quantization import Quantization
+
+GIB = 1024**3
+PUBLISHED_TEXT = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+    "num_multi_query_heads": 8, "num_hidden_layers": 32, "vocab_size": 128256,
+}  # fmt: skip
+PUBLISHED_VISION = {
+    "hidden_size": 1792, "intermediate_size": 15360, "num_positions": 257, "image_size": 224,
+    "patch_size": 14, "num_hidden_layers": 63,
+}  # fmt: skip
+PUBLISHED = {**PUBLISHED_TEXT, "vision_config": PUBLISHED_VISION}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> WholeModel:
+    return WholeModel.of(Checkpoint.open("tiny"))
+
+
+def identity(whole: WholeModel, half: str) -> HalfIdentity:
+    described = whole.checkpoint.tensors(whole.partition.names(half)).values()
+    num_bytes, count = sum(d.num_bytes for d in described), sum(d.num_parameters for d in described)
+    return HalfIdentity("cogvlm2", "0", num_bytes, count, 0)
+
+
+def held_bytes(whole: WholeModel, half: str, kind: str = "none") -> int:
+    quantization = Quantization(kind=kind) if half == "language" else None
+    loaded = load_half(whole, half, dtype=torch.bfloat16, quantization=quantization)
+    model = loaded.model
+    return sum(each.nbytes for each in model.parameters())
+
+
+def test_planned_vision_weights_are_what_is_held(tiny):
+    planned = plan_vision(identity(tiny, "vision"), tiny.checkpoint.config, settings())
+    assert planned.weights_bytes == pytest.approx(held_bytes(tiny, "vision"), rel=0.001)
+
+
+@pytest.mark.parametrize(("kind", "rel"), [("none", 0.001), ("nf4", 0.2), ("int8", 0.2)])
+def test_planned_language_weights_are_what_is_held(tiny, kind, rel):
+    asked = settings(quantization=kind)
+    planned = plan_language(identity(tiny, "language"), tiny.checkpoint.config, asked, 80)
+    assert planned.weights_bytes == pytest.approx(held_bytes(tiny, "language", kind), rel=rel)
+
+
+def test_the_published_language_half_takes_some_5_gib_in_4_bits():
+    half = HalfIdentity("cogvlm2", "0", 0, 8_030_261_248, 0)
+    planned = plan_language(half, PUBLISHED, settings(clips_per_batch=1), 1620)
+    assert planned.weights_bytes / GIB == pytest.approx(5.3, abs=0.2)
+
+
+def test_the_published_vision_half_takes_8_34_gib():
+    half = HalfIdentity("cogvlm2", "0", 0, 4_478_000_000, 0)
+    planned = plan_vision(half, PUBLISHED, settings())
+    assert planned.weights_bytes / GIB == pytest.approx(8.34, abs=0.02)
+
+
+def test_keys_and_values_are_those_of_all_rows_at_full_length():
+    planned = plan_language(
+        HalfIdentity("cogvlm2", "0", 0, 8_030_261_248, 0),
+        PUBLISHED,
+        settings(clips_per_batch=3, max_new_tokens=100),
+        1620,
+    )
+    assert planned.cache_bytes == 3 * (1620 + 100) * 32 * 8 * 128 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("option", "few", "many"),
+    [("frames_per_batch", 1, 48), ("vision_dtype", "bfloat16", "float32")],
+)
+def test_more_in_a_pass_is_planned_to_take_more(tiny, option, few, many):
+    half, config = identity(tiny, "vision"), tiny.checkpoint.config
+    peaks = [plan_vision(half, config, settings(**{option: v})).peak_bytes for v in (few, many)]
+    assert peaks[0] < peaks[1]
+
+
+def test_a_config_without_intermediate_sizes_can_be_planned():
+    config = {"vision_config": {"embed_dim": 64, "patch_size": 14, "image_size": 56}}
+    half = HalfIdentity("other", "0", 0, 1000, 0)
+    assert plan_vision(half, config, settings()).activations_bytes > 0
+    assert Sizes().config()["vision_config"]
