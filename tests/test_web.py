@@ -17,6 +17,7 @@ from cogcache.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CatalogError, ConfigError
 from cogcache.figures import collection as figures_of
+from cogcache.store import FeatureStore
 from cogcache.web.app import create_app
 from cogcache.web.charts import timeline
 from cogcache.web.guard import is_loopback
@@ -156,6 +157,25 @@ def test_a_run_shows_its_memory_over_time(client):
     page = client.get("/runs/1").text
     assert page.count("<polygon") == 2
     assert "planned: 143 MiB" in page
+
+
+def test_a_run_that_has_not_ended_has_a_page(tmp_path):
+    made = make_collection(tmp_path)
+    with Catalog(made.cache / "catalog.sqlite") as catalog:
+        run = catalog.start_run("extract", "tiny", {})
+    with TestClient(create_app(made.cache), base_url="http://localhost") as client:
+        assert "running" in client.get(f"/runs/{run}").text
+        assert client.get("/runs").status_code == 200
+        assert client.get("/figures").status_code == 200
+
+
+def test_an_empty_cache_has_pages(tmp_path):
+    FeatureStore.create_or_open(tmp_path / "cache")
+    Catalog(tmp_path / "cache" / "catalog.sqlite").close()
+    with TestClient(create_app(tmp_path / "cache"), base_url="http://localhost") as client:
+        assert "No clip fits" in client.get("/").text
+        for path in ("/differences", "/failures", "/runs", "/figures"):
+            assert client.get(path).status_code == 200, path
 
 
 def test_figures_count_the_collection(client):

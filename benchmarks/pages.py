@@ -1,0 +1,212 @@
+"""How quick the pages are over a generated catalog.
+
+    python -m benchmarks.pages [--clips 100000] [--folder DIR]
+
+Half as many videos as clips, two captions a clip of 30 to 90 words out of 57, one in a hundred
+flagged; 300 failures and 200 runs of 600 samples of memory. The words are few, so that most fit
+most captions: the worst case of a search. A catalog that is in the folder already is used as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from cogcache.browse import Browser
+from cogcache.catalog import Catalog
+from cogcache.database import CatalogFile
+from cogcache.store import FeatureStore
+from cogcache.web.app import create_app
+
+BATCH = 10_000
+ROUNDS = 15
+MODEL = "THUDM/cogvlm2-llama3-caption"
+TEXT = """a red circle slowly crosses the white field man walks dog beach sun sky blue car street
+rain people dance stage light green tree house river boat wind snow mountain camera pans left right
+upward child plays ball garden flower kitchen cook plate table woman reads book window night city
+over under while near behind"""
+WORDS = TEXT.split()
+
+
+def key(text: str) -> str:
+    """Return 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fill(path: Path, num_clips: int) -> None:
+    """Generate a catalog."""
+    rng = random.Random(0)
+    with Catalog(path) as catalog:
+        for first in range(0, num_clips, BATCH):
+            numbers = range(first, min(num_clips, first + BATCH))
+            catalog.add_videos([video(number // 2) for number in numbers if number % 2 == 0])
+            catalog.add_clips([clip(number) for number in numbers])
+            catalog.add_captions(
+                [caption(n, name, rng) for n in numbers for name in ("default", "short")]
+            )
+        for number in range(300):
+            reason = rng.choice(["no_video_stream", "decode_failed", "timeout"])
+            catalog.add_failure(failure(number, reason))
+        for number in range(200):
+            add_run(catalog, ("extract", "caption")[number % 2], rng)
+
+
+def video(number: int) -> Any:
+    """Return a video of two clips."""
+    return {
+        "digest": key(f"video {number}"),
+        "path": f"/films/{number % 50:02}/film-{number:06}.mp4",
+        "duration_s": 48.0,
+        "fps": 25.0,
+        "width": 640,
+        "height": 360,
+        "total_num_frames": 1200,
+        "codec": "h264",
+        "size_bytes": 5_000_000,
+    }
+
+
+def place(number: int) -> dict[str, Any]:
+    """Return which part of which video a clip is."""
+    start_s, end_s = ((0.0, 24.0), (24.0, None))[number % 2]
+    return {"video": video(number // 2)["path"], "start_s": start_s, "end_s": end_s}
+
+
+def clip(number: int) -> Any:
+    """Return a clip with settings as long as real ones."""
+    return {
+        **place(number),
+        "feature_key": key(f"clip {number}"),
+        "video_digest": key(f"video {number // 2}"),
+        "family": "cogvlm2",
+        "model": MODEL,
+        "num_frames": 24,
+        "size_bytes": 9_000_000,
+        "decoder": "decord",
+        "settings": {"text": "x" * 500},
+    }
+
+
+def caption(number: int, name: str, rng: random.Random) -> Any:
+    """Return a caption."""
+    text = " ".join(rng.choices(WORDS, k=rng.randint(30, 90)))
+    return {
+        **place(number),
+        "caption_key": key(f"caption {number} {name}"),
+        "feature_key": key(f"clip {number}"),
+        "prompt_name": name,
+        "prompt": "Please describe this video in detail.",
+        "caption": text,
+        "model": MODEL,
+        "quantization": "nf4",
+        "flags": ["no_end"] if rng.random() < 0.01 else [],
+        "num_tokens": len(text) // 4,
+        "seconds": 2.0,
+        "settings": {"text": "x" * 700},
+    }
+
+
+def failure(number: int, reason: str) -> Any:
+    """Return a failure."""
+    return {
+        "video": f"/films/bad-{number}.mp4",
+        "start_s": 0.0,
+        "end_s": None,
+        "stage": "extract",
+        "feature_key": None,
+        "reason": reason,
+        "message": "the file holds no picture",
+    }
+
+
+def add_run(catalog: Catalog, command: str, rng: random.Random) -> None:
+    """Add a run with a full timeline."""
+    sizes = {"file_bytes": 10**9, "device_bytes": 0, "reserved_bytes": 0}
+    samples = [
+        {"time_s": i / 2, "anonymous_bytes": rng.randrange(4 * 10**9, 5 * 10**9), **sizes}
+        for i in range(600)
+    ]
+    report = {"timeline": samples, "total_s": 300.0, "bytes_by_shard": {"a": 10**9}}
+    run = catalog.start_run(command, MODEL, {})
+    split = {"load": 3.0, "encode": 9.0}
+    counts = {"done": 10, "failed": 0}
+    catalog.finish_run(run, "done", split=split, counts=counts, report=report)
+
+
+def measure(cache: Path, num_clips: int) -> None:
+    """Print the time of each page and of its slowest query."""
+    slowest: list[float] = []
+    watch(Browser, "rows", slowest)
+    watch(CatalogFile, "query", slowest)
+    sets = [f"{name} · {MODEL} · nf4" for name in ("default", "short")]
+    pages: dict[str, dict[str, Any]] = {
+        "clips, first page": {"url": "/"},
+        "clips, last page": {"url": "/", "params": {"page": 10**6}},
+        "a prompt, last page": {"url": "/", "params": {"prompt": "short", "page": 10**6}},
+        "a flag": {"url": "/", "params": {"flag": "no_end", "page": 30}},
+        "search: a common word": {"url": "/", "params": {"q": "red", "part": "1"}},
+        "search: three words": {"url": "/", "params": {"q": "red boat nig", "part": "1"}},
+        "search: a phrase": {"url": "/", "params": {"q": '"red boat"', "part": "1"}},
+        "search within a prompt": {"url": "/", "params": {"q": "red", "prompt": "short"}},
+        "a clip": {"url": f"/clip/{key(f'clip {num_clips // 2}')}"},
+        "differences": {"url": "/differences", "params": {"a": sets[0], "b": sets[1]}},
+        "failures": {"url": "/failures"},
+        "runs": {"url": "/runs"},
+        "a run": {"url": "/runs/100"},
+        "figures": {"url": "/figures"},
+    }
+    print("| page | whole answer, median ms | slowest query, median ms | worst ms |")
+    print("| --- | --- | --- | --- |")
+    with TestClient(create_app(cache), base_url="http://localhost") as client:
+        for name, request in pages.items():
+            whole, queries = [], []
+            client.get(**request)
+            for _ in range(ROUNDS):
+                slowest.clear()
+                started = time.perf_counter()
+                answer = client.get(**request)
+                whole.append((time.perf_counter() - started) * 1e3)
+                queries.append(max(slowest) * 1e3)
+                assert answer.status_code == 200, answer.text
+            middle = (statistics.median(whole), statistics.median(queries), max(queries))
+            print(f"| {name} | {' | '.join(f'{ms:.1f}' for ms in middle)} |")
+
+
+def watch(kind: type, name: str, times: list[float]) -> None:
+    """Note how long each call of a method takes."""
+    method = getattr(kind, name)
+
+    def timed(*args: Any, **given: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return method(*args, **given)
+        finally:
+            times.append(time.perf_counter() - started)
+
+    setattr(kind, name, timed)
+
+
+def main() -> None:
+    """Generate a catalog unless there is one, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = given.folder or Path(temporary) / "cache"
+        FeatureStore.create_or_open(cache)
+        if not (cache / "catalog.sqlite").exists():
+            fill(cache / "catalog.sqlite", given.clips)
+        measure(cache, given.clips)
+
+
+if __name__ == "__main__":
+    main()
