@@ -7,6 +7,7 @@ the peaks of memory are theirs alone.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -91,6 +92,8 @@ def demonstrate(folder: Path) -> Demonstration:
     Raises:
         CogcacheError: a stage could not do its work; its own message was printed before.
     """
+    # As the catalog names them: `..` taken out, links left as they are.
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100
     scenes = make_clips(folder / "clips")
     cache = folder / "cache"
     prompts = [f"--prompt={name}={QUESTIONS[name][0]}" for name in ASKED]
@@ -115,7 +118,7 @@ def make_clips(folder: Path) -> dict[Path, Scene]:
     scenes = {}
     for number in range(NUM_CLIPS):
         scene = draw_scene(np.random.default_rng(SEED + number))
-        path = (folder / f"clip-{number:02}.mp4").absolute()
+        path = folder / f"clip-{number:02}.mp4"
         write_clip(scene, path)
         scenes[path] = scene
     return scenes

@@ -16,7 +16,8 @@ from cogcache.demo import ASKED, MIN_SHARE, NUM_CLIPS, Answer, Demonstration
 def shown(tmp_path_factory):
     """The folder of a demonstration, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
-    return folder, CliRunner().invoke(main, ["demo", "--folder", str(folder)])
+    named = folder / ".." / folder.name  # a newcomer's `--folder ../demo`
+    return folder, CliRunner().invoke(main, ["demo", "--folder", str(named)])
 
 
 def test_the_demonstration_passes(shown):
