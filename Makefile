@@ -10,10 +10,10 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs bench tiny clean
+.PHONY: help install demo test check format docs screenshots bench torture tiny clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Set up .venv with the exact versions of constraints.txt
 
@@ -48,8 +48,16 @@ docs: $(INSTALLED) ## Write the tables of docs/settings.md and the configs of fa
 	$(BIN)/python docs/write_settings.py
 	$(BIN)/python docs/write_configs.py
 
+screenshots: $(INSTALLED) ## Take the pictures of the docs anew (needs chromium and chromium-driver)
+	$(BIN)/python -m docs.write_screenshots
+
 bench: $(INSTALLED) ## Run the slow tests, which measure; results go to docs/measurements.md
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
+
+torture: $(INSTALLED) ## Kill each stage 200 times at random moments: some ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture extract --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture caption --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200
 
 tiny: $(INSTALLED) ## Train the bundled model anew: up to an hour on two cores
 	$(BIN)/python -m training.train_tiny

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cogcache.captionlist import CaptionList, Task, list_captions
 from cogcache.catalog import CaptionRow, Catalog, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
+from cogcache.claims import sweep
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.generation import Batches, Finished, Request
@@ -65,6 +66,7 @@ def caption(
         QuantizationError: the language half is not quantised as asked.
     """
     store = FeatureStore.open(cache)
+    sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
     with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:

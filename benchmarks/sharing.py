@@ -1,0 +1,105 @@
+"""Several extractors on one cache: each clip is made once, and a dead one's work is taken over.
+
+    python -m benchmarks.sharing --clips 200
+
+The extractors are forked from this process and decode in their own, as in `benchmarks.torture`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.torture import Torture, decode_here, hold, stage_one
+from cogcache.claims import sweep
+from cogcache.config import load_settings
+from cogcache.upkeep import verify
+
+DECODE_S = 0.02
+"""Added to each clip, so that the extractors take turns as with real videos."""
+
+
+def slowly(task: Any, jobs: Any, **how: Any) -> Iterator[Any]:
+    """Do what `map_unordered` does, in this process, and take some time for it."""
+    for each in decode_here(task, jobs, **how):
+        time.sleep(DECODE_S)
+        yield each
+
+
+def start(torture: Torture, number: int) -> int:
+    """Fork an extractor that writes its counts to a file; return its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        stage_one.map_unordered = slowly
+        report = stage_one.extract([torture.folder / "videos"], torture.cache, torture.settings)
+        counts = torture.folder / f"counts-{number}.json"
+        counts.write_text(json.dumps(asdict(report.counts)))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def made(torture: Torture) -> int:
+    """Return how many feature files there are."""
+    return len(torture.files())
+
+
+def share(torture: Torture, extractors: int, clips: int, *, kill: bool) -> list[dict[str, int]]:
+    """Run extractors together, and kill one midway if so wished; return the others' counts."""
+    shutil.rmtree(torture.cache, ignore_errors=True)
+    pids = [start(torture, number) for number in range(extractors)]
+    if kill:
+        while made(torture) < clips // 4:
+            time.sleep(0.005)
+        os.kill(pids[0], signal.SIGKILL)
+    ends = [os.waitpid(pid, 0)[1] for pid in pids]
+    hold(not any(ends[1:]) and bool(ends[0]) == kill, f"an extractor failed: {ends}")
+    left = range(1 if kill else 0, extractors)
+    counts = [json.loads((torture.folder / f"counts-{n}.json").read_text()) for n in left]
+    hold(made(torture) == clips, f"{made(torture)} of {clips} clips are made")
+    hold(verify(torture.cache) == [], "the cache is not sound")
+    sweep(torture.cache)  # as the next start does
+    hold(not torture.litter(), f"litter is left: {torture.litter()}")
+    for each in counts:
+        hold(each["done"] + each["cached"] == clips, f"one counts otherwise: {each}")
+    if not kill:
+        hold(sum(each["done"] for each in counts) == clips, f"some were made twice: {counts}")
+    return counts
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=200)
+    given = parser.parse_args()
+    settings = load_settings(None, {"frames_per_batch": 4, "max_frames": 2})
+    with tempfile.TemporaryDirectory() as temporary:
+        first = Torture("extract", Path(temporary, "first"), settings)
+        first.write_clips(2)
+        first.extract()
+        torture = Torture("extract", Path(temporary, "second"), settings)
+        torture.write_clips(given.clips)
+        for extractors, kill in ((2, False), (4, False), (2, True), (4, True)):
+            began_s = time.monotonic()
+            counts = share(torture, extractors, given.clips, kill=kill)
+            done = [each["done"] for each in counts]
+            how = f"{extractors} extractors{', one killed' if kill else ''}"
+            print(f"{how}: made {done} in {time.monotonic() - began_s:.1f} s", flush=True)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Several runs on one cache share its clips; what a dead one held is taken over."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cogcache import live
+from cogcache.claims import Claims, sweep
+from cogcache.live import LiveRun, live_runs
+
+KEY = "ab" * 32
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(tmp_path):
+    with LiveRun(tmp_path, dict).beating() as run:
+        yield run
+
+
+@pytest.fixture
+def other(tmp_path):
+    with LiveRun(tmp_path, dict).beating() as run:
+        yield run
+
+
+def age(path: Path, seconds: float) -> None:
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+class TestAClaim:
+    def test_is_one_runs_alone(self, run, other):
+        assert Claims(run).take(KEY)
+        assert not Claims(other).take(KEY)
+
+    def test_may_be_taken_again_by_its_own_run(self, run):
+        claims = Claims(run)
+        assert claims.take(KEY)
+        assert claims.take(KEY)
+
+    def test_is_free_once_given_back(self, run, other):
+        claims = Claims(run)
+        claims.take(KEY)
+        claims.release(KEY)
+        assert Claims(other).take(KEY)
+
+    def test_of_a_run_that_ended_may_be_taken(self, tmp_path, run):
+        with LiveRun(tmp_path, dict).beating() as gone:
+            Claims(gone).take(KEY)
+        assert Claims(run).take(KEY)
+
+    def test_of_a_silent_run_elsewhere_may_be_taken_after_a_while(self, run, other, monkeypatch):
+        Claims(other).take(KEY)
+        age(other.path, live.EXPIRY_S - 5)
+        assert not Claims(run).take(KEY)
+        age(other.path, 10)
+        assert Claims(run).take(KEY)
+
+    def test_that_was_taken_over_is_not_free_for_a_third(self, tmp_path, run, other):
+        with LiveRun(tmp_path, dict).beating() as gone:
+            Claims(gone).take(KEY)
+        assert Claims(run).take(KEY)
+        assert not Claims(other).take(KEY)
+
+    def test_is_won_by_one_of_many_that_try_at_once(self, tmp_path, run):
+        gone = LiveRun(tmp_path, dict)
+        with gone.beating():
+            for number in range(50):
+                Claims(gone).take(f"{number:064x}")
+        rivals = [Claims(run), *(Claims(LiveRun(tmp_path, dict)) for _ in range(3))]
+        for rival in rivals[1:]:
+            rival._run.beat()
+        won: list[str] = []
+
+        def take_all(claims: Claims) -> None:
+            won.extend(key for key in (f"{n:064x}" for n in range(50)) if claims.take(key))
+
+        threads = [threading.Thread(target=take_all, args=(rival,)) for rival in rivals]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(won) == [f"{n:064x}" for n in range(50)]
+
+    def test_of_a_dead_run_is_swept_and_that_of_a_live_one_stays(self, tmp_path, run):
+        with LiveRun(tmp_path, dict).beating() as gone:
+            Claims(gone).take(KEY)
+        Claims(run).take("cd" * 32)
+        assert [path.name for path in sweep(tmp_path)] == [f"{KEY}.1"]
+        assert [path.name for path in (tmp_path / "claims").iterdir()] == [f"{'cd' * 32}.1"]
+
+
+class TestALiveRun:
+    def test_is_shown_with_what_it_says_of_itself(self, tmp_path):
+        with LiveRun(tmp_path, lambda: {"done": 3}).beating():
+            (row,) = live_runs(tmp_path)
+        assert (row["done"], row["state"], row["pid"]) == (3, "at work", os.getpid())
+
+    def test_leaves_nothing_when_it_ends(self, tmp_path):
+        with LiveRun(tmp_path, dict).beating():
+            pass
+        assert not [*(tmp_path / "working").iterdir()]
+
+    def test_beats(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "BEAT_S", 0.02)
+        beats = []
+        with LiveRun(tmp_path, lambda: {"n": beats.append(1)}).beating():
+            time.sleep(0.3)
+        assert len(beats) > 3
+
+    def test_that_was_killed_is_shown_as_dead(self, tmp_path):
+        program = (
+            "import os, sys; from pathlib import Path; from cogcache.live import LiveRun\n"
+            "with LiveRun(Path(sys.argv[1]), dict).beating(): os.kill(os.getpid(), 9)"
+        )
+        subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+        assert [row["state"] for row in live_runs(tmp_path)] == ["dead"]
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """What extractors said that worked together; one process forks them all."""
+    command = [sys.executable, "-m", "benchmarks.sharing", "--clips=24"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_extractors_make_each_clip_once_and_take_over_what_a_dead_one_held(shared):
+    assert shared.returncode == 0, shared.stdout + shared.stderr
+
+
+def test_extractors_share_the_work(shared):
+    found = re.findall(r"^\d extractors: made \[(.*)\]", shared.stdout, re.MULTILINE)
+    assert len(found) == 2
+    for counts in found:
+        assert sum(int(done) > 0 for done in counts.split(", ")) > 1
