@@ -70,7 +70,7 @@ class Decoder:
         self.again: deque[list[Request]] = deque()
         self.waiting: deque[_Live] = deque()
         self.live: list[_Live] = []
-        self.slots = SlotCache()
+        self.slots = self._no_slots()
 
     def submit(self, request: Request) -> None:
         """Put in a request between others, while `run` is under way."""
@@ -93,6 +93,9 @@ class Decoder:
             if not self._unfinished():
                 return
             yield from self._guarded(self._step)
+
+    def _no_slots(self) -> SlotCache:
+        return SlotCache(spare=1 if self.model.device.type == "cpu" else 0)
 
     def _unfinished(self) -> list[_Live]:
         return [row for row in self.live if not row.done] + list(self.waiting)
@@ -118,7 +121,7 @@ class Decoder:
 
     def _begin_anew(self, group: Sequence[Request] = ()) -> None:
         unfinished = [row.request for row in self._unfinished()] + list(group)
-        self.live, self.waiting, self.slots = [], deque(), SlotCache()
+        self.live, self.waiting, self.slots = [], deque(), self._no_slots()
         self.again.extend(list(each) for _, each in groupby(unfinished, lambda r: r.clip))
         self.rows_at_once //= 2
         logger.warning("out of memory: going on with %d captions at a time", self.rows_at_once)
