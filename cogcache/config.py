@@ -6,7 +6,6 @@ tables, so that ``max_frames`` under ``[sampling]`` is ``--max-frames`` on the c
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from cogcache.errors import ConfigError
 from cogcache.settings_errors import explain, unknown_key
+from cogcache.toml_file import read_toml
 
 DEFAULT_PROMPT = "Please describe this video in detail."
 PROMPT_NAME = r"[\w-]+"
@@ -38,6 +37,15 @@ PromptText = Annotated[str, Field(pattern=r"\S"), AfterValidator(str.strip)]
 # TOML has no null: 0 and "" stand for None, so that a complete file can say it.
 _NoneIfZero = BeforeValidator(lambda value: None if value == 0 and value is not False else value)
 _NoneIfEmpty = BeforeValidator(lambda value: None if value == "" else value)
+
+
+def _distinct(prompts: dict[str, str]) -> dict[str, str]:
+    """Refuse two names of one prompt: a caption is known by the prompt's text, and has one name."""
+    names: dict[str, str] = {}
+    for name, text in prompts.items():
+        if names.setdefault(text, name) != name:
+            raise ValueError(f"{names[text]!r} and {name!r} are the same prompt: leave one out")
+    return prompts
 
 
 class Table(BaseModel):
@@ -198,9 +206,9 @@ class Settings(Table):
     language: Language = Language()
     generation: Generation = Generation()
     limits: Limits = Limits()
-    prompts: Annotated[dict[PromptName, PromptText], Field(min_length=1)] = {
-        "default": DEFAULT_PROMPT
-    }
+    prompts: Annotated[
+        dict[PromptName, PromptText], Field(min_length=1), AfterValidator(_distinct)
+    ] = {"default": DEFAULT_PROMPT}
     """Prompts by name; each clip is captioned with all of them."""
 
 
@@ -260,29 +268,6 @@ def leaves(*tables: str) -> list[Leaf]:
         tables: names out of `TABLES`; ``"model"`` stands for the keys above all tables.
     """
     return [leaf for table in tables for leaf in _LEAVES[table]]
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds.
-
-    Raises:
-        ConfigError: there is no such file, or it is not TOML; the line is named.
-    """
-    try:
-        # utf-8-sig: editors on Windows put a mark in front that TOML does not know.
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no file {path}", "see configs/ for files to start from"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "give a TOML file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8", "give a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", 'texts need quotes: model = "tiny"'
-        ) from error
 
 
 def _leaf(name: str, table: str, model: type[Table]) -> Leaf:

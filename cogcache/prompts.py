@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cogcache.config import DEFAULT_PROMPT, PROMPT_NAME, Settings, read_toml
+from cogcache.config import DEFAULT_PROMPT, PROMPT_NAME, Settings
 from cogcache.errors import ConfigError
 from cogcache.settings_errors import explain
+from cogcache.toml_file import read_toml
 
 _SLUG_CHARACTERS = 40
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
 import queue
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from cogcache.errors import ClipError, CogcacheError, VideoError
 from cogcache.units import format_seconds
+from cogcache.worker_process import Bug, Program, work
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -67,7 +65,7 @@ def map_unordered(
             worker's traceback.
         CogcacheError: a worker cannot be started.
     """
-    pool = _Pool(_Program(task, initializer, initargs), workers, timeout_s)
+    pool = _Pool(Program(task, initializer, initargs), workers, timeout_s)
     source, ahead = iter(jobs), max(ahead, 1)
     return _results(pool, source, pool.give_out(source, ahead), ahead)
 
@@ -82,31 +80,17 @@ def _results(
                 return
             done, outcome = pool.results.get()
             in_flight -= 1
-            if isinstance(outcome, _Bug):
+            if isinstance(outcome, Bug):
                 raise outcome.error
             yield done, outcome
     finally:
         pool.close()
 
 
-@dataclass(frozen=True)
-class _Program:
-    task: Callable[[Any], Any]
-    initializer: Callable[..., object] | None
-    initargs: tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class _Bug:
-    """An error that is no job's fault."""
-
-    error: Exception
-
-
 class _Pool:
     """Threads that each drive one worker process."""
 
-    def __init__(self, program: _Program, workers: int, timeout_s: float) -> None:
+    def __init__(self, program: Program, workers: int, timeout_s: float) -> None:
         self.jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.results: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self.workers = [_Worker(program, timeout_s) for _ in range(workers)]
@@ -146,7 +130,7 @@ class _Pool:
 class _Worker:
     """One process at a time, started when there is a first job, replaced when it is lost."""
 
-    def __init__(self, program: _Program, timeout_s: float) -> None:
+    def __init__(self, program: Program, timeout_s: float) -> None:
         self.program, self.timeout_s = program, timeout_s
         self.closed = False
         self._lock = threading.Lock()
@@ -154,11 +138,11 @@ class _Worker:
         self._pipe: Connection[Any, Any] | None = None
 
     def run(self, job: object) -> object:
-        """Return the task's result, a ClipError, or a _Bug."""
+        """Return the task's result, a ClipError, or a Bug."""
         try:
             return self._exchange(job)
         except Exception as error:  # noqa: BLE001 - else it would end a thread unseen
-            return _Bug(error)
+            return Bug(error)
 
     def _exchange(self, job: object) -> object:
         data = ForkingPickler.dumps(job)
@@ -189,7 +173,7 @@ class _Worker:
         if self._pipe is not None:
             return self._pipe
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_work, args=(theirs, self.program), daemon=True)
+        process = _CONTEXT.Process(target=work, args=(theirs, self.program), daemon=True)
         with self._lock:
             if self.closed:
                 raise CogcacheError("the workers are closed")
@@ -198,7 +182,7 @@ class _Worker:
             self._process, self._pipe = process, ours
         theirs.close()  # so that its end is seen here
         said = self._first_word(ours)
-        if isinstance(said, _Bug):
+        if isinstance(said, Bug):
             raise said.error
         return ours
 
@@ -257,57 +241,3 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _work(pipe: Connection[Any, Any], program: _Program) -> None:
-    """Run in the worker: do job after job until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
-    try:
-        if program.initializer is not None:
-            program.initializer(*program.initargs)
-    except Exception as error:  # noqa: BLE001 - the parent raises it
-        pipe.send(_bug(error))
-        return
-    pipe.send(None)
-    with suppress(EOFError, OSError):
-        while True:
-            job = pipe.recv_bytes()
-            pipe.send(None)  # taken up: from here on a crash is the job's own
-            pipe.send_bytes(_answer(program.task, job))
-
-
-def _answer(task: Callable[[Any], Any], job: bytes) -> Any:
-    """Return the pickled result, ClipError or _Bug."""
-    try:
-        try:
-            return ForkingPickler.dumps(task(ForkingPickler.loads(job)))
-        except ClipError as error:
-            return ForkingPickler.dumps(error)
-        except MemoryError:
-            hint = "lower --max-frames or --decode-workers"
-            return ForkingPickler.dumps(VideoError("out_of_memory", "memory ran out", hint))
-    except Exception as error:  # noqa: BLE001 - the parent raises it
-        return ForkingPickler.dumps(_bug(error))
-
-
-def _bug(error: Exception) -> _Bug:
-    note = "In a worker process:\n" + "".join(traceback.format_exception(error))
-    try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:  # noqa: BLE001 - an error that cannot travel goes as its text
-        error = RuntimeError(repr(error))
-    error.add_note(note)
-    return _Bug(error)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent does, even in the middle of a job."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -13,9 +13,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from cogcache.models.cogvlm2 import CogVLM2VideoConfig, CogVLM2VideoForConditionalGeneration
-from cogcache.models.cogvlm2.modeling import merge_features
 from cogcache.models.cogvlm2.positions import shared_position_ids
 from cogcache.models.cogvlm2.preprocessing import preprocess, short_side_size
+from cogcache.models.cogvlm2.slots import merge_features
 from cogcache.models.partition import on_meta
 
 Model = CogVLM2VideoForConditionalGeneration

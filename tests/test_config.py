@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cogcache.config import TABLES, Leaf, Settings, leaves, load_settings, read_toml
+from cogcache.config import TABLES, Leaf, Settings, leaves, load_settings
 from cogcache.errors import CogcacheError, ConfigError
+from cogcache.toml_file import read_toml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 

@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 LAYERS = {
     0.0: {"errors", "stopping"},
     0.1: {"devices", "totals", "units"},
-    1.0: {"canonical", "inputs", "memory", "migrations", "sampling", "sealing", "settings_errors"},
+    1.0: {
+        "canonical",
+        "inputs",
+        "memory",
+        "migrations",
+        "sampling",
+        "sealing",
+        "settings_errors",
+        "toml_file",
+        "worker_process",
+    },
     1.1: {"catalog_rows", "config", "database", "feature_format", "keys", "live", "shapes"},
     1.2: {"checkpoint", "claims", "feature_file", "feature_reader", "file_memory", "prompts"},
     1.3: {"catalog", "store"},
