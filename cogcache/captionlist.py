@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -15,6 +16,8 @@ from cogcache.inputs import find_videos
 from cogcache.keys import CaptionKey, Field, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, recall
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +123,22 @@ def choose_clips(
             f"none of the {len(clips)} clips in the cache was made with these settings: {most}",
             "give the options or the --config that `cogcache extract` was given",
         )
+    if "vision_digest" not in wanted:
+        _check_makers(fitting, settings.model)
     return fitting
+
+
+def _check_makers(clips: Sequence[ClipRow], model: str) -> None:
+    """Check what can be checked where the vision half is not at hand to compare with."""
+    makers = {clip["model"] for clip in clips}
+    if len({str(clip["settings"]["vision_digest"]) for clip in clips}) > 1:
+        raise CacheError(
+            f"the cache holds features of {' and '.join(sorted(makers))}, and the vision half of "
+            f"{model} is not here to tell which are its",
+            "name the videos to caption, or fetch the vision half's shards",
+        )
+    if makers - {model}:
+        logger.warning("captioning features of %s with %s", ", ".join(sorted(makers)), model)
 
 
 def _names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:

@@ -132,11 +132,23 @@ def test_a_video_that_is_not_in_the_cache_is_said_to_be_missing(cache, tmp_path)
 # ---- the half and its machine -------------------------------------------------------------------
 
 
-def test_the_shards_of_the_language_half_suffice(cache, extracted, tmp_path):
+def test_the_shards_of_the_language_half_suffice(cache, extracted, tmp_path, caplog):
     model = without_shards_of("language", tmp_path / "model")
     report = caption(cache, asked(model=str(model)))
     assert {row["video"]: row["caption"] for row in captions(cache)} == extracted[1]
     assert set(report.bytes_by_shard) <= {path.name for path in model.iterdir()}
+    assert "captioning features of tiny with" in caplog.text
+
+
+def test_features_of_two_models_are_not_mixed_where_the_vision_half_is_not_there(cache, tmp_path):
+    with catalog_of(cache) as catalog:
+        first, *_ = catalog.clips()
+        other = {**first["settings"], "vision_digest": "0" * 64}
+        row = {**first, "feature_key": "0" * 64, "model": "other", "settings": other}
+        catalog.add_clip({name: row[name] for name in row if name not in ("created_at", "run")})
+    model = without_shards_of("language", tmp_path / "model")
+    with pytest.raises(CacheError, match="features of other and tiny"):
+        caption(cache, asked(model=str(model)))
 
 
 def test_the_shards_of_the_vision_half_do_not(cache, tmp_path):

@@ -187,6 +187,10 @@ MISUSE = {
         ["caption", "--cache=c", "--prompt=a=One?", "--prompt=a=Two?"],
         "two prompts are named 'a'",
     ),
+    "a prompt of two names": (
+        ["caption", "--cache=c", "--prompt=a=One?", "--prompt=b=One?"],
+        "'a' and 'b' are the same prompt",
+    ),
     "an empty prompt": (["caption", "--cache=c", "--prompt= "], "holds no text"),
 }
 
