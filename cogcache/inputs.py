@@ -35,10 +35,22 @@ def find_videos(arguments: Sequence[str]) -> list[Path]:
         ConfigError: an argument stands for nothing.
     """
     found: dict[str, Path] = {}
+    real_folders: dict[str, str] = {}
     for argument in arguments:
         for path in _expand(argument):
-            found.setdefault(os.path.realpath(path), Path(os.path.abspath(path)))  # noqa: PTH100
+            absolute = os.path.abspath(path)  # noqa: PTH100
+            found.setdefault(_real(absolute, real_folders), Path(absolute))
     return list(found.values())
+
+
+def _real(path: str, real_folders: dict[str, str]) -> str:
+    """Return what `os.path.realpath` returns, following the links of each folder only once."""
+    if os.path.islink(path):  # noqa: PTH114
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    if folder not in real_folders:
+        real_folders[folder] = os.path.realpath(folder)
+    return os.path.join(real_folders[folder], name)  # noqa: PTH118
 
 
 def _expand(argument: str) -> Iterator[Path]:

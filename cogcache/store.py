@@ -6,9 +6,11 @@ is complete; that it is sound is proven at each reading.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
 from pathlib import Path
@@ -94,6 +96,15 @@ class FeatureStore:
             for path in sorted(folder.glob("*.h5")):
                 if _KEY.fullmatch(path.stem) and path.stem[:2] == folder.name:
                     yield path.stem
+
+    def present(self) -> set[str]:
+        """Return the keys of all feature files: to ask for many, the quickest way."""
+        found: set[str] = set()
+        if self._features.is_dir():
+            for folder in os.listdir(self._features):  # noqa: PTH208 - a path object a file is dear
+                with suppress(NotADirectoryError):
+                    found.update(os.listdir(self._features / folder))  # noqa: PTH208
+        return {name[:-3] for name in found if name.endswith(".h5") and _KEY.fullmatch(name[:-3])}
 
     def __iter__(self) -> Iterator[str]:
         return self.keys()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cogcache.canonical import Template
 from cogcache.errors import ConfigError
 from cogcache.keys import CaptionKey, FeatureKey, canonical_bytes, differences, digest
 
@@ -177,3 +178,10 @@ def test_differences_name_the_field_and_both_values(made_with, wanted, line):
 def test_differences_come_by_name_and_one_a_field():
     lines = differences({"b": 1, "a": {"y": 1, "x": 1}}, {"b": 2, "a": {"y": 2, "x": 1}})
     assert [line.split()[0] for line in lines] == ["a.y", "b"]
+
+
+def test_a_template_gives_the_digest_of_all_fields_together():
+    shared = {"b": {"x": 1, "a": None}, "dtype": "bfloat16", "zeta": 0.5}
+    template = Template(shared, ("a", "end_s", "video"))
+    for values in ({"a": "é", "end_s": None, "video": "v"}, {"a": "", "end_s": 1.5, "video": ""}):
+        assert template.digest(values) == digest({**shared, **values})
