@@ -155,7 +155,7 @@ class Browser:
     def clips(self, number: int = 1) -> Page:
         """Return a page of all clips, each with the first of its captions."""
         sql = """SELECT clips.feature_key, clips.video, clips.start_s, clips.end_s, clips.model,
-                caption, prompt_name, flags
+                caption, prompt_name, quantization, flags
             FROM (SELECT rowid AS place FROM clips
                 ORDER BY video, start_s LIMIT :limit OFFSET :offset)
             JOIN clips ON clips.rowid = place
@@ -174,7 +174,8 @@ class Browser:
         total = self.value(f"SELECT sum(captions) FROM caption_totals WHERE {where}", values)
         # Left to itself, SQLite walks the whole table for the sake of its order.
         index = "INDEXED BY captions_flagged" if wanted.flag else ""
-        sql = f"""SELECT feature_key, video, start_s, end_s, model, caption, prompt_name, flags
+        sql = f"""SELECT feature_key, video, start_s, end_s, model, caption, prompt_name,
+                quantization, flags
             FROM captions WHERE id IN (
                 SELECT id FROM captions {index} WHERE {where}
                 ORDER BY id LIMIT :limit OFFSET :offset)

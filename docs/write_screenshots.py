@@ -33,7 +33,7 @@ def main() -> None:
         with Browser(cache / "catalog.sqlite") as browser:
             clip = browser.clips().rows[0]["feature_key"]
         pages = {
-            "web-clips": ("/?q=circles&prompt=detail", False),
+            "web-clips": ("/?q=slowly&prompt=detail", False),
             "web-clip": (f"/clip/{clip}", True),
             "web-run": ("/runs/1", False),
         }
