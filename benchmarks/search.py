@@ -1,10 +1,13 @@
 """How quick search is, over generated captions of 10^4 to 10^6.
 
     python -m benchmarks.search [--most 1000000] [--folder DIR]
+    python -m benchmarks.search --vectors 1000000
 
 Captions have 15 to 60 words drawn by Zipf's law from 30,000 made-up words. The queries are, in
 equal parts: one word of any frequency, two and three words drawn as the captions' are (so that
 most are common), phrases out of captions, beginnings of words, and a word within one folder.
+
+With `--vectors` the vector index alone is timed, over random vectors of 384 dimensions.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 from cogcache.catalog import Catalog
 from cogcache.search import CaptionSearch, rebuild_index
 from cogcache.selection import Selection
+from cogcache.semantic import NEAREST
 
 NUM_WORDS = 30_000
 BATCH = 10_000
@@ -138,13 +142,35 @@ def search_all(path: Path, asked: dict[str, list[tuple[str, Selection]]]) -> dic
     return times
 
 
+def measure_vectors(count: int, each: int) -> None:
+    """Fill a vector index as search by meaning does, and time its queries."""
+    from usearch.index import Index
+
+    rng, index = np.random.default_rng(0), Index(ndim=384, metric="cos", dtype="f16")
+    began = time.perf_counter()
+    for first in range(0, count, BATCH):
+        vectors = rng.standard_normal((min(BATCH, count - first), 384), np.float32)
+        index.add(np.arange(first, first + len(vectors), dtype=np.uint64), vectors)
+    filled_s, times = time.perf_counter() - began, []
+    for query in rng.standard_normal((each, 384), np.float32):
+        began = time.perf_counter()
+        index.search(query, NEAREST)
+        times.append((time.perf_counter() - began) * 1e3)
+    median, p99 = np.quantile(times, [0.5, 0.99])
+    print(f"{count:,} vectors: {count / filled_s:,.0f}/s, median {median:.1f} ms, p99 {p99:.1f} ms")
+
+
 def main() -> None:
     """Print the curve as a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--most", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=50, help="of each kind")
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--vectors", type=int, default=0)
     options = parser.parse_args()
+    if options.vectors:
+        measure_vectors(options.vectors, options.queries)
+        return
     kinds = ["any word", "two words", "three words", "phrase", "beginning", "in a folder"]
     heads = ["captions", "MiB", "added/s", "indexed/s", "median ms", "p99 ms", "worst ms"]
     print(f"load before: {os.getloadavg()[0]:.1f}")

@@ -61,8 +61,11 @@ class Embedder:
     def _load(self) -> Any:
         try:
             from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise ConfigError("search by meaning needs sentence-transformers", _HINT) from error
+        # A bar for each load says nothing to who searches; the command shows its own.
+        transformers_logging.disable_progress_bar()
         options = {"model_kwargs": {"use_safetensors": True}, "local_files_only": True}
         return SentenceTransformer(str(self.folder), **options)
 

@@ -29,9 +29,9 @@ from cogcache.selection import Selection
 
 AT_A_TIME: Final = 512
 SAVE_EACH: Final = 50_000
-NEAREST: Final = 1000
-"""How many of the nearest captions are looked at, before filters."""
-_FUSED: Final = 200
+NEAREST: Final = 200
+"""How many of the nearest captions are ranked."""
+_BEFORE_FILTERS: Final = 1000
 _FLATNESS: Final = 60  # the usual constant of reciprocal rank fusion
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
@@ -77,25 +77,28 @@ class SemanticIndex:
                 self._save(file, some)
         return len(missing)
 
-    def near(self, text: str, ids: Sequence[int] | None = None) -> list[tuple[int, float]]:
+    def near(
+        self, text: str, ids: Sequence[int] | None = None, count: int = NEAREST
+    ) -> list[tuple[int, float]]:
         """Return the captions nearest to ``text`` and how near (cosine), the nearest first.
 
         Args:
             text: what to look for.
             ids: look only among these; None: all.
+            count: how many to return at most.
         """
         if self._index is None:
             return []
         query = self._embedder.encode([text])[0]
         if ids is None:
-            found = self._index.search(query, NEAREST)
+            found = self._index.search(query, count)
             pairs = zip(found.keys, found.distances, strict=True)
             return [(int(key), 1 - float(distance)) for key, distance in pairs]
         keys = _held(self._index, np.array(ids, np.uint64))
         if not len(keys):
             return []
         scores = np.asarray(self._index.get(keys), np.float32).reshape(len(keys), -1) @ query
-        best = np.argsort(-scores, kind="stable")[:NEAREST]
+        best = np.argsort(-scores, kind="stable")[:count]
         return [(int(keys[i]), float(scores[i])) for i in best]
 
     def _missing(self, file: CatalogFile) -> list[int]:
@@ -142,10 +145,11 @@ def fused_search(
         raise ConfigError("there is nothing to look for", "describe what is to be seen")
     queries = _queries(text)
     scores, capped = search.rank(queries, selection)
-    by_words = nlargest(_FUSED, scores, key=lambda id_: (scores[id_], id_))
-    near = [id_ for id_, _ in index.near(text, search.few(selection))]
+    by_words = nlargest(NEAREST, scores, key=lambda id_: (scores[id_], id_))
+    count = NEAREST if selection == Selection() else _BEFORE_FILTERS
+    near = [id_ for id_, _ in index.near(text, search.few(selection), count)]
     passing = search.passing(near, selection)
-    by_meaning = [id_ for id_ in near if id_ in passing][:_FUSED]
+    by_meaning = [id_ for id_ in near if id_ in passing][:NEAREST]
     fused = _fuse([by_words, by_meaning])
     best = nlargest(limit + offset, fused, key=lambda id_: (fused[id_], id_))[offset:]
     return Results(search.hits(best, fused, queries), len(fused), capped)

@@ -74,6 +74,13 @@ def test_a_folder_that_no_export_made_is_never_replaced(write, tmp_path):
     assert (tmp_path / "out" / "mine" / "thesis.txt").read_text() == "years"
 
 
+def test_a_link_to_a_folder_is_never_replaced(write):
+    out = write("same", "musubi")
+    out.with_name("link").symlink_to(out)
+    with pytest.raises(ConfigError, match="not made by an export"):
+        write("link", "musubi", overwrite=True)
+
+
 def test_an_export_that_fails_leaves_the_earlier_one_and_no_litter(write, monkeypatch):
     out = write("same", "cogvideox")
     before = tree(out)

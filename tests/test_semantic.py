@@ -89,6 +89,16 @@ def test_captions_that_are_gone_are_not_found(cache, ask):
     assert DOG not in ask("dog")
 
 
+def test_a_caption_that_another_program_changed_is_embedded_again(cache, embedder):
+    index = SemanticIndex(cache, embedder)
+    index.update()
+    connection = sqlite3.connect(cache / "catalog.sqlite")
+    connection.execute("UPDATE captions SET caption = 'A kite in the sky.' WHERE id = 1")
+    connection.commit()
+    connection.close()
+    assert index.update() == 1
+
+
 @pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(b"nonsense")])
 def test_a_lost_or_damaged_index_is_made_anew(cache, embedder, damage):
     index = SemanticIndex(cache, embedder)

@@ -20,17 +20,21 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         multiple=True,
         metavar="FOLDER",
-        help="Only videos in this folder, at any depth; or one video. Repeatable, as all below.",
+        help="Only videos in this folder, at any depth; or one video. Repeatable.",
     ),
     click.option(
-        "--prompt-name", "prompts", multiple=True, metavar="NAME", help="Only answers to it."
+        "--prompt-name",
+        "prompts",
+        multiple=True,
+        metavar="NAME",
+        help="Only answers to it. Repeatable.",
     ),
     click.option(
         "--model",
         "models",
         multiple=True,
         metavar="NAME",
-        help="Only captions of this model, or of this imported set.",
+        help="Only captions of this model, or of this imported set. Repeatable.",
     ),
     click.option("--since", metavar="DAY", help="Only captions made on YYYY-MM-DD (UTC) or later."),
     click.option("--until", metavar="DAY", help="Only captions made on YYYY-MM-DD or earlier."),
@@ -41,7 +45,11 @@ _OPTIONS = (
         "--max-duration", "max_duration_s", type=float, metavar="SECONDS", help="Of the clip."
     ),
     click.option(
-        "--flag", "flags", multiple=True, metavar="FLAG", help="Only captions with this flag."
+        "--flag",
+        "flags",
+        multiple=True,
+        metavar="FLAG",
+        help="Only captions with this flag. Repeatable.",
     ),
     click.option("--no-flags", is_flag=True, help="Only captions without any flag."),
 )

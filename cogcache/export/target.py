@@ -32,7 +32,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
     if not overwrite:
         problem = f"{out} exists already"
         raise ConfigError(problem, "name another place, or replace it with --overwrite")
-    if out.is_dir() and not (out / MARK).is_file():
+    if out.is_dir() and (out.is_symlink() or not (out / MARK).is_file()):
         raise ConfigError(f"{out} was not made by an export", "name another place")
 
 
