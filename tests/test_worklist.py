@@ -169,6 +169,29 @@ def test_a_copy_is_listed_beside_the_first(desk):
     assert [row["video"] for row in desk.catalog.clips()] == [str(video), str(copy)]
 
 
+def test_a_caption_is_listed_for_each_file_that_holds_its_video(desk):
+    video = desk.video("a.mp4")
+    (clip,) = desk.list(video).missing
+    desk.seal(clip)
+    copy = shutil.copy(video, desk.folder / "copy.mp4")
+    desk.list(video, copy)
+    desk.catalog.add_captions(
+        [
+            {
+                "caption_key": "1" * 64, "feature_key": clip.key.digest, "video": str(video),
+                "start_s": 0.0, "end_s": None, "prompt_name": "color", "prompt": "What color?",
+                "caption": "Red.", "model": "tiny", "quantization": "nf4", "flags": [],
+                "num_tokens": 2, "seconds": 0.1, "settings": {},
+            }
+        ]
+    )  # fmt: skip
+    rows = desk.catalog.captions()
+    assert [(row["video"], row["caption"]) for row in rows] == [
+        (str(video), "Red."), (str(copy), "Red."),
+    ]  # fmt: skip
+    assert [row["video"] for row in desk.catalog.captions(video=str(copy))] == [str(copy)]
+
+
 def test_a_video_that_cannot_be_cut_fails_once_and_is_known_then(desk):
     video = desk.folder / "text.mp4"
     video.write_text("no video")
