@@ -9,6 +9,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
 from cogcache.config import Settings
 from cogcache.errors import CacheError
@@ -52,17 +53,31 @@ def list_captions(
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
     clips = choose_clips(settings, family, catalog, videos)
-    tasks = [
-        Task(clip, name, prompt, caption_key(*about, prompt, settings, family, identity))
-        for clip in clips
+    # Of some hundred thousand captions most are there: only what differs is encoded for each.
+    templates = [
+        (name, prompt, draw, _template(draw, prompt, settings, family, identity))
         for name, prompt in settings.prompts.items()
-        for about in ((clip["feature_key"], draw) for draw in range(settings.generation.n))
+        for draw in range(settings.generation.n)
     ]
-    known = catalog.caption_keys([task.key.digest for task in tasks])
-    missing = [task for task in tasks if task.key.digest not in known]
+    wanted = {
+        template.digest({"feature_key": clip["feature_key"]}): (clip, name, prompt, draw)
+        for clip in clips
+        for name, prompt, draw, template in templates
+    }
+    known = catalog.caption_keys(wanted.keys())
+    missing = [
+        Task(
+            clip,
+            name,
+            prompt,
+            caption_key(clip["feature_key"], draw, prompt, settings, family, identity),
+        )
+        for digest, (clip, name, prompt, draw) in wanted.items()
+        if digest not in known
+    ]
     # Neighbours of one length waste no padding, and the first batch shows the peak.
     missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
-    return CaptionList(missing, len(tasks) - len(missing))
+    return CaptionList(missing, len(wanted) - len(missing))
 
 
 def caption_key(
@@ -90,6 +105,15 @@ def caption_key(
         rotary_dtype=language.rotary_dtype,
         epoch=family.epoch,
     )
+
+
+def _template(
+    draw: int, prompt: str, settings: Settings, family: Family, identity: HalfIdentity
+) -> Template:
+    """Return what gives the digest of a `caption_key` from its feature key alone."""
+    fields = caption_key("", draw, prompt, settings, family, identity).fields()
+    del fields["feature_key"]
+    return Template(fields, ["feature_key"])
 
 
 def choose_clips(
