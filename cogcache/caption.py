@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.claims import sweep
 from cogcache.config import Settings
 from cogcache.errors import ClipError
+from cogcache.following import Following
 from cogcache.generation import Batches, Finished, Request
 from cogcache.guards import changes_for, flags_of
 from cogcache.memory import MemoryMonitor, sample
@@ -50,6 +52,7 @@ def caption(
     settings: Settings,
     *,
     videos: Sequence[str | Path] | None = None,
+    follow: bool = False,
 ) -> RunReport:
     """Caption every clip of the cache with every prompt, where the catalog lacks the caption.
 
@@ -57,6 +60,7 @@ def caption(
         cache: folder of the cache.
         settings: which model, prompts and precision; those of stage one say which clips.
         videos: only clips of these, which need not be there any more; None for all.
+        follow: wait for the clips that a running `extract` still adds.
 
     Returns:
         What was done. Captions are in the catalog.
@@ -73,14 +77,17 @@ def caption(
         split = Split()
         with split.time("digest"):
             identity = identify(family, "language", catalog)
-            work = list_captions(settings, family, identity, catalog, videos)
+            listed = partial(list_captions, settings, family, identity, catalog, videos)
+            work = listed()
         run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
         counts = Counts(found=work.num_cached + len(work.missing), cached=work.num_cached)
         report = RunReport(run, "caption", settings.model, counts, split)
-        if work.missing:
+        if work.missing or follow:
             job = _Captioning(settings, family, identity, store, catalog, report)
+            limit = settings.limits.limit
+            following = Following(cache, lambda: listed().missing, counts, limit, follow)
             with at_work(cache, report, settings.limits) as at:
-                job.run(work, at.stop)
+                job.run(work, following, at.stop)
             report.stopped, report.fault = at.stop.reason, at.stop.fault
     report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
@@ -101,8 +108,10 @@ class _Captioning:
     uncommitted: list[CaptionRow] = field(default_factory=list)
     committed_s: float = field(default_factory=time.monotonic)
 
-    def run(self, work: CaptionList, stop: Stop) -> None:
+    def run(self, work: CaptionList, following: Following, stop: Stop) -> None:
         """Make every missing caption, or as many as there is time for."""
+        if not (tasks := following.next(stop)):
+            return
         with self.report.split.time("load"):
             loaded = self._load()
         self.decoder = self._decoder(loaded)
@@ -111,10 +120,13 @@ class _Captioning:
             unit="caption", desc="caption", disable=None,
         )  # fmt: skip
         with self.bar:
-            finished = self.decoder.run(self._requests(work.missing, stop))
-            for made in self._timed(finished):
-                self._look_at(made)
-        self._commit()
+            while tasks:
+                finished = self.decoder.run(self._requests(tasks, stop))
+                for made in self._timed(finished):
+                    self._look_at(made)
+                self._commit()
+                tasks = following.next(stop)
+                self.bar.total = self.report.counts.found
         self.report.notes += self.decoder.statistics.lines()
 
     def _load(self) -> LoadedHalf:

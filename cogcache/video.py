@@ -169,4 +169,6 @@ def cut(
     step_s = segment_s - overlap_s
     num_clips = max(math.floor((duration_s - overlap_s) / step_s + 0.5), 1)
     starts = [index * step_s for index in range(num_clips)]
-    return [(start, start + segment_s) for start in starts[:-1]] + [(starts[-1], None)]
+    # From the next one's start: without overlap the two are the same number.
+    ends = [start + overlap_s for start in starts[1:]]
+    return list(zip(starts, [*ends, None], strict=True))

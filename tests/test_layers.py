@@ -43,7 +43,7 @@ LAYERS = {
     3.4: {"models.identity", "models.offload"},
     4.0: {"captionlist", "choosing", "generation", "guards", "kvcache", "preparation", "runs"},
     4.05: {"decoding", "readahead", "worklist"},
-    4.1: {"progress", "sharing", "writing", "plan"},
+    4.1: {"following", "plan", "progress", "sharing", "writing"},
     4.15: {"budget"},
     4.18: {"loading", "planning"},
     4.2: {"caption", "extract", "stages", "whole"},

@@ -7,7 +7,7 @@ import pytest
 
 from cogcache.config import Sampling
 from cogcache.errors import ConfigError, VideoError
-from cogcache.sampling import choose, per_second, uniform
+from cogcache.sampling import choose, per_second, spread, uniform
 
 PER_SECOND = Sampling(strategy="per_second")
 UNIFORM = Sampling(strategy="uniform")
@@ -141,3 +141,23 @@ def test_an_unknown_strategy_is_named():
 
     with pytest.raises(ConfigError, match="'each'"):
         choose(constant(10, 10), 10, Rule())
+
+
+class TestSpread:
+    def test_is_per_second_where_the_clip_has_no_more_seconds_than_frames(self):
+        times = np.arange(0, 10, 0.1)
+        assert spread(times, 24) == per_second(times, 24)
+
+    def test_reaches_from_the_first_frame_to_the_last_of_a_long_clip(self):
+        times = np.arange(0, 100, 0.5)
+        chosen = spread(times, 5)
+        assert (chosen[0], chosen[-1], len(chosen)) == (0, len(times) - 1, 5)
+
+    def test_leaves_no_gap_wider_than_the_others(self):
+        times = np.arange(0, 600, 0.04)
+        gaps = np.diff(times[spread(times, 24)])
+        assert gaps.max() - gaps.min() < 0.1
+
+    def test_goes_by_time_and_not_by_frames(self):
+        times = np.concatenate([np.arange(0, 10, 0.01), np.arange(10, 100, 1.0)])
+        assert np.diff(times[spread(times, 10)]).min() > 9

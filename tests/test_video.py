@@ -460,6 +460,18 @@ def test_a_video_is_cut_and_a_short_rest_joins_its_neighbour(duration_s, segment
     assert cut(duration_s, segment_s) == clips
 
 
+@pytest.mark.parametrize(
+    ("duration_s", "clips"),
+    [
+        (10.0, [(0.0, None)]),
+        (95.0, [(0.0, 30.0), (20.0, 50.0), (40.0, 70.0), (60.0, None)]),
+        (105.0, [(0.0, 30.0), (20.0, 50.0), (40.0, 70.0), (60.0, 90.0), (80.0, None)]),
+    ],
+)
+def test_clips_share_what_they_are_to_overlap(duration_s, clips):
+    assert cut(duration_s, 30.0, 10.0) == clips
+
+
 def test_clips_follow_one_another_without_a_gap():
     clips = cut(10_800.0, 7.3)
     assert all(before[1] == after[0] for before, after in pairwise(clips))

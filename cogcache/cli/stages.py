@@ -76,15 +76,16 @@ def extract(
 @click.command()
 @click.argument("videos", nargs=-1, type=str)
 @cache_option
+@click.option("--follow", is_flag=True, help="Wait for clips that a running extract still adds.")
 @settings_options(*STAGE_TWO, prompts=True)
-def caption(videos: tuple[str, ...], cache: Path, settings: Settings) -> None:
+def caption(videos: tuple[str, ...], cache: Path, follow: bool, settings: Settings) -> None:
     """Stage two: caption from the cache with the language half alone.
 
     VIDEOS choose among the cached ones; none given captions all.
     """
     from cogcache.caption import caption as run
 
-    _finish(run(cache, settings, videos=videos or None))
+    _finish(run(cache, settings, videos=videos or None, follow=follow))
 
 
 @click.command()

@@ -1,0 +1,83 @@
+"""Stage two beside stage one, and both within their limits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scenes import catalog_of, settings, write_scene
+
+from cogcache.caption import caption
+from cogcache.extract import extract
+from cogcache.live import LiveRun
+from cogcache.store import FeatureStore
+
+QUICK = {"quantization": "none", "max_new_tokens": 2, "frames_per_batch": 1}
+
+
+@pytest.fixture
+def videos(tmp_path):
+    (tmp_path / "videos").mkdir()
+    return [
+        tmp_path / "videos" / f"{number}.mp4"
+        for number in range(3)
+        if write_scene(tmp_path / "videos" / f"{number}.mp4", number, 4)
+    ]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    FeatureStore.create_or_open(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def num_captions(cache: Path) -> int:
+    with catalog_of(cache) as catalog:
+        return len(catalog.captions())
+
+
+def test_a_limit_is_the_most_that_one_run_makes_and_the_next_goes_on(videos, cache):
+    first = extract(videos, cache, settings(limit=2, **QUICK))
+    assert (first.counts.done, first.stopped, first.exit_status) == (2, "--limit 2", 0)
+    assert extract(videos, cache, settings(limit=2, **QUICK)).counts.done == 1
+    made = caption(cache, settings(limit=2, **QUICK))
+    assert (made.counts.done, made.stopped) == (2, "--limit 2")
+    assert caption(cache, settings(limit=2, **QUICK)).counts.done == 1
+
+
+def test_a_run_without_time_or_space_makes_nothing_and_says_why(videos, cache):
+    full = extract(videos, cache, settings(min_free_gib=1e9))
+    assert full.counts.done == 0
+    assert "free on the cache's disk" in full.stopped
+    assert full.exit_status == 1
+    late = extract(videos, cache, settings(max_hours=1e-9))
+    assert (late.counts.done, late.exit_status) == (0, 0)
+    assert "--max-hours" in late.stopped
+
+
+def test_following_captions_what_is_added_and_ends_when_stage_one_does(videos, cache):
+    with LiveRun(cache, lambda: {"command": "extract"}).beating():
+        options = ["--quantization", "none", "--max-new-tokens", "2", "--frames-per-batch", "1"]
+        command = [sys.executable, "-m", "cogcache", "caption", "--follow", "--cache", cache]
+        follower = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        extract(videos[:1], cache, settings(**QUICK))
+        ends_s = time.monotonic() + 90
+        while num_captions(cache) < 1 and time.monotonic() < ends_s:
+            time.sleep(0.2)
+        assert num_captions(cache) == 1
+        assert follower.poll() is None
+        extract(videos, cache, settings(**QUICK))
+    output, error = follower.communicate(timeout=90)
+    assert follower.returncode == 0, error
+    assert "3 captions made" in output
+    assert num_captions(cache) == 3
+
+
+def test_without_following_stage_two_ends_at_once(cache):
+    with LiveRun(cache, lambda: {"command": "extract"}).beating():
+        assert caption(cache, settings()).counts.found == 0
