@@ -63,6 +63,8 @@ class Selection:
             _compare("c.created_at < :until", "until", _day_after(self.until), values),
             _compare(f"{_DURATION} >= :shortest", "shortest", self.min_duration_s, values),
             _compare(f"{_DURATION} <= :longest", "longest", self.max_duration_s, values),
+            # The index of flagged captions is used only where the query says as much.
+            "c.flags <> '[]'" if self.flags else "",
             _any_of([_has_flag(n, flag, values) for n, flag in enumerate(self.flags)]),
             "c.flags = '[]'" if self.no_flags else "",
         ]
