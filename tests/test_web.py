@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
@@ -492,3 +499,39 @@ def test_a_timeline_of_a_device_shows_the_device():
     drawn = timeline([{"time_s": 0.0, **sample}, {"time_s": 1.0, **sample}], {"planned": 10})
     assert [area.name for area in drawn.areas] == ["device"]
     assert drawn.summary == "Peak 7 B in 1 s; planned: 10 B"
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+
+def test_the_command_serves_until_it_is_interrupted(collection):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["serve", f"--cache={collection.cache}", f"--port={port}"]
+    command = [sys.executable, "-m", "cogcache", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline() == f"http://127.0.0.1:{port}/  (Ctrl-C ends it)\n"
+            assert "4 clips" in _fetch(port, "/")
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+
+
+def test_a_port_that_is_taken_is_told(collection):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"--port={taken.getsockname()[1]}"
+        done = CliRunner().invoke(main, ["serve", f"--cache={collection.cache}", port])
+    assert done.exit_code == 2
+    assert "cannot listen on 127.0.0.1" in done.output
+
+
+def _fetch(port: int, path: str) -> str:
+    for _ in range(200):
+        try:
+            with urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+                return answer.read().decode()
+        except URLError:
+            time.sleep(0.1)
+    raise AssertionError("the server does not answer")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -12,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from cogcache.errors import CogcacheError
+from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import media, pages
 from cogcache.web.guard import Guard, check_address
 from cogcache.web.rendering import HERE
@@ -66,7 +67,8 @@ def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | N
     """Serve the pages over a cache until interrupted.
 
     Raises:
-        ConfigError: others can reach `host` and there is no token, or it is too short.
+        ConfigError: others can reach `host` and there is no token, or it is too short; or the
+            address is taken.
         CogcacheError: the cache cannot be opened.
     """
     import uvicorn
@@ -76,4 +78,15 @@ def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | N
         pass
     app = create_app(cache, token)
     # Addresses may bear the token: they are not logged.
-    uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
+    config = uvicorn.Config(app, access_log=False, log_level="warning")
+    with _listening(host, port) as listener, suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        problem = f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        raise ConfigError(problem, "name another --port, or an address of this machine") from error
