@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from browser import chromium, find_browser, served
 from collection import HOSTILE_NAME, SCRIPT, Collection, make_collection
@@ -15,7 +13,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 WAIT_S = 20
 TOKEN = "correct horse battery"
 
-if find_browser() is None and not os.environ.get("COGCACHE_NEEDS_BROWSER"):
+if find_browser() is None:
     pytest.skip(
         "Chromium is not here: apt install chromium chromium-driver", allow_module_level=True
     )
