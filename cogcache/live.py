@@ -115,11 +115,21 @@ def forget_dead(root: Path) -> list[str]:
     """Remove what dead runs have left of themselves; return their names."""
     names = {path.stem for path in (root / FOLDER).glob("*.*.*.*")}
     now_s = clock_s(root) if names else 0.0
-    dead = sorted(name for name in names if not is_alive(root, name, now_s))
+    dead = sorted(
+        name for name in names if not is_alive(root, name, now_s) and not _begins(root, name, now_s)
+    )
     for name in dead:
         for suffix in (".json", ".new"):
             (root / FOLDER / (name + suffix)).unlink(missing_ok=True)
     return dead
+
+
+def _begins(root: Path, name: str, now_s: float) -> bool:
+    """Say whether a run is writing its first word just now."""
+    try:
+        return now_s - (root / FOLDER / f"{name}.new").stat().st_mtime < 2 * BEAT_S
+    except FileNotFoundError:
+        return False
 
 
 @cache

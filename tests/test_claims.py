@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,10 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cogcache import live
 from cogcache.claims import Claims, sweep
+from cogcache.cli import main
 from cogcache.live import LiveRun, live_runs
+from cogcache.store import FeatureStore
 
 KEY = "ab" * 32
 ROOT = Path(__file__).parent.parent
@@ -116,6 +120,28 @@ class TestALiveRun:
         with LiveRun(tmp_path, lambda: {"n": beats.append(1)}).beating():
             time.sleep(0.3)
         assert len(beats) > 3
+
+    def test_that_writes_its_first_word_is_not_swept_away(self, tmp_path):
+        begins = LiveRun(tmp_path, dict)
+        begins.path.parent.mkdir()
+        begins.path.with_suffix(".new").write_text("{")
+        sweep(tmp_path)
+        assert begins.path.with_suffix(".new").exists()
+        age(begins.path.with_suffix(".new"), 10)
+        sweep(tmp_path)
+        assert not begins.path.with_suffix(".new").exists()
+
+    def test_is_listed_by_status_with_rate_and_rest(self, tmp_path):
+        FeatureStore.create_or_open(tmp_path / "cache")
+        facts = {"command": "extract", "found": 10, "cached": 2, "done": 3, "failed": 1}
+        facts |= {"skipped": 0, "per_s": 0.5, "eta_s": 8.0, "host_bytes": 2**30, "stopping": None}
+        with LiveRun(tmp_path / "cache", lambda: facts).beating():
+            options = ["status", "--cache", str(tmp_path / "cache")]
+            shown = CliRunner().invoke(main, options).output
+            (row,) = json.loads(CliRunner().invoke(main, [*options, "--json"]).output)
+        for text in ("at work", "6 of 10", "30 a minute", "8 s", "1 GiB"):
+            assert text in shown
+        assert (row["eta_s"], row["state"]) == (8.0, "at work")
 
     def test_that_was_killed_is_shown_as_dead(self, tmp_path):
         program = (
