@@ -51,7 +51,8 @@ docs: $(INSTALLED) ## Write the tables of docs/settings.md and the configs of fa
 screenshots: $(INSTALLED) ## Take the pictures of the docs anew (needs chromium and chromium-driver)
 	$(BIN)/python -m docs.write_screenshots
 
-bench: $(INSTALLED) ## Run the slow tests, which measure; results go to docs/measurements.md
+bench: $(INSTALLED) ## Measure: re-captioning, then the slow tests; results go to docs/measurements.md
+	$(BIN)/python -m benchmarks.recaption
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
 
 torture: $(INSTALLED) ## Kill each stage 200 times at random moments: some ten minutes
