@@ -121,6 +121,9 @@ class _Pool:
     def close(self) -> None:
         for worker in self.workers:
             worker.close()
+        # Not before all are closed: a thread that is not would take the word of another's end
+        # for a job, come back for the next, and leave the other waiting for ever.
+        for _ in self.workers:
             self.jobs.put(None)
         for thread in self.threads:
             thread.join()

@@ -16,7 +16,7 @@ import pytest
 import worker_tasks as tasks
 
 from cogcache.errors import CogcacheError, VideoError
-from cogcache.workers import map_unordered
+from cogcache.workers import _Worker, map_unordered
 
 HARMLESS = list(range(6))
 
@@ -235,3 +235,17 @@ def test_a_program_that_never_closes_its_workers_still_ends(program):
     parent = program("process_id", "sys.kept = results; next(results)")
     _, errors = parent.communicate(timeout=20)
     assert (parent.returncode, errors) == (0, "")
+
+
+@pytest.mark.timeout(60)
+def test_closing_ends_however_long_a_worker_takes_to_close(monkeypatch):
+    close = _Worker.close
+
+    def held_up(worker: _Worker) -> None:
+        """As on a busy machine: the other threads run on between two workers' closing."""
+        time.sleep(0.5)
+        close(worker)
+
+    monkeypatch.setattr(_Worker, "close", held_up)
+    assert run(range(4), task=tasks.double, workers=3) == {n: 2 * n for n in range(4)}
+    assert wait_until(lambda: not child_processes())
