@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -11,9 +13,12 @@ import pytest
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
+from cogcache.errors import CacheError
 from cogcache.extract import extract
 from cogcache.live import LiveRun
+from cogcache.sealing import seal
 from cogcache.store import FeatureStore
+from cogcache.upkeep import verify
 
 QUICK = {"quantization": "none", "max_new_tokens": 2, "frames_per_batch": 1}
 
@@ -81,3 +86,25 @@ def test_following_captions_what_is_added_and_ends_when_stage_one_does(videos, c
 def test_without_following_stage_two_ends_at_once(cache):
     with LiveRun(cache, lambda: {"command": "extract"}).beating():
         assert caption(cache, settings()).counts.found == 0
+
+
+def test_a_disk_that_is_full_all_the_same_ends_the_run_and_keeps_what_was_done(
+    videos, cache, monkeypatch
+):
+    sealed = []
+
+    def full_at_the_second(path, content, check=None):
+        sealed.append(path)
+        if len(sealed) == 2:
+            raise CacheError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
+        seal(path, content, check)
+
+    monkeypatch.setattr("cogcache.store.seal", full_at_the_second)
+    with pytest.raises(CacheError, match="No space left"):
+        extract(videos, cache, settings(**QUICK))
+    monkeypatch.undo()
+    assert not [*(cache / "claims").iterdir(), *(cache / "working").iterdir()]
+    report = extract(videos, cache, settings(**QUICK))
+    assert report.counts.cached + report.counts.done == 3
+    assert report.counts.cached >= 1
+    assert verify(cache) == []
