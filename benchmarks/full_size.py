@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cogcache.memory import MemoryMonitor
 from cogcache.units import parse_bytes
 
 GROUPS = Path("/sys/fs/cgroup/memory")
@@ -227,11 +228,13 @@ def main() -> None:
         print(json.dumps(run_limited(options.limit)))
         return
     started = time.perf_counter()
-    found = STAGES[options.stage](options.folder, options)
+    with MemoryMonitor() as monitor:
+        found = STAGES[options.stage](options.folder, options)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     found |= {
         "total_s": round(time.perf_counter() - started, 1),
         "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "sampled_peak_anonymous_bytes": monitor.peak.anonymous_bytes,
         "anonymous_bytes_at_end": status("RssAnon"),
         "file_bytes_at_end": status("RssFile"),
     }

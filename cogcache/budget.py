@@ -9,7 +9,14 @@ from typing import Any
 
 from cogcache.config import Settings
 from cogcache.models.sizes import HalfSizes
-from cogcache.plan import ITEM_BYTES, frame_bytes, kv_bytes, language_weight_bytes, row_bytes
+from cogcache.plan import (
+    ITEM_BYTES,
+    frame_bytes,
+    kv_bytes,
+    language_weight_bytes,
+    logit_bytes,
+    prefill_bytes,
+)
 from cogcache.runs import StagePlan
 from cogcache.units import MIB, format_bytes
 
@@ -110,9 +117,11 @@ def choose_language(
 ) -> LanguageChoice:
     """Choose the batch for stage two: as many rows as fit beside the weights."""
     weights = language_weight_bytes(sizes.num_parameters, config, settings)
-    per_row, cached = (part(config, settings, row_tokens) for part in (row_bytes, kv_bytes))
-    rows = min(settings.language.clips_per_batch, (usable - weights) // per_row)
+    prefill = prefill_bytes(config, settings, row_tokens)
+    cached, logits = kv_bytes(config, settings, row_tokens), logit_bytes(config)
+    rows = min(settings.language.clips_per_batch, (usable - weights - prefill) // (cached + logits))
     fits, rows = rows >= 1, max(rows, 1)
-    plan = StagePlan(weights, rows * (per_row - cached), rows * cached)
-    reason = f"{format_bytes(per_row)} a row beside {format_bytes(weights)} of weights"
-    return LanguageChoice(fits, rows, plan, weights + per_row, reason)
+    plan = StagePlan(weights, prefill + rows * logits, rows * cached)
+    reason = f"{format_bytes(cached)} of keys and values a row, {format_bytes(prefill)} to prefill "
+    reason += f"one, beside {format_bytes(weights)} of weights"
+    return LanguageChoice(fits, rows, plan, weights + prefill + cached + logits, reason)

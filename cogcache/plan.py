@@ -13,22 +13,17 @@ from cogcache.runs import StagePlan
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
-def plan_vision(identity: HalfIdentity, config: Mapping[str, Any], settings: Settings) -> StagePlan:
-    """Plan stage one with all weights resident."""
-    weights = identity.num_parameters * ITEM_BYTES[settings.vision.vision_dtype]
-    return StagePlan(weights, frame_bytes(config, settings) * settings.vision.frames_per_batch)
-
-
 def plan_language(
     identity: HalfIdentity, config: Mapping[str, Any], settings: Settings, row_tokens: int
 ) -> StagePlan:
-    """Plan stage two for batches whose longest row has `row_tokens` tokens before the caption."""
+    """Plan stage two for batches whose longest row has `row_tokens` tokens before the caption.
+
+    Clips are prefilled one at a time, so that only one prefill is in memory at once.
+    """
     rows = settings.language.clips_per_batch
     weights = language_weight_bytes(identity.num_parameters, config, settings)
-    cached = kv_bytes(config, settings, row_tokens)
-    return StagePlan(
-        weights, rows * (row_bytes(config, settings, row_tokens) - cached), rows * cached
-    )
+    activations = prefill_bytes(config, settings, row_tokens) + rows * logit_bytes(config)
+    return StagePlan(weights, activations, rows * kv_bytes(config, settings, row_tokens))
 
 
 def frame_bytes(config: Mapping[str, Any], settings: Settings) -> int:
@@ -43,13 +38,17 @@ def frame_bytes(config: Mapping[str, Any], settings: Settings) -> int:
     return _positions(vision) * wide * ITEM_BYTES[settings.vision.vision_dtype]
 
 
-def row_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
-    """Return what one row takes: keys and values, the prefill's widest moment, logits."""
+def prefill_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
+    """Return what the prefill of one row takes at its widest moment, in a block's MLP."""
     text = _text(config)
     wide = 3 * int(text.get("intermediate_size") or 4 * text["hidden_size"])
     wide += 4 * int(text["hidden_size"])
-    prefill = row_tokens * wide * ITEM_BYTES[settings.language.compute_dtype]
-    return kv_bytes(config, settings, row_tokens) + prefill + int(text["vocab_size"]) * 4
+    return row_tokens * wide * ITEM_BYTES[settings.language.compute_dtype]
+
+
+def logit_bytes(config: Mapping[str, Any]) -> int:
+    """Return one row's logits in float32; only the last position has any."""
+    return int(_text(config)["vocab_size"]) * 4
 
 
 def kv_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
