@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.torture import Torture, decode_here, hold, stage_one
 from cogcache.claims import sweep
 from cogcache.config import load_settings
+from cogcache.store import FeatureStore
 from cogcache.upkeep import verify
 
 DECODE_S = 0.02
@@ -71,7 +72,8 @@ def share(torture: Torture, extractors: int, clips: int, *, kill: bool) -> list[
     counts = [json.loads((torture.folder / f"counts-{n}.json").read_text()) for n in left]
     hold(made(torture) == clips, f"{made(torture)} of {clips} clips are made")
     hold(verify(torture.cache) == [], "the cache is not sound")
-    sweep(torture.cache)  # as the next start does
+    FeatureStore.open(torture.cache).sweep()  # both as the next start does
+    sweep(torture.cache)
     hold(not torture.litter(), f"litter is left: {torture.litter()}")
     for each in counts:
         hold(each["done"] + each["cached"] == clips, f"one counts otherwise: {each}")

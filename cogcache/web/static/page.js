@@ -42,9 +42,16 @@ function searchAsTyped(form, results) {
 function keepToClip(video, replay, status) {
   const start = Number(video.dataset.start);
   const end = video.dataset.end === undefined ? Infinity : Number(video.dataset.end);
-  video.addEventListener("loadedmetadata", () => {
+  const enter = () => {
     if (video.currentTime < start) video.currentTime = start;
-  });
+  };
+  const tellError = () => {
+    status.textContent = "This browser cannot play the video, or it is gone.";
+  };
+  // Both may have come before this script ran; their events do not come again.
+  if (video.readyState > 0) enter();
+  if (video.error) tellError();
+  video.addEventListener("loadedmetadata", enter);
   video.addEventListener("timeupdate", () => {
     if (video.currentTime >= end && !video.paused && video.dataset.past !== "1") {
       video.pause();
@@ -52,9 +59,7 @@ function keepToClip(video, replay, status) {
       status.textContent = "The clip ends here; play on for the rest of the video.";
     }
   });
-  video.addEventListener("error", () => {
-    status.textContent = "This browser cannot play the video, or it is gone.";
-  });
+  video.addEventListener("error", tellError);
   replay.addEventListener("click", () => {
     delete video.dataset.past;
     status.textContent = "";
