@@ -5,10 +5,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cogcache import memory
-from cogcache.memory import MemoryMonitor, MemorySample, sample
+from cogcache.memory import MemoryMonitor, MemorySample, blocks_given_back, sample
 
 MB = 1_000_000
 SIZE = 200 * MB
@@ -138,3 +139,15 @@ def test_loading_weights_on_the_cpu_counts_as_mapped(tmp_path):
         del weight
     assert abs(grown(monitor, "file_bytes") - 100 * MB) < SLACK
     assert grown(monitor, "anonymous_bytes") < SLACK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc has the threshold")
+def test_a_freed_block_is_given_back_at_once():
+    np.ones(31 << 20, np.uint8)  # freed at once: from here on glibc keeps blocks up to this size
+    with blocks_given_back():
+        before = sample().anonymous_bytes
+        # Freed in another order than they were made, as weights are while a half is quantised.
+        blocks = [np.ones(8 << 20, np.uint8) for _ in range(24)]
+        del blocks[::2]
+        kept = sample().anonymous_bytes - before
+    assert kept < 13 * (8 << 20)

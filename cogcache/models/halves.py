@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, TensorMismatchError
+from cogcache.memory import blocks_given_back
 from cogcache.models.partition import (
     Half,
     ModulePaths,
@@ -148,7 +149,8 @@ def load_half(
         folder = Path(tempfile.mkdtemp(prefix="cogcache-"))
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         whole.checkpoint.view(names, folder)
-        loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
+        with blocks_given_back():
+            loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
         weakref.finalize(loaded, undo.pop_all().close)
     check_half(loaded, half, whole.partition.modules, offloaded="offload_folder" in loading)
     read: Counter[str] = Counter()
