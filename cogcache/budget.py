@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cogcache.config import Settings
@@ -51,11 +51,6 @@ class LanguageChoice:
     plan: StagePlan
     smallest_bytes: int
     reason: str
-
-
-def as_row(choice: VisionChoice | LanguageChoice) -> dict[str, Any]:
-    """Return a choice by field name, for JSON."""
-    return asdict(choice) | {"peak_bytes": choice.plan.peak_bytes}
 
 
 def usable_bytes(memory_bytes: int, *, on_device: bool) -> int:

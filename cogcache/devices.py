@@ -23,11 +23,6 @@ def pick_device(device: str) -> str:
     return device
 
 
-def sees_gpu() -> bool:
-    """Say whether `auto` would pick a GPU."""
-    return pick_device("auto") != "cpu"
-
-
 def free_bytes(device: str) -> int:
     """Return the memory that is free on a device: of a GPU, or what the system could still give."""
     import psutil

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING
 
 from cogcache.budget import VisionChoice, choose_vision, usable_bytes
@@ -41,8 +40,7 @@ def load_vision(
         raise ConfigError(problem, "`cogcache plan` says what fits; give more with --memory")
     if choice.resident_layers == choice.num_layers:
         return load_half(whole, "vision", dtype=_dtype(settings), device=device), choice
-    folder = tempfile.mkdtemp(prefix="cogcache-offload-")
-    options = offload_options(whole, "vision", choice.resident_layers, device, folder)
+    options = offload_options(whole, "vision", choice.resident_layers, device)
     return load_half(whole, "vision", dtype=_dtype(settings), device=device, **options), choice
 
 

@@ -28,8 +28,8 @@ def pixels() -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
 @pytest.mark.parametrize("resident", [0, 1])
-def test_features_equal_those_of_the_resident_half(whole, pixels, resident, tmp_path):
-    options = offload_options(whole, "vision", resident, "cpu", str(tmp_path))
+def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
+    options = offload_options(whole, "vision", resident, "cpu")
     offloaded = load_half(whole, "vision", **options).model
     expected = load_half(whole, "vision").model.get_video_features(pixels).pooler_output
     with torch.inference_mode():
@@ -38,8 +38,8 @@ def test_features_equal_those_of_the_resident_half(whole, pixels, resident, tmp_
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys")
-def test_waiting_blocks_are_not_in_memory(whole, tmp_path):
-    options = offload_options(whole, "vision", 1, "cpu", str(tmp_path))
+def test_waiting_blocks_are_not_in_memory(whole):
+    options = offload_options(whole, "vision", 1, "cpu")
     model = load_half(whole, "vision", **options).model
     first, second = (model.get_submodule(path) for path in block_paths(model))
     assert {p.device.type for p in first.parameters()} == {"cpu"}

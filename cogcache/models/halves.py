@@ -128,7 +128,8 @@ def load_half(
         dtype: of the weights that are not quantised; bfloat16 by default.
         device: where to put it.
         quantization: how to quantise the decoder's layers; language half only.
-        **loading: passed on to `from_pretrained`: `device_map`, `max_memory`, `offload_folder`.
+        **loading: passed on to `from_pretrained`: `device_map`, `max_memory`. What waits on the
+            disk lies in the half's own folder, which goes when the model does.
 
     Raises:
         CheckpointError: a shard is missing or cut short, a tensor is missing or misshapen.
@@ -149,10 +150,11 @@ def load_half(
         folder = Path(tempfile.mkdtemp(prefix="cogcache-"))
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         whole.checkpoint.view(names, folder)
+        options["offload_folder"] = str(folder / "offload")
         with blocks_given_back():
             loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
         weakref.finalize(loaded, undo.pop_all().close)
-    check_half(loaded, half, whole.partition.modules, offloaded="offload_folder" in loading)
+    check_half(loaded, half, whole.partition.modules, offloaded=_is_offloaded(loaded))
     read: Counter[str] = Counter()
     for name, info in described.items():
         read[whole.checkpoint.weight_map[name]] += info.num_bytes
@@ -163,6 +165,10 @@ def load_half(
     seconds = time.perf_counter() - started
     logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
     return LoadedHalf(loaded, half, whole.partition, dict(read), seconds, folder, report)
+
+
+def _is_offloaded(model: PreTrainedModel) -> bool:
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
 def load_whole(model: str | WholeModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:

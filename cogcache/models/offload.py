@@ -15,7 +15,7 @@ from cogcache.models.sizes import block_paths
 
 
 def offload_options(
-    whole: WholeModel, half: Half, resident_layers: int, device: str, folder: str
+    whole: WholeModel, half: Half, resident_layers: int, device: str
 ) -> dict[str, Any]:
     """Return what `load_half` must be given so that only the first blocks stay on `device`.
 
@@ -24,7 +24,6 @@ def offload_options(
         half: which half of it.
         resident_layers: how many blocks stay.
         device: where the half runs.
-        folder: for blocks that must be converted before they can wait on the disk.
     """
     model = on_meta(half_class(whole.cls, half, whole.partition.modules), whole.config)
     blocks = block_paths(model)
@@ -34,7 +33,7 @@ def offload_options(
         path: place if number < resident_layers else waiting for number, path in enumerate(blocks)
     }
     device_map |= dict.fromkeys(_beside(model, set(blocks)), place)
-    return {"device_map": device_map, "offload_folder": folder}
+    return {"device_map": device_map}
 
 
 def _beside(model: Any, blocks: set[str]) -> list[str]:
