@@ -12,43 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-PUBLISHED = Path(__file__).parents[1] / "tests" / "golden" / "published-tensors.json"
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 POOL = 1 << 25
 """Random values that all weights are cut from, at offsets of their own: drawing 12.5 billion
 would take longer than everything that is measured."""
-CONFIG = {
-    "architectures": ["CogVLMVideoForCausalLM"],
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "pad_token_id": 128002,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 2048,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_multi_query_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "template_version": "base",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-    "vision_config": {
-        "dropout_prob": 0.0,
-        "hidden_act": "gelu",
-        "hidden_size": 1792,
-        "image_size": 224,
-        "in_channels": 3,
-        "intermediate_size": 15360,
-        "layer_norm_eps": 1e-06,
-        "num_heads": 16,
-        "num_hidden_layers": 63,
-        "num_positions": 257,
-        "patch_size": 14,
-    },
-}
+CONFIG = json.loads((GOLDEN / "published-config.json").read_text())
 TOTAL_BYTES = 25_015_065_088
 
 
@@ -68,7 +36,7 @@ class Entry:
 
 def published_entries() -> list[Entry]:
     """Return all tensors as they are published, in the order of their names."""
-    content = json.loads(PUBLISHED.read_text())
+    content = json.loads((GOLDEN / "published-tensors.json").read_text())
     entries = [
         Entry(template.format(layer), shard, tuple(shape))
         for shard, template, first, last, shape in content["tensors"]

@@ -5,7 +5,15 @@ from functools import cache
 
 import pytest
 import torch
-from checkpoints import MINI, SMALL, names_in, published_tensors, read_checkpoint, write_checkpoint
+from checkpoints import (
+    GOLDEN,
+    MINI,
+    SMALL,
+    names_in,
+    published_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import initialization
@@ -27,44 +35,7 @@ KINDS = {
 BOUNDS = {"float32": 1e-5, "bf16_rope": 1e-4, "bfloat16": 2.5e-2}
 SLOT = 3
 PER_FRAME = 6
-PUBLISHED = {
-    "architectures": ["CogVLMVideoForCausalLM"],
-    "auto_map": {
-        "AutoConfig": "configuration_cogvlm.CogVLMConfig",
-        "AutoModelForCausalLM": "modeling_cogvlm.CogVLMVideoForCausalLM",
-    },
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 2048,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_multi_query_heads": 8,
-    "pad_token_id": 128002,
-    "rms_norm_eps": 1e-05,
-    "template_version": "base",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.43.1",
-    "use_cache": True,
-    "vision_config": {
-        "dropout_prob": 0.0,
-        "hidden_act": "gelu",
-        "hidden_size": 1792,
-        "image_size": 224,
-        "in_channels": 3,
-        "intermediate_size": 15360,
-        "layer_norm_eps": 1e-06,
-        "num_heads": 16,
-        "num_hidden_layers": 63,
-        "num_positions": 257,
-        "patch_size": 14,
-    },
-    "vocab_size": 128256,
-}
+PUBLISHED = json.loads((GOLDEN / "published-config.json").read_text())
 """The published config.json; it has no model_type."""
 
 
