@@ -73,24 +73,24 @@ def caption(
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:
-        split = Split()
-        with split.time("digest"):
-            identity = identify(family, "language", catalog)
-            listed = partial(list_captions, settings, family, identity, catalog, videos)
-            work = listed()
-        run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
-        counts = Counts(found=work.num_cached + len(work.missing), cached=work.num_cached)
-        report = RunReport(run, "caption", settings.model, counts, split)
-        if work.missing or follow:
-            job = _Captioning(settings, family, identity, store, catalog, report)
-            limit = settings.limits.limit
-            following = Following(cache, lambda: listed().missing, counts, limit, follow)
-            with at_work(cache, report, settings.limits) as at:
-                job.run(work, following, at.stop)
-            report.stopped, report.fault = at.stop.reason, at.stop.fault
-    report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
+        with MemoryMonitor() as monitor:
+            split = Split()
+            with split.time("digest"):
+                identity = identify(family, "language", catalog)
+                listed = partial(list_captions, settings, family, identity, catalog, videos)
+                work = listed()
+            run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
+            counts = Counts(found=work.num_cached + len(work.missing), cached=work.num_cached)
+            report = RunReport(run, "caption", settings.model, counts, split)
+            if work.missing or follow:
+                job = _Captioning(settings, family, identity, store, catalog, report)
+                limit = settings.limits.limit
+                following = Following(cache, lambda: listed().missing, counts, limit, follow)
+                with at_work(cache, report, settings.limits) as at:
+                    job.run(work, following, at.stop)
+                report.stopped, report.fault = at.stop.reason, at.stop.fault
+        report.finish(monitor)
         catalog.finish_run(run, **report.row())
     return report
 

@@ -73,25 +73,25 @@ def extract(
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with Catalog(cache / "catalog.sqlite") as catalog, MemoryMonitor() as monitor:
-        split = Split()
-        with split.time("digest"):
-            identity = identify(family, "vision", catalog)
-            wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
-            work = list_work(paths, wanted, store, catalog)
-        run = catalog.start_run("extract", settings.model, settings.model_dump(mode="json"))
-        counts = Counts(found=work.num_clips, cached=len(work.cached))
-        counts.skipped = len(work.known_failures)
-        counts.copies = sum(map(len, work.copies.values()))
-        report = RunReport(run, "extract", settings.model, counts, split)
-        for bad in work.failures:
-            note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
-        if work.missing:
-            with at_work(cache, report, settings.limits) as at:
-                _Extraction(wanted, store, catalog, report, at).run(work)
-            report.stopped, report.fault = at.stop.reason, at.stop.fault
-    report.finish(monitor)
     with Catalog(cache / "catalog.sqlite") as catalog:
+        with MemoryMonitor() as monitor:
+            split = Split()
+            with split.time("digest"):
+                identity = identify(family, "vision", catalog)
+                wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
+                work = list_work(paths, wanted, store, catalog)
+            run = catalog.start_run("extract", settings.model, settings.model_dump(mode="json"))
+            counts = Counts(found=work.num_clips, cached=len(work.cached))
+            counts.skipped = len(work.known_failures)
+            counts.copies = sum(map(len, work.copies.values()))
+            report = RunReport(run, "extract", settings.model, counts, split)
+            for bad in work.failures:
+                note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
+            if work.missing:
+                with at_work(cache, report, settings.limits) as at:
+                    _Extraction(wanted, store, catalog, report, at).run(work)
+                report.stopped, report.fault = at.stop.reason, at.stop.fault
+        report.finish(monitor)
         catalog.finish_run(run, **report.row())
     return report
 
