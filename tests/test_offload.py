@@ -26,7 +26,6 @@ def pixels() -> torch.Tensor:
     return torch.randn(5, 3, 56, 56, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
-@pytest.mark.filterwarnings("ignore:The following device_map keys")
 @pytest.mark.parametrize("resident", [0, 1])
 def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
     options = offload_options(whole, "vision", resident, "cpu")
@@ -37,7 +36,6 @@ def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.filterwarnings("ignore:The following device_map keys")
 def test_waiting_blocks_are_not_in_memory(whole):
     options = offload_options(whole, "vision", 1, "cpu")
     model = load_half(whole, "vision", **options).model

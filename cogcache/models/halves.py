@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -151,7 +152,9 @@ def load_half(
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         whole.checkpoint.view(names, folder)
         options["offload_folder"] = str(folder / "offload")
-        with blocks_given_back():
+        with blocks_given_back(), warnings.catch_warnings():
+            # A device map names loose parameters too; accelerate looks for modules only.
+            warnings.filterwarnings("ignore", message="The following device_map keys")
             loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
         weakref.finalize(loaded, undo.pop_all().close)
     check_half(loaded, half, whole.partition.modules, offloaded=_is_offloaded(loaded))
