@@ -30,7 +30,9 @@ def text_files() -> list[Path]:
     """Return the files of the project, wherever git or a package has put them."""
     folders = [".ci", "cogcache", "configs", "docs", "tests", "training"]
     paths = [*ROOT.iterdir(), *(path for name in folders for path in (ROOT / name).rglob("*"))]
-    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()]
+    # In a further worktree of git's `.git` is a file that says where the repository lies.
+    files = [path for path in paths if path.is_file() and path.name != ".git"]
+    return [path for path in files if b"\0" not in path.read_bytes()]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
