@@ -21,9 +21,9 @@ from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import Claims, sweep
 from cogcache.config import Settings
-from cogcache.errors import ClipError, CogcacheError
+from cogcache.errors import ClipError
 from cogcache.inputs import find_videos
-from cogcache.memory import MemoryMonitor, out_of_memory, sample
+from cogcache.memory import MemoryMonitor
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
@@ -36,8 +36,7 @@ from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work
 from cogcache.writing import ClipWriter, note_failure
 
 if TYPE_CHECKING:
-    from cogcache.models.family import ClipTensors
-    from cogcache.models.halves import LoadedHalf
+    from cogcache.encoding import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,6 @@ class _Extraction:
 
     def __post_init__(self) -> None:
         self.vision = self.wanted.settings.vision
-        self.frames_per_batch = self.vision.frames_per_batch
         self.bar: tqdm[Any] = tqdm(disable=True)
         self.claims = Claims(self.at.run)
         self.sharing = Sharing(self.claims, self.store, self.catalog, self.at.stop)
@@ -118,8 +116,7 @@ class _Extraction:
         """Make every missing clip that no other run makes, or as many as there is time for."""
         # Before the weights: the workers decode while those are read.
         prepared = self._prepare(work.missing)
-        with self.report.split.time("load"):
-            loaded = self._load()
+        encoder = self._encoder()
         total = work.num_clips
         self.bar = tqdm(
             total=total,
@@ -134,25 +131,30 @@ class _Extraction:
                 work.copies, thread,
             )  # fmt: skip
             try:
-                self._pass(prepared, loaded)
+                self._pass(prepared, encoder)
                 # What other runs had in hand is made by now, or theirs no more.
                 while held := self.sharing.wait_for_others():
-                    self._pass(self._prepare(held), loaded)
+                    self._pass(self._prepare(held), encoder)
             finally:
                 self.claims.release_all()
 
-    def _pass(self, prepared: Iterator[Prepared], loaded: LoadedHalf) -> None:
+    def _pass(self, prepared: Iterator[Prepared], encoder: Encoder) -> None:
         for clip, result in self._timed(prepared):
             if isinstance(result, ClipError):
                 self.writer.fail(clip, result)
             else:
                 self.batch.append((clip, result))
-            if sum(item.num_frames for _, item in self.batch) >= self.frames_per_batch:
-                self._encode(loaded)
+            if sum(item.num_frames for _, item in self.batch) >= encoder.frames_per_batch:
+                self._encode(encoder)
             self._show()
-        self._encode(loaded)
+        self._encode(encoder)
         self.writer.commit(leave=0)
         self._show()
+
+    def _encoder(self) -> Encoder:
+        from cogcache.encoding import Encoder
+
+        return Encoder(self.wanted.settings, self.wanted.family, self.report)
 
     def _show(self) -> None:
         """Bring the bar and the counts of what others have made up to date."""
@@ -160,20 +162,6 @@ class _Extraction:
         counts.cached += self.sharing.made.drain()
         counts.skipped += self.sharing.failed.drain()
         self.bar.update(counts.settled - self.bar.n)
-
-    def _load(self) -> LoadedHalf:
-        from cogcache.loading import load_vision
-        from cogcache.models.halves import WholeModel
-
-        family = self.wanted.family
-        whole = WholeModel.of(family.checkpoint, **family.partition_settings())
-        self.report.base_bytes = sample().host_bytes
-        loaded, choice = load_vision(whole, family, self.wanted.settings)
-        self.frames_per_batch = choice.frames_per_batch
-        self.report.planned = choice.plan
-        self.report.notes.append(choice.reason)
-        self.report.bytes_by_shard = dict(loaded.bytes_by_shard)
-        return loaded
 
     def _prepare(self, clips: Sequence[Clip]) -> Iterator[Prepared]:
         """Start the decode workers; the iterator gives each clip, prepared or failed."""
@@ -207,32 +195,12 @@ class _Extraction:
                 return
             yield item
 
-    def _encode(self, loaded: LoadedHalf) -> None:
+    def _encode(self, encoder: Encoder) -> None:
         """Encode the batch in hand and give its clips to the writer."""
         if not self.batch:
             return
-        with self.report.split.time("encode"):
-            encoded = self._encode_within_memory(loaded, [item.tensors() for _, item in self.batch])
-            for (clip, prepared), features in zip(self.batch, encoded, strict=True):
-                host = {name: tensor.cpu() for name, tensor in features.tensors.items()}
-                self.writer.take(clip, prepared, type(features)(host, features.texts))
+        encoded = encoder.encode([item.tensors() for _, item in self.batch])
+        for (clip, prepared), features in zip(self.batch, encoded, strict=True):
+            self.writer.take(clip, prepared, features)
         self.batch.clear()
         self.writer.commit()
-
-    def _encode_within_memory(
-        self, loaded: LoadedHalf, clips: Sequence[ClipTensors]
-    ) -> list[ClipTensors]:
-        """Encode; where memory runs out, with half as many frames in one pass."""
-        while True:
-            try:
-                return self.wanted.family.encode(loaded.model, clips, self.frames_per_batch)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                if self.frames_per_batch == 1:
-                    raise CogcacheError(
-                        "memory runs out with a single frame in a pass",
-                        "give the stage more memory, or --device cpu",
-                    ) from error
-            self.frames_per_batch //= 2
-            logger.warning("out of memory: going on with %d frames a pass", self.frames_per_batch)

@@ -46,6 +46,7 @@ LAYERS = {
     4.1: {"following", "plan", "progress", "sharing", "writing"},
     4.15: {"budget"},
     4.18: {"loading", "planning"},
+    4.19: {"captioning", "encoding"},
     4.2: {"caption", "extract", "stages", "whole"},
     4.9: {"caption_import", "queries", "selection"},
     5.0: {"demo", "doctor", "embedding", "export", "modelinfo", "options", "search", "tables"},
