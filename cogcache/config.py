@@ -12,31 +12,23 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from cogcache.settings_base import (
+    AtLeastOne,
+    NoneIfEmpty,
+    NoneIfZero,
+    Positive,
+    PromptName,
+    PromptText,
+    Table,
+)
+from cogcache.settings_clips import Clips
 from cogcache.settings_errors import explain, unknown_key
 from cogcache.toml_file import read_toml
 
 DEFAULT_PROMPT = "Please describe this video in detail."
-PROMPT_NAME = r"[\w-]+"
-
-AtLeastOne = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-PromptName = Annotated[str, Field(pattern=rf"^{PROMPT_NAME}$")]
-# Blanks around a prompt go, as they do on the command line: a key must not depend on the way.
-PromptText = Annotated[str, Field(pattern=r"\S"), AfterValidator(str.strip)]
-
-# TOML has no null: 0 and "" stand for None, so that a complete file can say it.
-_NoneIfZero = BeforeValidator(lambda value: None if value == 0 and value is not False else value)
-_NoneIfEmpty = BeforeValidator(lambda value: None if value == "" else value)
+DEFAULT_PROMPTS = {"default": DEFAULT_PROMPT}
 
 
 def _distinct(prompts: dict[str, str]) -> dict[str, str]:
@@ -46,18 +38,6 @@ def _distinct(prompts: dict[str, str]) -> dict[str, str]:
         if names.setdefault(text, name) != name:
             raise ValueError(f"{names[text]!r} and {name!r} are the same prompt: leave one out")
     return prompts
-
-
-class Table(BaseModel):
-    """What all tables share: frozen, strict types, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
 
 
 class Sampling(Table):
@@ -72,24 +52,6 @@ class Sampling(Table):
     window_s: Positive = 60.0
     """Seconds from the clip's start that `uniform` spreads its frames over; others do not use
     it."""
-
-
-class Clips(Table):
-    """How videos are cut into clips. Part of the feature key."""
-
-    segment_s: Annotated[float | None, Field(gt=0), _NoneIfZero] = None
-    """Seconds a clip: longer videos are cut into clips of this length; 0 takes a video whole."""
-    overlap_s: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds that each clip of a cut video shares with the one before it."""
-
-    @model_validator(mode="after")
-    def _overlap_is_shorter_than_a_clip(self) -> Self:
-        if self.overlap_s and self.overlap_s >= (self.segment_s or 0):
-            raise ValueError(
-                f"overlap_s = {self.overlap_s:g} needs segment_s to be longer than that: "
-                "set segment_s, or leave overlap_s at 0"
-            )
-        return self
 
 
 class Vision(Table):
@@ -151,7 +113,7 @@ class Generation(Table):
     """Start of the random numbers that do_sample draws with; each caption has its own."""
     n: AtLeastOne = 1
     """Captions of each clip with each prompt; more than one only with do_sample."""
-    stop: Annotated[str | None, _NoneIfEmpty] = None
+    stop: Annotated[str | None, NoneIfEmpty] = None
     """Text that ends a caption and is left out of it; "" for none."""
     retry: bool = True
     """Make a caption that is empty, loops or has no end once more with other settings, and keep
@@ -178,9 +140,9 @@ class Generation(Table):
 class Limits(Table):
     """When a run ends before its work does, and what it lets pass. Part of no key."""
 
-    limit: Annotated[int | None, Field(ge=1), _NoneIfZero] = None
+    limit: Annotated[int | None, Field(ge=1), NoneIfZero] = None
     """Most clips or captions that one run makes; 0 makes all."""
-    max_hours: Annotated[float | None, Field(gt=0), _NoneIfZero] = None
+    max_hours: Annotated[float | None, Field(gt=0), NoneIfZero] = None
     """Hours after which a stage takes up no more work; 0 for no end."""
     min_free_gib: Annotated[float, Field(ge=0)] = 2.0
     """GiB that have to stay free on the cache's disk; a run ends before it takes them."""
@@ -193,7 +155,7 @@ class Settings(Table):
 
     model: Annotated[str, Field(min_length=1)] = "tiny"
     """Model to caption with: `tiny`, a checkpoint's folder, or a Hugging Face hub id."""
-    revision: Annotated[str | None, _NoneIfEmpty] = None
+    revision: Annotated[str | None, NoneIfEmpty] = None
     """Commit, tag or branch of a hub id; "" takes the newest."""
     device: Annotated[str, Field(pattern=r"^(auto|mps|(cpu|cuda|xpu)(:\d+)?)$")] = "auto"
     """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
@@ -208,7 +170,7 @@ class Settings(Table):
     limits: Limits = Limits()
     prompts: Annotated[
         dict[PromptName, PromptText], Field(min_length=1), AfterValidator(_distinct)
-    ] = {"default": DEFAULT_PROMPT}
+    ] = DEFAULT_PROMPTS
     """Prompts by name; each clip is captioned with all of them."""
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cogcache.config import DEFAULT_PROMPT, PROMPT_NAME, Settings
+from cogcache.config import DEFAULT_PROMPT, Settings
 from cogcache.errors import ConfigError
+from cogcache.settings_base import PROMPT_NAME
 from cogcache.settings_errors import explain
 from cogcache.toml_file import read_toml
 
