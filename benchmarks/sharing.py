@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.torture import Torture, decode_here, hold, stage_one
+from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one
 from cogcache.claims import sweep
 from cogcache.config import load_settings
 from cogcache.store import FeatureStore
@@ -44,7 +44,7 @@ def start(torture: Torture, number: int) -> int:
         return pid
     status = 1
     try:
-        stage_one.map_unordered = slowly
+        extraction.map_unordered = slowly
         report = stage_one.extract([torture.folder / "videos"], torture.cache, torture.settings)
         counts = torture.folder / f"counts-{number}.json"
         counts.write_text(json.dumps(asdict(report.counts)))

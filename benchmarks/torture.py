@@ -34,6 +34,7 @@ from cogcache.upkeep import verify
 
 # By name: as attributes of the package, these names are the functions.
 stage_one, stage_two = import_module("cogcache.extract"), import_module("cogcache.caption")
+extraction = import_module("cogcache.extraction")
 NUM_CLIPS = 24
 State = dict[str, object]
 
@@ -77,7 +78,7 @@ class Torture:
 
     def extract(self) -> None:
         """Run stage one, decoding in this process."""
-        stage_one.map_unordered = decode_here
+        extraction.map_unordered = decode_here
         stage_one.extract([self.folder / "videos"], self.cache, self.settings)
 
     def caption(self) -> None:

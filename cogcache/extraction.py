@@ -1,0 +1,116 @@
+"""The work of stage one by this process: its decode workers, its vision half, its sealing thread.
+
+It knows no catalog and no claims: clips in, what became of them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Protocol, Self
+
+from cogcache.config import Settings
+from cogcache.errors import ClipError
+from cogcache.models.family import Family
+from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.runs import RunReport
+from cogcache.store import FeatureStore
+from cogcache.workers import map_unordered
+from cogcache.worklist import Clip
+
+if TYPE_CHECKING:
+    from cogcache.featuremaking import FeatureMaker, Outcome
+
+Prepared = tuple[Clip, PreparedClip | ClipError]
+
+
+class Making(Protocol):
+    """Makes the features of clips, here or elsewhere."""
+
+    def make(self, clips: Iterable[Clip]) -> Iterator[Sequence[Outcome]]:
+        """Yield what became of clips, as they get done; they are taken up as there is room."""
+
+
+class MakingHere(AbstractContextManager["MakingHere"]):
+    """Makes the features of clips in this process.
+
+    Args:
+        settings: of the run.
+        family: of the checkpoint, at the cache point.
+        store: where features are sealed.
+        report: is told the plan, the bytes read and the times.
+    """
+
+    def __init__(
+        self, settings: Settings, family: Family, store: FeatureStore, report: RunReport
+    ) -> None:
+        self.settings, self.family, self.store, self.report = settings, family, store, report
+        self._maker: FeatureMaker | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def make(self, clips: Iterable[Clip]) -> Iterator[Sequence[Outcome]]:
+        """Yield what became of clips, as they get done."""
+        # Before the weights: the workers decode while those are read.
+        prepared = self._prepare(clips)
+        maker = self._loaded()
+        batch: list[tuple[Clip, PreparedClip]] = []
+        for clip, result in self._timed(prepared):
+            if isinstance(result, ClipError):
+                yield [(clip, result)]
+            else:
+                batch.append((clip, result))
+            if sum(each.num_frames for _, each in batch) >= maker.frames_per_batch:
+                yield maker.make(batch)
+                batch = []
+        yield maker.make(batch) if batch else []
+        yield maker.finish()
+
+    def _loaded(self) -> FeatureMaker:
+        from cogcache.featuremaking import FeatureMaker
+
+        if self._maker is None:
+            maker = FeatureMaker(self.settings, self.family, self.store, self.report)
+            self._maker = self._open.enter_context(maker)
+        return self._maker
+
+    def _prepare(self, clips: Iterable[Clip]) -> Iterator[Prepared]:
+        """Start the decode workers; the iterator gives each clip, prepared or failed."""
+        settings, vision = self.settings, self.settings.vision
+        clips_of: dict[ClipSource, Clip] = {}
+
+        def sources() -> Iterator[ClipSource]:
+            for clip in clips:
+                source = ClipSource(clip.video, *clip.span, settings.sampling)
+                clips_of[source] = clip
+                yield source
+
+        results = map_unordered(
+            prepare,
+            sources(),
+            workers=vision.decode_workers,
+            timeout_s=vision.decode_timeout_s,
+            ahead=2 * vision.decode_workers,
+            initializer=start_worker,
+            initargs=(
+                settings.model,
+                settings.revision,
+                vision.vision_dtype,
+                settings.limits.strict,
+            ),
+        )
+        return ((clips_of.pop(source), result) for source, result in results)
+
+    def _timed(self, prepared: Iterator[Prepared]) -> Iterator[Prepared]:
+        """Count the time spent waiting for the decoders."""
+        while True:
+            with self.report.split.time("wait_for_frames"):
+                item = next(prepared, None)
+            if item is None:
+                return
+            yield item

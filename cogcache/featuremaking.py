@@ -1,0 +1,129 @@
+"""From prepared clips to sealed feature files: encoded in batches, sealed in a thread beside it.
+
+It knows no catalog, so that it serves wherever a vision half runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from cogcache.catalog import path_to_text
+from cogcache.config import Settings
+from cogcache.encoding import Encoder
+from cogcache.errors import ClipError
+from cogcache.keys import Field
+from cogcache.preparation import PreparedClip
+from cogcache.runs import RunReport, versions
+from cogcache.store import FeatureStore
+from cogcache.video import VideoInfo
+from cogcache.worklist import Clip
+
+if TYPE_CHECKING:
+    from cogcache.models.family import ClipTensors, Family
+
+SEALING_AHEAD = 4
+"""Clips that may wait to be sealed; bounds the memory of encoded, unwritten features."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What the catalog has to know of a clip whose features are sealed."""
+
+    num_frames: int
+    size_bytes: int
+    """Of its feature file."""
+    decoder: str
+    info: VideoInfo
+    """Of the whole video."""
+
+
+Outcome = tuple[Clip, Sealed | ClipError]
+"""A clip that is made, or why it could not be."""
+
+
+class FeatureMaker(AbstractContextManager["FeatureMaker"]):
+    """The loaded vision half and the thread that seals what it gives.
+
+    Args:
+        settings: of the run.
+        family: of the checkpoint, at the cache point.
+        store: where features are sealed.
+        report: is told the plan, the bytes read and the times.
+    """
+
+    def __init__(
+        self, settings: Settings, family: Family, store: FeatureStore, report: RunReport
+    ) -> None:
+        self.settings, self.store, self.report = settings, store, report
+        self.encoder = Encoder(settings, family, report)
+        self._thread = ThreadPoolExecutor(1, "sealing")
+        self._sealing: deque[tuple[Clip, Future[Sealed]]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    @property
+    def frames_per_batch(self) -> int:
+        """Frames that are encoded together, as far as memory has allowed."""
+        return self.encoder.frames_per_batch
+
+    def make(self, batch: Sequence[tuple[Clip, PreparedClip]]) -> list[Outcome]:
+        """Encode clips and have them sealed; return those that are done, these or earlier ones."""
+        encoded = self.encoder.encode([prepared.tensors() for _, prepared in batch])
+        for (clip, prepared), features in zip(batch, encoded, strict=True):
+            sealing = self._thread.submit(
+                seal_clip, clip, prepared, features, self.store, self.settings
+            )
+            self._sealing.append((clip, sealing))
+        return self.finish(leave=SEALING_AHEAD)
+
+    def finish(self, leave: int = 0) -> list[Outcome]:
+        """Wait until at most `leave` clips wait to be sealed; return those that are done."""
+        done: list[Outcome] = []
+        while len(self._sealing) > leave:
+            clip, sealing = self._sealing.popleft()
+            with self.report.split.time("wait_for_writer"):
+                try:
+                    done.append((clip, sealing.result()))
+                except ClipError as error:
+                    done.append((clip, error))
+        return done
+
+
+def seal_clip(
+    clip: Clip,
+    prepared: PreparedClip,
+    features: ClipTensors,
+    store: FeatureStore,
+    settings: Settings,
+) -> Sealed:
+    """Write one feature file.
+
+    Raises:
+        CacheError: the disk is full or cannot be written.
+        FeaturesError: a number is NaN or infinite.
+    """
+    attributes: dict[str, Field] = {
+        **clip.key.fields(),
+        **prepared.facts,
+        "video": path_to_text(clip.video),
+        "model": settings.model,
+        "texts": dict(features.texts),
+        "versions": versions(),
+    }
+    size_bytes = store.write(
+        clip.key.digest,
+        features.tensors,
+        attributes,
+        prepared.thumbnail,
+        compression=settings.vision.compression,
+    )
+    return Sealed(prepared.num_frames, size_bytes, str(prepared.facts["decoder"]), prepared.info)
