@@ -74,7 +74,9 @@ def caption(
                 work = listed()
             run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
             counts = Counts(found=work.num_cached + len(work.missing), cached=work.num_cached)
-            report = RunReport(run, "caption", settings.model, counts, split)
+            report = RunReport(
+                run, "caption", settings.model, counts, split, settings.machines.shard
+            )
             if work.missing or follow:
                 job = _Captioning(settings, family, identity, store, catalog, report)
                 limit = settings.limits.limit

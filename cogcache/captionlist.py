@@ -17,6 +17,7 @@ from cogcache.inputs import find_videos
 from cogcache.keys import CaptionKey, Field, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, recall
+from cogcache.shards import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ def choose_clips(
         CacheError: there are clips, but all were made with other settings.
     """
     wanted = _feature_fields(settings, family, catalog)
-    listed = catalog.clips()
+    shard = Shard.parse(settings.machines.shard)
+    listed = [clip for clip in catalog.clips() if shard.has(clip["video_digest"])]
     if videos is not None:
         names = _names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]

@@ -25,6 +25,7 @@ from cogcache.settings_base import (
 )
 from cogcache.settings_clips import Clips
 from cogcache.settings_errors import explain, unknown_key
+from cogcache.settings_machines import Machines
 from cogcache.toml_file import read_toml
 
 DEFAULT_PROMPT = "Please describe this video in detail."
@@ -168,6 +169,7 @@ class Settings(Table):
     language: Language = Language()
     generation: Generation = Generation()
     limits: Limits = Limits()
+    machines: Machines = Machines()
     prompts: Annotated[
         dict[PromptName, PromptText], Field(min_length=1), AfterValidator(_distinct)
     ] = DEFAULT_PROMPTS

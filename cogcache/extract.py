@@ -74,7 +74,9 @@ def extract(
             counts = Counts(found=work.num_clips, cached=len(work.cached))
             counts.skipped = len(work.known_failures)
             counts.copies = sum(map(len, work.copies.values()))
-            report = RunReport(run, "extract", settings.model, counts, split)
+            report = RunReport(
+                run, "extract", settings.model, counts, split, settings.machines.shard
+            )
             for bad in work.failures:
                 note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
             if work.missing:

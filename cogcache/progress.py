@@ -62,6 +62,7 @@ class _Watch:
             "run": self.report.run,
             "command": self.report.command,
             "model": self.report.model,
+            "shard": self.report.shard,
             **asdict(counts),
             "per_s": rate,
             "eta_s": left / rate if rate else None,
@@ -118,8 +119,10 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     gone = sum(row.get(name, 0) for name in ("cached", "done", "failed", "skipped"))
     rate, eta_s = row.get("per_s"), row.get("eta_s")
     memory = row.get("device_bytes") or row.get("host_bytes") or row.get("measured_peak_bytes")
+    shard = row.get("shard") or row.get("report", {}).get("shard")
     return {
         **row,
+        "command": f"{row['command']} {shard}" if shard else row["command"],
         "progress": f"{gone} of {row['found']}" if "found" in row else "",
         "failed": row.get("failed", 0) + row.get("skipped", 0),
         "rate": f"{rate * 60:.3g} a minute" if rate else "",

@@ -82,6 +82,8 @@ class RunReport:
     model: str
     counts: Counts
     split: Split
+    shard: str | None = None
+    """The share of the work that was this run's, such as `3/16`."""
     planned: StagePlan | None = None
     peak: MemorySample | None = None
     base_bytes: int = 0
@@ -140,6 +142,7 @@ class RunReport:
                 "quantization": self.quantization,
                 "notes": list(self.notes),
                 "stopped": self.stopped,
+                "shard": self.shard,
                 "total_s": self.total_s,
                 "versions": versions(),
                 "timeline": [sample.as_dict() for sample in self.timeline],
@@ -153,10 +156,11 @@ class RunReport:
         parts += [f"{counts.copies} the same as others"] if counts.copies else []
         parts += [f"{counts.failed} failed"] if counts.failed else []
         parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
-        if not counts.found:
+        if not counts.found and not self.shard:
             parts = ["the cache holds no clips of these videos; `cogcache extract` makes them"]
         total = format_seconds(self.total_s)
-        lines = [f"{self.command}: {', '.join(parts)}, in {total}"]
+        shard = f", shard {self.shard}" if self.shard else ""
+        lines = [f"{self.command}{shard}: {', '.join(parts)}, in {total}"]
         if self.stopped:
             lines.append(f"  stopped early ({self.stopped}); run the same command to go on")
         if not counts.done:

@@ -6,8 +6,7 @@ Loads no torch: a run that finds nothing to do must end in seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +17,19 @@ from tqdm import tqdm
 from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, VideoRow, path_to_text
 from cogcache.config import Settings
-from cogcache.errors import ClipError, CorruptFeaturesError, VideoError
-from cogcache.inputs import file_digest, unreadable
+from cogcache.digesting import read_digests
+from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.keys import FeatureKey
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
+from cogcache.shards import Shard
 from cogcache.store import FeatureStore
 from cogcache.video import VideoInfo, cut, probe
 from cogcache.workers import map_unordered
 
 logger = logging.getLogger(__name__)
 
-HASHING_THREADS = 4
 Span = tuple[float, float | None]
 WHOLE: Span = (0.0, None)
 
@@ -119,10 +118,12 @@ def list_work(
 ) -> Worklist:
     """Find out which clips of `videos` are missing from the store.
 
-    A clip that two files hold alike is made once.
+    A clip that two files hold alike is made once. Of several shards, one has all of a video.
     """
     work = Worklist()
-    digests = _digests(videos, catalog, work)
+    shard = Shard.parse(wanted.settings.machines.shard)
+    digests, unread = read_digests(videos, catalog, shard)
+    work.failures += [Unusable(video, error) for video, error in unread]
     failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
     spans = _spans(digests, wanted, failed, catalog, work)
     first: dict[str, Path] = {}
@@ -163,37 +164,6 @@ def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) ->
             catalog.add_videos([{**video, "path": path_to_text(clip.video)}])
             catalog.add_clips([{**row, "video": path_to_text(clip.video)}])
     return damaged
-
-
-def _digests(videos: Sequence[Path], catalog: Catalog, work: Worklist) -> dict[Path, str]:
-    """Digest of each video: remembered while the file has not changed, else read now."""
-    stats = {}
-    for video in videos:
-        try:
-            stats[video] = video.stat()
-        except FileNotFoundError:
-            gone = VideoError("missing", f"{video}: no such file", "it may have been moved")
-            work.failures.append(Unusable(video, gone))
-        except OSError as error:
-            work.failures.append(Unusable(video, unreadable(video, error)))
-    known = catalog.digests_of(stats)
-    unknown = [video for video in stats if video not in known]
-    found: dict[Path, str] = {}
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        results = zip(unknown, pool.map(_try(file_digest), unknown), strict=True)
-        bar = tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
-        for video, result in bar:
-            if isinstance(result, ClipError):
-                work.failures.append(Unusable(video, result))
-            else:
-                found[video] = result
-    catalog.remember_digests((video, stats[video], found[video]) for video in found)
-    catalog.forget_gone(set(found.values()))
-    digests = known | found
-    catalog.clear_void_failures(
-        *([path_to_text(video) for video in some] for some in (digests, found))
-    )
-    return {video: digests[video] for video in videos if video in digests}
 
 
 def _spans(
@@ -283,13 +253,3 @@ def _size_bytes(video: Path) -> int:
         return video.stat().st_size
     except OSError:  # gone since it was read: no reason to lose what was made of it
         return 0
-
-
-def _try(function: Callable[[Path], str]) -> Callable[[Path], str | ClipError]:
-    def tried(path: Path) -> str | ClipError:
-        try:
-            return function(path)
-        except VideoError as error:
-            return error
-
-    return tried

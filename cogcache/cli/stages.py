@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cogcache.runs import RunReport
 
 Span = tuple[float, float | None]
-STAGE_ONE = ("model", "sampling", "clips", "vision", "limits")
-STAGE_TWO = ("model", "sampling", "vision", "language", "generation", "limits")
+STAGE_ONE = ("model", "sampling", "clips", "vision", "limits", "machines")
+STAGE_TWO = ("model", "sampling", "vision", "language", "generation", "limits", "machines")
 
 
 class SpanType(click.ParamType[Span]):

@@ -1,0 +1,51 @@
+"""Which part of the work is a run's own, where several share it out beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The ``number``-th of ``of`` parts, counted from 1.
+
+    What a part holds is decided by digests alone: it does not change when others come or go.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """Return the shard that ``3/16`` names; None is the whole.
+
+        Raises:
+            ValueError: it names none.
+        """
+        if text is None:
+            return cls()
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        number, of = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= number <= of:
+            raise ValueError(
+                f"{text!r} is no shard: write I/N with I from 1 to N, such as 3/16 "
+                "(an array of jobs from 1 to 16: --array=1-16)"
+            )
+        return cls(number, of)
+
+    def has(self, digest: str) -> bool:
+        """Say whether what has this digest, in hexadecimal, belongs to the shard."""
+        return int(digest[:16], 16) % self.of == self.number - 1
+
+    def has_name(self, name: str) -> bool:
+        """Say whether something that has no digest belongs to the shard, by its name."""
+        return self.has(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def __bool__(self) -> bool:
+        return self.of > 1
