@@ -64,6 +64,11 @@ class FileMemory:
         rows = self._file.select("memory", "name", equal={"name": name})
         return rows[0]["value"] if rows else None
 
+    def recall_all(self, names: Collection[str]) -> dict[str, Mapping[str, Any]]:
+        """Return what was remembered under each of the names that are known."""
+        rows = self._file.select("memory", "name", among={"name": names})
+        return {row["name"]: row["value"] for row in rows}
+
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep a value that took long to find under a name that says what it depends on."""
         self._file.upsert("memory", "name", [{"name": name, "value": value}])

@@ -18,6 +18,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _ALIASES = {
     "segment_s": ["--segment"],
     "overlap_s": ["--overlap"],
+    "min_scene_s": ["--min-scene"],
     "min_free_gib": ["--min-free"],
 }
 

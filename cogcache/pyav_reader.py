@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,20 @@ def pyav_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> tuple[
     return turned(frames, index.turn), list(reading.troubles())
 
 
+def frames_from(path: Path, index: FrameIndex, first: int) -> Iterator[Found]:
+    """Yield the numbers and pictures of all frames from `first` on, as they are decoded.
+
+    Frames that cannot be decoded are passed over.
+    """
+    with ExitStack() as stack:
+        for position, frame in _Reading(path, index, stack).from_position(
+            int(index.positions[first])
+        ):
+            number = int(np.searchsorted(index.positions, position))
+            if number < len(index.positions) and index.positions[number] == position:
+                yield number, frame
+
+
 def turned(frames: Frames, turn: Turn | None) -> Frames:
     """Return frames as a player shows them. ``turn`` is a display matrix's (a, b, c, d)."""
     if turn is None:
@@ -98,6 +113,17 @@ class _Reading:
                 self.stood_in = self.stood_in - set(group) | missed
                 if not missed:
                     break
+
+    def from_position(self, wanted: int) -> Iterator[Found]:
+        """Yield all frames from a position on."""
+        key = max(int(np.searchsorted(self.index.keys, wanted, side="right")) - 1, 0)
+        for start in dict.fromkeys((key, max(key - 3, 0), 0)):
+            self._go_to(start)
+            frames = self._decoded()
+            first = next(frames, None)
+            if first is not None and (first[0] <= wanted or start == 0):
+                yield from (found for found in chain([first], frames) if found[0] >= wanted)
+                return
 
     def _by_key(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
         """Return the wanted positions with the number of the key frame to begin at."""

@@ -6,17 +6,16 @@ Loads no torch: a run that finds nothing to do must end in seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cogcache.canonical import Template
-from cogcache.catalog import Catalog, ClipRow, VideoRow, path_to_text
+from cogcache.catalog import Catalog, ClipRow, path_to_text
 from cogcache.config import Settings
+from cogcache.cutting import cut_videos, size_bytes
 from cogcache.digesting import read_digests
 from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.keys import FeatureKey
@@ -25,8 +24,6 @@ from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
 from cogcache.shards import Shard
 from cogcache.store import FeatureStore
-from cogcache.video import VideoInfo, cut, probe
-from cogcache.workers import map_unordered
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ class Wanted:
     family: Family
     identity: HalfIdentity
     spans: Sequence[Span] = ()
-    """Parts to take of each video; none takes it whole, or cut by `segment_s`."""
+    """Parts to take of each video; none takes it whole, or cut as the settings say."""
     retry_failed: bool = False
 
     @cached_property
@@ -156,7 +153,7 @@ def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) ->
     damaged = []
     for clip in [clip for clip in clips if clip.key.digest not in known]:
         try:
-            video, row = rows_of(store, clip.key.digest, _size_bytes(clip.video))
+            video, row = rows_of(store, clip.key.digest, size_bytes(clip.video))
         except CorruptFeaturesError as error:
             store.quarantine(clip.key.digest, error.problem)
             damaged.append(clip)
@@ -172,62 +169,21 @@ def _spans(
     failed: Collection[str],
     catalog: Catalog,
     work: Worklist,
-) -> dict[Path, list[Span]]:
-    """Bounds of the clips of each video; only cutting needs to know how long it is."""
-    segment_s = wanted.settings.clips.segment_s
-    if wanted.spans or segment_s is None:
+) -> Mapping[Path, Sequence[Span]]:
+    """Bounds of the clips of each video."""
+    clips = wanted.settings.clips
+    if wanted.spans or not (clips.scenes or clips.segment_s):
         return {video: list(dict.fromkeys(wanted.spans)) or [WHOLE] for video in digests}
-    rows = catalog.videos(digests=set(digests.values()))
-    durations = {r["digest"]: r["duration_s"] for r in rows if r["duration_s"] is not None}
-    unknown = [video for video, digest in digests.items() if digest not in durations]
-    whole = {video: Clip(video, wanted.key(digests[video], WHOLE)) for video in unknown}
-    work.known_failures += [clip for clip in whole.values() if clip.key.digest in failed]
-    unprobed = [video for video in unknown if whole[video].key.digest not in failed]
-    probed = []
-    for video, result in _probed(unprobed, wanted.settings):
-        if isinstance(result, ClipError):
-            work.failures.append(Unusable(video, result, whole[video].key.digest))
-        else:
-            probed.append(video_row(video, digests[video], result))
-            durations[digests[video]] = result.duration_s
-    catalog.add_videos(probed)
-    catalog.clear_failed([wanted.key(row["digest"], WHOLE).digest for row in probed])
-    return {
-        video: cut(durations[digest], segment_s, wanted.settings.clips.overlap_s)
-        for video, digest in digests.items()
-        if digest in durations
-    }
 
+    def whole_key(video_digest: str) -> str:
+        return wanted.key(video_digest, WHOLE).digest
 
-def _probed(
-    videos: Sequence[Path], settings: Settings
-) -> Iterator[tuple[Path, VideoInfo | ClipError]]:
-    """Probe in worker processes: a container can crash a decoder before its first frame."""
-    if not videos:
-        return
-    vision = settings.vision
-    yield from tqdm(
-        map_unordered(
-            probe, videos, workers=vision.decode_workers, timeout_s=vision.decode_timeout_s,
-            ahead=4 * vision.decode_workers,
-        ),
-        total=len(videos), desc="probing new videos", unit="video", disable=None,
-    )  # fmt: skip
-
-
-def video_row(video: Path, digest: str, info: VideoInfo) -> VideoRow:
-    """Return a video as the catalog keeps it."""
-    return {
-        "digest": digest,
-        "path": path_to_text(video),
-        "duration_s": info.duration_s,
-        "fps": info.fps,
-        "width": info.width,
-        "height": info.height,
-        "total_num_frames": info.total_num_frames,
-        "codec": info.codec,
-        "size_bytes": _size_bytes(video),
-    }
+    cuts = cut_videos(digests, wanted.settings, catalog, failed, whole_key)
+    work.failures += [Unusable(video, error, key) for video, error, key in cuts.failures]
+    work.known_failures += [
+        Clip(video, wanted.key(digests[video], WHOLE)) for video in cuts.known_failures
+    ]
+    return cuts.spans
 
 
 def clip_row(clip: Clip, model: str, run: int) -> ClipRow:
@@ -246,10 +202,3 @@ def clip_row(clip: Clip, model: str, run: int) -> ClipRow:
         "settings": clip.key.fields(),
         "run": run,
     }
-
-
-def _size_bytes(video: Path) -> int:
-    try:
-        return video.stat().st_size
-    except OSError:  # gone since it was read: no reason to lose what was made of it
-        return 0

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from cogcache.catalog import Catalog, ClipRow, VideoRow, failure_row
 from cogcache.claims import Claims
+from cogcache.cutting import video_row
 from cogcache.errors import ClipError
 from cogcache.runs import RunReport
-from cogcache.worklist import Clip, Span, clip_row, video_row
+from cogcache.worklist import Clip, Span, clip_row
 
 if TYPE_CHECKING:
     from cogcache.featuremaking import Outcome

@@ -1,0 +1,159 @@
+"""Where the scenes of a video begin, found by PySceneDetect on frames that are read here.
+
+A video is searched a piece of frames at a time, so that hours of it need neither more memory nor
+a longer time-out than minutes, and several processes share one video. Pieces overlap by what a
+detector has to see around a frame: where scenes begin does not depend on where pieces do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogcache.frame_index import FrameIndex, index_frames
+from cogcache.pyav_reader import frames_from
+from cogcache.video import cut
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+PIECE_FRAMES = 3000
+"""Two minutes of a film: with a time-out meant for one clip, even at 4K."""
+MARGIN = 8
+"""Frames before and after a piece that a detector is shown too: it looks at two to each side."""
+WIDTH = 256
+"""Pixels that a frame is scaled down to, as PySceneDetect itself does."""
+THRESHOLDS = {"adaptive": 3.0, "content": 27.0}
+"""What PySceneDetect recommends for each of its detectors."""
+
+Detector = Literal["adaptive", "content"]
+Span = tuple[float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Frames ``[first, stop)`` of a video, to be searched for cuts."""
+
+    video: Path
+    first: int
+    stop: int
+    detector: Detector
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much there is to search."""
+
+    num_frames: int
+    """Counted, as an announced number may be anything."""
+    end_s: float
+    """When the last frame ends, in seconds."""
+    in_pieces: bool
+    """Whether frames can be found by their numbers; if not, only by counting from the first."""
+
+
+def extent_of(video: Path) -> Extent:
+    """Count the frames of a video; runs in a worker process.
+
+    Raises:
+        VideoError: the video cannot be opened.
+    """
+    index = index_frames(video)
+    end_s = round(float(index.times_s[-1]) + 1 / index.fps, 6)
+    return Extent(len(index.times_s), end_s, index.by_timestamp)
+
+
+def pieces_of(video: Path, extent: Extent, detector: Detector, threshold: float) -> Iterator[Piece]:
+    """Yield the pieces of a video."""
+    size = PIECE_FRAMES if extent.in_pieces else extent.num_frames
+    for first in range(0, extent.num_frames, size):
+        stop = min(first + size, extent.num_frames)
+        yield Piece(video, first, stop, detector, threshold)
+
+
+def search(piece: Piece) -> list[float]:
+    """Decode a piece and find its cuts; runs in a worker process.
+
+    Returns:
+        When frames begin that are the first of a scene, in seconds of the whole video.
+
+    Raises:
+        VideoError: the video cannot be opened.
+    """
+    index = index_frames(piece.video)
+    numbers = (n for n in _cuts(piece, index) if max(piece.first, 1) <= n < piece.stop)
+    return [_exactly(index.times_s[number]) for number in numbers]
+
+
+def spans_of(
+    begins_s: Sequence[float],
+    end_s: float,
+    min_scene_s: float,
+    segment_s: float | None = None,
+    overlap_s: float = 0.0,
+) -> list[Span]:
+    """Return the clips ``(start_s, end_s)`` of a video that is cut where scenes begin.
+
+    Args:
+        begins_s: where scenes begin, the first excepted.
+        end_s: when the video ends.
+        min_scene_s: a scene shorter than that joins the one before it.
+        segment_s: longer scenes are cut into clips of this length.
+        overlap_s: what the clips of one scene share with the one before.
+    """
+    begins = [0.0]
+    for begin_s in sorted(begins_s):
+        if begin_s - begins[-1] >= min_scene_s and begin_s > begins[-1]:
+            begins.append(begin_s)
+    while len(begins) > 1 and end_s - begins[-1] < min_scene_s:
+        begins.pop()
+    spans: list[Span] = []
+    for begin_s, next_s in zip(begins, [*begins[1:], None], strict=True):
+        length_s = (end_s if next_s is None else next_s) - begin_s
+        parts = cut(length_s, segment_s, overlap_s)
+        spans += [
+            (begin_s + start, next_s if stop is None else begin_s + stop) for start, stop in parts
+        ]
+    return spans
+
+
+def _cuts(piece: Piece, index: FrameIndex) -> Iterator[int]:
+    """Yield the numbers of frames that begin a scene, those in the margins too."""
+    from scenedetect import FrameTimecode
+
+    detector = _detector(piece)
+    for number, frame in frames_from(piece.video, index, max(piece.first - MARGIN, 0)):
+        if number >= piece.stop + MARGIN:
+            return
+        # Frames are counted, not timed: their distance in time is nothing to the detector.
+        found = detector.process_frame(FrameTimecode(number, 1.0), _small(frame, index.size))
+        yield from (timecode.frame_num for timecode in found)
+
+
+def _detector(piece: Piece) -> Any:
+    from scenedetect import AdaptiveDetector, ContentDetector
+
+    # How long a scene has to be is decided over all pieces: `spans_of`.
+    if piece.detector == "adaptive":
+        return AdaptiveDetector(adaptive_threshold=piece.threshold, min_scene_len=0)
+    return ContentDetector(threshold=piece.threshold, min_scene_len=0)
+
+
+def _small(frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a frame as BGR, uint8 [H, W, 3], at most `WIDTH` wide."""
+    # By the size of the video, not of the frame: some streams change theirs on the way.
+    scale = min(1.0, WIDTH / size[0])
+    width, height = (max(1, round(side * scale)) for side in size)
+    small = frame.to_ndarray(format="bgr24", width=width, height=height, interpolation="AREA")
+    return small.astype(np.uint8, copy=False)
+
+
+def _exactly(time_s: np.float32) -> float:
+    """Return the shortest number that, rounded as times are, is this one."""
+    return float(str(time_s))
