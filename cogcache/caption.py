@@ -118,7 +118,7 @@ class _Captioning:
                 self._commit()
                 tasks = following.next(stop)
                 self.bar.total = self.report.counts.found
-        self.report.notes += captioner.decoder.statistics.lines()
+        self.report.notes += captioner.lines()
 
     def _clips(self, tasks: Sequence[Task], stop: Stop) -> Iterator[ClipTasks]:
         """Yield what is asked about one clip after another; failed clips are left out."""

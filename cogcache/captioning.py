@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.captionlist import Task
+from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import CaptionRow
 from cogcache.config import Settings
 from cogcache.generation import Batches, Finished, Request
@@ -21,9 +22,11 @@ from cogcache.models.identity import HalfIdentity
 from cogcache.plan import plan_language
 from cogcache.quantization import Quantization
 from cogcache.runs import RunReport
+from cogcache.units import GIB
 
 if TYPE_CHECKING:
     from cogcache.decoding import Decoder
+    from cogcache.keptprefixes import KeptPrefixes
     from cogcache.models.halves import LoadedHalf
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
@@ -91,6 +94,7 @@ class Captioner:
     report: RunReport
 
     def __post_init__(self) -> None:
+        self.kept: KeptPrefixes | None = None
         with self.report.split.time("load"):
             self.decoder = self._decoder(self._load())
 
@@ -127,10 +131,23 @@ class Captioner:
         rows, beams = self.settings.language.clips_per_batch, self.settings.generation.num_beams
         rows = self.family.rows_together(rows, beams)
         if beams == 1 and can_decode(loaded.model):
-            return Decoder(loaded.model, self.family, rows)
+            self.kept = self._kept(loaded.model.device.type)
+            return Decoder(loaded.model, self.family, rows, self.kept)
         reason = "beams" if beams > 1 else "layers that do not keep all keys"
         self.report.notes.append(f"prompts of a clip share no prefill: {reason}")
         return Batches(loaded.model, self.family, rows)
+
+    def _kept(self, device: str) -> KeptPrefixes | None:
+        """Return where video parts are kept; they depend on weights and types, on no prompt."""
+        from cogcache.keptprefixes import KeptPrefixes
+
+        language, limits = self.settings.language, self.settings.limits
+        if language.keep_prefix is None:
+            return None
+        key = caption_key("", 0, "", self.settings, self.family, self.identity).fields()
+        names = ("language_digest", "quantization", "rotary_dtype", "epoch")
+        depends_on = {**{name: key[name] for name in names}, "device": device}
+        return KeptPrefixes(Path(language.keep_prefix), depends_on, limits.min_free_gib * GIB)
 
     def captions(self, clips: Iterable[ClipTasks]) -> Iterator[Made]:
         """Yield the captions of clips, as they get done."""
@@ -139,6 +156,12 @@ class Captioner:
             made = self._made(finished)
             if kept := self._looked_at(finished.request, made):
                 yield kept
+        if self.kept:
+            self.kept.wait()
+
+    def lines(self) -> list[str]:
+        """Return what a reader of the report wants to know."""
+        return self.decoder.statistics.lines() + (self.kept.lines() if self.kept else [])
 
     def _request(self, task: Task, features: ClipTensors) -> Request:
         row = self.family.row(features, task.prompt, task.key.layout)

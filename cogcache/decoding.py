@@ -24,9 +24,11 @@ from transformers import PreTrainedModel
 from cogcache.choosing import Chooser, choose_all
 from cogcache.errors import CogcacheError
 from cogcache.generation import Finished, Request, Statistics
+from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix, RowCache, SlotCache, keeps_all_keys
 from cogcache.memory import out_of_memory
 from cogcache.models.family import Family, left_padded
+from cogcache.prefixes import Prefixes, cut_of, forward, laid_out, prefix_digest, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +61,28 @@ class Decoder:
         model: the language half, or the whole model; see `can_decode`.
         family: lays rows out.
         rows_at_once: most rows in a step; halved when memory runs out.
+        kept: where clips' video parts are kept between runs.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, rows_at_once: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        rows_at_once: int,
+        kept: KeptPrefixes | None = None,
+    ) -> None:
         self.model, self.family, self.rows_at_once = model, family, rows_at_once
         self.context = getattr(
             model.config.get_text_config(decoder=True), "max_position_embeddings", None
         )
         self.statistics = Statistics()
+        self.prefixes = Prefixes(model, family, self.statistics, kept)
         self.again: deque[list[Request]] = deque()
         self.waiting: deque[_Live] = deque()
         self.live: list[_Live] = []
         self.slots = self._no_slots()
+        self.newest: tuple[Request, Prefix] | None = None
+        """Of the last prefill, until the next step: a caption of one token has never a place."""
 
     def submit(self, request: Request) -> None:
         """Put in a request between others, while `run` is under way."""
@@ -122,6 +134,7 @@ class Decoder:
     def _begin_anew(self, group: Sequence[Request] = ()) -> None:
         unfinished = [row.request for row in self._unfinished()] + list(group)
         self.live, self.waiting, self.slots = [], deque(), self._no_slots()
+        self.newest = None
         self.again.extend(list(each) for _, each in groupby(unfinished, lambda r: r.clip))
         self.rows_at_once //= 2
         logger.warning("out of memory: going on with %d captions at a time", self.rows_at_once)
@@ -132,7 +145,7 @@ class Decoder:
         """Run the video part of a clip once and its prompts behind it."""
         started = time.perf_counter()
         rows: list[_Live] = []
-        for requests in _sharing(group, self.family):
+        for requests in sharing(group, self.family):
             prefix = self._prefix(requests[0])
             for first in range(0, len(requests), self.rows_at_once):
                 rows += self._behind(prefix, requests[first : first + self.rows_at_once])
@@ -144,18 +157,30 @@ class Decoder:
         return [self._finished(row) for row in rows if row.done]
 
     def _prefix(self, request: Request) -> Prefix:
-        inputs, positions = self._laid_out(request)
-        cut = _cut(request, self.family)
-        for name in (*request.row.sequences, "attention_mask"):
-            inputs[name] = inputs[name][:, :cut]
-        output = self._forward(**inputs, position_ids=positions[..., :cut], cache=_new_cache(self))
-        self.statistics.prefixes += 1
-        self.statistics.prefix_tokens += cut
-        return Prefix.of(output.past_key_values)
+        prefix = self._at_hand(request) or self.prefixes.of(request)
+        self.newest = request, prefix
+        return prefix
+
+    def _at_hand(self, request: Request) -> Prefix | None:
+        """Find the video part among the rows in hand: a second try needs no second prefill."""
+        tokens = prefix_digest(request, self.family)
+
+        def same(other: Request) -> bool:
+            return other.clip == request.clip and prefix_digest(other, self.family) == tokens
+
+        if self.newest and same(self.newest[0]):
+            return self.newest[1]
+        for row in self.waiting:
+            if same(row.request):
+                return _waiting_cache(row).prefix
+        for slot, row in enumerate(self.live):
+            if same(row.request):
+                return self.slots.prefix(slot, cut_of(request, self.family))
+        return None
 
     def _behind(self, prefix: Prefix, requests: Sequence[Request]) -> list[_Live]:
         """Run what is behind the prefix, for several prompts at once, and choose first tokens."""
-        positions = [self._laid_out(request)[1] for request in requests]
+        positions = [laid_out(request, self.family, self.model)[1] for request in requests]
         tails = [request.row.sequences["input_ids"][prefix.length :] for request in requests]
         width = max(len(tail) for tail in tails)
         ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
@@ -182,17 +207,6 @@ class Decoder:
         self._choose(output.logits, rows)
         return rows
 
-    def _laid_out(self, request: Request) -> tuple[dict[str, Any], Tensor]:
-        """Return the inputs of one row, and the positions `generate` would give its tokens.
-
-        They are asked for the whole prompt and cut afterwards: a prefix alone counts otherwise
-        in families whose positions have axes for space and time.
-        """
-        inputs = self.family.model_inputs([request.row], self.model)
-        others = {name: value for name, value in inputs.items() if name != "input_ids"}
-        positions = self.model._prepare_position_ids_for_generation(inputs["input_ids"], others)
-        return inputs, positions
-
     def _limit(self, request: Request, positions: Tensor) -> int:
         """Most new tokens: what was asked for, or what the context has room for."""
         wanted = request.generation.max_new_tokens
@@ -206,6 +220,7 @@ class Decoder:
     def _step(self) -> list[Finished]:
         """Give every live row one token more; rows that end leave."""
         self._let_join()
+        self.newest = None
         started = time.perf_counter()
         device, rows = self.model.device, self.live
         output = self._forward(
@@ -258,35 +273,12 @@ class Decoder:
         return Finished(row.request, row.tokens, row.seconds, over_context=cut)
 
     def _forward(self, *, cache: Any, **inputs: Any) -> Any:
-        return self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-
-def _new_cache(decoder: Decoder) -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=decoder.model.config)
+        return forward(self.model, cache, **inputs)
 
 
 def _waiting_cache(row: _Live) -> RowCache:
     assert row.cache is not None  # it has no place yet
     return row.cache
-
-
-def _cut(request: Request, family: Family) -> int:
-    """Where the prefix ends: behind the video, but never behind the last token."""
-    row = request.row
-    shared = family.prefix_length(row) or row.length
-    return min(shared, row.length - 1)
-
-
-def _sharing(group: Sequence[Request], family: Family) -> list[list[Request]]:
-    """Split a clip's requests into those that have the same tokens up to the end of the video."""
-    found: dict[tuple[bytes, ...], list[Request]] = {}
-    for request in group:
-        sequences, cut = request.row.sequences, _cut(request, family)
-        key = tuple(sequences[name][:cut].numpy().tobytes() for name in sorted(sequences))
-        found.setdefault(key, []).append(request)
-    return list(found.values())
 
 
 def _last(positions: Tensor, width: int, start: int) -> Tensor:

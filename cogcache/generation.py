@@ -63,7 +63,10 @@ class Finished:
 class Statistics:
     """What a decoder did, in tokens and seconds."""
 
+    heads: int = 0
+    """Texts before the video that were run; clips have them in common."""
     prefixes: int = 0
+    """Video parts that were run."""
     prefix_tokens: int = 0
     prefill_s: float = 0.0
     tokens: int = 0

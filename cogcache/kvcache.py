@@ -85,6 +85,19 @@ class Prefix:
         """Take over the only row of a cache."""
         return cls([(layer.keys[0], layer.values[0]) for layer in cache.layers])
 
+    def first(self, length: int) -> Prefix:
+        """Return its first `length` tokens; they share its memory."""
+        return Prefix([(keys[:, :length], values[:, :length]) for keys, values in self.layers])
+
+    def behind(self, head: Prefix) -> Prefix:
+        """Return one prefix of both: `head`, and this, which was run behind it."""
+        return Prefix(
+            [
+                (torch.cat((first[0], own[0]), dim=-2), torch.cat((first[1], own[1]), dim=-2))
+                for first, own in zip(head.layers, self.layers, strict=True)
+            ]
+        )
+
     def for_rows(self) -> Cache:
         """Return a cache in which rows go on behind this prefix, for one pass."""
         return Cache(layers=[_RowsBehindPrefix(layer) for layer in self.layers])
@@ -163,6 +176,19 @@ class SlotCache:
             _fill(layer, slot, self.end, row.parts(index))
         self.lengths[slot] = row.length
         return True
+
+    def prefix(self, slot: int, length: int) -> Prefix:
+        """Return a copy of the first `length` tokens of the row in a slot."""
+        start = self.end - self.lengths[slot]
+        return Prefix(
+            [
+                (
+                    layer.keys[slot, :, start : start + length].clone(),
+                    layer.values[slot, :, start : start + length].clone(),
+                )
+                for layer in self.cache.layers
+            ]
+        )
 
     def lay_out(self, kept: Sequence[int], joining: Sequence[RowCache] = ()) -> None:
         """Keep these slots, in order, let rows join behind them, and make room on the right."""

@@ -10,6 +10,8 @@ from cogcache.models.identity import HalfIdentity
 from cogcache.quantization import Quantization, quantized_bytes
 from cogcache.runs import StagePlan
 
+QUESTION_TOKENS = 11
+"""Of a short question with what is around it."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -53,14 +55,23 @@ def logit_bytes(config: Mapping[str, Any]) -> int:
 
 def kv_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
     """Return the keys and values of one row at its full length, for all its beams."""
+    tokens = row_tokens + settings.generation.max_new_tokens
+    return _kv_bytes_a_token(config, settings) * tokens * settings.generation.num_beams
+
+
+def prefix_bytes(config: Mapping[str, Any], settings: Settings, frames: int) -> int:
+    """Return the keys and values of a clip's video part, as `--keep-prefix` keeps them."""
+    tokens = row_tokens(config, frames) - QUESTION_TOKENS - 1  # it ends before the last index
+    return _kv_bytes_a_token(config, settings) * tokens
+
+
+def _kv_bytes_a_token(config: Mapping[str, Any], settings: Settings) -> int:
     text = _text(config)
     heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
     kv_heads = int(text.get("num_key_value_heads") or text.get("num_multi_query_heads") or heads)
     head_width = int(text.get("head_dim") or hidden // heads)
     item_bytes = ITEM_BYTES[settings.language.compute_dtype]
-    per_token = 2 * int(text["num_hidden_layers"]) * kv_heads * head_width * item_bytes
-    tokens = row_tokens + settings.generation.max_new_tokens
-    return per_token * tokens * settings.generation.num_beams
+    return 2 * int(text["num_hidden_layers"]) * kv_heads * head_width * item_bytes
 
 
 def language_weight_bytes(
@@ -108,7 +119,7 @@ def row_tokens(config: Mapping[str, Any], frames: int) -> int:
     Where the config does not tell a family's rows a frame, every patch counts: an upper bound.
     """
     per_frame = tokens_per_frame(config) or _positions(config.get("vision_config", {}))
-    return 1 + frames * (per_frame + 1) + 11
+    return 1 + frames * (per_frame + 1) + QUESTION_TOKENS
 
 
 def feature_bytes(config: Mapping[str, Any], settings: Settings, frames: int) -> int | None:

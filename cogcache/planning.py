@@ -19,7 +19,7 @@ from cogcache.models.halves import WholeModel
 from cogcache.models.partition import Half
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import HalfSizes, half_sizes
-from cogcache.plan import ITEM_BYTES, feature_bytes, language_weight_bytes, row_tokens
+from cogcache.plan import ITEM_BYTES, feature_bytes, language_weight_bytes, prefix_bytes, row_tokens
 from cogcache.units import GIB, format_bytes, parse_bytes
 
 HALVES: tuple[Half, Half] = ("vision", "language")
@@ -108,4 +108,9 @@ def _facts(
             f"  features of a clip of {frames} frames: {format_bytes(per_clip)} before "
             f"compression; of {clips:,} clips: {total}"
         )
+    prefix = prefix_bytes(config, settings, frames)
+    lines.append(
+        f"  with --keep-prefix, {format_bytes(prefix)} a clip on the disk besides; of {clips:,} "
+        f"clips: {format_bytes(prefix * clips)}"
+    )
     return lines

@@ -19,6 +19,7 @@ from uuid import uuid4
 from cogcache.errors import CacheError
 
 _SUFFIX: Final = ".partial"
+Part = bytes | memoryview
 _ABANDONED_S: Final = 24 * 3600
 """Sealing takes seconds: what another machine has not touched for a day is dead."""
 
@@ -35,20 +36,28 @@ def seal(path: Path, content: bytes, check: Callable[[Path], None] | None = None
         CacheError: the disk is full or cannot be written.
         CorruptFeaturesError: ``check`` says so.
     """
+    seal_parts(path, [content], check)
+
+
+def seal_parts(
+    path: Path, parts: Iterable[Part], check: Callable[[Path], None] | None = None
+) -> None:
+    """Do as ``seal`` does with a content that comes in parts, so that it is never copied whole."""
     try:
         make_folder(path.parent)
-        _write_checked(path, content, check)
+        _write_checked(path, parts, check)
         sync_folder(path.parent)
     except OSError as error:
         problem = f"cannot write {path}: {error.strerror or error}"
         raise CacheError(problem, "mend it and run again: what is cached is kept") from error
 
 
-def _write_checked(path: Path, content: bytes, check: Callable[[Path], None] | None) -> None:
+def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], None] | None) -> None:
     partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
     try:
         with partial.open("xb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if check is not None:

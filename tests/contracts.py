@@ -340,6 +340,22 @@ class ModelFamilyTests:
             assert made.tokens == lab.reference(*made.request.task)[: len(made.tokens)]
         assert decoder.statistics.prefixes == len(groups)
 
+    @claim("shared")
+    def test_a_system_prompt_is_run_once_for_all_clips(self, lab):
+        language = lab.half("language")
+        if not can_decode(language):
+            pytest.skip("its layers do not keep all keys")
+        greedy = Generation(max_new_tokens=NEW_TOKENS)
+        prompt = as_prompt(CONVERSATIONS["system prompt"])
+        features = [lab.features(frames) for frames in lab.clips]
+        rows = [lab.family.row(each, prompt, "") for each in features]
+        decoder = Decoder(language, lab.family, 3)
+        groups = [[Request(row, str(i), 0, greedy, i)] for i, row in enumerate(rows)]
+        for made in decoder.run(groups):
+            [alone] = lab.captioned([(features[made.request.task], prompt)], language)
+            assert made.tokens == alone[: len(made.tokens)]
+        assert decoder.statistics.heads == min(1, lab.family.head_length(rows[0]))
+
     @claim("2nd clip")
     def test_a_clip_is_not_affected_by_the_one_before(self, lab):
         features = [lab.features(frames) for frames in lab.clips]

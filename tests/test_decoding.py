@@ -174,6 +174,25 @@ def test_a_request_put_in_later_is_answered_too(lab):
     assert again == [first]
 
 
+@pytest.mark.parametrize("limit", [1, 20])
+@pytest.mark.parametrize("rows_at_once", [1, 4])
+def test_a_second_try_repeats_no_prefill(lab, rows_at_once, limit):
+    family, model = lab
+    groups = requests(family, Generation(max_new_tokens=limit))
+    decoder = Decoder(model, family, rows_at_once)
+    found = {}
+    for each in decoder.run(groups):
+        task = each.request.task
+        if len(task) == 2:
+            again = Generation(max_new_tokens=limit, repetition_penalty=1.3)
+            decoder.submit(replace(each.request, generation=again, task=(*task, "again")))
+        else:
+            found[task[:2]] = each.tokens
+    assert decoder.statistics.prefixes == len(groups)
+    penalised = requests(family, Generation(max_new_tokens=limit, repetition_penalty=1.3))
+    assert dict(sorted(found.items())) == one_by_one(family, model, penalised)
+
+
 def test_a_sliding_window_is_not_cut_up():
     from types import SimpleNamespace
 

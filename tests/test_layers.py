@@ -56,6 +56,8 @@ LAYERS = {
         "preparation",
         "runs",
     },
+    4.02: {"keptprefixes"},
+    4.04: {"prefixes"},
     4.05: {"decoding", "readahead", "worklist"},
     4.1: {"following", "plan", "progress", "sharing"},
     4.15: {"budget"},

@@ -149,6 +149,13 @@ class Family(ABC):
         """
         return 0
 
+    def head_length(self, row: Row) -> int:
+        """Return how many tokens stand before the video; 0 where those of clips cannot be shared.
+
+        Never more than stand before the first feature slot.
+        """
+        return 0
+
     @abstractmethod
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
         """Return the arguments of `generate` for a left-padded batch of rows.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
 """Their features stand under `video` and their slots are image tokens, which beams cannot match."""
+WHOLE_PREFILL = ("molmo2",)
+"""Their attention goes both ways within a video, which transformers allows in a first pass only."""
 PROBE = "Please describe this video in detail."
 
 
@@ -117,11 +119,24 @@ class DerivedFamily(Family):
 
         Never less: attention within a clip goes both ways in some classes.
         """
+        slots = self._slots(row)
+        return int(slots.max()) + 1 if len(slots) else 0
+
+    def head_length(self, row: Row) -> int:
+        """Return the number of tokens before the first feature slot, where that was shown."""
+        from cogcache.models.registry import FAMILIES
+
+        if self.name not in {entry.name for entry in FAMILIES} - {*WHOLE_PREFILL}:
+            return 0
+        slots = self._slots(row)
+        return int(slots.min()) if len(slots) else 0
+
+    def _slots(self, row: Row) -> Tensor:
+        """Return the places of the feature slots. int64 [N, 1]."""
         import torch
 
         ids = row.sequences["input_ids"]
-        slots = torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids)))
-        return int(slots.nonzero().max()) + 1 if slots.any() else 0
+        return torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids))).nonzero()
 
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask, grids and features."""
