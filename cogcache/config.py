@@ -91,7 +91,7 @@ class Language(Table):
     """Type that rotary tables are built in; `bfloat16` is what the published bfloat16 run does."""
     clips_per_batch: AtLeastOne = 8
     """Most clips that are decoded together; halved when memory runs out."""
-    keep_prefix: Annotated[str | None, _NoneIfEmpty] = None
+    keep_prefix: Annotated[str | None, NoneIfEmpty] = None
     """Folder that keeps each clip's video part as the language half has run it, so that a later
     prompt starts at once; `plan` says its size, some 200 MiB a clip; "" for none."""
 
