@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogcache import endings
 from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import CaptionRow
 from cogcache.config import Settings
@@ -202,8 +203,9 @@ class Captioner:
         ended = bool(tokens) and tokens[-1] in self.family.stop_ids
         kept = tokens[:-1] if ended else tokens
         text = self.family.text_of(kept)
-        if (stop := request.generation.stop) and stop in text:
-            text, ended = text[: text.index(stop)].strip(), True
+        stops = request.generation.stop
+        if endings.holds(text, stops):
+            text, ended = endings.cut(text, stops), True
         flags = flags_of(text, kept, ended=ended, over_context=finished.over_context)
         task, retried = request.task, {}
         if isinstance(task, _SecondTry):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
-from cogcache.config import Settings
+from cogcache.config import Generation, Settings
 from cogcache.errors import CacheError
 from cogcache.inputs import find_videos
 from cogcache.keys import CaptionKey, Field, differences
@@ -101,11 +101,19 @@ def caption_key(
         },
         prompt=prompt,
         layout=family.layout(language),
-        # How many are drawn is no property of one of them.
-        generation={**settings.generation.model_dump(exclude={"n"}), "draw": draw},
+        generation=_generation(settings.generation, draw),
         rotary_dtype=language.rotary_dtype,
         epoch=family.epoch,
     )
+
+
+def _generation(generation: Generation, draw: int) -> dict[str, Field]:
+    """Return the fields of a key: as they always were, where nothing newer is made use of."""
+    # How many are drawn is no property of one of them.
+    fields: dict[str, Field] = generation.model_dump(exclude={"n"})
+    stops = list(generation.stop)
+    fields["stop"] = stops if len(stops) > 1 else stops[0] if stops else None
+    return {**fields, "draw": draw}
 
 
 def _template(

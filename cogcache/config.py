@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from cogcache import templates
 from cogcache.settings_base import (
     AtLeastOne,
     NoneIfEmpty,
@@ -22,6 +23,7 @@ from cogcache.settings_base import (
     PromptName,
     PromptText,
     Table,
+    Texts,
 )
 from cogcache.settings_clips import Clips
 from cogcache.settings_errors import explain, unknown_key
@@ -39,6 +41,14 @@ def _distinct(prompts: dict[str, str]) -> dict[str, str]:
         if names.setdefault(text, name) != name:
             raise ValueError(f"{names[text]!r} and {name!r} are the same prompt: leave one out")
     return prompts
+
+
+Prompts = Annotated[
+    dict[PromptName, PromptText],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+    AfterValidator(templates.check),
+]
 
 
 class Sampling(Table):
@@ -117,8 +127,8 @@ class Generation(Table):
     """Start of the random numbers that do_sample draws with; each caption has its own."""
     n: AtLeastOne = 1
     """Captions of each clip with each prompt; more than one only with do_sample."""
-    stop: Annotated[str | None, NoneIfEmpty] = None
-    """Text that ends a caption and is left out of it; "" for none."""
+    stop: Texts = ()
+    """Texts any of which ends a caption and is left out of it; "" for none."""
     retry: bool = True
     """Make a caption that is empty, loops or has no end once more with other settings, and keep
     the better one."""
@@ -173,10 +183,10 @@ class Settings(Table):
     generation: Generation = Generation()
     limits: Limits = Limits()
     machines: Machines = Machines()
-    prompts: Annotated[
-        dict[PromptName, PromptText], Field(min_length=1), AfterValidator(_distinct)
-    ] = DEFAULT_PROMPTS
+    prompts: Prompts = Field(default=DEFAULT_PROMPTS)
     """Prompts by name; each clip is captioned with all of them."""
+    prompt_sets: dict[PromptName, Prompts] = Field(default={})
+    """Further prompts, in sets of which --prompt-set takes one or several in place of `prompts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +200,13 @@ class Leaf:
     type: type[bool] | type[int] | type[float] | type[str]
     choices: tuple[str, ...]
     """The texts that are allowed; empty where any of the type is."""
-    default: bool | int | float | str | None
+    default: bool | int | float | str | tuple[str, ...] | None
     description: str
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes any number of values."""
+        return isinstance(self.default, tuple)
 
     @property
     def option(self) -> str:
@@ -206,15 +221,16 @@ def load_settings(
 
     Args:
         path: a TOML file; each of its keys is optional.
-        overrides: values by key (``{"max_frames": 12}``), and ``prompts`` by name. None means
-            "not given".
+        overrides: values by key (``{"max_frames": 12}``), ``prompts`` and ``prompt_sets`` by name,
+            and ``prompt_set``, the names of the sets to take. None means "not given".
 
     Raises:
         ConfigError: the file cannot be read; a key is unknown, of the wrong type or out of range.
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    chosen: Any = given.pop("prompt_set", ())
     values = read_toml(path) if path else {}
-    tables = {leaf.name: leaf.table for leaf in leaves(*TABLES)} | {"prompts": "model"}
+    tables = {leaf.name: leaf.table for leaf in leaves(*TABLES)} | dict.fromkeys(_PROMPTS, "model")
     for name, value in given.items():
         if name not in tables:
             raise unknown_key((name,), tables)
@@ -222,6 +238,9 @@ def load_settings(
             values[name] = value
         elif isinstance(table := values.setdefault(tables[name], {}), dict):
             table[name] = value
+    if chosen:
+        more: Any = given.get("prompts", {})
+        values["prompts"] = templates.union(values.get("prompt_sets"), chosen) | more
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -240,7 +259,7 @@ def leaves(*tables: str) -> list[Leaf]:
 def _leaf(name: str, table: str, model: type[Table]) -> Leaf:
     field = model.model_fields[name]
     annotation: Any = field.annotation
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    kinds = [kind for kind in get_args(annotation) if kind not in (NoneType, Ellipsis)]
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     kind = str if choices else kinds[0] if kinds else annotation
     description = field.description or ""
@@ -253,11 +272,12 @@ def _tables() -> dict[str, list[Leaf]]:
         if isinstance(field.default, Table):
             model = type(field.default)
             tables[name] = [_leaf(leaf, name, model) for leaf in model.model_fields]
-        elif name != "prompts":
+        elif name not in _PROMPTS:
             tables["model"].append(_leaf(name, "model", Settings))
     return tables
 
 
+_PROMPTS = ("prompts", "prompt_sets")
 _LEAVES = _tables()
 TABLES = tuple(_LEAVES)
 """The names that `leaves` takes: "model", then the tables of a TOML file."""

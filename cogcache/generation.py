@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cogcache import endings
 from cogcache.config import Generation
 from cogcache.models.family import Family, Row
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 DRAWING = ("temperature", "top_p", "top_k")
-STOP_WINDOW = 32
-"""A stop text is looked for in the newest tokens only, as many as this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +41,11 @@ class Request:
     task: Any = None
 
     def stops(self, family: Family, tokens: Sequence[int]) -> bool:
-        """Say whether the newest tokens hold the stop text."""
-        stop = self.generation.stop
-        return stop is not None and stop in family.text_of(tokens[-STOP_WINDOW:])
+        """Say whether the newest tokens hold a stop text."""
+        stops = self.generation.stop
+        if not stops:
+            return False
+        return endings.holds(family.text_of(tokens[-endings.window(stops) :]), stops)
 
 
 @dataclass(frozen=True, slots=True)

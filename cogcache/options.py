@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cogcache.config import Leaf, Settings, leaves, load_settings
-from cogcache.prompts import parse_prompts
+from cogcache.prompts import parse_prompts, prompt_sets_of
 
 Command = Callable[..., Any]
 
@@ -48,10 +48,12 @@ def settings_options(*tables: str, prompts: bool = False) -> Callable[[Command],
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_settings(*args: Any, config: Path | None, **given: Any) -> Any:
-            overrides = {name: given.pop(name) for name in names}
+            # Of options that can be repeated, click makes an empty tuple where none was given.
+            values = {name: given.pop(name) for name in names}
+            overrides = {name: None if value == () else value for name, value in values.items()}
             if prompts:
-                texts, file = given.pop("prompt"), given.pop("prompts")
-                overrides["prompts"] = parse_prompts(texts, file) or None
+                texts, file, sets = (given.pop(n) for n in ("prompt", "prompts", "prompt_set"))
+                overrides |= _prompts(texts, file, sets)
             return command(*args, settings=load_settings(config, overrides), **given)
 
         decorated: Command = with_settings
@@ -74,18 +76,28 @@ def as_arguments(settings: Settings, *tables: str, prompts: bool = False) -> lis
     arguments = []
     for leaf in leaves(*tables):
         table = settings if leaf.table == "model" else getattr(settings, leaf.table)
-        arguments.append(_argument(leaf, getattr(table, leaf.name)))
+        arguments += _arguments(leaf, getattr(table, leaf.name))
     if prompts:
         arguments += [f"--prompt={name}={text}" for name, text in settings.prompts.items()]
     return arguments
 
 
-def _argument(leaf: Leaf, value: object) -> str:
+def _prompts(texts: tuple[str, ...], file: Path | None, sets: tuple[str, ...]) -> dict[str, object]:
+    """Return what prompts to override: of a file with sets that are named, the sets alone count."""
+    if not sets:
+        return {"prompts": parse_prompts(texts, file) or None}
+    found = {"prompts": parse_prompts(texts) or None, "prompt_set": sets}
+    return found | ({"prompt_sets": prompt_sets_of(file)} if file else {})
+
+
+def _arguments(leaf: Leaf, value: object) -> list[str]:
     if isinstance(value, bool):
-        return leaf.option if value else _no(leaf)
+        return [leaf.option if value else _no(leaf)]
+    if isinstance(value, tuple):
+        return [f"{leaf.option}={each}" for each in value or ("",)]
     if value is None:
         value = "" if leaf.type is str else 0
-    return f"{leaf.option}={value}"
+    return [f"{leaf.option}={value}"]
 
 
 def _options(tables: tuple[str, ...], *, prompts: bool) -> list[Callable[[Command], Command]]:
@@ -108,6 +120,12 @@ def _prompt_options() -> list[Callable[[Command], Command]]:
             metavar="FILE",
             help='Named prompts in TOML: [prompts] and lines of name = "text".',
         ),
+        click.option(
+            "--prompt-set",
+            multiple=True,
+            metavar="NAME",
+            help="Take this set of prompts, [prompt_sets.NAME] of a file; repeatable.",
+        ),
     ]
 
 
@@ -117,12 +135,14 @@ def _option(leaf: Leaf) -> Callable[[Command], Command]:
     if leaf.type is bool:
         names[0] += "/" + _no(leaf)
     kind: Any = click.Choice(leaf.choices) if leaf.choices else leaf.type
-    return click.option(*names, type=kind, default=None, help=_help(leaf))
+    return click.option(*names, type=kind, default=None, multiple=leaf.several, help=_help(leaf))
 
 
 def _help(leaf: Leaf) -> str:
     shown = str(leaf.default).lower() if isinstance(leaf.default, bool) else leaf.default
     text = leaf.description.replace("`", "").removesuffix(".")
+    if leaf.several:
+        return f"{text}; repeatable"
     return text if shown is None else f"{text} [default: {shown}]"
 
 

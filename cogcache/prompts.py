@@ -6,15 +6,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cogcache.config import DEFAULT_PROMPT, Settings
+from cogcache.config import DEFAULT_PROMPT
 from cogcache.errors import ConfigError
-from cogcache.settings_base import PROMPT_NAME
+from cogcache.settings_base import PROMPT_NAME, PromptName, PromptText
 from cogcache.settings_errors import explain
 from cogcache.toml_file import read_toml
 
 _SLUG_CHARACTERS = 40
+
+
+class _File(BaseModel):
+    """A file of prompts. Whether they can be filled in is checked once all of them are known."""
+
+    model_config = ConfigDict(strict=True)
+    prompts: dict[PromptName, PromptText] = {}
+    prompt_sets: dict[PromptName, dict[PromptName, PromptText]] = {}
 
 
 def parse_prompts(texts: Sequence[str], file: Path | None = None) -> dict[str, str]:
@@ -56,16 +64,32 @@ def _slug(text: str) -> str:
     return slug or "prompt"
 
 
+def prompt_sets_of(file: Path) -> dict[str, dict[str, str]]:
+    """Return the sets of prompts of a ``--prompts`` file.
+
+    Raises:
+        ConfigError: a prompt in it is none, or it holds other settings.
+    """
+    return _read(file).prompt_sets
+
+
 def _prompts_of(file: Path) -> list[tuple[str, str]]:
+    if prompts := _read(file).prompts:
+        return list(prompts.items())
+    raise ConfigError(f"{file} holds only sets of prompts", "choose some: --prompt-set NAME")
+
+
+def _read(file: Path) -> _File:
     values = read_toml(file)
-    if not isinstance(values.get("prompts"), dict) or len(values) != 1:
+    tables = {name for name, value in values.items() if isinstance(value, dict) and value}
+    if not values or {*values} - (tables & {"prompts", "prompt_sets"}):
         found = ", ".join(values) or "nothing"
         raise ConfigError(
-            f"{file} should hold one table [prompts], and holds {found}",
+            f"{file} should hold one table [prompts], or [prompt_sets.NAME], and holds {found}",
             'write [prompts] and under it lines like: colour = "Which colour is it?"; '
             "other settings belong into the file of --config",
         )
     try:
-        return list(Settings.model_validate(values).prompts.items())
+        return _File.model_validate(values)
     except ValidationError as error:
         raise explain(error, {}, source=str(file), given={}) from error

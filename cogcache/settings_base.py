@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -17,6 +17,16 @@ PromptText = Annotated[str, Field(pattern=r"\S"), AfterValidator(str.strip)]
 # TOML has no null: 0 and "" stand for None, so that a complete file can say it.
 NoneIfZero = BeforeValidator(lambda value: None if value == 0 and value is not False else value)
 NoneIfEmpty = BeforeValidator(lambda value: None if value == "" else value)
+
+
+def _as_texts(value: Any) -> Any:
+    """Take one text for a list of it, and leave out empty ones, which stand for none."""
+    some = [value] if isinstance(value, str) else value
+    return tuple(each for each in some if each != "") if isinstance(some, list | tuple) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
+"""Any number of texts; a single one need not be in a list."""
 
 
 class Table(BaseModel):

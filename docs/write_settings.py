@@ -24,7 +24,9 @@ def row_of(leaf: Leaf) -> str:
     if leaf.type is bool:
         option += f", `--no-{leaf.option.removeprefix('--')}`"
     kind = ", ".join(f"`{choice}`" for choice in leaf.choices) or TYPES[leaf.type]
+    kind += ", or a list of it" if leaf.several else ""
     default = leaf.default if leaf.default is not None else "" if leaf.type is str else 0
+    default = "" if leaf.several else default
     shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
     return f"| `{leaf.name}` | {option} | {kind} | `{shown}` | {leaf.description} |\n"
 

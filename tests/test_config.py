@@ -77,7 +77,8 @@ def test_numbers_with_a_unit_say_it_in_their_name():
         (
             "xyzzy = 3",
             "unknown key 'xyzzy'",
-            "known here: model, revision, device, memory, prompts; docs/settings.md has them all",
+            "known here: model, revision, device, memory, prompts, prompt_sets; "
+            "docs/settings.md has them all",
         ),
     ],
 )

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # Lowest first. Digits before the point are the layers of the design; those after it order the
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
-    0.0: {"errors", "stopping"},
+    0.0: {"endings", "errors", "stopping"},
     0.1: {"devices", "totals", "units"},
     1.0: {
         "canonical",
@@ -24,6 +24,7 @@ LAYERS = {
         "shards",
         "settings_base",
         "settings_errors",
+        "templates",
         "toml_file",
         "worker_process",
     },

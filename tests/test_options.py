@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.config import TABLES, Settings, leaves, load_settings
+from cogcache.errors import ConfigError
 from cogcache.options import as_arguments, cache_option, settings_options
 
 seen: list[tuple[Path, Settings]] = []
@@ -79,10 +80,63 @@ def test_prompts_replace_those_of_the_config_file(tmp_path):
     assert settings.prompts == {"b": "Where?", "c": "When?"}
 
 
+SETS = "[prompts]\na = 'What?'\n[prompt_sets.x]\nb = 'Where?'\n[prompt_sets.y]\nc = 'When?'"
+
+
+def test_sets_of_prompts_replace_the_prompts_and_join(tmp_path):
+    config = tmp_path / "my.toml"
+    config.write_text(SETS)
+    for option in ("--config", "--prompts"):
+        given = (option, str(config))
+        assert settings_of(*given).prompts == {"a": "What?"}
+        assert settings_of(*given, "--prompt-set", "y").prompts == {"c": "When?"}
+        both = settings_of(*given, "--prompt-set", "x", "--prompt-set", "y", "--prompt", "d=Who?")
+        assert both.prompts == {"b": "Where?", "c": "When?", "d": "Who?"}
+
+
+def test_a_prompt_on_the_command_line_may_need_one_of_a_set_or_file(tmp_path):
+    file = tmp_path / "my.toml"
+    file.write_text(SETS)
+    chain = "--prompt=d=Shorter: {caption.b}"
+    assert list(settings_of(f"--config={file}", "--prompt-set=x", chain).prompts) == ["b", "d"]
+    chain = "--prompt=d=Shorter: {caption.a}"
+    assert list(settings_of(f"--prompts={file}", chain).prompts) == ["a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--prompt-set", "z"], "there is no set of prompts 'z'; there is x, y"),
+        (["--prompts", "sets.toml"], "sets.toml holds only sets of prompts"),
+    ],
+)
+def test_a_set_that_is_missing_or_not_chosen_is_told(tmp_path, monkeypatch, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    Path("my.toml").write_text(SETS)
+    Path("sets.toml").write_text("[prompt_sets.x]\nb = 'Where?'")
+    with pytest.raises(ConfigError, match=problem):
+        settings_of("--config", "my.toml", *arguments)
+
+
+def test_two_sets_with_different_prompts_of_one_name_are_refused(toml):
+    path = toml("[prompt_sets.x]\nb = 'Where?'\n[prompt_sets.y]\nb = 'When?'")
+    with pytest.raises(ConfigError, match="two of the sets x, y have a prompt 'b'"):
+        settings_of("--config", str(path), "--prompt-set", "x", "--prompt-set", "y")
+
+
+def test_stop_texts_can_be_repeated_and_taken_back(toml):
+    path = str(toml("[generation]\nstop = ['a', 'b']"))
+    assert settings_of("--config", path).generation.stop == ("a", "b")
+    assert settings_of("--config", path, "--stop", "x", "--stop", "y").generation.stop == ("x", "y")
+    assert settings_of("--config", path, "--stop", "").generation.stop == ()
+    assert settings_of("--config", str(toml("[generation]\nstop = 'a'"))).generation.stop == ("a",)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         {},
+        {"stop": ["a", "= b"]},
         {"segment_s": 0.1 + 0.2, "revision": "-x", "double_quant": False, "max_frames": 3},
         {"do_sample": True, "temperature": 1e-3, "seed": 2**62, "model": "a folder/with = signs"},
         {"prompts": {"a": "What is 1 = 1?", "b": "--prompt"}},
