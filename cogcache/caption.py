@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from cogcache.captioning import Captioner, ClipTasks, Made
 from cogcache.captionlist import CaptionList, Task, list_captions
-from cogcache.catalog import CaptionRow, Catalog, failure_row, text_to_path
+from cogcache.catalog import CaptionRow, Catalog, ClipRow, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import sweep
 from cogcache.config import Settings
 from cogcache.errors import ClipError
+from cogcache.filling import UNFILLED
 from cogcache.following import Following
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import Family
@@ -73,20 +74,45 @@ def caption(
                 listed = partial(list_captions, settings, family, identity, catalog, videos)
                 work = listed()
             run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
-            counts = Counts(found=work.num_cached + len(work.missing), cached=work.num_cached)
+            counts = Counts(found=work.num_found, cached=work.num_cached)
             report = RunReport(
                 run, "caption", settings.model, counts, split, settings.machines.shard
             )
             if work.missing or follow:
                 job = _Captioning(settings, family, identity, store, catalog, report)
                 limit = settings.limits.limit
-                following = Following(cache, lambda: listed().missing, counts, limit, follow)
+                following = Following(cache, listed, counts, limit, follow)
                 with at_work(cache, report, settings.limits) as at:
                     job.run(work, following, at.stop)
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
+                work = following.last
+            if not report.stopped:
+                note_refused(work, catalog, report)
         report.finish(monitor)
         catalog.finish_run(run, **report.row())
     return report
+
+
+def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None:
+    """Note the captions that were wanted and cannot be made, when all others are.
+
+    They are those whose prompt cannot be filled in, and those that wait for one of these, or for
+    one of a clip that failed.
+    """
+    refused = {clip["feature_key"] for clip, _ in work.refused}
+    for row in catalog.failures(stage="caption"):
+        if row["reason"] in UNFILLED and row["feature_key"] not in refused:
+            catalog.clear_failures(row["video"], row["start_s"], row["end_s"], "caption")
+    for clip, error in work.refused:
+        _note(clip, error, catalog, report)
+    report.counts.failed += len(work.refused) + work.num_waiting
+
+
+def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) -> None:
+    span = (clip["start_s"], clip["end_s"])
+    video, key = text_to_path(clip["video"]), clip["feature_key"]
+    catalog.add_failure(failure_row(video, span, "caption", error, run=report.run, key=key))
+    logger.warning("%s: %s", clip["video"], error.problem)
 
 
 @dataclass
@@ -145,11 +171,6 @@ class _Captioning:
         self.committed_s = time.monotonic()
 
     def _fail(self, of_clip: Sequence[Task], error: ClipError) -> None:
-        clip = of_clip[0].clip
-        span = (clip["start_s"], clip["end_s"])
-        video, key = text_to_path(clip["video"]), clip["feature_key"]
-        row = failure_row(video, span, "caption", error, run=self.report.run, key=key)
-        self.catalog.add_failure(row)
+        _note(of_clip[0].clip, error, self.catalog, self.report)
         self.report.counts.failed += len(of_clip)
         self.bar.update(len(of_clip))
-        logger.warning("%s: %s", clip["video"], error.problem)

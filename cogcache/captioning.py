@@ -211,4 +211,5 @@ class Captioner:
         if isinstance(task, _SecondTry):
             retried = {"because": list(task.first.flags), "changes": task.changes}
             task = task.first.task
+        flags += ("from_flagged",) if task.from_flagged else ()
         return Made(task, text, len(kept), finished.seconds, flags, retried)

@@ -6,18 +6,21 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
 from cogcache.config import Generation, Settings
-from cogcache.errors import CacheError
+from cogcache.errors import CacheError, ClipError
+from cogcache.filling import Filled, Filler
 from cogcache.inputs import find_videos
 from cogcache.keys import CaptionKey, Field, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, recall
 from cogcache.shards import Shard
+from cogcache.templates import levels
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +34,25 @@ class Task:
     prompt_name: str
     prompt: str
     key: CaptionKey
+    from_flagged: bool = False
+    """Whether the prompt holds a caption that is flagged."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class CaptionList:
     """What a run of stage two has before it."""
 
-    missing: list[Task]
-    num_cached: int
+    missing: list[Task] = field(default_factory=list)
+    num_cached: int = 0
+    num_waiting: int = 0
+    """Captions whose prompt needs one of those that are missing."""
+    refused: list[tuple[ClipRow, ClipError]] = field(default_factory=list)
+    """Captions whose prompt cannot be filled in, and why."""
+
+    @property
+    def num_found(self) -> int:
+        """How many captions are wanted."""
+        return self.num_cached + len(self.missing) + self.num_waiting + len(self.refused)
 
 
 def list_captions(
@@ -54,31 +68,90 @@ def list_captions(
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
     clips = choose_clips(settings, family, catalog, videos)
-    # Of some hundred thousand captions most are there: only what differs is encoded for each.
-    templates = [
-        (name, prompt, draw, _template(draw, prompt, settings, family, identity))
-        for name, prompt in settings.prompts.items()
-        for draw in range(settings.generation.n)
-    ]
-    wanted = {
-        template.digest({"feature_key": clip["feature_key"]}): (clip, name, prompt, draw)
-        for clip in clips
-        for name, prompt, draw, template in templates
-    }
-    known = catalog.caption_keys(wanted.keys())
-    missing = [
-        Task(
-            clip,
-            name,
-            prompt,
-            caption_key(clip["feature_key"], draw, prompt, settings, family, identity),
-        )
-        for digest, (clip, name, prompt, draw) in wanted.items()
-        if digest not in known
-    ]
+    filler = Filler(settings.prompts, clips, catalog)
+    listing = _Listing(settings, family, identity, catalog, filler)
+    for names in levels(settings.prompts):
+        listing.add(names)
+    found = listing.found
     # Neighbours of one length waste no padding, and the first batch shows the peak.
-    missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
-    return CaptionList(missing, len(wanted) - len(missing))
+    found.missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
+    return found
+
+
+class _Wanted(NamedTuple):
+    """One caption that there should be."""
+
+    clip: ClipRow
+    name: str
+    draw: int
+    filled: Filled
+
+
+@dataclass
+class _Listing:
+    """The captions that are wanted, level after level of prompts."""
+
+    settings: Settings
+    family: Family
+    identity: HalfIdentity
+    catalog: Catalog
+    filler: Filler
+    found: CaptionList = field(default_factory=CaptionList)
+    seen: set[str] = field(default_factory=set)
+
+    def add(self, names: Sequence[str]) -> None:
+        """Look for the captions of one level; those of the levels before it have been seen."""
+        wanted = {name: self._wanted(name) for name in names}
+        keys = {digest for of_prompt in wanted.values() for digest, _ in of_prompt}
+        known = self.catalog.caption_keys(keys)
+        for name, of_prompt in wanted.items():
+            if name in self.filler.needed:
+                self._remember(of_prompt, known)
+            for digest, each in of_prompt:
+                self._add(digest, each, is_known=digest in known)
+
+    def _add(self, digest: str, wanted: _Wanted, *, is_known: bool) -> None:
+        if digest in self.seen:  # two prompts that are the same once they are filled in
+            return
+        self.seen.add(digest)
+        if is_known:
+            self.found.num_cached += 1
+            return
+        clip, name, draw, (prompt, from_flagged) = wanted
+        key = caption_key(
+            clip["feature_key"], draw, prompt, self.settings, self.family, self.identity
+        )
+        self.found.missing.append(Task(clip, name, prompt, key, from_flagged))
+
+    def _remember(self, wanted: list[tuple[str, _Wanted]], known: Set[str]) -> None:
+        said = self.catalog.said([digest for digest, _ in wanted if digest in known])
+        self.filler.said |= {
+            (each.name, each.clip["feature_key"], each.draw): said[digest]
+            for digest, each in wanted
+            if digest in said
+        }
+
+    def _wanted(self, name: str) -> list[tuple[str, _Wanted]]:
+        """Return the captions of a prompt that can be asked for by now, with their digests."""
+        found = []
+        for draw in range(self.settings.generation.n):
+            # Of some hundred thousand captions most are there: only what differs is encoded.
+            fields = caption_key("", draw, "", self.settings, self.family, self.identity).fields()
+            template = Template(fields, ["feature_key", "prompt"])
+            for clip in self.filler.clips:
+                if filled := self._filled(name, clip, draw):
+                    varying = {"feature_key": clip["feature_key"], "prompt": filled.text}
+                    found.append((template.digest(varying), _Wanted(clip, name, draw, filled)))
+        return found
+
+    def _filled(self, name: str, clip: ClipRow, draw: int) -> Filled | None:
+        try:
+            filled = self.filler.fill(name, clip, draw)
+        except ClipError as error:
+            self.found.refused.append((clip, error))
+            return None
+        self.found.num_waiting += filled is None
+        return filled
 
 
 def caption_key(
@@ -114,15 +187,6 @@ def _generation(generation: Generation, draw: int) -> dict[str, Field]:
     stops = list(generation.stop)
     fields["stop"] = stops if len(stops) > 1 else stops[0] if stops else None
     return {**fields, "draw": draw}
-
-
-def _template(
-    draw: int, prompt: str, settings: Settings, family: Family, identity: HalfIdentity
-) -> Template:
-    """Return what gives the digest of a `caption_key` from its feature key alone."""
-    fields = caption_key("", draw, prompt, settings, family, identity).fields()
-    del fields["feature_key"]
-    return Template(fields, ["feature_key"])
 
 
 def choose_clips(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
 from cogcache.canonical import Field
 from cogcache.catalog_rows import (
@@ -33,12 +33,20 @@ __all__ = [
     "ClipRow",
     "FailureRow",
     "RunRow",
+    "Said",
     "Stage",
     "VideoRow",
     "failure_row",
     "path_to_text",
     "text_to_path",
 ]
+
+
+class Said(NamedTuple):
+    """A caption, and what is suspicious about it."""
+
+    text: str
+    flags: list[str]
 
 
 def _each_file(row: type, joins: str) -> str:
@@ -152,6 +160,13 @@ class Catalog(FileMemory):
     def caption_keys(self, caption_keys: Collection[str]) -> set[str]:
         """Return those of the keys that are a caption's."""
         return self._file.known("captions", "caption_key", caption_keys)
+
+    def said(self, caption_keys: Collection[str]) -> dict[str, Said]:
+        """Return what the captions of these keys say, those that there are."""
+        sql = """SELECT caption_key, caption, flags FROM captions
+            WHERE caption_key IN (SELECT value FROM json_each(:keys))"""
+        rows = self._file.query(sql, {"keys": json.dumps([*caption_keys])})
+        return {row["caption_key"]: Said(row["caption"], json.loads(row["flags"])) for row in rows}
 
     def captions(
         self,

@@ -1,4 +1,7 @@
-"""Captions that become possible while stage two runs, since stage one still adds clips."""
+"""Captions that become possible while stage two runs.
+
+Stage one may still add clips, and a chain of prompts goes on from captions that were just made.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cogcache.captionlist import Task
+from cogcache.captionlist import CaptionList, Task
 from cogcache.live import live_runs
 from cogcache.runs import Counts
 from cogcache.stopping import Stop
@@ -22,31 +25,36 @@ class Following:
 
     Args:
         cache: folder of the cache.
-        missing: lists the captions that are missing now.
+        listed: lists the captions as they are now.
         counts: of the run; its `found` grows with the cache.
         limit: most captions of the whole run.
         follow: whether to wait for stage one at all.
     """
 
     cache: Path
-    missing: Callable[[], list[Task]]
+    listed: Callable[[], CaptionList]
     counts: Counts
     limit: int | None
     follow: bool
     handed_out: set[str] = field(default_factory=set)
+    last: CaptionList = field(default_factory=CaptionList)
+    """The list as it was when it was last looked at."""
 
     def next(self, stop: Stop) -> list[Task]:
         """Return captions to make that were not handed out before; none: all is done."""
         while not stop:
             growing = self.follow and self._growing()  # before the list: nothing falls between
-            tasks = [task for task in self.missing() if task.key.digest not in self.handed_out]
+            self.last = last = self.listed()
+            tasks = [task for task in last.missing if task.key.digest not in self.handed_out]
             left = None if self.limit is None else self.limit - len(self.handed_out)
             if tasks and left == 0:
                 stop.ask(f"--limit {self.limit}")
             elif tasks:
                 chosen = tasks[:left]
                 self.handed_out |= {task.key.digest for task in chosen}
-                self.counts.found = max(self.counts.found, self.counts.settled + len(tasks))
+                behind = last.num_waiting + len(last.refused)
+                found = self.counts.settled + len(tasks) + behind
+                self.counts.found = max(self.counts.found, found)
                 return chosen
             elif not growing:
                 return []

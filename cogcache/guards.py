@@ -13,7 +13,7 @@ LOOP_REPEATS = 3
 MOST_LISTED = 8
 """A single token said this often in a row is a loop."""
 FLAGS = ("empty", "no_end", "looping", "over_context")
-"""What a caption may be flagged with."""
+"""What `flags_of` finds."""
 
 
 def flags_of(

@@ -32,7 +32,7 @@ LAYERS = {
     1.1: {"catalog_rows", "config", "database", "feature_format", "keys", "live", "shapes"},
     1.2: {"checkpoint", "claims", "feature_file", "feature_reader", "file_memory", "prompts"},
     1.3: {"catalog", "store"},
-    1.4: {"browse", "recovery"},
+    1.4: {"browse", "filling", "recovery"},
     1.5: {"figures", "upkeep"},
     1.6: {"rebuild"},
     2.0: {"h264", "quantization", "workers"},

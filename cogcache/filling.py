@@ -1,0 +1,124 @@
+"""Prompts as they are asked about one clip: variables filled in, and what was said of it before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from cogcache import templates
+from cogcache.catalog import Catalog, ClipRow, Said, text_to_path
+from cogcache.errors import ClipError
+
+NO_FIRST_CAPTION: Final = "no_first_caption"
+NO_DURATION: Final = "no_duration"
+UNFILLED: Final = (NO_FIRST_CAPTION, NO_DURATION)
+"""Reasons why a prompt about a clip cannot be filled in."""
+
+
+class Filled(NamedTuple):
+    """A prompt about one clip."""
+
+    text: str
+    from_flagged: bool = False
+    """Whether a caption in it is flagged."""
+
+
+@dataclass
+class Filler:
+    """Fills prompts in.
+
+    Args:
+        prompts: by name; `templates.check` has looked at them.
+        clips: all that will be asked about.
+        catalog: knows how long videos are.
+    """
+
+    prompts: Mapping[str, str]
+    clips: Sequence[ClipRow]
+    catalog: Catalog
+    said: dict[tuple[str, str, int], Said] = field(default_factory=dict)
+    """Captions by prompt, feature key and draw."""
+
+    def __post_init__(self) -> None:
+        self.variables = {name: templates.variables(text) for name, text in self.prompts.items()}
+        self.needed = {
+            each for text in self.prompts.values() for each in templates.captions_in(text)
+        }
+        """Names of prompts whose captions others are made from."""
+
+    def fill(self, name: str, clip: ClipRow, draw: int) -> Filled | None:
+        """Return a prompt about a clip; None where it needs a caption that is not there yet.
+
+        Args:
+            name: of the prompt.
+            clip: what it is about.
+            draw: the number among captions of one clip with one prompt.
+
+        Raises:
+            ClipError: it can never be filled in: a caption in it is empty, or the video's length
+                is not known.
+        """
+        if not (variables := self.variables[name]):
+            return Filled(self._fixed[name])
+        captions = {
+            each: self.said.get((each.removeprefix(templates.CAPTION), clip["feature_key"], draw))
+            for each in variables
+            if each.startswith(templates.CAPTION)
+        }
+        values: dict[str, str] = {}
+        for each, said in captions.items():
+            if said is None:
+                return None
+            if not said.text:
+                raise _no_caption(name, each)
+            values[each] = said.text
+        values |= {each: self._value(each, clip) for each in variables if each not in captions}
+        flagged = any(said and said.flags for said in captions.values())
+        return Filled(templates.fill(self.prompts[name], values), flagged)
+
+    @cached_property
+    def _fixed(self) -> dict[str, str]:
+        """Prompts without variables, braces made single."""
+        fixed = {name: text for name, text in self.prompts.items() if not self.variables[name]}
+        return {name: templates.fill(text, {}) for name, text in fixed.items()}
+
+    def _value(self, variable: str, clip: ClipRow) -> str:
+        match variable:
+            case "name":
+                # A file's name is bytes, a prompt is text.
+                return os.fsencode(text_to_path(clip["video"]).stem).decode(errors="replace")
+            case "start":
+                return _seconds(clip["start_s"])
+            case "end":
+                return _seconds(self._end_s(clip))
+            case _:
+                return _seconds(self._end_s(clip) - clip["start_s"])
+
+    def _end_s(self, clip: ClipRow) -> float:
+        length_s = self._lengths_s.get(clip["video_digest"])
+        known = [each for each in (clip["end_s"], length_s) if each is not None]
+        if not known:
+            problem = "a prompt names {end} or {duration}, and the video's length is not known"
+            raise ClipError(NO_DURATION, problem, "`cogcache extract` finds it out")
+        return min(known)
+
+    @cached_property
+    def _lengths_s(self) -> dict[str, float | None]:
+        digests: Collection[str] = {clip["video_digest"] for clip in self.clips}
+        return {row["digest"]: row["duration_s"] for row in self.catalog.videos(digests=digests)}
+
+
+def _no_caption(name: str, variable: str) -> ClipError:
+    first = variable.removeprefix(templates.CAPTION)
+    return ClipError(
+        NO_FIRST_CAPTION,
+        f"the prompt {name!r} needs the caption {first!r}, which is empty",
+        f"change the prompt {first!r}, or how its tokens are chosen",
+    )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
