@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,9 +18,10 @@ from contracts import FPS, asked, clip
 from test_public_names import loaded_by
 from transformers import Qwen2VLProcessor, Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+from videos import write_video
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Language
+from cogcache.config import Language, Sampling
 from cogcache.errors import CheckpointError, ConfigError, UnknownFamilyError, VideoError
 from cogcache.keys import digest
 from cogcache.models.derived.conversation import conversation_of, template_name
@@ -28,7 +30,7 @@ from cogcache.models.derived.features import encoder_output, joined, named, nest
 from cogcache.models.derived.processing import metadata
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
-from cogcache.video import ClipFrames
+from cogcache.video import ClipFrames, read_clip
 
 FRAMES = clip(4, (32, 48), 1)
 VERSION = transformers.__version__
@@ -313,7 +315,7 @@ def test_processors_are_told_the_true_times_and_the_true_rate():
 
 
 def test_times_of_a_video_of_uneven_rate_are_kept():
-    times = np.array([0.0, 1.1, 1.9, 3.2])
+    times = np.array([0.0, 1.11, 1.93, 3.24])
     told = metadata(
         ClipFrames(
             frames=FRAMES.frames,
@@ -325,7 +327,21 @@ def test_times_of_a_video_of_uneven_rate_are_kept():
             decoder="pyav",
         )
     )
-    assert np.abs(np.array(told.timestamps) - times).max() <= 0.5 / FPS
+    assert np.abs(np.array(told.timestamps) - times).max() <= 0.001
+    assert told.sampled_fps == pytest.approx(3 / 3.24, rel=0.01)
+
+
+def test_prompts_tell_the_videos_own_times_of_a_late_segment_of_uneven_rate(folders, tmp_path):
+    steps_s = np.resize([0.5, 1.25, 3.0], 60)
+    times_s = [0.0, *np.cumsum(steps_s)]
+    video = write_video(tmp_path / "uneven.mkv", times_s=times_s, fps=1)
+    start_s, end_s = times_s[40], times_s[44]
+    segment = read_clip(video, Sampling(), start_s, end_s)
+    prepared = family(folders["video_llama_3"]).prepare(segment, torch.float32)
+    told = re.findall(r"Time ([\d.]+)s:", prepared.texts["replacements"])
+    assert told == [f"{time:.1f}" for time in segment.timestamps_s]
+    assert start_s > 60
+    assert {*told} <= {f"{time:.1f}" for time in times_s[40:44]}
 
 
 # Named tensors

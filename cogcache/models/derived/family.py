@@ -39,6 +39,8 @@ PROBE = "Please describe this video in detail."
 class DerivedFamily(Family):
     """Any transformers class whose `generate` takes features from outside."""
 
+    epoch = 2
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self.name = str(checkpoint.config.get("model_type", "unknown"))

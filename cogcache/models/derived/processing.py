@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from cogcache.video import ClipFrames
 
+SAME_S = 0.002
+"""What a frame of even rate may be off: after hours, times are kept to a thousandth."""
+FINE_FPS = 1000.0
+"""What stands for the rate of a video whose frames lie between the ticks of its average one."""
 VIDEO_ARGUMENTS = ("video_metadata", "do_sample_frames")
 """Without the first a processor invents times, without the second it drops frames."""
 SLOT = re.compile(r"(image|video)_(token|patch)_(id|index)")
@@ -247,14 +251,17 @@ def metadata(clip: ClipFrames) -> VideoMetadata:
 
     times = [float(time) for time in clip.timestamps_s]
     span_s = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1) or clip.duration_s
+    fps = clip.fps
+    if any(abs(round(time * fps) / fps - time) > SAME_S for time in times):
+        fps = FINE_FPS
     return VideoMetadata(
-        total_num_frames=max(1, round(span_s * clip.fps)),
-        fps=clip.fps,
+        total_num_frames=max(1, round(span_s * fps)),
+        fps=fps,
         height=clip.frames.shape[1],
         width=clip.frames.shape[2],
         duration=clip.duration_s,
         video_backend=clip.decoder,
-        frames_indices=[round(time * clip.fps) for time in times],
+        frames_indices=[round(time * fps) for time in times],
     )
 
 
