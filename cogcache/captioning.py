@@ -15,6 +15,7 @@ from cogcache import endings
 from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import CaptionRow
 from cogcache.config import Settings
+from cogcache.errors import ConfigError
 from cogcache.generation import Batches, Finished, Request
 from cogcache.guards import changes_for, flags_of
 from cogcache.memory import sample
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cogcache.decoding import Decoder
     from cogcache.keptprefixes import KeptPrefixes
     from cogcache.models.halves import LoadedHalf
+    from cogcache.structured import Grammar
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
 """What is asked about one clip, and its features."""
@@ -95,9 +97,20 @@ class Captioner:
     report: RunReport
 
     def __post_init__(self) -> None:
+        self.grammar = self._grammar()  # before the weights: it may be one that cannot be held
         self.kept: KeptPrefixes | None = None
         with self.report.split.time("load"):
             self.decoder = self._decoder(self._load())
+
+    def _grammar(self) -> Grammar | None:
+        if (schema := self.settings.generation.json_schema) is None:
+            return None
+        try:
+            from cogcache.structured import Grammar
+        except ImportError as error:
+            problem = f"--json-schema needs {error.name}, which is not installed"
+            raise ConfigError(problem, "pip install 'cogcache[structured]'") from error
+        return Grammar(schema, self.family)
 
     def _load(self) -> LoadedHalf:
         import torch
@@ -170,7 +183,8 @@ class Captioner:
             config = self.family.full_config()
             self.report.planned = plan_language(self.identity, config, self.settings, row.length)
         seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it
-        return Request(row, task.key.feature_key, seed, self.settings.generation, task)
+        generation = self.settings.generation
+        return Request(row, task.key.feature_key, seed, generation, task, self.grammar)
 
     def _timed(self, finished: Iterator[Finished]) -> Iterator[Finished]:
         """Count the time spent generating, less what of it is spent waiting for features."""
@@ -207,6 +221,8 @@ class Captioner:
         if endings.holds(text, stops):
             text, ended = endings.cut(text, stops), True
         flags = flags_of(text, kept, ended=ended, over_context=finished.over_context)
+        if self.grammar and not self.grammar.is_followed(text):
+            flags += ("invalid_json",)
         task, retried = request.task, {}
         if isinstance(task, _SecondTry):
             retried = {"because": list(task.first.flags), "changes": task.changes}

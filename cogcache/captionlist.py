@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from cogcache import schemas
 from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
 from cogcache.config import Generation, Settings
@@ -186,6 +187,8 @@ def _generation(generation: Generation, draw: int) -> dict[str, Field]:
     fields: dict[str, Field] = generation.model_dump(exclude={"n"})
     stops = list(generation.stop)
     fields["stop"] = stops if len(stops) > 1 else stops[0] if stops else None
+    if (schema := fields.pop("json_schema")) is not None:
+        fields["json_schema"] = schemas.digest(str(schema))
     return {**fields, "draw": draw}
 
 

@@ -6,6 +6,7 @@ Imported where rows are decoded; it needs torch and transformers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,16 +20,30 @@ from transformers import (
 
 from cogcache.config import Generation
 
+if TYPE_CHECKING:
+    from cogcache.structured import Grammar
+
 
 class Chooser:
-    """Chooses the tokens of one row; drawn ones come from random numbers of its own."""
+    """Chooses the tokens of one row; drawn ones come from random numbers of its own.
 
-    def __init__(self, generation: Generation, seed: int, prompt_ids: Tensor) -> None:
+    Args:
+        generation: how tokens are chosen.
+        seed: of the random numbers.
+        prompt_ids: the row's tokens so far. int64 [L].
+        grammar: what the row has to follow.
+    """
+
+    def __init__(
+        self, generation: Generation, seed: int, prompt_ids: Tensor, grammar: Grammar | None = None
+    ) -> None:
         self.generation = generation
         self.prompt_ids = prompt_ids.cpu()
         # On the CPU, so that a seed gives the same caption whatever the device is.
         self.random = torch.Generator().manual_seed(seed)
         self.processors = _processors(generation)
+        if grammar:  # before all others: the likeliest are to be chosen among what may come
+            self.processors.insert(0, grammar.processor(len(prompt_ids)))
 
     @property
     def takes_the_likeliest(self) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from cogcache import templates
+from cogcache import schemas, templates
 from cogcache.settings_base import (
     AtLeastOne,
     NoneIfEmpty,
@@ -129,6 +129,9 @@ class Generation(Table):
     """Captions of each clip with each prompt; more than one only with do_sample."""
     stop: Texts = ()
     """Texts any of which ends a caption and is left out of it; "" for none."""
+    json_schema: Annotated[str | None, NoneIfEmpty, BeforeValidator(schemas.text_of)] = None
+    """File with a JSON schema that each caption follows, or the schema itself; "" for none (needs
+    llguidance: `pip install 'cogcache[structured]'`)."""
     retry: bool = True
     """Make a caption that is empty, loops or has no end once more with other settings, and keep
     the better one."""
@@ -148,6 +151,8 @@ class Generation(Table):
                 f"n = {self.n} would make one caption {self.n} times while do_sample is false: "
                 "set do_sample to true, or leave n at 1"
             )
+        if self.stop and self.json_schema:
+            raise ValueError("stop texts would cut JSON off: leave out stop or json_schema")
         return self
 
 

@@ -195,7 +195,7 @@ class Decoder:
         rows = [
             _Live(
                 request,
-                Chooser(request.generation, request.seed, request.row.sequences["input_ids"]),
+                _chooser(request),
                 position[..., -1:],
                 self._limit(request, position),
                 cache=RowCache.cut(prefix, output.past_key_values, index, len(tail)),
@@ -274,6 +274,11 @@ class Decoder:
 
     def _forward(self, *, cache: Any, **inputs: Any) -> Any:
         return forward(self.model, cache, **inputs)
+
+
+def _chooser(request: Request) -> Chooser:
+    ids = request.row.sequences["input_ids"]
+    return Chooser(request.generation, request.seed, ids, request.grammar)
 
 
 def _waiting_cache(row: _Live) -> RowCache:

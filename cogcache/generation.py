@@ -19,6 +19,8 @@ from cogcache.models.family import Family, Row
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
+    from cogcache.structured import Grammar
+
 DRAWING = ("temperature", "top_p", "top_k")
 
 
@@ -32,6 +34,7 @@ class Request:
         seed: of this row's random numbers.
         generation: how its tokens are chosen.
         task: whatever the caller wants back with the tokens.
+        grammar: what the tokens have to follow.
     """
 
     row: Row
@@ -39,6 +42,7 @@ class Request:
     seed: int
     generation: Generation
     task: Any = None
+    grammar: Grammar | None = None
 
     def stops(self, family: Family, tokens: Sequence[int]) -> bool:
         """Say whether the newest tokens hold a stop text."""
@@ -148,7 +152,10 @@ class Batches:
         started = time.perf_counter()
         rows, first = [request.row for request in batch], batch[0]
         try:
-            made = generate(self.model, self.family, rows, first.generation, seed=first.seed)
+            made = generate(
+                self.model, self.family, rows, first.generation,
+                seed=first.seed, grammar=first.grammar,
+            )  # fmt: skip
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or len(batch) == 1:
                 raise
@@ -170,6 +177,7 @@ def generate(
     generation: Generation,
     *,
     seed: int | None = None,
+    grammar: Grammar | None = None,
 ) -> list[list[int]]:
     """Generate for a left-padded batch of rows.
 
@@ -179,19 +187,24 @@ def generate(
         rows: clips with prompts, of any lengths.
         generation: how tokens are chosen.
         seed: of the random numbers; that of `generation` where there is none.
+        grammar: what the tokens have to follow.
 
     Returns:
         For each row its new tokens, up to and with the one that ends it; without an end there
         are `max_new_tokens` of them.
     """
     import torch
+    from transformers import LogitsProcessorList
 
     if generation.do_sample:
         torch.manual_seed(generation.seed if seed is None else seed)
     inputs = family.model_inputs(rows, model)
+    length = inputs["input_ids"].shape[1]
+    held = {"logits_processor": LogitsProcessorList([grammar.processor(length)])} if grammar else {}
+    config = generation_config(family, generation)
     with torch.inference_mode():
-        output = model.generate(**inputs, generation_config=generation_config(family, generation))
-    new_tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+        output = model.generate(**inputs, generation_config=config, **held)
+    new_tokens = output[:, length:].tolist()
     return [_ended(tokens, family.stop_ids) for tokens in new_tokens]
 
 

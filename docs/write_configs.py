@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cogcache.config import DEFAULT_PROMPT, TABLES, Leaf, leaves
 
@@ -81,7 +82,8 @@ def text_of(recipe: Recipe) -> str:
 def line_of(leaf: Leaf, recipe: Recipe) -> str:
     """Return the line of one setting, with its default and the reason where it differs."""
     changes = {"model": (recipe.model, ""), "strategy": SPREAD, **recipe.changes}
-    default = leaf.default if leaf.default is not None else "" if leaf.type is str else 0
+    default: Any = leaf.default if leaf.default is not None else "" if leaf.type is str else 0
+    default = "" if leaf.several else default
     if leaf.name not in changes:
         return f"{leaf.name} = {shown(default)}"
     value, reason = changes[leaf.name]

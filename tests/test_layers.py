@@ -20,6 +20,7 @@ LAYERS = {
         "memory",
         "migrations",
         "sampling",
+        "schemas",
         "sealing",
         "shards",
         "settings_base",
@@ -46,7 +47,7 @@ LAYERS = {
     3.25: {"models.sizes"},
     3.3: {"models.derived", "models.halves"},
     3.4: {"models.identity", "models.offload"},
-    3.9: {"cutting"},
+    3.9: {"cutting", "structured"},
     4.0: {
         "captionlist",
         "choosing",

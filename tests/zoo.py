@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 384
@@ -85,9 +85,12 @@ class Animal:
     def chat_template(self) -> str:
         return CHAT.replace("VIDEO", self.video).replace("IMAGE", self.image)
 
-    def write(self, folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
+    def write(
+        self, folder: Path, *, tied: bool = False, seed: int = 0, sentencepiece: bool = False
+    ) -> Path:
         """Write the checkpoint into a folder."""
-        tokenizer = byte_tokenizer(self.tokens)
+        made = sentencepiece_tokenizer() if sentencepiece else byte_tokenizer()
+        tokenizer = with_tokens(made, self.tokens)
         processor = self.processor(tokenizer, self.chat_template())
         processor.save_pretrained(folder)
         cls = getattr(transformers, self.model)
@@ -102,13 +105,36 @@ class Animal:
         return folder
 
 
-def byte_tokenizer(tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> Tokenizer:
     """Return a tokenizer in which every byte is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def sentencepiece_tokenizer() -> Tokenizer:
+    """Return a tokenizer of Llama's kind: blanks as \u2581, pieces, and bytes for all else."""
+    pieces = ["\u2581", *(chr(code) for code in range(33, 127))]
+    merges = [('"', ":"), ("{", '"'), ('"', ","), ("}", "}"), ("\u2581", '"')]
+    names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *map("".join, merges)]
+    vocabulary = {token: index for index, token in enumerate(names)}
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True)
+    )
+    prepend, blanks = normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = normalizers.Sequence([prepend, blanks])
+    back = decoders.Replace("\u2581", " ")
+    tokenizer.decoder = decoders.Sequence(
+        [back, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def with_tokens(tokenizer: Tokenizer, tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as transformers has it, with what a family adds."""
     attributes = {name: token for name, token in tokens.items() if not name.startswith("_")}
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -167,6 +167,14 @@ class Family(ABC):
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return generated tokens as text, special tokens left out, blanks stripped."""
 
+    @abstractmethod
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer as the library `tokenizers` writes it.
+
+        Raises:
+            ConfigError: it is of another kind.
+        """
+
     def rows_together(self, wanted: int, num_beams: int) -> int:
         """Return how many of `wanted` rows can be generated for in one call.
 

@@ -137,6 +137,11 @@ class CogVLM2Family(Family):
         """Return generated tokens as text."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
 
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer as it lies in the checkpoint."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The end-of-text token; the templates know no other."""

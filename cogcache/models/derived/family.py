@@ -170,6 +170,17 @@ class DerivedFamily(Family):
         text: str = self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text.strip()
 
+    def tokenizer_json(self) -> str:
+        """Return the tokenizer, with the tokens that its config adds."""
+        tokenizer = self.processor.tokenizer
+        if not tokenizer.is_fast:
+            raise ConfigError(
+                f"the tokenizer of {self.checkpoint.folder} has no tokenizer.json",
+                "--json-schema needs one: take a checkpoint that has it",
+            )
+        text: str = tokenizer.backend_tokenizer.to_str()
+        return text
+
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """What the generation config says ends a text, else the config or the tokenizer."""
