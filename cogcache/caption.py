@@ -24,6 +24,7 @@ from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
 from cogcache.following import Following
+from cogcache.local_catalog import open_catalog
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, identify
@@ -46,6 +47,7 @@ def caption(
     *,
     videos: Sequence[str | Path] | None = None,
     follow: bool = False,
+    catalog_path: Path | None = None,
 ) -> RunReport:
     """Caption every clip of the cache with every prompt, where the catalog lacks the caption.
 
@@ -54,6 +56,7 @@ def caption(
         settings: which model, prompts and precision; those of stage one say which clips.
         videos: only clips of these, which need not be there any more; None for all.
         follow: wait for the clips that a running `extract` still adds.
+        catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
 
     Returns:
         What was done. Captions are in the catalog.
@@ -66,7 +69,7 @@ def caption(
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with open_catalog(cache, catalog_path, settings.machines.shard) as catalog:
         with MemoryMonitor() as monitor:
             split = Split()
             with split.time("digest"):

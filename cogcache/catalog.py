@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self, cast
+from uuid import uuid4
 
 from cogcache.canonical import Field
 from cogcache.catalog_rows import (
@@ -245,6 +246,7 @@ class Catalog(FileMemory):
     ) -> int:
         """Note that a run begins; return its number."""
         row: dict[str, object] = {
+            "uid": uuid4().hex,
             "command": command,
             "model": model,
             "settings": settings,

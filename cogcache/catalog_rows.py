@@ -110,6 +110,8 @@ class RunRow(TypedDict):
     counts: Mapping[str, Field]
     report: Mapping[str, Field]
     """Peaks and timeline of memory, bytes read by shard, versions."""
+    uid: str
+    """What a run is known by in any catalog; its number is of this one alone."""
 
 
 def failure_row(

@@ -109,6 +109,16 @@ class CatalogFile:
                     self._conn.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def attached(self, path: Path, name: str) -> Iterator[None]:
+        """Have another catalog's tables at hand as ``name.table`` while a `with` block runs."""
+        with self._lock, self._errors():
+            self._conn.execute(f"ATTACH ? AS {name}", (str(path),))
+            try:
+                yield
+            finally:
+                self._conn.execute(f"DETACH {name}")
+
     def write(self, sql: str, values: Row) -> int:
         """Execute one statement in a transaction of its own; return the rows it changed."""
         with self.transaction() as conn:

@@ -21,6 +21,7 @@ from cogcache.claims import Claims, sweep
 from cogcache.config import Settings
 from cogcache.extraction import Making, MakingHere
 from cogcache.inputs import find_videos
+from cogcache.local_catalog import open_catalog
 from cogcache.memory import MemoryMonitor
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
@@ -41,6 +42,7 @@ def extract(
     *,
     spans: Sequence[Span] = (),
     retry_failed: bool = False,
+    catalog_path: Path | None = None,
 ) -> RunReport:
     """Cache the features of every clip of `videos` that the cache does not hold yet.
 
@@ -50,6 +52,7 @@ def extract(
         settings: which model, which frames, which precision.
         spans: parts `(start_s, end_s)` to take of each video, in place of the whole.
         retry_failed: try again what failed before.
+        catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
 
     Returns:
         What was done. Failures are counted here and listed in the catalog.
@@ -63,7 +66,7 @@ def extract(
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with open_catalog(cache, catalog_path, settings.machines.shard) as catalog:
         with MemoryMonitor() as monitor:
             split = Split()
             with split.time("digest"):

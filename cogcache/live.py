@@ -11,16 +11,15 @@ import json
 import logging
 import os
 import platform
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from cogcache.machine import machine
 from cogcache.sealing import make_folder
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,10 @@ def is_alive(root: Path, name: str, now_s: float) -> bool:
         now_s: the time by the clock of the machine that holds the folder.
     """
     try:
-        silent_s = now_s - (root / FOLDER / f"{name}.json").stat().st_mtime
+        # Opened, not only asked for: a network file system then asks its server anew, where it
+        # would else tell what it has known for up to a minute.
+        with (root / FOLDER / f"{name}.json").open("rb") as file:
+            silent_s = now_s - os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return False
     host, pid, _ = name.split(".")
@@ -130,15 +132,6 @@ def _begins(root: Path, name: str, now_s: float) -> bool:
         return now_s - (root / FOLDER / f"{name}.new").stat().st_mtime < 2 * BEAT_S
     except FileNotFoundError:
         return False
-
-
-@cache
-def machine() -> str:
-    """Return the name of this machine and name space of processes, without dots."""
-    # Processes of two containers may share name and number; their name spaces differ.
-    space = Path("/proc/self/ns/pid")
-    number = f"-{space.stat().st_ino}" if space.exists() else ""
-    return re.sub(r"[^A-Za-z0-9-]", "_", platform.node()) + number
 
 
 def _runs(pid: int) -> bool:

@@ -13,7 +13,7 @@ from sqlite_utils.migrations import Migrations
 from cogcache import totals
 
 MIGRATIONS = Migrations("cogcache")
-VERSION: Final = 4
+VERSION: Final = 5
 """The number of the last step; a catalog with a higher one is of a newer cogcache."""
 
 _FIRST = """
@@ -215,3 +215,13 @@ def _embedded(db: Database) -> None:
 
 
 MIGRATIONS(name="0004_embedded")(_embedded)
+
+
+def _run_names(db: Database) -> None:
+    # A number is one catalog's own: by its name a run is known in any that it is merged into.
+    db.conn.execute("ALTER TABLE runs ADD COLUMN uid TEXT")
+    db.conn.execute("UPDATE runs SET uid = started_at || '/' || run || '/' || command")
+    db.conn.execute("CREATE UNIQUE INDEX runs_uid ON runs (uid)")
+
+
+MIGRATIONS(name="0005_run_names")(_run_names)

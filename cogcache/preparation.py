@@ -87,12 +87,16 @@ def prepare(source: ClipSource) -> PreparedClip:
         problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
     inputs = _Worker.family.prepare(clip, getattr(torch, _Worker.dtype))
+    info = probe(source.video)
     facts: dict[str, Field] = {
         "timestamps_s": clip.timestamps_s.tolist(),
         "frame_indices": clip.frame_indices.tolist(),
         "fps": clip.fps,
         "duration_s": clip.duration_s,
         "total_num_frames": clip.total_num_frames,
+        "width": info.width,
+        "height": info.height,
+        "codec": info.codec,
         "decoder": clip.decoder,
         "suspect": clip.suspect,
     }
@@ -101,6 +105,6 @@ def prepare(source: ClipSource) -> PreparedClip:
         inputs.texts,
         len(clip.timestamps_s),
         facts,
-        probe(source.video),
+        info,
         thumbnail(clip.frames),
     )

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,10 +97,19 @@ def _save(path: Path, fresh: Path, result: Rebuilt) -> None:
     """Copy what can be read of an old catalog into a new one."""
     with closing(CatalogFile(fresh)) as into, closing(sqlite3.connect(path)) as old:
         for table in _SAVED:
-            columns = [row["name"] for row in into.query(f"PRAGMA table_info({table})")]
+            columns = _shared_columns(into, old, table)
             rows = _readable(old, table, columns, result)
             with into.transaction() as conn:
                 result.saved[table] = sum(_insert(conn, table, columns, row) for row in rows)
+
+
+def _shared_columns(into: CatalogFile, old: sqlite3.Connection, table: str) -> list[str]:
+    """Return the columns of a table, without those that an old catalog can be seen to lack."""
+    columns = [row["name"] for row in into.query(f"PRAGMA table_info({table})")]
+    with suppress(sqlite3.DatabaseError):
+        theirs = {row[1] for row in old.execute(f"PRAGMA table_info({table})")}
+        return [name for name in columns if name in theirs] or columns
+    return columns
 
 
 def _readable(
@@ -124,7 +133,8 @@ def _readable(
 def _insert(
     conn: sqlite3.Connection, table: str, columns: Sequence[str], row: tuple[Any, ...]
 ) -> int:
-    sql = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(columns))})"
+    places = ", ".join("?" * len(columns))
+    sql = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({places})"
     values = dict(zip(columns, row, strict=True))
     try:
         try:

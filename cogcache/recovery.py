@@ -30,10 +30,10 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
         "path": told["video"],
         "duration_s": told["duration_s"],
         "fps": told["fps"],
-        "width": None,
-        "height": None,
+        "width": told.get("width"),
+        "height": told.get("height"),
         "total_num_frames": told["total_num_frames"],
-        "codec": None,
+        "codec": told.get("codec"),
         "size_bytes": video_size_bytes,
     }
     clip: ClipRow = {

@@ -7,16 +7,14 @@ and only then renamed. What is not covered: two writers of one name; the later r
 from __future__ import annotations
 
 import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
 from cogcache.errors import CacheError
+from cogcache.machine import machine
 
 _SUFFIX: Final = ".partial"
 Part = bytes | memoryview
@@ -53,7 +51,7 @@ def seal_parts(
 
 
 def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], None] | None) -> None:
-    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
+    partial = path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
     try:
         with partial.open("xb") as file:
             for part in parts:
@@ -98,21 +96,13 @@ def remove_dead(folders: Iterable[Path]) -> list[Path]:
     return dead
 
 
-@cache
-def _host() -> str:
-    # Processes of two containers may share name and number; their name spaces differ.
-    space = Path("/proc/self/ns/pid")
-    number = f"-{space.stat().st_ino}" if space.exists() else ""
-    return re.sub(r"[^A-Za-z0-9-]", "_", platform.node()) + number
-
-
 def _is_dead(partial: Path) -> bool:
     try:
         touched_s = partial.stat().st_mtime
     except FileNotFoundError:  # renamed or removed since it was listed
         return False
     host, pid = partial.name.removesuffix(_SUFFIX).split(".")[-3:-1]
-    if host == _host() and pid.isdecimal():
+    if host == machine() and pid.isdecimal():
         return not _was_running(int(pid), touched_s)
     return time.time() - touched_s > _ABANDONED_S
 

@@ -148,6 +148,17 @@ class FeatureStore:
             seal(path, content, lambda partial: feature_reader.check(partial, key, bits))
         return path.stat().st_size
 
+    def take(self, key: str, path: Path) -> None:
+        """Copy a feature file of another cache; that copy is proven, like any.
+
+        Raises:
+            CacheError: it cannot be read, or the disk is full or cannot be written.
+            CorruptFeaturesError: the file is damaged.
+        """
+        feature_reader.prove(path, key)
+        content = path.read_bytes()
+        seal(self.path_of(key), content, lambda partial: feature_reader.prove(partial, key))
+
     def read(self, key: str, names: Collection[str] | None = None) -> StoredFeatures:
         """Return the features of ``key``, proven to be what was sealed.
 

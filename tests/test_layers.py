@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
-    0.1: {"devices", "totals", "units"},
+    0.1: {"devices", "machine", "totals", "units"},
     1.0: {
         "canonical",
         "inputs",
@@ -33,9 +33,10 @@ LAYERS = {
     1.1: {"catalog_rows", "config", "database", "feature_format", "keys", "live", "shapes"},
     1.2: {"checkpoint", "claims", "feature_file", "feature_reader", "file_memory", "prompts"},
     1.3: {"catalog", "store"},
-    1.4: {"browse", "filling", "recovery"},
+    1.25: {"catalog_merge"},
+    1.4: {"browse", "filling", "local_catalog", "recovery"},
     1.5: {"figures", "upkeep"},
-    1.6: {"rebuild"},
+    1.6: {"merging", "rebuild"},
     2.0: {"h264", "quantization", "workers"},
     2.1: {"frame_index", "verification"},
     2.2: {"decord_reader", "pyav_reader"},

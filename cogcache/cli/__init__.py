@@ -18,7 +18,7 @@ from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.search import search
 from cogcache.cli.stages import caption, extract, run
-from cogcache.cli.upkeep import gc, rebuild, status, verify
+from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.web import gallery, report, serve
 from cogcache.errors import CogcacheError
 
@@ -71,6 +71,7 @@ for command in (
     verify,
     gc,
     rebuild,
+    merge,
     serve,
     gallery,
     report,

@@ -48,6 +48,14 @@ clip_option = click.option(
 retry_option = click.option(
     "--retry-failed", is_flag=True, help="Try again what failed in earlier runs."
 )
+catalog_option = click.option(
+    "--catalog",
+    "catalog_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep the catalog here, on this machine's own disk, and a copy of it in the cache: for a"
+    " cache that several machines share. `cogcache merge` puts the copies together.",
+)
 videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
 
 
@@ -56,12 +64,14 @@ videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
 @cache_option
 @clip_option
 @retry_option
+@catalog_option
 @settings_options(*STAGE_ONE)
 def extract(
     videos: tuple[str, ...],
     cache: Path,
     spans: tuple[Span, ...],
     retry_failed: bool,
+    catalog_path: Path | None,
     settings: Settings,
 ) -> None:
     """Stage one: encode VIDEOS with the vision half and cache the features.
@@ -70,22 +80,34 @@ def extract(
     """
     from cogcache.extract import extract as run
 
-    _finish(run(videos, cache, settings, spans=spans, retry_failed=retry_failed))
+    _finish(
+        run(
+            videos, cache, settings,
+            spans=spans, retry_failed=retry_failed, catalog_path=catalog_path,
+        )
+    )  # fmt: skip
 
 
 @click.command()
 @click.argument("videos", nargs=-1, type=str)
 @cache_option
 @click.option("--follow", is_flag=True, help="Wait for clips that a running extract still adds.")
+@catalog_option
 @settings_options(*STAGE_TWO, prompts=True)
-def caption(videos: tuple[str, ...], cache: Path, follow: bool, settings: Settings) -> None:
+def caption(
+    videos: tuple[str, ...],
+    cache: Path,
+    follow: bool,
+    catalog_path: Path | None,
+    settings: Settings,
+) -> None:
     """Stage two: caption from the cache with the language half alone.
 
     VIDEOS choose among the cached ones; none given captions all.
     """
     from cogcache.caption import caption as run
 
-    _finish(run(cache, settings, videos=videos or None, follow=follow))
+    _finish(run(cache, settings, videos=videos or None, follow=follow, catalog_path=catalog_path))
 
 
 @click.command()
@@ -93,12 +115,14 @@ def caption(videos: tuple[str, ...], cache: Path, follow: bool, settings: Settin
 @cache_option
 @clip_option
 @retry_option
+@catalog_option
 @settings_options(*dict.fromkeys(STAGE_ONE + STAGE_TWO), prompts=True)
 def run(
     videos: tuple[str, ...],
     cache: Path,
     spans: tuple[Span, ...],
     retry_failed: bool,
+    catalog_path: Path | None,
     settings: Settings,
 ) -> None:
     """Both stages, each in a process of its own.
@@ -109,7 +133,8 @@ def run(
 
     clips = [f"--clip={start}:{'' if end is None else end}" for start, end in spans]
     retry = ["--retry-failed"] if retry_failed else []
-    common = [f"--cache={cache}"]
+    own = [f"--catalog={catalog_path}"] if catalog_path else []
+    common = [f"--cache={cache}", *own]
     first = run_stage(
         ["extract", *common, *clips, *retry, *as_arguments(settings, *STAGE_ONE), "--", *videos]
     )

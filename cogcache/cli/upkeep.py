@@ -1,4 +1,4 @@
-"""Care of a cache: `status`, `verify`, `gc` and `rebuild`."""
+"""Care of a cache: `status`, `verify`, `gc`, `rebuild` and `merge`."""
 
 from __future__ import annotations
 
@@ -84,3 +84,36 @@ def rebuild(cache: Path) -> None:
     if made.old:
         click.echo(f"the old catalog is {made.old}")
     raise SystemExit(1 if made.damaged or made.left_out else 0)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--into",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Folder of the cache to merge into; made if absent.",
+)
+@json_option
+def merge(sources: tuple[Path, ...], into: Path, json_: bool) -> None:
+    """Take what other caches hold over into one; SOURCES are left as they are.
+
+    SOURCES are folders of caches, or catalogs over the features of the cache to merge into. None:
+    the copies that runs with --catalog have left there. Of captions that differ, the one made
+    first is kept, and the other is listed.
+
+    Exit status: 0, or 1 where a damaged feature file was not taken.
+    """
+    from dataclasses import asdict
+
+    from cogcache.merging import merge as run
+
+    merged = run(sources, into)
+    rows = [asdict(each) for each in merged.conflicts]
+    if rows or json_:
+        print_rows(rows, ("video", "start_s", "prompt_name", "kept", "dropped"), json_=json_)
+    if not json_:
+        for line in merged.lines():
+            click.echo(line)
+    raise SystemExit(1 if merged.damaged else 0)

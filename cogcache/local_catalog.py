@@ -1,0 +1,119 @@
+"""A catalog of one machine's own, beside a folder of features that several machines share.
+
+SQLite needs a disk of the machine it runs on. So each machine keeps a catalog there, and leaves a
+copy in the shared folder, whole or not at all: every few minutes, and when a run ends.
+`cogcache merge` puts the copies together. What is not covered: captions made since the last copy
+when a machine is lost; they are made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from cogcache.catalog import Catalog
+from cogcache.catalog_merge import OWN, keep_shard, merge_rows, snapshot
+from cogcache.errors import CogcacheError
+from cogcache.machine import machine
+from cogcache.sealing import make_folder, seal
+from cogcache.shards import Shard
+
+logger = logging.getLogger(__name__)
+
+FOLDER: Final = "catalogs"
+PUBLISH_EVERY_S: Final = 300.0
+_NAME: Final = f"{OWN}name"
+
+
+@contextmanager
+def open_catalog(cache: Path, own: Path | None, shard: str | None) -> Iterator[Catalog]:
+    """Open the catalog that a run writes to.
+
+    Args:
+        cache: folder of the cache.
+        own: catalog on a disk of this machine; None: that of the cache.
+        shard: the run's share of the videos.
+
+    Raises:
+        CatalogError: it cannot be used.
+        CacheError: its copy cannot be written.
+    """
+    if own is None:
+        with Catalog(cache / "catalog.sqlite") as catalog:
+            yield catalog
+        return
+    if not own.exists():
+        _begin(own, cache, Shard.parse(shard))
+    with Catalog(own) as catalog, _publishing(own, cache, _name(catalog, Shard.parse(shard))):
+        yield catalog
+
+
+def published(cache: Path) -> list[Path]:
+    """Return the copies of machines' own catalogs, by name."""
+    return sorted((cache / FOLDER).glob("*.sqlite"))
+
+
+def publish(own: Path, cache: Path, name: str) -> Path:
+    """Leave a copy of a catalog in the shared folder, in place of an earlier one of this name.
+
+    Raises:
+        CacheError: the folder cannot be written.
+        CatalogError: the catalog cannot be read.
+    """
+    target = cache / FOLDER / f"{name}.sqlite"
+    with snapshot(own) as copy:
+        seal(target, copy.read_bytes())
+    return target
+
+
+def _begin(own: Path, cache: Path, shard: Shard) -> None:
+    """Make a catalog of what is known of the shard already, so that nothing is done again."""
+    make_folder(own.parent)
+    fresh = own.with_name(f".{own.name}.{uuid4().hex}")
+    Catalog(fresh).close()
+    for path in published(cache):
+        if path.stem == "merged" or path.name.startswith(_prefix(shard)):
+            with snapshot(path) as copy:
+                keep_shard(copy, shard)
+                with Catalog(copy) as catalog:
+                    keys = {clip["feature_key"] for clip in catalog.clips()}
+                merge_rows(copy, fresh, keys)
+    fresh.replace(own)
+
+
+def _prefix(shard: Shard) -> str:
+    return f"{shard.number}-of-{shard.of}."
+
+
+def _name(catalog: Catalog, shard: Shard) -> str:
+    known = catalog.recall(_NAME)
+    if known is None:
+        known = {"name": f"{machine()}.{uuid4().hex[:8]}"}
+        catalog.remember(_NAME, known)
+    return f"{_prefix(shard)}{known['name']}"
+
+
+@contextmanager
+def _publishing(own: Path, cache: Path, name: str) -> Iterator[None]:
+    stop = threading.Event()
+
+    def keep_publishing() -> None:
+        while not stop.wait(PUBLISH_EVERY_S):
+            try:
+                publish(own, cache, name)
+            except CogcacheError as error:  # tried again, and at the end once more
+                logger.warning("%s", error)
+
+    thread = threading.Thread(target=keep_publishing, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        publish(own, cache, name)
