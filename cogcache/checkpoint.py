@@ -7,71 +7,27 @@ small files come at once; shards come when a half asks for them. Nothing here lo
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
+from cogcache.headers import TensorInfo, read_header, read_tensor
+from cogcache.hub import fetch_files
+from cogcache.split_manifest import MANIFEST, Settings, SplitManifest, kept_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
-MAX_HEADER_BYTES = 100_000_000
-"""Bound of a shard's header, as safetensors itself sets it."""
+LEGAL_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", *LEGAL_FILES)
 VOLATILE_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map")
 """Config keys that say nothing about what the weights compute."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor as its shard's header describes it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    num_bytes: int
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-
-def read_header(shard: Path) -> dict[str, TensorInfo]:
-    """Read what a safetensors shard holds, without its tensors.
-
-    Raises:
-        MissingShardError: there is no such file.
-        TruncatedShardError: the file is shorter than its header says, or has none.
-    """
-    hint = f"fetch {shard.name} anew"
-    try:
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, shard.stat().st_size - 8):
-                raise TruncatedShardError(f"{shard} has no readable safetensors header", hint)
-            entries: dict[str, Any] = json.loads(file.read(length))
-        entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        described = {name: _tensor_info(name, entry) for name, entry in entries.items()}
-    except FileNotFoundError as error:
-        raise MissingShardError(f"{shard} is missing", hint) from error
-    except (OSError, ValueError) as error:
-        raise TruncatedShardError(f"{shard} cannot be read: {error}", hint) from error
-    except (AttributeError, LookupError, TypeError) as error:  # JSON, but not of this kind
-        raise TruncatedShardError(f"{shard} has no readable safetensors header", hint) from error
-    if (there := shard.stat().st_size) != 8 + length + end:
-        problem = f"{shard} has {there:,} bytes where its header says {8 + length + end:,}"
-        raise TruncatedShardError(problem, hint)
-    return described
-
-
-def _tensor_info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
-    start, end = entry["data_offsets"]
-    return TensorInfo(name, entry["dtype"], tuple(entry["shape"]), end - start)
 
 
 @dataclass(frozen=True)
@@ -95,11 +51,15 @@ class Checkpoint:
         elif Path(model).is_dir():
             checkpoint = cls(model, Path(model))
         else:
-            checkpoint = cls(model, _fetch(model, revision, SMALL_FILES), revision, on_hub=True)
+            checkpoint = cls(
+                model, fetch_files(model, revision, SMALL_FILES), revision, on_hub=True
+            )
         if not (checkpoint.folder / "config.json").is_file():
             raise CheckpointError(
                 f"{model} has no config.json", "give a model's folder or its id on the hub"
             )
+        if (checkpoint.folder / MANIFEST).is_file():
+            return SplitCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         return checkpoint
 
     @cached_property
@@ -137,7 +97,7 @@ class Checkpoint:
         absent = [shard for shard in shards if not (self.folder / shard).is_file()]
         if absent and self.on_hub:
             # Of the same commit as the small files: a branch may have moved on in between.
-            _fetch(self.model, self.folder.name, absent)
+            fetch_files(self.model, self.folder.name, absent)
         for shard in shards:
             if not (self.folder / shard).is_file():
                 raise MissingShardError(f"{self.folder / shard} is missing", f"fetch {shard}")
@@ -157,20 +117,54 @@ class Checkpoint:
             raise TruncatedShardError(problem, f"fetch {shard} anew")
         return {name: found[name] for name in names}
 
+    def stored(self, names: Collection[str]) -> dict[str, str]:
+        """Return under which names, in which files, the tensors `names` are stored."""
+        return {name: self.weight_map[name] for name in names}
+
+    def files_of(self, names: Collection[str]) -> list[str]:
+        """Return the files that `names` are read from, sorted."""
+        return sorted(set(self.stored(names).values()))
+
+    def bytes_by_file(self, names: Collection[str]) -> dict[str, int]:
+        """Return how many bytes of each file are read for `names`."""
+        read: Counter[str] = Counter()
+        headers = {file: read_header(self.folder / file) for file in self.files_of(names)}
+        for name, file in self.stored(names).items():
+            read[file] += headers[file][name].num_bytes
+        return dict(read)
+
     def view(self, names: Collection[str], target: Path) -> None:
         """Make `target` look like a checkpoint that holds only `names`.
 
         Shards are linked, not copied; those without any of `names` are left out.
         """
-        shards = self.shards_of(names)
+        stored = self.stored(names)
+        shards = self.files_of(names)
         self.fetch(shards)
         for file in (*self.folder.glob("*.json"), *(self.folder / shard for shard in shards)):
             if file.name != INDEX:
                 (target / file.name).symlink_to(file.resolve())
         if shards != [SINGLE]:
-            weight_map = {name: self.weight_map[name] for name in sorted(names)}
-            index = {"metadata": {}, "weight_map": weight_map}
+            index = {"metadata": {}, "weight_map": dict(sorted(stored.items()))}
             (target / INDEX).write_text(json.dumps(index))
+
+    def is_stored_as(self, names: Collection[str], dtype: str, quantization: Settings) -> bool:
+        """Say whether `names` are stored in the quantised form that is asked for.
+
+        Args:
+            names: tensors of a half.
+            dtype: of the half's weights that are not quantised, as torch calls it.
+            quantization: what is asked for, as it goes into keys; empty for none.
+
+        Raises:
+            QuantizationError: they are stored in another form, from which the one that is asked
+                for cannot be had.
+        """
+        return False
+
+    def originals(self, name: str) -> tuple[list[int] | slice, Tensor]:
+        """Return rows of a weight as it was before any quantisation, and which rows they are."""
+        return slice(None), read_tensor(self.folder / self.weight_map[name], name)
 
     @property
     def total_bytes(self) -> int:
@@ -180,11 +174,16 @@ class Checkpoint:
             return int((index.get("metadata") or {}).get("total_size", 0))
         return sum(info.num_bytes for info in read_header(self.folder / SINGLE).values())
 
-    def small_files(self) -> list[Path]:
-        """Return config, tokenizer and processor files: all but weights, sorted by name."""
-        files = (path for pattern in SMALL_FILES for path in self.folder.glob(pattern))
-        kept = (path for path in files if path.name not in (INDEX, "README.md"))
-        return sorted(path for path in kept if not path.name.startswith("LICENSE"))
+    def small_files(self, *, legal: bool = False) -> list[Path]:
+        """Return config, tokenizer and processor files: all but weights, sorted by name.
+
+        Args:
+            legal: with licences and the like.
+        """
+        files = {path for pattern in SMALL_FILES for path in self.folder.glob(pattern)}
+        if not legal:
+            files -= {path for pattern in LEGAL_FILES for path in self.folder.glob(pattern)}
+        return sorted(path for path in files if path.name != INDEX)
 
     def digest(self, names: Collection[str], digest_of: Callable[[Path], str]) -> str:
         """Return the SHA-256 that stands for the weights `names` and what is computed with them.
@@ -214,6 +213,82 @@ class Checkpoint:
         return digest_of(self.folder / shard)
 
 
+class SplitCheckpoint(Checkpoint):
+    """A checkpoint that `cogcache split` wrote: it describes its original, whose keys it shares.
+
+    Names, shapes, shards and digests are the original's; the bytes lie in files of its own, those
+    of a quantised language half in another form.
+    """
+
+    @cached_property
+    def manifest(self) -> SplitManifest:
+        """What the folder says of itself."""
+        return SplitManifest.read(self.folder)
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Shard of the original that held each tensor."""
+        return {name: tensor.shard for name, tensor in self.manifest.tensors.items()}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors of the original."""
+        return self.manifest.total_bytes
+
+    def described(self, names: Collection[str]) -> dict[str, TensorInfo]:
+        """Describe `names` as they were in the original; no file is needed for it."""
+        known = self.manifest.tensors
+        return {
+            name: TensorInfo(name, known[name].dtype, known[name].shape, known[name].num_bytes)
+            for name in names
+        }
+
+    def tensors(self, names: Collection[str]) -> dict[str, TensorInfo]:
+        """Describe `names` as they were in the original; what holds them now must be whole."""
+        self.fetch(self.files_of(names))
+        self.bytes_by_file(names)
+        return self.described(names)
+
+    def stored(self, names: Collection[str]) -> dict[str, str]:
+        """Return the names and files of what is stored: quantised forms have names of their own."""
+        copied, files = self.manifest.files_for(names)
+        self.fetch(files)
+        return copied | {name: file for file in files for name in read_header(self.folder / file)}
+
+    def is_stored_as(self, names: Collection[str], dtype: str, quantization: Settings) -> bool:
+        """See `Checkpoint.is_stored_as`; a copy in a narrower type is refused as well."""
+        copied, files = self.manifest.files_for(names)
+        headers = {file: read_header(self.folder / file) for file in set(copied.values())}
+        now = {name: headers[file][name].dtype for name, file in copied.items()}
+        return self.manifest.check_asked(self.model, now, bool(files), dtype, quantization)
+
+    def originals(self, name: str) -> tuple[list[int] | slice, Tensor]:
+        """See `Checkpoint.originals`: some rows of each weight were kept for this."""
+        tensor, quantized = self.manifest.tensors[name], self.manifest.quantized
+        if quantized is None or name not in quantized.tensors:
+            return slice(None), read_tensor(self.folder / str(tensor.file), name)
+        rows = kept_rows(tensor.shape[0])
+        return rows, read_tensor(self.folder / quantized.originals, name)
+
+    def digest(self, names: Collection[str], digest_of: Callable[[Path], str]) -> str:
+        """Return the digest that `names` have in the original.
+
+        Raises:
+            CheckpointError: a file is not the one that was written by the split.
+        """
+        files = {*self.files_of(names), *self.manifest.beside(names)}
+        self.fetch(files)
+        for file in sorted(files):
+            if digest_of(self.folder / file) != self.manifest.files.get(file):
+                problem = f"{self.folder / file} does not hold the bytes that were split off"
+                raise CheckpointError(problem, "copy the folder anew, or split the original anew")
+        return super().digest(names, digest_of)
+
+    def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
+        """Return the SHA-256 of a shard of the original."""
+        return self.manifest.shards[shard]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -222,16 +297,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object", "fetch it anew")
     return content
-
-
-def _fetch(model: str, revision: str | None, patterns: Collection[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    hint = "give a folder, or a hub id such as THUDM/cogvlm2-llama3-caption, and check the network"
-    try:
-        folder = snapshot_download(model, revision=revision, allow_patterns=list(patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{model} cannot be fetched: {first_line}", hint) from error
-    return Path(folder)

@@ -7,6 +7,7 @@ and only then renamed. What is not covered: two writers of one name; the later r
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -51,7 +52,7 @@ def seal_parts(
 
 
 def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], None] | None) -> None:
-    partial = path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
+    partial = partial_name(path)
     try:
         with partial.open("xb") as file:
             for part in parts:
@@ -63,6 +64,11 @@ def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], No
         partial.replace(path)
     finally:  # not `except`: Ctrl-C must leave nothing behind either
         partial.unlink(missing_ok=True)
+
+
+def partial_name(path: Path) -> Path:
+    """Return a temporary name beside ``path``, which says who is writing."""
+    return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
 
 
 def make_folder(folder: Path) -> None:
@@ -94,6 +100,13 @@ def remove_dead(folders: Iterable[Path]) -> list[Path]:
     for partial in dead:
         partial.unlink(missing_ok=True)
     return dead
+
+
+def remove_dead_folder(of: Path) -> None:
+    """Remove what dead writers left of a folder that was to be ``of``."""
+    for partial in of.parent.glob(f".{of.name}.*{_SUFFIX}"):
+        if partial.is_dir() and _is_dead(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_dead(partial: Path) -> bool:

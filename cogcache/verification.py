@@ -172,9 +172,10 @@ def _worst_error(
 ) -> float:
     errors = [0.0]
     for path in _sample(model, paths, sources, checkpoint):
-        original = _original(checkpoint, sources[f"{path}.weight"]).float()
-        stored = dequantized(model.get_submodule(path))
-        errors.append(float((stored.cpu().float() - original).norm() / original.norm()))
+        rows, original = checkpoint.originals(sources[f"{path}.weight"])
+        stored = dequantized(model.get_submodule(path))[rows]
+        difference = stored.cpu().float() - original.float()
+        errors.append(float(difference.norm() / original.float().norm()))
     return max(errors)
 
 
@@ -198,11 +199,3 @@ def _sample(
     ends = SAMPLED_LAYERS - 1
     chosen = {step * (len(candidates) - 1) // ends for step in range(SAMPLED_LAYERS)}
     return [candidates[index] for index in sorted(chosen)]
-
-
-def _original(checkpoint: Checkpoint, name: str) -> Tensor:
-    from safetensors import safe_open
-
-    with safe_open(checkpoint.folder / checkpoint.weight_map[name], framework="pt") as shard:
-        tensor: Tensor = shard.get_tensor(name)
-        return tensor

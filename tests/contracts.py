@@ -21,14 +21,17 @@ from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 from zoo import Animal
 
+from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation
+from cogcache.config import Generation, Language, Settings
 from cogcache.decoding import Decoder, can_decode
 from cogcache.generation import Request
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import WholeModel, load_half, load_whole
+from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization, left_out
+from cogcache.splitting import split
 from cogcache.store import FeatureStore
 from cogcache.video import ClipFrames
 
@@ -445,6 +448,26 @@ class ModelFamilyTests:
         [tokens] = lab.captioned([(features, QUESTIONS[0])], loaded.model)
         inputs = lab.processed(lab.clips[0], asked(QUESTIONS[0]))
         assert tokens == generated(quantized_whole(lab), inputs)[0]
+
+    @claim("split")
+    def test_halves_from_a_split_are_those_of_the_original(self, lab, tmp_path):
+        folder = lab.tied_folder if self.animal.ties else lab.folder
+        split(str(folder), tmp_path / "split", Settings())
+        found, wanted = (family_of(Checkpoint.open(str(f))) for f in (tmp_path / "split", folder))
+        assert found.preprocessing() == wanted.preprocessing()
+        assert found.layout(Language()) == wanted.layout(Language())
+        for half, quantization in (("vision", None), ("language", Quantization())):
+            models = [
+                load_half(WholeModel.of(family.checkpoint), half, quantization=quantization).model
+                for family in (found, wanted)
+            ]
+            ours, theirs = ({**m.state_dict(), **dict(m.named_buffers())} for m in models)
+            assert ours.keys() == theirs.keys()
+            for name, tensor in theirs.items():
+                assert ours[name].dtype == tensor.dtype
+                assert torch.equal(ours[name], tensor), name
+            with Catalog(tmp_path / f"{half}.sqlite") as catalog:
+                assert identify(found, half, catalog) == identify(wanted, half, catalog)
 
 
 def quantized_whole(lab: Lab) -> PreTrainedModel:

@@ -22,8 +22,9 @@ from checkpoints import (
     write_checkpoint,
 )
 
-from cogcache.checkpoint import Checkpoint, read_header
+from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
+from cogcache.headers import read_header
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import MINI, Sizes, random_tensors, read_checkpoint, write_checkpoint
 from torch import nn
 
-from cogcache import verification
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import QuantizationError
 from cogcache.models.halves import LoadedHalf, WholeModel, load_half
@@ -323,13 +323,13 @@ def test_the_sample_takes_whole_tensors_of_every_kind_of_layer(tmp_path, monkeyp
     """Of layers cut from a fused tensor alone the error would always be 0."""
     folder = write_checkpoint(tmp_path, Sizes(layers=16))
     read: list[str] = []
-    original = verification._original
+    originals = Checkpoint.originals
 
-    def recorded(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    def recorded(checkpoint: Checkpoint, name: str) -> Any:
         read.append(name)
-        return original(checkpoint, name)
+        return originals(checkpoint, name)
 
-    monkeypatch.setattr(verification, "_original", recorded)
+    monkeypatch.setattr(Checkpoint, "originals", recorded)
     assert report_of(load(folder)).worst_error > 0.08
     kinds = {name.split(".")[-2] for name in read}
     assert kinds == {"language_expert_dense", "up_proj", "gate_proj", "down_proj"}

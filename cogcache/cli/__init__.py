@@ -17,6 +17,7 @@ from cogcache.cli.export import export, import_
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.search import search
+from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.web import gallery, report, serve
@@ -62,6 +63,7 @@ for command in (
     export,
     import_,
     plan,
+    split,
     ls,
     failures,
     models,

@@ -6,6 +6,7 @@ so all that the library knows (weight conversion, quantisation, device maps) sta
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import sys
@@ -13,10 +14,9 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,12 +140,14 @@ def load_half(
     import torch
 
     started = time.perf_counter()
+    dtype = dtype or torch.bfloat16
     whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
     names = whole.partition.names(half)
-    described = whole.checkpoint.tensors(names)
+    whole.checkpoint.tensors(names)
     options: dict[str, Any] = {"device_map": {"": device}, **loading}
     if quantization is not None and quantization.kind != "none":
         options["quantization_config"] = bnb_config(quantization, whole.meta)
+    whole, options = _as_stored(whole, names, dtype, quantization, options)
     kind = half_class(whole.cls, half, whole.partition.modules)
     with ExitStack() as undo:
         folder = Path(tempfile.mkdtemp(prefix="cogcache-"))
@@ -155,19 +157,37 @@ def load_half(
         with blocks_given_back(), warnings.catch_warnings():
             # A device map names loose parameters too; accelerate looks for modules only.
             warnings.filterwarnings("ignore", message="The following device_map keys")
-            loaded = _from_pretrained(kind, whole, str(folder), dtype or torch.bfloat16, options)
+            loaded = _from_pretrained(kind, whole, str(folder), dtype, options)
         weakref.finalize(loaded, undo.pop_all().close)
     check_half(loaded, half, whole.partition.modules, offloaded=_is_offloaded(loaded))
-    read: Counter[str] = Counter()
-    for name, info in described.items():
-        read[whole.checkpoint.weight_map[name]] += info.num_bytes
+    read = whole.checkpoint.bytes_by_file(names)
     report = None
     if quantization is not None:
         sources = {whole.partition.targets[name]: name for name in names}
         report = verify(loaded, quantization, sources, whole.checkpoint)
     seconds = time.perf_counter() - started
     logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
-    return LoadedHalf(loaded, half, whole.partition, dict(read), seconds, folder, report)
+    return LoadedHalf(loaded, half, whole.partition, read, seconds, folder, report)
+
+
+def _as_stored(
+    whole: WholeModel,
+    names: Collection[str],
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    options: dict[str, Any],
+) -> tuple[WholeModel, dict[str, Any]]:
+    """Have layers that are stored quantised read as they are, not quantised once more."""
+    settings = options.get("quantization_config")
+    asked = quantization.fields() if quantization and settings else {}
+    if not whole.checkpoint.is_stored_as(names, str(dtype).removeprefix("torch."), asked):
+        return whole, options
+    from cogcache.prequantized import stored_config
+
+    config = copy.deepcopy(whole.config)
+    config.quantization_config = stored_config(settings)
+    del options["quantization_config"]
+    return replace(whole, config=config), options
 
 
 def _is_offloaded(model: PreTrainedModel) -> bool:

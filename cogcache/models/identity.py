@@ -81,7 +81,7 @@ def _find(family: Family, half: Half, memory: Memory) -> tuple[HalfIdentity, lis
         sum(info.num_parameters for info in described.values()),
         checkpoint.total_bytes,
     )
-    return identity, checkpoint.shards_of(names)
+    return identity, checkpoint.files_of(names)
 
 
 def _stats(checkpoint: Checkpoint, shards: Iterable[str]) -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, TensorMismatchError, UnknownFamilyError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -116,6 +117,31 @@ def on_meta(cls: type[PreTrainedModel], config: Any) -> PreTrainedModel:
 
     with torch.device("meta"):
         return cls(config)
+
+
+def loaded_types(cls: type[PreTrainedModel], config: Any, dtype: str) -> dict[str, torch.dtype]:
+    """Return the types that parameters get when a half is loaded in `dtype`.
+
+    Left out are those that the class may keep in float32, and buffers: their types are no
+    matter of `dtype`.
+    """
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        model = on_meta(cls, config)
+    finally:
+        torch.set_default_dtype(before)
+    kept: set[str] = set()
+    for module in model.modules():
+        kept |= {*(getattr(module, "_keep_in_fp32_modules", None) or ())}
+        kept |= {*(getattr(module, "_keep_in_fp32_modules_strict", None) or ())}
+    return {
+        name: parameter.dtype
+        for name, parameter in model.named_parameters()
+        if kept.isdisjoint(name.split("."))
+    }
 
 
 def module_paths(model: PreTrainedModel) -> ModulePaths:

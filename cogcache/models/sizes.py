@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cogcache.checkpoint import Checkpoint, TensorInfo
+from cogcache.checkpoint import Checkpoint, SplitCheckpoint
 from cogcache.errors import CheckpointError
+from cogcache.headers import TensorInfo
 from cogcache.models.partition import Half, Partition
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def half_sizes(checkpoint: Checkpoint, partition: Partition, half: Half) -> Half
 
 def describe(checkpoint: Checkpoint, names: tuple[str, ...]) -> Mapping[str, TensorInfo]:
     """Return name, type and shape of tensors; of a hub id by reading headers over the net."""
+    if isinstance(checkpoint, SplitCheckpoint):
+        return checkpoint.described(names)
     shards = checkpoint.shards_of(names)
     if not checkpoint.on_hub or all((checkpoint.folder / shard).is_file() for shard in shards):
         return checkpoint.tensors(names)

@@ -1,0 +1,28 @@
+"""`split`: write the halves of a model as a checkpoint of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cogcache.config import Settings
+from cogcache.options import settings_options
+
+
+@click.command()
+@click.argument("model")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+@settings_options("language")
+def split(model: str, out: Path, revision: str | None, settings: Settings) -> None:
+    """Write the halves of MODEL to the folder OUT, the language half quantised already.
+
+    OUT then does for --model of both stages, with the keys of the original: what was cached from
+    it stays valid. Each half is read alone, from its own files.
+    """
+    from cogcache.splitting import split as run
+
+    given = {"model": model, **({"revision": revision} if revision else {})}
+    for line in run(model, out, settings.model_copy(update=given)).lines():
+        click.echo(line)

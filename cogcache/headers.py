@@ -1,0 +1,76 @@
+"""Safetensors files: what they say they hold, read without torch, and one tensor of one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogcache.errors import MissingShardError, TruncatedShardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 100_000_000
+"""Bound of a shard's header, as safetensors itself sets it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as its shard's header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+def read_header(shard: Path) -> dict[str, TensorInfo]:
+    """Read what a safetensors shard holds, without its tensors.
+
+    Raises:
+        MissingShardError: there is no such file.
+        TruncatedShardError: the file is shorter than its header says, or has none.
+    """
+    hint = f"fetch {shard.name} anew"
+    try:
+        with shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER_BYTES, shard.stat().st_size - 8):
+                raise TruncatedShardError(f"{shard} has no readable safetensors header", hint)
+            entries: dict[str, Any] = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        described = {name: _tensor_info(name, entry) for name, entry in entries.items()}
+    except FileNotFoundError as error:
+        raise MissingShardError(f"{shard} is missing", hint) from error
+    except (OSError, ValueError) as error:
+        raise TruncatedShardError(f"{shard} cannot be read: {error}", hint) from error
+    except (AttributeError, LookupError, TypeError) as error:  # JSON, but not of this kind
+        raise TruncatedShardError(f"{shard} has no readable safetensors header", hint) from error
+    if (there := shard.stat().st_size) != 8 + length + end:
+        problem = f"{shard} has {there:,} bytes where its header says {8 + length + end:,}"
+        raise TruncatedShardError(problem, hint)
+    return described
+
+
+def _tensor_info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
+    start, end = entry["data_offsets"]
+    return TensorInfo(name, entry["dtype"], tuple(entry["shape"]), end - start)
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Read one tensor of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as shard:
+        tensor: Tensor = shard.get_tensor(name)
+        return tensor
