@@ -141,6 +141,13 @@ class Catalog(FileMemory):
         """Return those of the keys that are a clip's."""
         return self._file.known("clips", "feature_key", feature_keys)
 
+    def overlapping(self, video_digest: str, start_s: float, end_s: float | None) -> list[str]:
+        """Return the feature keys of clips of a video that share time with a span, newest first."""
+        sql = """SELECT feature_key FROM clips WHERE video_digest = :video AND (end_s IS NULL
+            OR end_s > :start) AND (:end IS NULL OR start_s < :end) ORDER BY rowid DESC LIMIT 16"""
+        span = {"video": video_digest, "start": start_s, "end": end_s}
+        return [row["feature_key"] for row in self._file.query(sql, span)]
+
     def remove_clips(self, feature_keys: Collection[str]) -> int:
         """Forget clips whose features are gone; their captions stay. Returns how many."""
         return self._file.delete("clips", "feature_key", feature_keys)

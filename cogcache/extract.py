@@ -97,7 +97,7 @@ class _Extraction:
     def __init__(
         self, wanted: Wanted, store: FeatureStore, catalog: Catalog, report: RunReport, at: AtWork
     ) -> None:
-        self.wanted, self.store, self.report = wanted, store, report
+        self.wanted, self.store, self.catalog, self.report = wanted, store, catalog, report
         self.claims = Claims(at.run)
         self.sharing = Sharing(self.claims, store, catalog, at.stop)
         self.writer = ClipWriter(wanted.settings.model, catalog, report, self.claims)
@@ -113,7 +113,10 @@ class _Extraction:
             desc="extract",
             disable=None,
         )
-        making = MakingHere(self.wanted.settings, self.wanted.family, self.store, self.report)
+        wanted = self.wanted
+        making = MakingHere(
+            wanted.settings, wanted.family, self.store, self.report, self._neighbours
+        )
         with making, self.bar:
             try:
                 self._pass(making, work.missing)
@@ -122,6 +125,11 @@ class _Extraction:
                     self._pass(making, held)
             finally:
                 self.claims.release_all()
+
+    def _neighbours(self, clip: Clip) -> list[str]:
+        """Return the keys of cached clips that share time with a clip of the same video."""
+        found = self.catalog.overlapping(clip.key.video_digest, *clip.span)
+        return [key for key in found if key in self.store]
 
     def _pass(self, making: Making, clips: Sequence[Clip]) -> None:
         ours = self.sharing.claim(clips, self.wanted.settings.limits.limit)

@@ -13,6 +13,7 @@ from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.models.family import Family
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
 from cogcache.store import FeatureStore
 from cogcache.workers import map_unordered
@@ -39,12 +40,19 @@ class MakingHere(AbstractContextManager["MakingHere"]):
         family: of the checkpoint, at the cache point.
         store: where features are sealed.
         report: is told the plan, the bytes read and the times.
+        neighbours: keys of clips in the store that may share frames with a clip.
     """
 
     def __init__(
-        self, settings: Settings, family: Family, store: FeatureStore, report: RunReport
+        self,
+        settings: Settings,
+        family: Family,
+        store: FeatureStore,
+        report: RunReport,
+        neighbours: Neighbours = no_neighbours,
     ) -> None:
         self.settings, self.family, self.store, self.report = settings, family, store, report
+        self._neighbours = neighbours
         self._maker: FeatureMaker | None = None
         self._open = ExitStack()
 
@@ -75,7 +83,9 @@ class MakingHere(AbstractContextManager["MakingHere"]):
         from cogcache.featuremaking import FeatureMaker
 
         if self._maker is None:
-            maker = FeatureMaker(self.settings, self.family, self.store, self.report)
+            maker = FeatureMaker(
+                self.settings, self.family, self.store, self.report, self._neighbours
+            )
             self._maker = self._open.enter_context(maker)
         return self._maker
 

@@ -18,6 +18,7 @@ from cogcache.encoding import Encoder
 from cogcache.errors import ClipError
 from cogcache.keys import Field
 from cogcache.preparation import PreparedClip
+from cogcache.reuse import FrameReuse, Neighbours, no_neighbours
 from cogcache.runs import RunReport, versions
 from cogcache.store import FeatureStore
 from cogcache.video import VideoInfo
@@ -54,12 +55,19 @@ class FeatureMaker(AbstractContextManager["FeatureMaker"]):
         family: of the checkpoint, at the cache point.
         store: where features are sealed.
         report: is told the plan, the bytes read and the times.
+        neighbours: keys of clips in the store that may share frames with a clip.
     """
 
     def __init__(
-        self, settings: Settings, family: Family, store: FeatureStore, report: RunReport
+        self,
+        settings: Settings,
+        family: Family,
+        store: FeatureStore,
+        report: RunReport,
+        neighbours: Neighbours = no_neighbours,
     ) -> None:
         self.settings, self.store, self.report = settings, store, report
+        self._reuse = FrameReuse(store, neighbours) if family.frames_alone else None
         self.encoder = Encoder(settings, family, report)
         self._thread = ThreadPoolExecutor(1, "sealing")
         self._sealing: deque[tuple[Clip, Future[Sealed]]] = deque()
@@ -69,6 +77,7 @@ class FeatureMaker(AbstractContextManager["FeatureMaker"]):
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
+        self.report.notes += self._reuse.lines() if self._reuse else []
 
     @property
     def frames_per_batch(self) -> int:
@@ -77,13 +86,18 @@ class FeatureMaker(AbstractContextManager["FeatureMaker"]):
 
     def make(self, batch: Sequence[tuple[Clip, PreparedClip]]) -> list[Outcome]:
         """Encode clips and have them sealed; return those that are done, these or earlier ones."""
-        encoded = self.encoder.encode([prepared.tensors() for _, prepared in batch])
+        encoded = self._encoded(batch)
         for (clip, prepared), features in zip(batch, encoded, strict=True):
             sealing = self._thread.submit(
                 seal_clip, clip, prepared, features, self.store, self.settings
             )
             self._sealing.append((clip, sealing))
         return self.finish(leave=SEALING_AHEAD)
+
+    def _encoded(self, batch: Sequence[tuple[Clip, PreparedClip]]) -> Sequence[ClipTensors]:
+        if self._reuse is not None:
+            return self._reuse.encode(batch, self.encoder.encode)
+        return self.encoder.encode([prepared.tensors() for _, prepared in batch])
 
     def finish(self, leave: int = 0) -> list[Outcome]:
         """Wait until at most `leave` clips wait to be sealed; return those that are done."""

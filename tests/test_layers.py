@@ -68,7 +68,7 @@ LAYERS = {
     4.1: {"following", "plan", "progress", "sharing"},
     4.15: {"budget"},
     4.18: {"loading", "planning"},
-    4.19: {"captioning", "encoding"},
+    4.19: {"captioning", "encoding", "reuse"},
     4.195: {"featuremaking"},
     4.196: {"extraction", "writing"},
     4.2: {"caption", "extract", "splitting", "stages", "whole"},

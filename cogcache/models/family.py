@@ -64,6 +64,9 @@ class Family(ABC):
     cache_points: ClassVar[tuple[str, ...]] = ("projected",)
     """Which outputs of the vision half can be cached."""
     cache_point: str = "projected"
+    frames_alone: ClassVar[bool] = False
+    """Whether frames do not see each other, the first axis of all tensors into and out of the
+    vision half is that of the frames, and nothing else comes out of it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint

@@ -28,6 +28,7 @@ class CogVLM2Family(Family):
 
     name = "cogvlm2"
     cache_points = ("projected", "pooled")
+    frames_alone = True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
