@@ -82,6 +82,14 @@ class Vision(Table):
     """Processes that decode and preprocess videos."""
     decode_timeout_s: Positive = 120.0
     """Seconds after which the decoding of one clip is given up and listed as a failure."""
+    decode_memory_gib: Annotated[float | None, Field(gt=0), NoneIfZero] = 6.0
+    """GiB that one decode worker may take; a clip that takes more is listed as a failure
+    (decode_memory); 0 for any."""
+    recycle_clips: Annotated[int | None, Field(ge=1), NoneIfZero] = 1000
+    """Clips after which a decode worker is replaced by a fresh one, as decoders leak; 0 for
+    never."""
+    recycle_growth_gib: Positive = 1.0
+    """GiB by which a decode worker may grow from clip to clip before it is replaced."""
 
 
 class Language(Table):

@@ -20,6 +20,7 @@ from cogcache.canonical import digest
 from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import ClipError, ConfigError
+from cogcache.preparation import decode_limits
 from cogcache.scenes import THRESHOLDS, Extent, Span, extent_of, pieces_of, search, spans_of
 from cogcache.settings_clips import Clips
 from cogcache.video import VideoInfo, cut, probe
@@ -201,7 +202,7 @@ def _in_workers(
     # In processes of their own: a container can crash a decoder before its first frame.
     vision = settings.vision
     return map_unordered(
-        task, jobs, workers=vision.decode_workers, timeout_s=vision.decode_timeout_s,
+        task, jobs, workers=vision.decode_workers, limits=decode_limits(vision),
         ahead=4 * vision.decode_workers,
     )  # fmt: skip
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Protocol, Self
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.models.family import Family
-from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.preparation import (
+    ClipSource,
+    PreparedClip,
+    decode_limits,
+    prepare,
+    start_worker,
+    without_decord,
+)
 from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
 from cogcache.store import FeatureStore
@@ -104,7 +111,7 @@ class MakingHere(AbstractContextManager["MakingHere"]):
             prepare,
             sources(),
             workers=vision.decode_workers,
-            timeout_s=vision.decode_timeout_s,
+            limits=decode_limits(vision),
             ahead=2 * vision.decode_workers,
             initializer=start_worker,
             initargs=(
@@ -113,6 +120,7 @@ class MakingHere(AbstractContextManager["MakingHere"]):
                 vision.vision_dtype,
                 settings.limits.strict,
             ),
+            second_try=without_decord,
         )
         return ((clips_of.pop(source), result) for source, result in results)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,23 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cogcache.container import OpenVideo, announced_s, first_error, open_video, reading_errors
 from cogcache.errors import VideoError
 from cogcache.h264 import is_entry
-from cogcache.inputs import check_file, unreadable
+from cogcache.inputs import check_file
 
 if TYPE_CHECKING:
     from av import VideoFrame
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-MAX_SIDE = 16_384
-"""Pixels: what no film has, and a file made to fill the memory may."""
-NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
-"""Formats that libav plays: lists of other files, and texts and pictures as if they moved."""
 Turn = tuple[int, int, int, int]
-Logs = list[tuple[int, str, str]]
-REFETCH = "try to play it; if it does not play, fetch it anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,78 +55,6 @@ class FrameIndex:
     """What is wrong with the file as far as can be seen without decoding it."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenVideo:
-    """A file that is open, its picture stream, and what libav has complained of so far."""
-
-    container: InputContainer
-    stream: VideoStream
-    logs: Logs
-
-
-@contextmanager
-def open_video(path: Path) -> Iterator[OpenVideo]:
-    """Open the file and its picture stream.
-
-    Raises:
-        VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
-            ``no_video_stream`` or ``too_large``.
-    """
-    check_file(path)
-    with _logged_errors() as logs, _open_container(path, logs) as container:
-        yield OpenVideo(container, _picture_stream(path, container), logs)
-
-
-def reading_errors() -> tuple[type[Exception], ...]:
-    """Return what PyAV raises at files that are not sound."""
-    import av
-
-    # IndexError: of a damaged head whose streams are numbered past their count.
-    return (av.FFmpegError, OSError, ValueError, IndexError)
-
-
-def _open_container(path: Path, logs: Logs) -> InputContainer:
-    import av
-
-    try:
-        # An absolute path: "http:x.mp4" would be taken for an address.
-        return av.open(
-            os.path.abspath(path),  # noqa: PTH100
-            options={"protocol_whitelist": "file"},
-            metadata_errors="replace",
-        )
-    except PermissionError as error:
-        raise unreadable(path, error) from error
-    except reading_errors() as error:
-        # Not str(error): PyAV adds what was last reported, if of another file.
-        said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
-        problem = f"{path} is no video that can be opened: {said}"
-        raise VideoError("not_a_video", problem, REFETCH) from error
-
-
-def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
-    import av
-    from av.stream import Disposition
-
-    name = container.format.name
-    if name in NOT_VIDEOS or name.endswith("_pipe"):
-        problem = f"{path} is no video but of the format {name!r}"
-        raise VideoError("not_a_video", problem, "name video files")
-    stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
-        kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
-        problem = f"{path} has no picture stream, only: {kinds}"
-        raise VideoError("no_video_stream", problem, "leave it out, or name another file")
-    if stream.codec_context is None:
-        problem = f"{path}: no decoder knows how its pictures are coded"
-        raise VideoError("decode_failed", problem, REFETCH)
-    if max(stream.width, stream.height) > MAX_SIDE:
-        problem = f"{path} has pictures of {stream.width} x {stream.height} pixels"
-        raise VideoError("too_large", problem, f"sides of up to {MAX_SIDE} pixels are read")
-    stream.thread_count = 1
-    return stream
-
-
 def index_frames(path: Path) -> FrameIndex:
     """Return the times of all frames; goes through the file's packets, decoding none.
 
@@ -154,7 +75,7 @@ def _index_frames(path: Path, _size_bytes: int, _mtime_ns: int) -> FrameIndex:
         if not packets.count:
             hint = "a file cut off while it was written has a head and no frames"
             raise VideoError("no_frames", f"{path} has a picture stream without frames", hint)
-        return packets.index(video)
+        return packets.index(path, video)
 
 
 class _Packets:
@@ -197,7 +118,7 @@ class _Packets:
         else:
             self.keys.append(position)
 
-    def index(self, video: OpenVideo) -> FrameIndex:
+    def index(self, path: Path, video: OpenVideo) -> FrameIndex:
         container, stream = video.container, video.stream
         stamps = np.unique(np.array(self.stamps, np.int64))
         whole = len(stamps) == self.count
@@ -219,19 +140,29 @@ class _Packets:
             turn=_turn(self.first_frame),
             container=container.format.name,
             has_false_keys=bool(self.num_false_keys),
-            defects=tuple(self.defects(video)),
+            defects=tuple(self.defects(path, video)),
         )
 
-    def defects(self, video: OpenVideo) -> Iterator[str]:
+    def defects(self, path: Path, video: OpenVideo) -> Iterator[str]:
         # Elsewhere than in MP4 the number announced is a guess or counts repeats.
-        told = "mp4" in video.container.format.name and not self.num_hidden
-        if told and video.stream.frames > self.count:
-            yield f"{video.stream.frames} frames are announced, {self.count} are there"
+        told = video.stream.frames if "mp4" in video.container.format.name else 0
+        # An edit list hides frames, or leaves out what no shown frame needs.
+        if told > self.count + self.num_hidden and told > (there := _num_frames_unedited(path)):
+            yield f"{told} frames are announced, {there} are there"
         if self.num_incomplete:
             yield f"incomplete packets: {self.num_incomplete}"
         if self.stopped_by:
             yield f"reading stopped early: {self.stopped_by}"
         yield from first_error(video.logs)
+
+
+def _num_frames_unedited(path: Path) -> int:
+    """Return how many frames an MP4 holds, whatever its edit list makes of them."""
+    count = 0
+    with open_video(path, {"ignore_editlist": "1"}) as video, suppress(*reading_errors()):
+        for packet in video.container.demux(video.stream):
+            count += bool(packet.size)
+    return count
 
 
 def _decode_one(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
@@ -252,18 +183,6 @@ def _turn(frame: VideoFrame | None) -> Turn | None:
     return (a, b, c, d) if (upright or lying) and (a, b, c, d) != (1, 0, 0, 1) else None
 
 
-def announced_s(video: OpenVideo) -> float:
-    """Return how long the file says that its pictures run, in seconds; 0 if it does not say."""
-    stream, time_base = video.stream, video.stream.time_base or 0
-    if stream.duration:
-        return float(stream.duration * time_base)
-    duration_s = (video.container.duration or 0) / 1e6
-    if {"matroska", "flv"} & set(video.container.format.name.split(",")):
-        # These tell when the last frame ends, and the first may begin late.
-        duration_s -= float((stream.start_time or 0) * time_base)
-    return max(duration_s, 0.0)
-
-
 def _frame_rate(stream: VideoStream, stamps: NDArray[np.int64]) -> float:
     """Return the average rate; guessed where the file does not say."""
     for rate in (stream.average_rate, stream.guessed_rate):
@@ -271,25 +190,3 @@ def _frame_rate(stream: VideoStream, stamps: NDArray[np.int64]) -> float:
             return float(rate)
     span_s = float((stamps[-1:] - stamps[:1]).sum() * (stream.time_base or 0))
     return (len(stamps) - 1) / span_s if span_s > 0 else 25.0
-
-
-@contextmanager
-def _logged_errors() -> Iterator[Logs]:
-    """Collect what libav reports as an error in this thread: it often goes on all the same."""
-    import av.logging
-
-    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
-    av.logging.set_skip_repeated(False)  # else one file's messages end up with the next
-    try:
-        with av.logging.Capture() as logs:
-            yield logs
-    finally:
-        av.logging.set_level(level)
-        av.logging.set_skip_repeated(skip)
-
-
-def first_error(logs: Logs) -> Iterator[str]:
-    """Yield what was reported first, if anything: the rest follows from it."""
-    for _, name, text in logs[:1]:
-        yield f"{name}: {text.strip()}"

@@ -20,6 +20,8 @@ _ALIASES = {
     "overlap_s": ["--overlap"],
     "min_scene_s": ["--min-scene"],
     "min_free_gib": ["--min-free"],
+    "decode_memory_gib": ["--decode-memory"],
+    "recycle_growth_gib": ["--recycle-growth"],
 }
 
 cache_option = click.option(

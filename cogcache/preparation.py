@@ -6,20 +6,26 @@ back as safetensors bytes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Sampling
+from cogcache.config import Sampling, Vision
 from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
-from cogcache.video import VideoInfo, probe, read_clip, thumbnail
+from cogcache.units import GIB
+from cogcache.video import DECORD, VideoInfo, probe, read_clip, thumbnail
+from cogcache.worker_limits import WorkerLimits
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors, Family
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class ClipSource:
     start_s: float
     end_s: float | None
     sampling: Sampling
+    trust_decord: bool = True
+    """Whether decord is asked before PyAV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,25 @@ class PreparedClip:
         from cogcache.models.family import ClipTensors
 
         return ClipTensors(load(self.payload), self.texts)
+
+
+def decode_limits(vision: Vision) -> WorkerLimits:
+    """Return what a decode worker may take, and when it is replaced."""
+    memory_gib = vision.decode_memory_gib
+    return WorkerLimits(
+        timeout_s=vision.decode_timeout_s,
+        memory_bytes=None if memory_gib is None else round(memory_gib * GIB),
+        jobs=vision.recycle_clips,
+        growth_bytes=round(vision.recycle_growth_gib * GIB),
+    )
+
+
+def without_decord(source: ClipSource, doing: str) -> ClipSource | None:
+    """Return how to read a clip otherwise whose worker was lost; None if decord is not to blame."""
+    if doing != DECORD:
+        return None
+    logger.info("%s: decord failed; PyAV is to read it", source.video)
+    return replace(source, trust_decord=False)
 
 
 class _Worker:
@@ -82,7 +109,8 @@ def prepare(source: ClipSource) -> PreparedClip:
     import torch
     from safetensors.torch import save
 
-    clip = read_clip(source.video, source.sampling, source.start_s, source.end_s)
+    span = source.start_s, source.end_s
+    clip = read_clip(source.video, source.sampling, *span, trust_decord=source.trust_decord)
     if _Worker.strict and clip.suspect:
         problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")

@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cogcache.container import REFETCH, Logs, first_error, open_video, reading_errors
 from cogcache.errors import VideoError
-from cogcache.frame_index import (
-    REFETCH,
-    FrameIndex,
-    Logs,
-    Turn,
-    first_error,
-    open_video,
-    reading_errors,
-)
+from cogcache.frame_index import FrameIndex, Turn
 
 if TYPE_CHECKING:
     from av import VideoFrame

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cogcache.container import announced_s, open_video
 from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
-from cogcache.frame_index import FrameIndex, announced_s, index_frames, open_video
+from cogcache.frame_index import FrameIndex, index_frames
 from cogcache.inputs import file_digest, find_videos
 from cogcache.pyav_reader import pyav_frames
 from cogcache.sampling import SamplingRule, choose
 from cogcache.units import GIB, format_bytes
+from cogcache.worker_process import doing
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -36,6 +38,7 @@ __all__ = [
 MAX_CLIP_BYTES = 8 * GIB
 """Bytes of one clip's chosen frames: what a worker may be asked to hold."""
 THUMBNAIL_SIDE = 256
+DECORD = "decord"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,12 @@ def _info(stream: VideoStream, duration_s: float, fps: float, count: int) -> Vid
 
 
 def read_clip(
-    path: Path, sampling: SamplingRule, start_s: float = 0.0, end_s: float | None = None
+    path: Path,
+    sampling: SamplingRule,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    *,
+    trust_decord: bool = True,
 ) -> ClipFrames:
     """Decode the frames of one clip that ``sampling`` chooses, and hold no others in memory.
 
@@ -106,6 +114,7 @@ def read_clip(
         sampling: which frames of the clip to take.
         start_s: the clip is ``[start_s, end_s)`` of the video, in seconds.
         end_s: None for all the rest.
+        trust_decord: whether decord is asked first; if not, PyAV alone is.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
@@ -118,7 +127,10 @@ def read_clip(
     numbers, slots = np.unique(chosen, return_inverse=True)
     decoder: Literal["decord", "pyav"] = "decord"
     troubles: list[str] = []
-    frames = decord_frames(path, index, numbers.tolist())
+    frames = None
+    if trust_decord:
+        with doing(DECORD):
+            frames = decord_frames(path, index, numbers.tolist())
     if frames is None:
         decoder, (frames, troubles) = "pyav", pyav_frames(path, index, numbers.tolist())
     return ClipFrames(

@@ -67,6 +67,12 @@ def y4m(path: Path) -> None:
     path.write_bytes(b"YUV4MPEG2 W48 H32 F10:1 Ip A1:1 C420jpeg\n" + frame * 12)
 
 
+def cut_at_a_key_frame(path: Path) -> None:
+    """Write an MP4 from which whole frames at its start are left out by an edit list."""
+    source = write_video(path.with_name(f".{path.name}"), num_frames=40, gop=1)
+    remux(source, path, shift_s=-0.5)
+
+
 GOOD: dict[str, Make] = {
     "plain.mp4": short,
     "same bytes.mp4": short,
@@ -103,6 +109,7 @@ GOOD: dict[str, Make] = {
     "sound.mp4": partial(short, audio=True),
     "late.mkv": late,
     "hidden start.mp4": hidden_start,
+    "cut at a key frame.mp4": cut_at_a_key_frame,
     "fragmented.mp4": fragmented,
     "LOUD.MP4": partial(write_video, num_frames=16),
     "misnamed.mp4": misnamed,
@@ -181,6 +188,16 @@ def absurd_size(path: Path) -> None:
     path.write_bytes(b"YUV4MPEG2 W60000 H60000 F10:1 Ip A1:1 C420jpeg\nFRAME\n" + b"\0" * 999)
 
 
+def million_frames(path: Path, number: int = 1_000_000) -> None:
+    """Write a small MP4 whose tables say that it holds so many frames of a byte each."""
+    content = bytearray(short(path).read_bytes())
+    for table, offset, values in (
+        (b"stts", 12, [number]), (b"stsz", 8, [1, number]), (b"stsc", 16, [number]),
+    ):  # fmt: skip
+        struct.pack_into(f">{len(values)}I", content, content.index(table) + offset, *values)
+    path.write_bytes(content)
+
+
 BAD: dict[str, tuple[Make, str]] = {
     "empty.mp4": (Path.touch, "empty_file"),
     "random.mp4": (random_bytes, "not_a_video"),
@@ -201,6 +218,8 @@ BAD: dict[str, tuple[Make, str]] = {
     "unknown codec.mkv": (unknown_codec, "decode_failed"),
     "absurd.y4m": (absurd_size, "not_a_video"),
     "absurd.gif": (absurd_screen, "decode_failed"),
+    "million frames.mp4": (million_frames, "decode_failed"),
+    "absurd count.mp4": (partial(million_frames, number=2**32 - 1), "no_frames"),
     "broken link.mp4": (broken_link, "missing"),
     "link to itself.mp4": (link_to_itself, "unreadable"),
     "pipe.mp4": (os.mkfifo, "not_a_video"),

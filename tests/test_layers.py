@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
     0.1: {"devices", "machine", "totals", "units"},
+    0.2: {"worker_limits"},
     1.0: {
         "canonical",
         "headers",
@@ -40,8 +41,8 @@ LAYERS = {
     1.4: {"browse", "filling", "local_catalog", "recovery"},
     1.5: {"figures", "upkeep"},
     1.6: {"merging", "rebuild"},
-    2.0: {"h264", "quantization", "workers"},
-    2.1: {"frame_index", "prequantized", "verification"},
+    2.0: {"container", "h264", "quantization", "worker"},
+    2.1: {"frame_index", "prequantized", "verification", "workers"},
     2.2: {"decord_reader", "pyav_reader"},
     2.3: {"video"},
     2.4: {"scenes"},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 from contextlib import suppress
@@ -173,6 +174,23 @@ def test_the_picture_is_turned_as_a_player_would(tmp_path, how, turn):
     expected = turn(picture(0, 96, 48)).astype(int)
     assert clip.frames.shape[1:] == expected.shape
     assert np.abs(clip.frames[0] - expected).mean() < 6
+
+
+@pytest.mark.parametrize("shift_s", [-0.5, -1.05])
+def test_frames_that_an_edit_list_leaves_out_are_no_defect(tmp_path, shift_s):
+    source = write_video(tmp_path / "source.mp4", num_frames=40, gop=1)
+    clip = read_clip(remux(source, tmp_path / "cut.mp4", shift_s=shift_s), PER_SECOND)
+    assert clip.suspect is None
+    first = math.ceil(-shift_s * 10)
+    assert numbers_in(clip.frames)[:3] == [first, first + 10, first + 20]
+
+
+def test_frames_that_are_missing_behind_an_edit_list_are_a_defect(tmp_path):
+    source = write_video(tmp_path / "source.mp4", num_frames=40, gop=1)
+    options = {"movflags": "faststart"}
+    cut = remux(source, tmp_path / "cut.mp4", shift_s=-0.5, options=options)
+    clip = read_clip(truncate(cut, 0.8), PER_SECOND)
+    assert "40 frames are announced" in str(clip.suspect)
 
 
 def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path):

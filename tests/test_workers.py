@@ -6,8 +6,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -16,15 +18,18 @@ import pytest
 import worker_tasks as tasks
 
 from cogcache.errors import CogcacheError, VideoError
-from cogcache.workers import _Worker, map_unordered
+from cogcache.units import MIB
+from cogcache.worker import Worker
+from cogcache.worker_limits import WorkerLimits
+from cogcache.workers import map_unordered
 
 HARMLESS = list(range(6))
+A_MINUTE = WorkerLimits(60.0)
 
 
-def run(jobs, *, task=tasks.answer, workers=2, timeout_s=60.0, ahead=4, **more):
-    return dict(
-        map_unordered(task, jobs, workers=workers, timeout_s=timeout_s, ahead=ahead, **more)
-    )
+def run(jobs, *, task=tasks.answer, workers=2, ahead=4, limits=None, **more):
+    limits = limits or A_MINUTE
+    return dict(map_unordered(task, jobs, workers=workers, limits=limits, ahead=ahead, **more))
 
 
 def child_processes() -> list[psutil.Process]:
@@ -75,15 +80,69 @@ def test_a_worker_killed_while_it_sends_costs_only_its_job():
 
 
 def test_a_hang_costs_only_its_job():
-    outcome = run([0, "hang", *HARMLESS[1:]], timeout_s=3.0)
+    outcome = run([0, "hang", *HARMLESS[1:]], limits=WorkerLimits(3.0))
     error = outcome.pop("hang")
     assert error.reason == "timeout"
     assert "3 s" in error.problem
     assert outcome == {number: number for number in HARMLESS}
 
 
+def test_a_job_that_takes_too_much_memory_costs_only_itself():
+    limits = replace(A_MINUTE, memory_bytes=300 * MIB)
+    outcome = run([0, "swallow", *HARMLESS[1:]], limits=limits)
+    error = outcome.pop("swallow")
+    assert error.reason == "decode_memory"
+    assert "MiB" in error.problem
+    assert outcome == {number: number for number in HARMLESS}
+
+
+def test_memory_is_bounded_by_the_system_too():
+    limits = replace(A_MINUTE, memory_bytes=300 * MIB)
+    assert run(["ask for much"], limits=limits)["ask for much"].reason == "decode_memory"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bound is measured as Linux does")
+def test_a_worker_whose_parent_is_held_up_is_stopped_by_the_system(monkeypatch):
+    monkeypatch.setattr(Worker, "_look", lambda _worker: 0)
+    limits = replace(A_MINUTE, memory_bytes=300 * MIB)
+    assert run(["swallow"], limits=limits)["swallow"].reason == "decode_memory"
+
+
+def test_a_job_that_takes_too_much_of_the_processor_costs_only_itself():
+    outcome = run([0, "burn", *HARMLESS[1:]])
+    error = outcome.pop("burn")
+    assert error.reason == "timeout"
+    assert "of the processor" in error.problem
+    assert outcome == {number: number for number in HARMLESS}
+
+
+@pytest.mark.parametrize(
+    ("limits", "most_jobs"),
+    [(replace(A_MINUTE, jobs=3), 3), (replace(A_MINUTE, growth_bytes=70 * MIB), 4)],
+    ids=["by their jobs", "by their growth"],
+)
+def test_workers_are_replaced_before_they_have_leaked_much(limits, most_jobs):
+    done_by = Counter(run(range(9), task=tasks.leak, workers=1, limits=limits).values())
+    assert len(done_by) == -(-9 // most_jobs)
+    assert max(done_by.values()) == most_jobs
+
+
+@pytest.mark.parametrize("fatal", ["segfault", "hang", "swallow"])
+def test_a_job_that_cost_its_worker_is_done_otherwise(fatal):
+    limits = WorkerLimits(3.0, memory_bytes=300 * MIB)
+    jobs = [fatal, "plain"]
+    outcome = run(jobs, task=tasks.with_decoder, limits=limits, second_try=tasks.otherwise)
+    assert outcome == {fatal: "read with spare", "plain": "read with plain"}
+
+
+def test_a_job_is_tried_otherwise_only_once():
+    outcome = run(["kill", "exit"], task=tasks.with_decoder, second_try=tasks.otherwise)
+    assert "status 3" in outcome["kill"].problem
+    assert "status 3" in outcome["exit"].problem
+
+
 def test_a_worker_killed_while_idle_costs_no_job():
-    results = map_unordered(tasks.process_id, range(3), workers=1, timeout_s=60.0, ahead=1)
+    results = map_unordered(tasks.process_id, range(3), workers=1, limits=A_MINUTE, ahead=1)
     with closing(results):
         _, first = next(results)
         os.kill(first, signal.SIGKILL)
@@ -103,7 +162,7 @@ def test_a_clip_error_is_handed_back_whole():
 
 
 def test_memory_that_runs_out_is_the_clips_fault():
-    assert run(["memory"])["memory"].reason == "out_of_memory"
+    assert run(["memory"])["memory"].reason == "decode_memory"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +203,7 @@ def test_jobs_are_taken_only_as_far_ahead_as_asked():
             yield number
 
     with closing(
-        map_unordered(tasks.double, jobs(), workers=2, timeout_s=60.0, ahead=3)
+        map_unordered(tasks.double, jobs(), workers=2, limits=A_MINUTE, ahead=3)
     ) as results:
         for num_done, _ in enumerate(islice(results, 10), start=1):
             assert len(taken) <= num_done + 2
@@ -152,7 +211,7 @@ def test_jobs_are_taken_only_as_far_ahead_as_asked():
 
 def test_closing_early_leaves_no_process():
     jobs = ["hang" if number == 1 else number for number in range(100)]
-    results = map_unordered(tasks.answer, jobs, workers=2, timeout_s=60.0, ahead=10)
+    results = map_unordered(tasks.answer, jobs, workers=2, limits=A_MINUTE, ahead=10)
     next(results)
     started = time.monotonic()
     results.close()
@@ -173,11 +232,12 @@ PROGRAM = """
     import sys
     from pathlib import Path
     import worker_tasks as tasks
+    from cogcache.worker_limits import WorkerLimits
     from cogcache.workers import map_unordered
     if __name__ == "__main__":
         folder = Path(sys.argv[1])
         results = map_unordered(
-            tasks.{task}, [folder, folder], workers=2, timeout_s=600.0, ahead=2
+            tasks.{task}, [folder, folder], workers=2, limits=WorkerLimits(600.0), ahead=2
         )
         {body}
 """
@@ -239,13 +299,13 @@ def test_a_program_that_never_closes_its_workers_still_ends(program):
 
 @pytest.mark.timeout(60)
 def test_closing_ends_however_long_a_worker_takes_to_close(monkeypatch):
-    close = _Worker.close
+    close = Worker.close
 
-    def held_up(worker: _Worker) -> None:
+    def held_up(worker: Worker) -> None:
         """As on a busy machine: the other threads run on between two workers' closing."""
         time.sleep(0.5)
         close(worker)
 
-    monkeypatch.setattr(_Worker, "close", held_up)
+    monkeypatch.setattr(Worker, "close", held_up)
     assert run(range(4), task=tasks.double, workers=3) == {n: 2 * n for n in range(4)}
     assert wait_until(lambda: not child_processes())

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 from cogcache.errors import VideoError
+from cogcache.worker_limits import WorkerLimits, limit_job
+from cogcache.worker_process import doing
 
 
 def double(number: int) -> int:
@@ -36,6 +38,49 @@ def _signal_self() -> str:
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
     return "lived on"
+
+
+def swallow(bytes_a_time: int = 32 << 20) -> None:
+    """Take more and more memory, as a decoder does that is given a bomb."""
+    held = []
+    while True:
+        held.append(bytearray(b"x") * bytes_a_time)
+        time.sleep(0.01)
+
+
+def ask_for_much() -> int:
+    """Ask for more memory than there may be, and use none of it."""
+    return len(bytearray(1 << 40))
+
+
+def burn() -> None:
+    """Keep the processor busy for longer than a job may."""
+    limit_job(WorkerLimits(-4.0))  # one second from now
+    while True:
+        pass
+
+
+LEAKED: list[bytearray] = []
+
+
+def leak(_job: object) -> int:
+    """Keep 20 MiB more with each job."""
+    LEAKED.append(bytearray(b"x") * (20 << 20))
+    return os.getpid()
+
+
+def with_decoder(decoder: str) -> str:
+    """Fail with one decoder as its name says; with any other, succeed."""
+    with doing(decoder):
+        if decoder in ACTIONS:
+            ACTIONS[decoder]()
+        return f"read with {decoder}"
+
+
+def otherwise(decoder: str, was_doing: str) -> str | None:
+    """Return the decoder that is tried after one that was lost."""
+    assert was_doing == decoder
+    return {"segfault": "spare", "hang": "spare", "swallow": "spare", "kill": "exit"}.get(decoder)
 
 
 class OddError(Exception):
@@ -79,4 +124,7 @@ ACTIONS = {
     "memory": lambda: _raise(MemoryError()),
     "no pickle": threading.Lock,
     "signals": _signal_self,
+    "swallow": swallow,
+    "ask for much": ask_for_much,
+    "burn": burn,
 }

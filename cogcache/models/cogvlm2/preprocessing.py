@@ -31,7 +31,7 @@ def preprocess(frames: Tensor, image_size: int) -> Tensor:
 
     # One by one: all at once take ten times the memory of a clip, and three times as long. But of
     # three frames `interpolate` takes the frames for colours, and rounds otherwise.
-    parts = [frames] if len(frames) == AS_MANY_AS_COLOURS else frames.split(1)
+    parts = [frames] if len(frames) == AS_MANY_AS_COLOURS else torch.split(frames, 1)
     return torch.cat([_together(part, image_size) for part in parts])
 
 

@@ -1,0 +1,134 @@
+"""A file that libav has opened, its picture stream, and what libav says of it on the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogcache.errors import VideoError
+from cogcache.inputs import check_file, unreadable
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+MAX_SIDE = 16_384
+"""Pixels: what no film has, and a file made to fill the memory may."""
+NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
+"""Formats that libav plays: lists of other files, and texts and pictures as if they moved."""
+Logs = list[tuple[int, str, str]]
+REFETCH = "try to play it; if it does not play, fetch it anew"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVideo:
+    """A file that is open, its picture stream, and what libav has complained of so far."""
+
+    container: InputContainer
+    stream: VideoStream
+    logs: Logs
+
+
+@contextmanager
+def open_video(path: Path, options: Mapping[str, str] | None = None) -> Iterator[OpenVideo]:
+    """Open the file and its picture stream.
+
+    Args:
+        path: the video file.
+        options: for the container's format, as libav names them.
+
+    Raises:
+        VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
+            ``no_video_stream`` or ``too_large``.
+    """
+    check_file(path)
+    with _logged_errors() as logs, _open_container(path, logs, options or {}) as container:
+        yield OpenVideo(container, _picture_stream(path, container), logs)
+
+
+def reading_errors() -> tuple[type[Exception], ...]:
+    """Return what PyAV raises at files that are not sound."""
+    import av
+
+    # IndexError: of a damaged head whose streams are numbered past their count.
+    return (av.FFmpegError, OSError, ValueError, IndexError)
+
+
+def _open_container(path: Path, logs: Logs, options: Mapping[str, str]) -> InputContainer:
+    import av
+
+    try:
+        # An absolute path: "http:x.mp4" would be taken for an address.
+        return av.open(
+            os.path.abspath(path),  # noqa: PTH100
+            options={"protocol_whitelist": "file", **options},
+            metadata_errors="replace",
+        )
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except reading_errors() as error:
+        # Not str(error): PyAV adds what was last reported, if of another file.
+        said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
+        problem = f"{path} is no video that can be opened: {said}"
+        raise VideoError("not_a_video", problem, REFETCH) from error
+
+
+def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
+    import av
+    from av.stream import Disposition
+
+    name = container.format.name
+    if name in NOT_VIDEOS or name.endswith("_pipe"):
+        problem = f"{path} is no video but of the format {name!r}"
+        raise VideoError("not_a_video", problem, "name video files")
+    stream = container.streams.best("video")
+    if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
+        kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
+        problem = f"{path} has no picture stream, only: {kinds}"
+        raise VideoError("no_video_stream", problem, "leave it out, or name another file")
+    if stream.codec_context is None:
+        problem = f"{path}: no decoder knows how its pictures are coded"
+        raise VideoError("decode_failed", problem, REFETCH)
+    if max(stream.width, stream.height) > MAX_SIDE:
+        problem = f"{path} has pictures of {stream.width} x {stream.height} pixels"
+        raise VideoError("too_large", problem, f"sides of up to {MAX_SIDE} pixels are read")
+    stream.thread_count = 1
+    return stream
+
+
+def announced_s(video: OpenVideo) -> float:
+    """Return how long the file says that its pictures run, in seconds; 0 if it does not say."""
+    stream, time_base = video.stream, video.stream.time_base or 0
+    if stream.duration:
+        return float(stream.duration * time_base)
+    duration_s = (video.container.duration or 0) / 1e6
+    if {"matroska", "flv"} & set(video.container.format.name.split(",")):
+        # These tell when the last frame ends, and the first may begin late.
+        duration_s -= float((stream.start_time or 0) * time_base)
+    return max(duration_s, 0.0)
+
+
+@contextmanager
+def _logged_errors() -> Iterator[Logs]:
+    """Collect what libav reports as an error in this thread: it often goes on all the same."""
+    import av.logging
+
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # else one file's messages end up with the next
+    try:
+        with av.logging.Capture() as logs:
+            yield logs
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip)
+
+
+def first_error(logs: Logs) -> Iterator[str]:
+    """Yield what was reported first, if anything: the rest follows from it."""
+    for _, name, text in logs[:1]:
+        yield f"{name}: {text.strip()}"

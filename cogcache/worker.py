@@ -1,0 +1,202 @@
+"""One worker process at a time, seen from its parent: handed jobs, watched, ended, replaced."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Final
+
+from cogcache.errors import CogcacheError, VideoError
+from cogcache.units import format_seconds
+from cogcache.worker_limits import resident_bytes
+from cogcache.worker_process import Bug, Doing, Program, too_much_memory, work
+
+START_TIMEOUT_S: Final = 300.0
+"""A worker that imports torch from a slow disk is not ready at once."""
+LOOK_EVERY_S: Final = 0.05
+"""Between looks at a worker's memory, which grows by some 100 MB meanwhile at worst."""
+NEAR_LIMIT: Final = 0.75
+"""Share of its memory beyond which a crash is put down to it: what cannot be had crashes too."""
+COSTLY: Final = frozenset({"decoder_crashed", "decode_memory", "timeout"})
+"""Reasons for which a job may be tried otherwise."""
+# Not fork: the parent's threads (torch's, ours) would leave their locks held in the child.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+class Worker:
+    """One process at a time, started when there is a first job, replaced when it is lost."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.limits = program, program.limits
+        self.closed = False
+        self.doing = ""
+        """What the process said last that it is at."""
+        self._lock = threading.Lock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection[Any, Any] | None = None
+        self._jobs_done = 0
+        self._fresh_bytes = self._seen_bytes = 0
+
+    def run(self, job: object) -> object:
+        """Return the task's result, a ClipError, or a Bug."""
+        try:
+            outcome = self._exchange(job)
+            if (other := self._otherwise(job, outcome)) is not None:
+                self.stop()
+                outcome = self._exchange(other)
+        except Exception as error:  # noqa: BLE001 - else it would end a thread unseen
+            return Bug(error)
+        return outcome
+
+    def _otherwise(self, job: object, outcome: object) -> object:
+        """Return how else to do a job that went wrong, or None."""
+        lost = isinstance(outcome, VideoError) and outcome.reason in COSTLY
+        if not lost or self.closed or self.program.second_try is None:
+            return None
+        return self.program.second_try(job, self.doing)
+
+    def _exchange(self, job: object) -> object:
+        data = ForkingPickler.dumps(job)
+        if self._is_worn():
+            self.stop()
+        try:
+            pipe = self._hand_over(data)
+        except (EOFError, OSError):
+            # It was killed while it had nothing to do: the job is not to blame.
+            self.stop()
+            pipe = self._hand_over(data)
+        try:
+            return self._answer(pipe)
+        except (EOFError, OSError):
+            return self._crashed(self.stop())
+
+    def _answer(self, pipe: Connection[Any, Any]) -> object:
+        """Wait for the answer, for as long and as much memory as the job may take."""
+        end_s = time.monotonic() + self.limits.timeout_s
+        while True:
+            left_s = end_s - time.monotonic()
+            if pipe.poll(max(min(left_s, LOOK_EVERY_S), 0)):
+                said = pipe.recv()
+                if not isinstance(said, Doing):
+                    self._jobs_done += 1
+                    return said
+                self.doing = said.what
+            elif self._look() > (self.limits.memory_bytes or float("inf")):
+                self.stop()
+                return too_much_memory(self.limits.memory_bytes)
+            elif left_s <= 0:
+                self.stop()
+                return _too_long(self.limits.timeout_s)
+
+    def _look(self) -> int:
+        """Return the memory that the process has in use."""
+        if self._process is not None and self._process.pid is not None:
+            self._seen_bytes = resident_bytes(self._process.pid)
+        return self._seen_bytes
+
+    def _is_worn(self) -> bool:
+        """Say whether the process is to be replaced, though nothing has gone wrong yet."""
+        if self._pipe is None:
+            return False
+        grown = self._look() - self._fresh_bytes > self.limits.growth_bytes
+        return grown or self._jobs_done == self.limits.jobs
+
+    def _hand_over(self, data: memoryview) -> Connection[Any, Any]:
+        """Return the pipe of a process that has taken the job up."""
+        pipe = self._ready()
+        self.doing = ""
+        pipe.send_bytes(data)
+        pipe.recv()
+        return pipe
+
+    def _ready(self) -> Connection[Any, Any]:
+        """Return the pipe of a process that waits for a job; start one if there is none."""
+        if self._pipe is not None:
+            return self._pipe
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=work, args=(theirs, self.program), daemon=True)
+        with self._lock:
+            if self.closed:
+                raise CogcacheError("the workers are closed")
+            with _signals_blocked():
+                process.start()
+            self._process, self._pipe = process, ours
+        theirs.close()  # so that its end is seen here
+        said = self._first_word(ours)
+        if isinstance(said, Bug):
+            raise said.error
+        self._jobs_done, self._fresh_bytes = 0, self._look()
+        return ours
+
+    def _first_word(self, pipe: Connection[Any, Any]) -> object:
+        with suppress(EOFError, OSError):
+            if pipe.poll(START_TIMEOUT_S):
+                return pipe.recv()
+        raise CogcacheError(
+            f"a worker process could not be started: {_ending(self.stop())}",
+            "see its message above; a script that uses cogcache needs `if __name__ == '__main__':`",
+        )
+
+    def stop(self) -> int | None:
+        """End the process for certain; return its exit code."""
+        with self._lock:
+            process, pipe = self._process, self._pipe
+            self._process = self._pipe = None
+        if process is None or pipe is None:
+            return None
+        process.join(0.2)  # after a crash: learn how it ended before ending it
+        process.kill()
+        process.join()
+        pipe.close()
+        return process.exitcode
+
+    def close(self) -> None:
+        """Have the thread that drives this worker end; callable from any thread."""
+        self.closed = True
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    def _crashed(self, exit_code: int | None) -> VideoError:
+        if exit_code == -getattr(signal, "SIGXCPU", 0):
+            return _too_long(self.limits.timeout_s, " of the processor")
+        limit = self.limits.memory_bytes
+        if limit is not None and self._seen_bytes > NEAR_LIMIT * limit:
+            return too_much_memory(self.limits.memory_bytes)
+        hint = (
+            "play the file to see whether it is sound; a fault in the decoder kills only this clip"
+        )
+        if exit_code == -getattr(signal, "SIGKILL", 0):
+            hint = "the system may have run out of memory: lower --decode-workers or --max-frames"
+        problem = f"the process that worked on it crashed: {_ending(exit_code)}"
+        return VideoError("decoder_crashed", problem, hint)
+
+
+def _too_long(seconds: float, of: str = "") -> VideoError:
+    hint = "raise --decode-timeout-s if the video is long; else leave it out"
+    return VideoError("timeout", f"gave up after {format_seconds(seconds)}{of}", hint)
+
+
+def _ending(exit_code: int | None) -> str:
+    with suppress(ValueError):
+        return f"ended by {signal.Signals(-(exit_code or 0)).name}"
+    return f"ended with status {exit_code}"
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have a process started here take no notice of signals from its first instruction on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
