@@ -20,7 +20,11 @@ from transformers import initialization
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cogcache.models.cogvlm2 import CogVLM2VideoConfig, CogVLM2VideoForConditionalGeneration
+from cogcache.models.cogvlm2 import (
+    CogVLM2VideoConfig,
+    CogVLM2VideoForConditionalGeneration,
+    preprocessing,
+)
 from cogcache.models.cogvlm2.positions import shared_position_ids
 from cogcache.models.cogvlm2.preprocessing import preprocess, short_side_size
 from cogcache.models.cogvlm2.slots import merge_features
@@ -106,6 +110,14 @@ def test_preprocessing_gives_the_published_pixels():
     pixels = preprocess(golden()["frames"], 56)
     assert pixels.dtype == torch.float32
     assert (pixels - golden()["pixel_values"]).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 24])
+@pytest.mark.parametrize(("height", "width"), [(72, 100), (97, 49), (56, 56)])
+def test_preprocessing_frame_by_frame_moves_no_bit(num_frames, height, width):
+    shape = (num_frames, height, width, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.manual_seed(0))
+    assert torch.equal(preprocess(frames, 56), preprocessing._together(frames, 56))
 
 
 @pytest.mark.parametrize(

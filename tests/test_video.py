@@ -24,7 +24,7 @@ from videos import (
     write_video,
 )
 
-from cogcache import frame_index, pyav_reader, video
+from cogcache import container, pyav_reader, video
 from cogcache.config import Sampling
 from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
@@ -433,7 +433,7 @@ def test_a_stream_without_frames_says_so(tmp_path):
 
 
 def test_pictures_of_absurd_size_are_refused_before_they_are_decoded(files, monkeypatch):
-    monkeypatch.setattr(frame_index, "MAX_SIDE", 95)
+    monkeypatch.setattr(container, "MAX_SIDE", 95)
     with pytest.raises(VideoError, match="96 x 48 pixels") as raised:
         probe(files["plain.mp4"])
     assert raised.value.reason == "too_large"
