@@ -20,11 +20,10 @@ from cogcache.canonical import digest
 from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import ClipError, ConfigError
-from cogcache.preparation import decode_limits
 from cogcache.scenes import THRESHOLDS, Extent, Span, extent_of, pieces_of, search, spans_of
 from cogcache.settings_clips import Clips
 from cogcache.video import VideoInfo, cut, probe
-from cogcache.workers import map_unordered
+from cogcache.workers import decode_limits, map_unordered
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

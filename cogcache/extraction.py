@@ -15,7 +15,6 @@ from cogcache.models.family import Family
 from cogcache.preparation import (
     ClipSource,
     PreparedClip,
-    decode_limits,
     prepare,
     start_worker,
     without_decord,
@@ -23,7 +22,7 @@ from cogcache.preparation import (
 from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
 from cogcache.store import FeatureStore
-from cogcache.workers import map_unordered
+from cogcache.workers import decode_limits, map_unordered
 from cogcache.worklist import Clip
 
 if TYPE_CHECKING:

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Sampling, Vision
+from cogcache.config import Sampling
 from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
-from cogcache.units import GIB
 from cogcache.video import DECORD, VideoInfo, probe, read_clip, thumbnail
-from cogcache.worker_limits import WorkerLimits
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors, Family
@@ -61,17 +59,6 @@ class PreparedClip:
         from cogcache.models.family import ClipTensors
 
         return ClipTensors(load(self.payload), self.texts)
-
-
-def decode_limits(vision: Vision) -> WorkerLimits:
-    """Return what a decode worker may take, and when it is replaced."""
-    memory_gib = vision.decode_memory_gib
-    return WorkerLimits(
-        timeout_s=vision.decode_timeout_s,
-        memory_bytes=None if memory_gib is None else round(memory_gib * GIB),
-        jobs=vision.recycle_clips,
-        growth_bytes=round(vision.recycle_growth_gib * GIB),
-    )
 
 
 def without_decord(source: ClipSource, doing: str) -> ClipSource | None:

@@ -13,13 +13,26 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
+from cogcache.config import Vision
 from cogcache.errors import ClipError
+from cogcache.units import GIB
 from cogcache.worker import Worker
 from cogcache.worker_limits import WorkerLimits
 from cogcache.worker_process import Bug, Program
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def decode_limits(vision: Vision) -> WorkerLimits:
+    """Return what a decode worker may take, and when it is replaced."""
+    memory_gib = vision.decode_memory_gib
+    return WorkerLimits(
+        timeout_s=vision.decode_timeout_s,
+        memory_bytes=None if memory_gib is None else round(memory_gib * GIB),
+        jobs=vision.recycle_clips,
+        growth_bytes=round(vision.recycle_growth_gib * GIB),
+    )
 
 
 def map_unordered(
