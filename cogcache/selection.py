@@ -43,6 +43,10 @@ class Selection:
     """Captions that bear one of these."""
     no_flags: bool = False
     """Only captions without any flag."""
+    quantizations: tuple[str, ...] = ()
+    """Of the language half; `imported` for sets that were imported."""
+    runs: tuple[int, ...] = ()
+    """Numbers of runs."""
 
     def __post_init__(self) -> None:
         for day in (self.since, self.until):
@@ -59,6 +63,8 @@ class Selection:
             _any_of([_in_folder(n, folder, values) for n, folder in enumerate(self.folders)]),
             _among("c.prompt_name", self.prompts, values),
             _among("c.model", self.models, values),
+            _among("c.quantization", self.quantizations, values),
+            _among("c.run", self.runs, values),
             _compare("c.created_at >= :since", "since", self.since, values),
             _compare("c.created_at < :until", "until", _day_after(self.until), values),
             _compare(f"{_DURATION} >= :shortest", "shortest", self.min_duration_s, values),
@@ -88,7 +94,7 @@ def _any_of(tests: list[str]) -> str:
     return f"({' OR '.join(tests)})" if tests else ""
 
 
-def _among(column: str, some: tuple[str, ...], values: dict[str, Any]) -> str:
+def _among(column: str, some: tuple[str | int, ...], values: dict[str, Any]) -> str:
     names = [f"{column.removeprefix('c.')}_{n}" for n in range(len(some))]
     values.update(zip(names, some, strict=True))
     return f"{column} IN ({', '.join(f':{name}' for name in names)})" if some else ""

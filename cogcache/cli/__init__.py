@@ -12,6 +12,7 @@ import traceback
 import click
 
 from cogcache.cli.demo import demo
+from cogcache.cli.diff import diff
 from cogcache.cli.doctor import doctor
 from cogcache.cli.export import export, import_
 from cogcache.cli.listings import failures, ls, models
@@ -60,6 +61,7 @@ for command in (
     extract,
     caption,
     search,
+    diff,
     export,
     import_,
     plan,

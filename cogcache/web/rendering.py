@@ -5,7 +5,6 @@ Everything is escaped by the template engine; what is marked up here is escaped 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import unicodedata
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from cogcache.catalog import text_to_path
+from cogcache.comparison import changes
 from cogcache.units import format_bytes, format_seconds
 
 HERE: Final = Path(__file__).parent
@@ -112,16 +112,13 @@ def marked(snippet: str) -> Markup:
 def differences(one: str, other: str) -> tuple[Markup, Markup]:
     """Return two captions, each with the words marked that the other lacks."""
     texts = (caption_text(one), caption_text(other))
-    words = [re.findall(r"\s*\S+", text) for text in texts]
-    if max(map(len, words)) > _MAX_DIFF_WORDS:
+    if max(len(text.split()) for text in texts) > _MAX_DIFF_WORDS:
         return escape(texts[0]), escape(texts[1])
-    matcher = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
     sides: tuple[list[Markup], list[Markup]] = ([], [])
-    for kind, start, end, other_start, other_end in matcher.get_opcodes():
-        spans = ("".join(words[0][start:end]), "".join(words[1][other_start:other_end]))
-        for side, text, tag in zip(sides, spans, ("del", "ins"), strict=True):
+    for change in changes(*texts):
+        for side, text, tag in zip(sides, change[:2], ("del", "ins"), strict=True):
             if text:
-                side.append(escape(text) if kind == "equal" else _wrapped(text, tag))
+                side.append(escape(text) if change.is_same else _wrapped(text, tag))
     return Markup("").join(sides[0]), Markup("").join(sides[1])
 
 
