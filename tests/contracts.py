@@ -153,6 +153,15 @@ class Lab:
         ]
         return dict(self.processor(text=texts, return_tensors="pt", **arguments))
 
+    def processed_words(self, question: str) -> dict[str, Tensor]:
+        """Run the processor on a prompt about nothing."""
+        messages = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        text = self.processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        words_only = self.processor.tokenizer if self.animal.name == "internvl" else self.processor
+        return dict(words_only(text=[text], return_tensors="pt"))
+
     def reference(
         self, clip_index: int, question: str, dtype: str = "float32", **options: Any
     ) -> list[int]:
@@ -358,6 +367,23 @@ class ModelFamilyTests:
             [alone] = lab.captioned([(features[made.request.task], prompt)], language)
             assert made.tokens == alone[: len(made.tokens)]
         assert decoder.statistics.heads == min(1, lab.family.head_length(rows[0]))
+
+    @claim("text")
+    def test_words_alone_give_the_tokens_of_the_whole_model(self, lab):
+        """As a summary of captions does, after a clip has left its traces in the model."""
+        language = lab.half("language")
+        lab.captioned([(lab.features(lab.clips[0]), QUESTIONS[0])], language)
+        wanted = [generated(lab.monolith(), lab.processed_words(text))[0] for text in QUESTIONS]
+        assert len({*map(tuple, wanted)}) == len(QUESTIONS)
+        rows = [lab.family.text_row(text, "") for text in QUESTIONS]
+        for row, tokens in zip(rows, wanted, strict=True):
+            assert generated(language, lab.family.model_inputs([row], language)) == [tokens]
+        assert generated(language, lab.family.model_inputs(rows, language)) == wanted
+        if can_decode(language):
+            greedy = Generation(max_new_tokens=NEW_TOKENS)
+            groups = [[Request(row, str(n), 0, greedy, n)] for n, row in enumerate(rows)]
+            for made in Decoder(language, lab.family, 2).run(groups):
+                assert made.tokens == wanted[made.request.task][: len(made.tokens)]
 
     @claim("2nd clip")
     def test_a_clip_is_not_affected_by_the_one_before(self, lab):

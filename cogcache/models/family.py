@@ -38,10 +38,10 @@ class ClipTensors:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One clip with one prompt, ready for the language half.
+    """One clip with one prompt, or a prompt alone, ready for the language half.
 
     Args:
-        features: what stage one cached for the clip.
+        features: what stage one cached for the clip; nothing where the prompt is about none.
         sequences: `input_ids` and whatever else has a value a token. Each int64 [L].
     """
 
@@ -145,6 +145,10 @@ class Family(ABC):
     def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
         """Lay out one prompt around one clip's cached features."""
 
+    @abstractmethod
+    def text_row(self, prompt: str, layout: str) -> Row:
+        """Lay out a prompt about no clip: words for the language half alone."""
+
     def prefix_length(self, row: Row) -> int:
         """Return how many tokens go up to the end of the video; 0 where prompts cannot share them.
 
@@ -163,6 +167,7 @@ class Family(ABC):
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
         """Return the arguments of `generate` for a left-padded batch of rows.
 
+        All of them are about a clip, or none is.
         Made anew for each call: transformers writes into what it is given.
         """
 

@@ -96,14 +96,21 @@ class CogVLM2Family(Family):
 
     def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
         """Lay out one question behind a clip's frames."""
-        import torch
-
         num_frames, tokens_per_frame, _ = features.tensors[FEATURES].shape
         if self.cache_point == "pooled":
             tokens_per_frame += 2  # the language half puts boi and eoi around them
+        return self._row(features, prompt, layout, (num_frames, tokens_per_frame))
+
+    def text_row(self, prompt: str, layout: str) -> Row:
+        """Lay out one question in the same template, about no frames."""
+        return self._row(ClipTensors({}), prompt, layout, (0, 0))
+
+    def _row(self, features: ClipTensors, prompt: str, layout: str, slots: tuple[int, int]) -> Row:
+        import torch
+
         text = layouts.question_text(prompt, layout)
         special = (self.checkpoint.config["bos_token_id"], self.pad_id)
-        laid_out = layouts.build(self._encode, text, layout, num_frames, tokens_per_frame, special)
+        laid_out = layouts.build(self._encode, text, layout, *slots, special)
         return Row(
             features,
             {
@@ -113,8 +120,9 @@ class CogVLM2Family(Family):
         )
 
     def prefix_length(self, row: Row) -> int:
-        """Return the number of tokens up to the last feature slot."""
-        return int(row.sequences["token_type_ids"].nonzero().max()) + 1
+        """Return the number of tokens up to the last feature slot; 0 where there is none."""
+        slots = row.sequences["token_type_ids"].nonzero()
+        return int(slots.max()) + 1 if len(slots) else 0
 
     def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask and features; the last as one list over the rows."""
@@ -130,6 +138,8 @@ class CogVLM2Family(Family):
         }
         ones = [torch.ones(row.length) for row in rows]
         inputs["attention_mask"] = left_padded(ones, 0).to(device)
+        if not rows[0].features.tensors:
+            return inputs
         features = [row.features.tensors[FEATURES].to(device) for row in rows]
         inputs["mm_encoder_outputs"] = {"video": BaseModelOutputWithPooling(pooler_output=features)}
         return inputs

@@ -49,6 +49,11 @@ def conversation_of(prompt: str) -> list[Message]:
     return messages
 
 
+def about_nothing(prompt: str) -> list[Message]:
+    """Return a question as a conversation without a video."""
+    return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+
+
 def with_images(conversation: Sequence[Message], count: int) -> list[Message]:
     """Return the conversation with `count` images in the video's place."""
 
@@ -72,10 +77,12 @@ def plain_text(family: str, conversation: Sequence[Message], placeholder: str) -
     if family not in USUAL_FORMS:
         raise ConfigError(f"the checkpoint of {family} has no chat template", hint)
     parts = list(_parts(conversation))
-    if len(conversation) != 1 or [part["type"] for part in parts] != ["video", "text"]:
+    kinds = [part["type"] for part in parts]
+    if len(conversation) != 1 or kinds not in (["video", "text"], ["text"]):
         problem = f"without a chat template, {family} takes a plain question only"
         raise ConfigError(problem, hint)
-    return USUAL_FORMS[family].format(video=placeholder, prompt=parts[1]["text"])
+    form = USUAL_FORMS[family] if len(parts) > 1 else USUAL_FORMS[family].replace("{video}\n", "")
+    return form.format(video=placeholder, prompt=parts[-1]["text"])
 
 
 def template_name(checkpoint: Checkpoint, family: str) -> str:

@@ -116,6 +116,11 @@ class DerivedFamily(Family):
         conversation = conversations.conversation_of(prompt)
         return Row(features, self.processor.sequences(conversation, replacements))
 
+    def text_row(self, prompt: str, layout: str) -> Row:
+        """Lay out a question by the chat template, about no clip."""
+        conversation = conversations.about_nothing(prompt)
+        return Row(ClipTensors({}), self.processor.sequences(conversation, []))
+
     def prefix_length(self, row: Row) -> int:
         """Return the number of tokens up to the last feature slot.
 
@@ -154,6 +159,8 @@ class DerivedFamily(Family):
         ones = [torch.ones(row.length) for row in rows]
         inputs["attention_mask"] = left_padded(ones, 0).to(device)
         clips = [row.features.tensors for row in rows]
+        if not clips[0]:
+            return inputs
         output = parts.encoder_output(clips, device, model.dtype)
         inputs["mm_encoder_outputs"] = {rows[0].features.texts["modality"]: output}
         return inputs | parts.extras(clips, device)
