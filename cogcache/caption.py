@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cogcache.captioning import Captioner, ClipTasks, Made
-from cogcache.captionlist import CaptionList, Task, list_captions
+from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog import CaptionRow, Catalog, ClipRow, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import sweep
@@ -26,7 +26,7 @@ from cogcache.filling import UNFILLED
 from cogcache.following import Following
 from cogcache.local_catalog import open_catalog
 from cogcache.memory import MemoryMonitor
-from cogcache.models.family import Family
+from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.progress import at_work
@@ -34,6 +34,7 @@ from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Split
 from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
+from cogcache.summaries import NO_SUMMARY, list_all
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def caption(
             split = Split()
             with split.time("digest"):
                 identity = identify(family, "language", catalog)
-                listed = partial(list_captions, settings, family, identity, catalog, videos)
+                listed = partial(list_all, settings, family, identity, catalog, videos)
                 work = listed()
             run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
             counts = Counts(found=work.num_found, cached=work.num_cached)
@@ -104,7 +105,7 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
     """
     refused = {clip["feature_key"] for clip, _ in work.refused}
     for row in catalog.failures(stage="caption"):
-        if row["reason"] in UNFILLED and row["feature_key"] not in refused:
+        if row["reason"] in (*UNFILLED, *NO_SUMMARY) and row["feature_key"] not in refused:
             catalog.clear_failures(row["video"], row["start_s"], row["end_s"], "caption")
     for clip, error in work.refused:
         _note(clip, error, catalog, report)
@@ -151,7 +152,9 @@ class _Captioning:
 
     def _clips(self, tasks: Sequence[Task], stop: Stop) -> Iterator[ClipTasks]:
         """Yield what is asked about one clip after another; failed clips are left out."""
-        clips = read_ahead(tasks, self.store, lambda: self.report.split.time("wait_for_features"))
+        of_clips = [task for task in tasks if task.words is None]
+        waiting = partial(self.report.split.time, "wait_for_features")
+        clips = read_ahead(of_clips, self.store, waiting)
         for of_clip, features in clips:
             if stop:
                 return
@@ -159,6 +162,11 @@ class _Captioning:
                 self._fail(of_clip, features)
             else:
                 yield of_clip, features
+        for task in tasks:
+            if stop:
+                return
+            if task.words is not None:
+                yield [task], ClipTensors({})
 
     def _keep(self, made: Made) -> None:
         self.uncommitted.append(made.row(self.settings, self.report.run))

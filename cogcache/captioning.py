@@ -178,8 +178,12 @@ class Captioner:
         return self.decoder.statistics.lines() + (self.kept.lines() if self.kept else [])
 
     def _request(self, task: Task, features: ClipTensors) -> Request:
-        row = self.family.row(features, task.prompt, task.key.layout)
-        if self.report.planned is None:  # clips come longest first
+        layout = task.key.layout
+        if task.words is not None:
+            row = self.family.text_row(task.words, layout)
+        else:
+            row = self.family.row(features, task.prompt, layout)
+        if self.report.planned is None:  # clips come longest first, summaries last
             config = self.family.full_config()
             self.report.planned = plan_language(self.identity, config, self.settings, row.length)
         seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it
@@ -228,4 +232,5 @@ class Captioner:
             retried = {"because": list(task.first.flags), "changes": task.changes}
             task = task.first.task
         flags += ("from_flagged",) if task.from_flagged else ()
+        flags += ("gaps",) if task.gaps else ()
         return Made(task, text, len(kept), finished.seconds, flags, retried)

@@ -37,6 +37,11 @@ class Task:
     key: CaptionKey
     from_flagged: bool = False
     """Whether the prompt holds a caption that is flagged."""
+    words: str | None = None
+    """What is asked of the language half where the caption is made from others, not from features;
+    `prompt` is what that was filled into."""
+    gaps: bool = False
+    """Whether clips are missing from it for good."""
 
 
 @dataclass
@@ -49,6 +54,9 @@ class CaptionList:
     """Captions whose prompt needs one of those that are missing."""
     refused: list[tuple[ClipRow, ClipError]] = field(default_factory=list)
     """Captions whose prompt cannot be filled in, and why."""
+    clips: Sequence[ClipRow] = ()
+    summed_up: dict[str, str] = field(default_factory=dict)
+    """Keys of the captions that summaries are made from, there or not, by feature key."""
 
     @property
     def num_found(self) -> int:
@@ -74,6 +82,7 @@ def list_captions(
     for names in levels(settings.prompts):
         listing.add(names)
     found = listing.found
+    found.clips = clips
     # Neighbours of one length waste no padding, and the first batch shows the peak.
     found.missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
     return found
@@ -100,10 +109,20 @@ class _Listing:
     found: CaptionList = field(default_factory=CaptionList)
     seen: set[str] = field(default_factory=set)
 
+    @property
+    def summary_of(self) -> str | None:
+        """The prompt whose captions are summed up, if there are to be summaries."""
+        summary = self.settings.summary
+        first = next(iter(self.settings.prompts))
+        return summary.summary_of or first if summary.summarize else None
+
     def add(self, names: Sequence[str]) -> None:
         """Look for the captions of one level; those of the levels before it have been seen."""
         wanted = {name: self._wanted(name) for name in names}
         keys = {digest for of_prompt in wanted.values() for digest, _ in of_prompt}
+        for digest, each in wanted.get(self.summary_of or "", ()):
+            if each.draw == 0:
+                self.found.summed_up[each.clip["feature_key"]] = digest
         known = self.catalog.caption_keys(keys)
         for name, of_prompt in wanted.items():
             if name in self.filler.needed:

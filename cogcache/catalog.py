@@ -24,6 +24,7 @@ from cogcache.catalog_rows import (
     failure_row,
     path_to_text,
     text_to_path,
+    video_digest_of,
 )
 from cogcache.database import CatalogFile, excluded, insertion
 from cogcache.file_memory import FileMemory
@@ -61,7 +62,7 @@ _CLIPS = _each_file(ClipRow, "clips AS row LEFT JOIN files ON files.digest = row
 _CAPTIONS = _each_file(
     CaptionRow,
     "captions AS row LEFT JOIN clips USING (feature_key)"
-    " LEFT JOIN files ON files.digest = clips.video_digest",
+    f" LEFT JOIN files ON files.digest = {video_digest_of('row', 'clips')}",
 )
 
 

@@ -156,3 +156,13 @@ def text_to_path(text: str) -> Path:
     if text.startswith(_FILE):
         return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_FILE))))
     return Path(text)
+
+
+def video_digest_of(captions: str, clips: str) -> str:
+    """Return the SQL of the digest of a caption's video.
+
+    Args:
+        captions: name of the table of captions.
+        clips: name of that of clips, joined by feature key; it has no row for a summary.
+    """
+    return f"coalesce({clips}.video_digest, json_extract({captions}.settings, '$.video_digest'))"

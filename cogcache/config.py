@@ -25,7 +25,7 @@ from cogcache.settings_base import (
     Table,
     Texts,
 )
-from cogcache.settings_clips import Clips
+from cogcache.settings_clips import Clips, Summary
 from cogcache.settings_errors import explain, unknown_key
 from cogcache.settings_machines import Machines
 from cogcache.toml_file import read_toml
@@ -194,12 +194,18 @@ class Settings(Table):
     vision: Vision = Vision()
     language: Language = Language()
     generation: Generation = Generation()
+    summary: Summary = Summary()
     limits: Limits = Limits()
     machines: Machines = Machines()
     prompts: Prompts = Field(default=DEFAULT_PROMPTS)
     """Prompts by name; each clip is captioned with all of them."""
     prompt_sets: dict[PromptName, Prompts] = Field(default={})
     """Further prompts, in sets of which --prompt-set takes one or several in place of `prompts`."""
+
+    @model_validator(mode="after")
+    def _summaries_and_prompts_fit(self) -> Self:
+        self.summary.check(self.prompts)
+        return self
 
 
 @dataclass(frozen=True, slots=True)

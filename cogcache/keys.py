@@ -8,7 +8,15 @@ from functools import cached_property
 
 from cogcache.canonical import Field, canonical_bytes, digest
 
-__all__ = ["CaptionKey", "FeatureKey", "Field", "canonical_bytes", "differences", "digest"]
+__all__ = [
+    "CaptionKey",
+    "FeatureKey",
+    "Field",
+    "SummaryKey",
+    "canonical_bytes",
+    "differences",
+    "digest",
+]
 
 
 class _Key:
@@ -72,6 +80,21 @@ class CaptionKey(_Key):
     rotary_dtype: str | None
     epoch: int
     """Raised whenever the code that makes the captions changes what it makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryKey(CaptionKey):
+    """All that one caption depends on that is made from others.
+
+    Its `feature_key` is the one that the summed up part of the video has as a clip.
+    """
+
+    video_digest: str
+    captions: str
+    """Digest of the keys of the captions that go in, in their order."""
+    num_captions: int
+    summary_tokens: int
+    """Most tokens of what is asked at once."""
 
 
 def differences(made_with: Mapping[str, Field], wanted: Mapping[str, Field]) -> list[str]:

@@ -48,7 +48,7 @@ class Prefixes:
 
     def of(self, request: Request) -> Prefix:
         """Return the keys and values of everything up to the end of the request's video."""
-        if self.kept is None:
+        if self.kept is None or not request.row.features.tensors:
             return self._computed(request)
         tokens = prefix_digest(request, self.family)
         if found := self.kept.read(request.clip, tokens, self.model.device):

@@ -13,8 +13,10 @@ from cogcache.catalog import path_to_text
 from cogcache.errors import ConfigError
 
 _DURATION = """ifnull(c.end_s, (
-    SELECT max(v.duration_s) FROM clips k JOIN videos v ON v.digest = k.video_digest
-    WHERE k.feature_key = c.feature_key
+    SELECT v.duration_s FROM videos v WHERE v.digest = coalesce(
+        (SELECT k.video_digest FROM clips k WHERE k.feature_key = c.feature_key),
+        json_extract(c.settings, '$.video_digest')
+    )
 )) - c.start_s"""
 
 

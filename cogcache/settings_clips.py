@@ -1,12 +1,29 @@
-"""Settings of videos longer than a clip: how they are cut."""
+"""Settings of videos longer than a clip: how they are cut, and summed up."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cogcache.settings_base import NoneIfZero, Table
+from cogcache.settings_base import NoneIfEmpty, NoneIfZero, PromptText, Table
+
+SUMMARY: Final = "summary"
+"""Name that summaries of whole videos are listed by."""
+PART: Final = "summary-part"
+"""Name that those of their parts are listed by."""
+CAPTIONS: Final = "{captions}"
+SUMMARY_PROMPT: Final = (
+    "These are captions of the parts of one video in their order, each with its time: "
+    f"{CAPTIONS} Describe the whole video in one paragraph."
+)
+
+
+def _holds_captions(text: str) -> str:
+    if text.count(CAPTIONS) != 1:
+        raise ValueError(f"the prompt must hold {CAPTIONS} once, where the captions go")
+    return text
 
 
 class Clips(Table):
@@ -38,3 +55,34 @@ class Clips(Table):
                 "set segment_s, or leave overlap_s at 0"
             )
         return self
+
+
+class Summary(Table):
+    """One caption of a whole video from the captions of its clips. Part of its caption key."""
+
+    summarize: bool = False
+    """Give each video that is cut one caption more, named `summary`, made from those of its clips
+    by the language half alone."""
+    summary_prompt: Annotated[PromptText, AfterValidator(_holds_captions)] = SUMMARY_PROMPT
+    """What is asked for it; `{captions}` stands for the clips' captions, a line each, with their
+    times."""
+    summary_of: Annotated[str | None, NoneIfEmpty] = None
+    """Name of the prompt whose captions are summed up; "" for the first."""
+    summary_tokens: Annotated[int, Field(ge=64)] = 4096
+    """Most tokens of what is asked at once, where the model's context has room for so many; more
+    captions are summed up in groups, and what comes of that again."""
+
+    def check(self, prompts: Collection[str]) -> None:
+        """See that there are captions to sum up, and that nothing else bears their names.
+
+        Raises:
+            ValueError: it is not so.
+        """
+        if not self.summarize:
+            return
+        if self.summary_of and self.summary_of not in prompts:
+            known = ", ".join(prompts)
+            raise ValueError(f"summary_of names no prompt: {self.summary_of!r}; there is {known}")
+        for name in (SUMMARY, PART):
+            if name in prompts:
+                raise ValueError(f"summaries are listed as {name!r}: give that prompt another name")

@@ -52,7 +52,7 @@ def explain(
     problems = [_problem(each, tables, source, given) for each in found]
     if len(problems) > _MAX_SHOWN:
         problems[_MAX_SHOWN:] = [f"and {len(problems) - _MAX_SHOWN} more"]
-    name = str(found[0]["loc"][-1])
+    name = str((found[0]["loc"] or ("",))[-1])
     hint = f"set {_place(name, tables)} in the file of --config, or give {_option(name)}"
     return ConfigError("\n".join(problems), hint if name in tables else "see docs/settings.md")
 

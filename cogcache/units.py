@@ -38,3 +38,9 @@ def format_seconds(duration_s: float) -> str:
     if minutes < 60:
         return f"{minutes} min {seconds:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_clock(time_s: float) -> str:
+    """Return a place in a video as ``"0:00:24"``, whole seconds rounded down."""
+    minutes, seconds = divmod(int(time_s), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -52,7 +52,7 @@ LAYERS = {
     3.25: {"models.sizes"},
     3.3: {"models.derived", "models.halves"},
     3.4: {"models.identity", "models.offload"},
-    3.9: {"cutting", "structured"},
+    3.9: {"cutting", "structured", "timeline"},
     4.0: {
         "captionlist",
         "choosing",
@@ -65,7 +65,7 @@ LAYERS = {
     },
     4.02: {"keptprefixes"},
     4.04: {"prefixes"},
-    4.05: {"decoding", "readahead", "worklist"},
+    4.05: {"decoding", "readahead", "summaries", "worklist"},
     4.1: {"following", "plan", "progress", "sharing"},
     4.15: {"budget"},
     4.18: {"loading", "planning"},

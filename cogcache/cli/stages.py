@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 Span = tuple[float, float | None]
 STAGE_ONE = ("model", "sampling", "clips", "vision", "limits", "machines")
-STAGE_TWO = ("model", "sampling", "vision", "language", "generation", "limits", "machines")
+STAGE_TWO = (
+    "model",
+    "sampling",
+    "clips",
+    "vision",
+    "language",
+    "generation",
+    "summary",
+    "limits",
+    "machines",
+)
 
 
 class SpanType(click.ParamType[Span]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog import text_to_path
+from cogcache.catalog_rows import text_to_path, video_digest_of
 from cogcache.database import CatalogFile
 from cogcache.errors import ConfigError
 from cogcache.export.text import Wording
@@ -39,7 +39,7 @@ SELECT {columns}, v.path AS seen_at, v.duration_s, v.fps, v.width, v.height,
     v.total_num_frames
 FROM captions c
 LEFT JOIN clips k ON k.feature_key = c.feature_key
-LEFT JOIN videos v ON v.digest = k.video_digest
+LEFT JOIN videos v ON v.digest = {video_digest}
 {where}
 ORDER BY c.video, c.start_s, ifnull(c.end_s, 9e99), c.prompt_name, c.model, c.caption_key
 """
@@ -111,7 +111,11 @@ def select_items(catalog: Path, selection: Selection, wording: Wording) -> list[
     """
     where, values = selection.where()
     columns = ", ".join(f"c.{name}" for name in COLUMNS)
-    sql = _QUERY.format(columns=columns, where=where and f"WHERE {where}")
+    sql = _QUERY.format(
+        columns=columns,
+        where=where and f"WHERE {where}",
+        video_digest=video_digest_of("c", "k"),
+    )
     with closing(CatalogFile(catalog)) as file:
         return [_item(dict(row), wording) for row in file.query(sql, values)]
 
