@@ -179,7 +179,7 @@ def read_video(folder: Path) -> Any:
     import av
     import numpy as np
 
-    from cogcache.config import Sampling
+    from cogcache.settings_clips import Sampling
     from cogcache.video import read_clip
 
     path = folder / "clip.mp4"

@@ -25,7 +25,7 @@ from cogcache.settings_base import (
     Table,
     Texts,
 )
-from cogcache.settings_clips import Clips, Summary
+from cogcache.settings_clips import Clips, Sampling, Summary
 from cogcache.settings_errors import explain, unknown_key
 from cogcache.settings_machines import Machines
 from cogcache.toml_file import read_toml
@@ -49,20 +49,6 @@ Prompts = Annotated[
     AfterValidator(_distinct),
     AfterValidator(templates.check),
 ]
-
-
-class Sampling(Table):
-    """Which frames of a clip are encoded. Part of the feature key."""
-
-    strategy: Literal["per_second", "uniform", "spread"] = "per_second"
-    """`per_second`: the frame nearest to each whole second, until max_frames; `uniform`: max_frames
-    frames, evenly spaced over window_s; `spread`: as `per_second`, but max_frames spread over the
-    whole clip where it has more seconds than that."""
-    max_frames: AtLeastOne = 24
-    """Most frames taken of one clip; the published CogVLM2-Video runs use 24."""
-    window_s: Positive = 60.0
-    """Seconds from the clip's start that `uniform` spreads its frames over; others do not use
-    it."""
 
 
 class Vision(Table):

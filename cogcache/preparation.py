@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Sampling
 from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
+from cogcache.settings_clips import Sampling
 from cogcache.video import DECORD, VideoInfo, probe, read_clip, thumbnail
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Settings of videos longer than a clip: how they are cut, and summed up."""
+"""Settings of clips: which frames are taken, how videos are cut into them and summed up again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cogcache.settings_base import NoneIfEmpty, NoneIfZero, PromptText, Table
+from cogcache.settings_base import (
+    AtLeastOne,
+    NoneIfEmpty,
+    NoneIfZero,
+    Positive,
+    PromptText,
+    Table,
+)
 
 SUMMARY: Final = "summary"
 """Name that summaries of whole videos are listed by."""
@@ -24,6 +31,20 @@ def _holds_captions(text: str) -> str:
     if text.count(CAPTIONS) != 1:
         raise ValueError(f"the prompt must hold {CAPTIONS} once, where the captions go")
     return text
+
+
+class Sampling(Table):
+    """Which frames of a clip are encoded. Part of the feature key."""
+
+    strategy: Literal["per_second", "uniform", "spread"] = "per_second"
+    """`per_second`: the frame nearest to each whole second, until max_frames; `uniform`: max_frames
+    frames, evenly spaced over window_s; `spread`: as `per_second`, but max_frames spread over the
+    whole clip where it has more seconds than that."""
+    max_frames: AtLeastOne = 24
+    """Most frames taken of one clip; the published CogVLM2-Video runs use 24."""
+    window_s: Positive = 60.0
+    """Seconds from the clip's start that `uniform` spreads its frames over; others do not use
+    it."""
 
 
 class Clips(Table):

@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from cogcache.config import Sampling
 from cogcache.errors import ConfigError, VideoError
 from cogcache.sampling import choose, per_second, spread, uniform
+from cogcache.settings_clips import Sampling
 
 PER_SECOND = Sampling(strategy="per_second")
 UNIFORM = Sampling(strategy="uniform")

@@ -25,11 +25,11 @@ from videos import (
 )
 
 from cogcache import container, pyav_reader, video
-from cogcache.config import Sampling
 from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
 from cogcache.frame_index import index_frames
 from cogcache.pyav_reader import pyav_frames
+from cogcache.settings_clips import Sampling
 from cogcache.video import cut, probe, read_clip, thumbnail
 
 PER_SECOND = Sampling()

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Sampling
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import LoadedHalf, load_half
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
+from cogcache.settings_clips import Sampling
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.video import read_clip
 
