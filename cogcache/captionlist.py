@@ -226,7 +226,7 @@ def choose_clips(
     shard = Shard.parse(settings.machines.shard)
     listed = [clip for clip in catalog.clips() if shard.has(clip["video_digest"])]
     if videos is not None:
-        names = _names_of(videos, {clip["video"] for clip in listed})
+        names = names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]
     # Files with the same bytes share a clip, and are listed each.
     clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
@@ -261,7 +261,7 @@ def _check_makers(clips: Sequence[ClipRow], model: str) -> None:
         logger.warning("captioning features of %s with %s", ", ".join(sorted(makers)), model)
 
 
-def _names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
+def names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
     """Return the names in the catalog of what a user names; the files may be gone by now."""
     names: set[str] = set()
     for video in map(str, videos):

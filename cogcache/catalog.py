@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Self, cast
+from typing import Self, cast
 from uuid import uuid4
 
 from cogcache.canonical import Field
@@ -19,6 +19,7 @@ from cogcache.catalog_rows import (
     ClipRow,
     FailureRow,
     RunRow,
+    Said,
     Stage,
     VideoRow,
     failure_row,
@@ -42,13 +43,6 @@ __all__ = [
     "path_to_text",
     "text_to_path",
 ]
-
-
-class Said(NamedTuple):
-    """A caption, and what is suspicious about it."""
-
-    text: str
-    flags: list[str]
 
 
 def _each_file(row: type, joins: str) -> str:
@@ -148,6 +142,11 @@ class Catalog(FileMemory):
             OR end_s > :start) AND (:end IS NULL OR start_s < :end) ORDER BY rowid DESC LIMIT 16"""
         span = {"video": video_digest, "start": start_s, "end": end_s}
         return [row["feature_key"] for row in self._file.query(sql, span)]
+
+    def resize_clip(self, feature_key: str, size_bytes: int) -> None:
+        """Note how large a clip's feature file is now."""
+        row = {"size_bytes": size_bytes, "key": feature_key}
+        self._file.write("UPDATE clips SET size_bytes = :size_bytes WHERE feature_key = :key", row)
 
     def remove_clips(self, feature_keys: Collection[str]) -> int:
         """Forget clips whose features are gone; their captions stay. Returns how many."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, NotRequired, TypeAlias, TypedDict
+from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cogcache.canonical import Field
@@ -66,13 +66,20 @@ class CaptionRow(TypedDict):
     model: str
     quantization: str
     flags: list[str]
-    """What is suspicious about it: ``empty``, ``no_end``, ``looping``."""
+    """What is suspicious about it: ``empty``, ``no_end``, ``looping``, …"""
     num_tokens: int
     seconds: float
     settings: Mapping[str, Field]
     """The fields of the caption key."""
     created_at: NotRequired[str]
     run: NotRequired[int | None]
+
+
+class Said(NamedTuple):
+    """A caption, and what is suspicious about it."""
+
+    text: str
+    flags: list[str]
 
 
 class FailureRow(TypedDict):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from operator import itemgetter
-from typing import Final, Literal, TypeAlias
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, get_args
 
 import h5py
 import numpy as np
@@ -28,6 +30,9 @@ from cogcache.feature_format import (
 
 Compression: TypeAlias = Literal["none", "zstd", "blosc2"]
 
+Filters: TypeAlias = list[tuple[int, tuple[int, ...]]]
+"""Filters of a dataset by number, with their options."""
+COMPRESSIONS: Final[tuple[Compression, ...]] = get_args(Compression)
 _SMALL_BYTES: Final = 2**16
 
 
@@ -113,3 +118,34 @@ def _compressed(bits: Bits, compression: Compression) -> h5p.PropDCID:
         options = hdf5plugin.Blosc2(cname="zstd", clevel=1, filters=hdf5plugin.Blosc2.SHUFFLE)
     how.set_filter(options["compression"], h5z.FLAG_MANDATORY, options["compression_opts"])
     return how
+
+
+def packings(path: Path) -> set[Compression]:
+    """Return how the tensors of a sealed file are packed; small ones never are."""
+    with h5py.File(path, "r", locking=False) as file:
+        return {_packing(each) for each in file["tensors"].values() if _is_large(each)}
+
+
+def _is_large(dataset: h5py.Dataset) -> bool:
+    return bool(math.prod(dataset.shape) * dataset.id.get_type().get_size() >= _SMALL_BYTES)
+
+
+def _packing(dataset: h5py.Dataset) -> Compression:
+    found = _filters(dataset.id.get_create_plist())
+    bits = Bits("", np.empty(dataset.shape, f"V{dataset.id.get_type().get_size()}"))
+    fitting = (each for each in COMPRESSIONS[1:] if _fits(found, _filters(_compressed(bits, each))))
+    return next(fitting, "none") if found else "none"
+
+
+def _fits(found: Filters, wanted: Filters) -> bool:
+    """Say whether a dataset has these filters. HDF5 fills in what they leave at 0: block sizes."""
+    return [number for number, _ in found] == [number for number, _ in wanted] and all(
+        not asked or had == asked
+        for (_, has), (_, asks) in zip(found, wanted, strict=True)
+        for had, asked in zip(has, asks, strict=False)
+    )
+
+
+def _filters(how: h5p.PropDCID) -> Filters:
+    found = (how.get_filter(number) for number in range(how.get_nfilters()))
+    return [(number, values) for number, _, values, _ in found]

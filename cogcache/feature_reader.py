@@ -111,6 +111,17 @@ def check(path: Path, key: str, tensors: Mapping[str, Bits]) -> None:
             _expect(same, f"tensor {name!r} is not what was written")
 
 
+def check_same_seal(path: Path, other: Path) -> None:
+    """Compare the digests over all that two files hold.
+
+    Raises:
+        CorruptFeaturesError: they differ.
+    """
+    with _opened(path) as file, _opened(other) as packed:
+        seals = [each.attrs["cogcache_sha256"] for each in (file, packed)]
+        _expect(seals[0] == seals[1], "packed anew it has another digest")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:

@@ -38,7 +38,7 @@ LAYERS = {
     1.2: {"checkpoint", "claims", "feature_file", "feature_reader", "file_memory", "prompts"},
     1.3: {"catalog", "store"},
     1.25: {"catalog_merge"},
-    1.4: {"browse", "filling", "local_catalog", "recovery"},
+    1.4: {"browse", "filling", "local_catalog", "recovery", "repacking"},
     1.5: {"figures", "upkeep"},
     1.6: {"merging", "rebuild"},
     2.0: {"container", "h264", "quantization", "worker"},
@@ -51,7 +51,7 @@ LAYERS = {
     3.2: {"models.partition", "models.registry"},
     3.25: {"models.sizes"},
     3.3: {"models.derived", "models.halves"},
-    3.4: {"models.identity", "models.offload"},
+    3.4: {"models.identity", "models.offload", "models.projection"},
     3.9: {"cutting", "structured", "timeline"},
     4.0: {
         "captionlist",
@@ -72,7 +72,7 @@ LAYERS = {
     4.19: {"captioning", "encoding", "reuse"},
     4.195: {"featuremaking"},
     4.196: {"extraction", "writing"},
-    4.2: {"caption", "extract", "splitting", "stages", "whole"},
+    4.2: {"caption", "conversion", "extract", "splitting", "stages", "whole"},
     4.9: {"caption_import", "queries", "selection"},
     5.0: {
         "comparison",

@@ -11,6 +11,7 @@ import traceback
 
 import click
 
+from cogcache.cli.convert import convert
 from cogcache.cli.demo import demo
 from cogcache.cli.diff import diff
 from cogcache.cli.doctor import doctor
@@ -73,6 +74,7 @@ for command in (
     demo,
     status,
     verify,
+    convert,
     gc,
     rebuild,
     merge,

@@ -141,6 +141,21 @@ class Family(ABC):
             For each clip its tensors, on the model's device, and texts.
         """
 
+    def project(self, model: PreTrainedModel, features: ClipTensors) -> ClipTensors:
+        """Take cached features from before the projector to behind it, frame by frame.
+
+        Args:
+            model: the projector; see `load_projector`.
+            features: of one clip, or of some of its frames.
+
+        Returns:
+            What would be cached behind the projector, in the host's memory.
+
+        Raises:
+            ConfigError: the family has no such cache point.
+        """
+        raise ConfigError(f"{self.name} has no projector of its own", "run `cogcache extract`")
+
     @abstractmethod
     def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
         """Lay out one prompt around one clip's cached features."""

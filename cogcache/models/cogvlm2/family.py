@@ -94,6 +94,14 @@ class CogVLM2Family(Family):
         parts = torch.split(torch.cat(encoded), [len(clip) for clip in pixels])
         return [ClipTensors({FEATURES: part}) for part in parts]
 
+    def project(self, model: PreTrainedModel, features: ClipTensors) -> ClipTensors:
+        """Return `features` behind the projector, boi and eoi added."""
+        import torch
+
+        with torch.inference_mode():
+            projected = model.model.project(features.tensors[FEATURES].to(model.device))
+        return ClipTensors({FEATURES: projected.cpu()}, features.texts)
+
     def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
         """Lay out one question behind a clip's frames."""
         num_frames, tokens_per_frame, _ = features.tensors[FEATURES].shape

@@ -1,0 +1,52 @@
+"""`convert`: features into those of another cache point or compression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cogcache.config import Settings, leaves
+from cogcache.options import cache_option, settings_options
+
+_CHOICES = {leaf.name: leaf.choices for leaf in leaves("vision") if leaf.choices}
+
+
+@click.command()
+@click.argument("videos", nargs=-1, type=str)
+@cache_option
+@click.option(
+    "--cache-point",
+    type=click.Choice(_CHOICES["cache_point"]),
+    help="Make features of this cache point, beside those that they are made of.",
+)
+@click.option(
+    "--compression",
+    type=click.Choice(_CHOICES["compression"]),
+    help="Pack feature files in this way; what they hold stays bit for bit.",
+)
+@settings_options("model", "limits")
+def convert(
+    videos: tuple[str, ...],
+    cache: Path,
+    cache_point: str | None,
+    compression: Any,
+    settings: Settings,
+) -> None:
+    """Turn features into those of another cache point or compression, without decoding a video.
+
+    Only what can be turned exactly is turned: `pooled` into `projected`, and one lossless
+    compression into another. VIDEOS choose among the cached ones; none given converts all.
+    """
+    from cogcache.conversion import convert as run
+
+    if cache_point is None and compression is None:
+        raise click.UsageError("say into what: --cache-point or --compression")
+    report = run(
+        cache, settings, cache_point=cache_point, compression=compression, videos=videos or None
+    )
+    notes = [] if report.counts.done else [f"  {note}" for note in report.notes]
+    for line in report.lines() + notes:
+        click.echo(line)
+    raise SystemExit(report.exit_status)

@@ -1,0 +1,58 @@
+"""Feature files in another compression: the same tensors under the same digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cogcache import feature_file, feature_reader
+from cogcache.errors import CacheError
+from cogcache.feature_file import Compression
+from cogcache.feature_format import Bits
+from cogcache.sealing import seal
+from cogcache.store import FeatureStore
+
+
+def repack(store: FeatureStore, key: str, compression: Compression) -> int | None:
+    """Seal the features of ``key`` once more in another compression.
+
+    The file is replaced in one step by one with the same digest; until then the old one stays, and
+    whoever reads it goes on reading it.
+
+    Returns:
+        The bytes that the file takes now; None where it is packed so already.
+
+    Raises:
+        CacheError: the cache holds none of this key, or the disk is full.
+        CorruptFeaturesError: the file is damaged; it is left as it is.
+    """
+    path = _found(store, key)
+    if feature_file.packings(path) <= {compression}:
+        return None
+    stored = feature_reader.read(path, key)
+    bits = {name: Bits.of(name, tensor) for name, tensor in stored.tensors.items()}
+    content = feature_file.encode(key, bits, stored.attributes, stored.thumbnail, compression)
+    if content == path.read_bytes():  # what hardly takes any room once compressed lies there plain
+        return None
+
+    def check(partial: Path) -> None:
+        feature_reader.check(partial, key, bits)
+        feature_reader.check_same_seal(path, partial)
+
+    seal(path, content, check)
+    return path.stat().st_size
+
+
+def compression_of(store: FeatureStore, key: str) -> Compression:
+    """Return how the features of ``key`` are packed.
+
+    Raises:
+        CacheError: the cache holds none of this key.
+    """
+    packings = feature_file.packings(_found(store, key)) - {"none"}
+    return next(iter(sorted(packings)), "none")
+
+
+def _found(store: FeatureStore, key: str) -> Path:
+    if key not in store:
+        raise CacheError(f"{store.root} holds no features {key}", "run `cogcache extract` again")
+    return store.path_of(key)
