@@ -32,6 +32,7 @@ from cogcache.models.registry import family_of
 from cogcache.progress import at_work
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Split
+from cogcache.scenes import Span
 from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
@@ -49,6 +50,7 @@ def caption(
     videos: Sequence[str | Path] | None = None,
     follow: bool = False,
     catalog_path: Path | None = None,
+    spans: Sequence[Span] = (),
 ) -> RunReport:
     """Caption every clip of the cache with every prompt, where the catalog lacks the caption.
 
@@ -57,6 +59,8 @@ def caption(
         settings: which model, prompts and precision; those of stage one say which clips.
         videos: only clips of these, which need not be there any more; None for all.
         follow: wait for the clips that a running `extract` still adds.
+        spans: only these parts `(start_s, end_s)` of videos; none for all, or, with `segment_s` or
+            `scenes`, for those that videos are cut into.
         catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
 
     Returns:
@@ -75,7 +79,7 @@ def caption(
             split = Split()
             with split.time("digest"):
                 identity = identify(family, "language", catalog)
-                listed = partial(list_all, settings, family, identity, catalog, videos)
+                listed = partial(list_all, settings, family, identity, catalog, videos, spans)
                 work = listed()
             run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
             counts = Counts(found=work.num_found, cached=work.num_cached)

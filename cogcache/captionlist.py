@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cogcache import schemas
 from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
+from cogcache.clipspans import within
 from cogcache.config import Generation, Settings
 from cogcache.errors import CacheError, ClipError
 from cogcache.filling import Filled, Filler
@@ -20,6 +21,7 @@ from cogcache.inputs import find_videos
 from cogcache.keys import CaptionKey, Field, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, recall
+from cogcache.scenes import Span
 from cogcache.shards import Shard
 from cogcache.templates import levels
 
@@ -70,13 +72,14 @@ def list_captions(
     identity: HalfIdentity,
     catalog: Catalog,
     videos: Sequence[str | Path] | None = None,
+    spans: Sequence[Span] = (),
 ) -> CaptionList:
     """Find out which captions are missing, those of long clips first.
 
     Raises:
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
-    clips = choose_clips(settings, family, catalog, videos)
+    clips = choose_clips(settings, family, catalog, videos, spans)
     filler = Filler(settings.prompts, clips, catalog)
     listing = _Listing(settings, family, identity, catalog, filler)
     for names in levels(settings.prompts):
@@ -216,8 +219,9 @@ def choose_clips(
     family: Family,
     catalog: Catalog,
     videos: Sequence[str | Path] | None,
+    spans: Sequence[Span] = (),
 ) -> list[ClipRow]:
-    """Return the clips whose features were made as `settings` say.
+    """Return the clips that are asked for and whose features were made as `settings` say.
 
     Raises:
         CacheError: there are clips, but all were made with other settings.
@@ -228,6 +232,7 @@ def choose_clips(
     if videos is not None:
         names = names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]
+    listed = within(listed, spans, settings.clips, catalog)
     # Files with the same bytes share a clip, and are listed each.
     clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
     fitting, differing = [], Counter[str]()

@@ -154,9 +154,10 @@ class Limits(Table):
     """When a run ends before its work does, and what it lets pass. Part of no key."""
 
     limit: Annotated[int | None, Field(ge=1), NoneIfZero] = None
-    """Most clips or captions that one run makes; 0 makes all."""
+    """Most clips that one run makes (`caption`: most captions); 0 makes all."""
     max_hours: Annotated[float | None, Field(gt=0), NoneIfZero] = None
-    """Hours after which a stage takes up no more work; 0 for no end."""
+    """Hours after which a run takes up no more work, both stages of `run` together; 0 for no
+    end."""
     min_free_gib: Annotated[float, Field(ge=0)] = 2.0
     """GiB that have to stay free on the cache's disk; a run ends before it takes them."""
     strict: bool = False

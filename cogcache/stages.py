@@ -8,8 +8,43 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import FrameType
+
+from cogcache.config import Limits, Settings
+
+
+@dataclass(frozen=True)
+class Hours:
+    """The time that two stages have together; it runs from when this is made."""
+
+    most: float | None
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float | None:
+        """Hours that are left; None for any."""
+        if self.most is None:
+            return None
+        return max(self.most - (time.monotonic() - self.began_s) / 3600, 0.0)
+
+    @property
+    def are_over(self) -> bool:
+        """Whether nothing is left."""
+        return self.left == 0.0
+
+
+def second_limits(settings: Settings, hours: Hours) -> Limits:
+    """Return the limits of stage two in a run of both: what is left of the time, clips in captions.
+
+    A limit counts the clips of such a run; each of them is to get all its captions.
+    """
+    limits = settings.limits
+    captions = len(settings.prompts) * settings.generation.n
+    limit = None if limits.limit is None else limits.limit * captions
+    return limits.model_copy(update={"max_hours": hours.left, "limit": limit})
 
 
 def run_stage(arguments: Sequence[str]) -> int:

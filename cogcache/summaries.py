@@ -47,13 +47,14 @@ def list_all(
     identity: HalfIdentity,
     catalog: Catalog,
     videos: Sequence[str | Path] | None = None,
+    spans: Sequence[Span] = (),
 ) -> CaptionList:
     """Find out which captions are missing, summaries included where they are asked for.
 
     Raises:
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
-    found = list_captions(settings, family, identity, catalog, videos)
+    found = list_captions(settings, family, identity, catalog, videos, spans)
     if settings.summary.summarize:
         _Summaries(settings, family, identity, catalog, found).add()
     return found

@@ -53,6 +53,7 @@ LAYERS = {
     3.3: {"models.derived", "models.halves"},
     3.4: {"models.identity", "models.offload", "models.projection"},
     3.9: {"cutting", "structured", "timeline"},
+    3.95: {"clipspans"},
     4.0: {
         "captionlist",
         "choosing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from cogcache.runs import RunReport
 
 Span = tuple[float, float | None]
+WHOLE: Span = (0.0, None)
 STAGE_ONE = ("model", "sampling", "clips", "vision", "limits", "machines")
 STAGE_TWO = (
     "model",
@@ -38,7 +40,8 @@ class SpanType(click.ParamType[Span]):
         """Return begin and end; None ends with the video."""
         if isinstance(value, tuple):
             return value
-        match = re.fullmatch(r"(\d+\.?\d*)?:(\d+\.?\d*)?", str(value))
+        number = r"(\d+\.?\d*(?:e-?\d+)?)"
+        match = re.fullmatch(rf"{number}?:{number}?", str(value))
         if match is None:
             self.fail(f"{value!r} is not START:END in seconds, such as 10:20 or 90:", param, ctx)
         start_s, end_s = float(match[1] or 0), float(match[2]) if match[2] else None
@@ -102,22 +105,30 @@ def extract(
 @click.argument("videos", nargs=-1, type=str)
 @cache_option
 @click.option("--follow", is_flag=True, help="Wait for clips that a running extract still adds.")
+@clip_option
 @catalog_option
 @settings_options(*STAGE_TWO, prompts=True)
 def caption(
     videos: tuple[str, ...],
     cache: Path,
     follow: bool,
+    spans: tuple[Span, ...],
     catalog_path: Path | None,
     settings: Settings,
 ) -> None:
     """Stage two: caption from the cache with the language half alone.
 
-    VIDEOS choose among the cached ones; none given captions all.
+    VIDEOS choose among the cached ones; none given captions all. So do --clip, and --segment and
+    --scenes, among the clips of a video.
     """
     from cogcache.caption import caption as run
 
-    _finish(run(cache, settings, videos=videos or None, follow=follow, catalog_path=catalog_path))
+    _finish(
+        run(
+            cache, settings,
+            videos=videos or None, follow=follow, catalog_path=catalog_path, spans=spans,
+        )
+    )  # fmt: skip
 
 
 @click.command()
@@ -139,21 +150,31 @@ def run(
 
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """
-    from cogcache.stages import run_stage
+    from cogcache.stages import Hours, run_stage, second_limits
 
-    clips = [f"--clip={start}:{'' if end is None else end}" for start, end in spans]
+    hours = Hours(settings.limits.max_hours)
     retry = ["--retry-failed"] if retry_failed else []
     own = [f"--catalog={catalog_path}"] if catalog_path else []
     common = [f"--cache={cache}", *own]
-    first = run_stage(
-        ["extract", *common, *clips, *retry, *as_arguments(settings, *STAGE_ONE), "--", *videos]
-    )
+    one = as_arguments(settings, *STAGE_ONE)
+    clips = _clip_arguments(spans)
+    first = run_stage(["extract", *common, *clips, *retry, *one, "--", *videos])
     if first not in (0, 1):
         raise SystemExit(first)
-    second = run_stage(
-        ["caption", *common, *as_arguments(settings, *STAGE_TWO, prompts=True), "--", *videos]
-    )
+    if hours.are_over:
+        click.echo("caption: not begun, as --max-hours are over; run the same command to go on")
+        raise SystemExit(first)
+    limits = second_limits(settings, hours)
+    two = as_arguments(settings.model_copy(update={"limits": limits}), *STAGE_TWO, prompts=True)
+    # What is whole in this run is not to be captioned in the pieces of another one.
+    cut = spans or settings.clips.segment_s or settings.clips.scenes
+    clips = _clip_arguments(spans if cut else [WHOLE])
+    second = run_stage(["caption", *common, *clips, *two, "--", *videos])
     raise SystemExit(max(first, second))
+
+
+def _clip_arguments(spans: Sequence[Span]) -> list[str]:
+    return [f"--clip={start}:{'' if end is None else end}" for start, end in spans]
 
 
 def _finish(report: RunReport) -> None:
