@@ -191,6 +191,18 @@ class Browser:
                 return found[0]
         return None
 
+    def pictured(self, feature_key: str) -> str:
+        """Return the key of the clip whose picture stands for a caption's part of a video.
+
+        A summary is of no clip: it has the picture of the clip that begins with it.
+        """
+        sql = """SELECT clips.feature_key FROM captions JOIN clips
+                ON clips.video_digest = json_extract(captions.settings, '$.video_digest')
+            WHERE captions.feature_key = :key AND clips.start_s >= captions.start_s
+            ORDER BY clips.start_s LIMIT 1"""
+        found = self.rows(sql, {"key": feature_key})
+        return str(found[0]["feature_key"]) if found else feature_key
+
     def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[Row]:
         """Return the rows of a clip in ``clips``, ``captions`` or ``failures``, of any model."""
         span = {name: clip[name] for name in ("video", "start_s", "end_s")}

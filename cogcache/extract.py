@@ -29,7 +29,7 @@ from cogcache.progress import AtWork, at_work
 from cogcache.runs import Counts, RunReport, Split
 from cogcache.sharing import Sharing
 from cogcache.store import FeatureStore
-from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work
+from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work, unseen
 from cogcache.writing import ClipWriter, note_failure
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def extract(
             report = RunReport(
                 run, "extract", settings.model, counts, split, settings.machines.shard
             )
+            report.notes += unseen(work.missing, settings)
             for bad in work.failures:
                 note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
             if work.missing:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cogcache.browse import Browser, CaptionSet, Page, Row
+from cogcache.settings_clips import PART, SUMMARY
 
 RUNS_PER_PAGE: Final = 20
 _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_bytes"
@@ -78,7 +79,11 @@ def collection(browser: Browser) -> Row:
     figures["num_frames"] = sum(row["num_frames"] for row in clips)
     figures["feature_bytes"] = sum(row["size_bytes"] for row in clips)
     figures["decoders"] = _count(clips, "decoder", "clips")
-    captioned = browser.value("SELECT count(DISTINCT feature_key) FROM captions")
+    captioned = browser.value(
+        """SELECT count(DISTINCT feature_key) FROM captions
+        WHERE prompt_name NOT IN (:summary, :part)""",
+        {"summary": SUMMARY, "part": PART},
+    )
     # Captions outlive their features: then there are more captioned clips than clips.
     figures["coverage"] = min(1.0, captioned / figures["clips"]) if figures["clips"] else 0.0
     return figures | captions(browser) | {"seconds": _seconds(browser)}

@@ -59,12 +59,14 @@ def write_gallery(
     if not clips:
         raise ConfigError("no caption fits", "select others, or make some with `cogcache caption`")
     shown = list(clips.values())[:limit]
+    with Browser(catalog, deadline_s=math.inf) as browser:
+        pictured = [_with_picture(store, browser, clip) for clip in shown]
     page = (
         environment()
         .get_template("gallery.html")
         .render(
             title=title,
-            clips=[_with_picture(store, clip) for clip in shown],
+            clips=pictured,
             more=len(clips) > limit,
             style=_style(),
         )
@@ -97,9 +99,11 @@ def _selected(catalog: Path, selection: Selection, limit: int) -> list[Row]:
         )
 
 
-def _with_picture(store: FeatureStore, clip: Row) -> Row:
+def _with_picture(store: FeatureStore, browser: Browser, clip: Row) -> Row:
+    key = clip["feature_key"]
     try:
-        picture = store.read(clip["feature_key"], names=()).thumbnail
+        key = key if key in store else browser.pictured(key)
+        picture = store.read(key, names=()).thumbnail
     except (CacheError, ValueError):  # gone, damaged, or a caption from elsewhere
         picture = None
     return {**clip, "picture": base64.b64encode(picture).decode() if picture else ""}

@@ -186,6 +186,18 @@ def _spans(
     return cuts.spans
 
 
+def unseen(clips: Sequence[Clip], settings: Settings) -> list[str]:
+    """Return what there is to say of clips whose end no frame will be taken of."""
+    sampling = settings.sampling
+    if sampling.strategy != "per_second":
+        return []
+    count = sum((end_s or 0.0) - start_s > sampling.max_frames + 0.5 for start_s, end_s in (
+        clip.span for clip in clips
+    ))  # fmt: skip
+    told = f"per_second sees the first {sampling.max_frames} s of a clip, and {count} are longer"
+    return [f"{told}: --strategy spread sees all of each"] if count else []
+
+
 def clip_row(clip: Clip, model: str, run: int) -> ClipRow:
     """Return a clip as the catalog keeps it, before anything is made of it."""
     return {

@@ -20,6 +20,7 @@ from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
 from cogcache.export.text import Wording
 from cogcache.extract import extract
+from cogcache.gallery import write_gallery
 from cogcache.generation import generate
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
@@ -303,3 +304,9 @@ def test_a_summary_is_a_caption_of_the_whole_of_each_file(summed_up):
     assert (item.end_s, item.is_whole) == (length_s, True)
     longer = replace(selection, min_duration_s=length_s - 1)
     assert len(select_items(path, longer, Wording())) == 1
+
+
+def test_a_summary_has_the_picture_of_the_videos_first_clip(summed_up, tmp_path):
+    chosen = Selection(prompts=("summary",))
+    assert write_gallery(summed_up[0], tmp_path / "page.html", chosen) == 1
+    assert "data:image/jpeg" in (tmp_path / "page.html").read_text()

@@ -28,7 +28,9 @@ def thumbnail(request: Request) -> Response:
     picture = None
     if _KEY.fullmatch(key):
         try:
-            picture = site_of(request).store.read(key, names=()).thumbnail
+            site = site_of(request)
+            key = key if key in site.store else site.browser.pictured(key)
+            picture = site.store.read(key, names=()).thumbnail
         except CacheError:  # gone or damaged: `cogcache verify` is the place to say so
             picture = None
     if picture is None:
