@@ -1,0 +1,105 @@
+"""Does memory grow with a video's length? Films of 10 minutes and 3 hours through both stages.
+
+    python -m benchmarks.long_videos [--minutes 10 --minutes 180]
+
+Each film has 25 small frames a second and a cut every 20 seconds. The peak of each kind of process
+is the most that was seen of one of them, without what it has mapped from files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+
+FPS = 25
+SCENE_S = 20
+MIB = 1024**2
+RUNS = {
+    "extract --segment 60": ["extract", "FILM", "--segment", "60"],
+    "extract --scenes": ["extract", "FILM", "--scenes"],
+    "caption --summarize": ["caption", "--segment", "60", "--summarize"],
+}
+COMMON = ["--strategy", "spread", "--max-frames", "8", "--decode-workers", "1", "--min-free", "0"]
+
+
+def write_film(path: Path, minutes: int) -> None:
+    """Write scenes of coarse random colours."""
+    rng = np.random.default_rng(0)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.gop_size, stream.thread_count = 250, 1
+        for number in range(minutes * 60 * FPS):
+            if number % (SCENE_S * FPS) == 0:
+                cells = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+                pixels = np.kron(cells, np.ones((8, 8, 1), np.uint8))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, FPS), number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def run(arguments: list[str]) -> tuple[dict[str, int], float, str]:
+    """Run a command; return the peaks by kind of process in bytes, seconds, and its first line."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cogcache", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    main, peaks = psutil.Process(process.pid), {"main": 0, "worker": 0}
+    while process.poll() is None:
+        for kind, each in [("main", main), *(("worker", one) for one in children(main))]:
+            peaks[kind] = max(peaks[kind], anonymous_bytes(each))
+        time.sleep(0.1)
+    assert process.stdout is not None
+    first = process.stdout.read().partition("\n")[0]
+    return peaks, time.monotonic() - started, first
+
+
+def children(process: psutil.Process) -> list[psutil.Process]:
+    """Return the processes below one."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def anonymous_bytes(process: psutil.Process) -> int:
+    """Return what a process alone holds in memory."""
+    try:
+        facts = process.memory_info()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return 0
+    return int(facts.rss - facts.shared)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=int, action="append")
+    lengths = parser.parse_args().minutes or [10, 180]
+    print("| film | command | main process | decode worker | seconds | said |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for minutes in lengths:
+        with tempfile.TemporaryDirectory() as folder:
+            film, cache = Path(folder, "film.mp4"), f"--cache={folder}/cache"
+            write_film(film, minutes)
+            for name, arguments in RUNS.items():
+                given = [str(film) if each == "FILM" else each for each in arguments]
+                extra = ["--max-new-tokens", "24", "--no-retry"] if "caption" in given else []
+                workers = COMMON
+                peaks, seconds, said = run([*given, cache, *workers, *extra])
+                shown = " | ".join(f"{peaks[kind] / MIB:.0f} MiB" for kind in ("main", "worker"))
+                print(f"| {minutes} min | {name} | {shown} | {seconds:.0f} | {said} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
