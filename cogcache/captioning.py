@@ -211,7 +211,9 @@ class Captioner:
         if not changes:
             return made
         changed = generation.model_copy(update=changes)
-        again = replace(request, generation=changed, task=_SecondTry(made, changes))
+        # The row's own random numbers come from the key; the same would draw the same once more.
+        seed = request.seed + ("seed" in changes)
+        again = replace(request, generation=changed, seed=seed, task=_SecondTry(made, changes))
         self.decoder.submit(again)
         return None
 
@@ -224,7 +226,8 @@ class Captioner:
         stops = request.generation.stop
         if endings.holds(text, stops):
             text, ended = endings.cut(text, stops), True
-        flags = flags_of(text, kept, ended=ended, over_context=finished.over_context)
+        over_context = finished.over_context and not ended
+        flags = flags_of(text, kept, ended=ended, over_context=over_context)
         if self.grammar and not self.grammar.is_followed(text):
             flags += ("invalid_json",)
         task, retried = request.task, {}

@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 
 from cogcache.choosing import Chooser, choose_all
 from cogcache.errors import CogcacheError
-from cogcache.generation import Finished, Request, Statistics
+from cogcache.generation import Finished, Request, Statistics, context_of, laid_out, room_for
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix, RowCache, SlotCache, keeps_all_keys
 from cogcache.memory import out_of_memory
 from cogcache.models.family import Family, left_padded
-from cogcache.prefixes import Prefixes, cut_of, forward, laid_out, prefix_digest, sharing
+from cogcache.prefixes import Prefixes, cut_of, forward, prefix_digest, sharing
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,7 @@ class Decoder:
         kept: KeptPrefixes | None = None,
     ) -> None:
         self.model, self.family, self.rows_at_once = model, family, rows_at_once
-        self.context = getattr(
-            model.config.get_text_config(decoder=True), "max_position_embeddings", None
-        )
+        self.context = context_of(model)
         self.statistics = Statistics()
         self.prefixes = Prefixes(model, family, self.statistics, kept)
         self.again: deque[list[Request]] = deque()
@@ -209,11 +207,7 @@ class Decoder:
 
     def _limit(self, request: Request, positions: Tensor) -> int:
         """Most new tokens: what was asked for, or what the context has room for."""
-        wanted = request.generation.max_new_tokens
-        if not self.context:
-            return wanted
-        room: int = self.context - 1 - int(positions.max())
-        return min(wanted, max(1, room))
+        return int(min(request.generation.max_new_tokens, room_for(positions, self.context)))
 
     # ---- decoding ---------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ keep all keys.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from cogcache.config import Generation
 from cogcache.models.family import Family, Row
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel
 
     from cogcache.structured import Grammar
@@ -114,6 +116,7 @@ class Batches:
 
     def __init__(self, model: PreTrainedModel, family: Family, rows_at_once: int) -> None:
         self.model, self.family, self.rows_at_once = model, family, rows_at_once
+        self.context = context_of(model)
         self.statistics = Statistics()
         self.again: deque[Request] = deque()
 
@@ -142,7 +145,14 @@ class Batches:
         generation = request.generation
         together = 1 if generation.do_sample else self.rows_at_once
         most = self.family.rows_together(together, generation.num_beams)
-        return len(batch) < most and generation == batch[0].generation
+        same = generation == batch[0].generation and self._limit(request) == self._limit(batch[0])
+        return len(batch) < most and same
+
+    def _limit(self, request: Request) -> int:
+        """Most new tokens: what was asked for, or what the context has room for."""
+        _, positions = laid_out(request, self.family, self.model)
+        room = room_for(positions, self.context)
+        return int(min(request.generation.max_new_tokens, room))
 
     def _generate(self, batch: Sequence[Request]) -> Iterator[Finished]:
         from cogcache.memory import out_of_memory
@@ -150,10 +160,11 @@ class Batches:
         if not batch:
             return
         started = time.perf_counter()
-        rows, first = [request.row for request in batch], batch[0]
+        rows, first, limit = [request.row for request in batch], batch[0], self._limit(batch[0])
+        generation = first.generation.model_copy(update={"max_new_tokens": limit})
         try:
             made = generate(
-                self.model, self.family, rows, first.generation,
+                self.model, self.family, rows, generation,
                 seed=first.seed, grammar=first.grammar,
             )  # fmt: skip
         except (MemoryError, RuntimeError) as error:
@@ -167,7 +178,33 @@ class Batches:
             return
         seconds = (time.perf_counter() - started) / len(batch)
         for request, tokens in zip(batch, made, strict=True):
-            yield Finished(request, tokens, seconds)
+            cut = limit < request.generation.max_new_tokens and len(tokens) == limit
+            ended = tokens[-1] in self.family.stop_ids
+            yield Finished(request, tokens, seconds, over_context=cut and not ended)
+
+
+def laid_out(
+    request: Request, family: Family, model: PreTrainedModel
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the inputs of one row, and the positions `generate` would give its tokens.
+
+    They are asked for the whole prompt and cut afterwards: a prefix alone counts otherwise
+    in families whose positions have axes for space and time.
+    """
+    inputs = family.model_inputs([request.row], model)
+    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+    return inputs, model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model knows; None where it does not say."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def room_for(positions: Tensor, context: int | None) -> float:
+    """Return how many new tokens a context has room for behind these positions; one at least."""
+    return max(1, context - 1 - int(positions.max())) if context else math.inf
 
 
 def generate(

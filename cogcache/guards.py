@@ -12,8 +12,16 @@ LOOP_TOKENS = 240
 LOOP_REPEATS = 3
 MOST_LISTED = 8
 """A single token said this often in a row is a loop."""
-FLAGS = ("empty", "no_end", "looping", "over_context")
-"""What `flags_of` finds."""
+FLAGS = (
+    "empty",
+    "no_end",
+    "looping",
+    "over_context",
+    "invalid_json",
+    "from_flagged",
+    "gaps",
+)
+"""What a caption may be flagged with; the first four are seen by looking at it alone."""
 
 
 def flags_of(

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from cogcache.generation import Request, Statistics
+from cogcache.generation import Request, Statistics, laid_out
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix
 from cogcache.models.family import Family
@@ -100,19 +100,6 @@ class Prefixes:
 def forward(model: PreTrainedModel, cache: Cache, **inputs: Any) -> Any:
     """Run the model on top of a cache; only the last position has logits."""
     return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-
-def laid_out(
-    request: Request, family: Family, model: PreTrainedModel
-) -> tuple[dict[str, Any], Tensor]:
-    """Return the inputs of one row, and the positions `generate` would give its tokens.
-
-    They are asked for the whole prompt and cut afterwards: a prefix alone counts otherwise
-    in families whose positions have axes for space and time.
-    """
-    inputs = family.model_inputs([request.row], model)
-    others = {name: value for name, value in inputs.items() if name != "input_ids"}
-    return inputs, model._prepare_position_ids_for_generation(inputs["input_ids"], others)
 
 
 def cut_of(request: Request, family: Family) -> int:

@@ -102,6 +102,27 @@ def test_a_caption_that_stays_bad_is_stored_with_its_flag(cache):
     assert len(flagged) == NUM_CLIPS
 
 
+def test_a_drawn_caption_that_is_empty_is_drawn_anew_with_other_random_numbers(cache):
+    drawing = {"do_sample": True, "temperature": 3.0, "top_k": 0, "n": 8, "max_new_tokens": 8}
+    _, rows = made(cache, stop=[*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"aeiou"], **drawing)
+    again = [row for row in rows if row["settings"].get("retried", {}).get("because") == ["empty"]]
+    assert len(again) > 5
+    assert any(row["caption"] for row in again)
+
+
+def test_beams_do_not_run_over_the_context_either(cache, monkeypatch):
+    for module in ("generation", "decoding"):
+        monkeypatch.setattr(f"cogcache.{module}.context_of", lambda model: 44)
+    asked = {"prompts": {"detail": DETAIL}, "retry": False}
+    _, alone = made(cache, **asked)
+    _, rows = made(cache, **asked, num_beams=2)
+    rows = [row for row in rows if row["settings"]["generation"]["num_beams"] == 2]
+    room = {row["video"]: row["num_tokens"] for row in alone}
+    assert {1 < each < 20 for each in room.values()} == {True}
+    assert {row["video"]: row["num_tokens"] for row in rows} == room
+    assert [row["flags"] for row in alone + rows] == [["no_end", "over_context"]] * 2 * NUM_CLIPS
+
+
 def test_no_retry_keeps_the_first_caption(cache):
     _, rows = made(cache, prompts={"detail": DETAIL}, max_new_tokens=3, retry=False)
     assert [row["flags"] for row in rows] == [["no_end"]] * NUM_CLIPS

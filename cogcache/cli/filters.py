@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cogcache.errors import ConfigError
+from cogcache.guards import FLAGS
 
 Command = Callable[..., Any]
 
@@ -47,8 +48,8 @@ _OPTIONS = (
     click.option(
         "--flag",
         "flags",
+        type=click.Choice(FLAGS),
         multiple=True,
-        metavar="FLAG",
         help="Only captions with this flag. Repeatable.",
     ),
     click.option("--no-flags", is_flag=True, help="Only captions without any flag."),
