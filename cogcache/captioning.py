@@ -48,6 +48,8 @@ class Made:
     flags: tuple[str, ...]
     retried: dict[str, Any] = field(default_factory=dict)
     """Why it was made a second time, and with which settings changed; empty for a first try."""
+    tokens: tuple[int, ...] = ()
+    """Without the one that ends it."""
 
     def row(self, settings: Settings, run: int) -> CaptionRow:
         """Return the caption as the catalog keeps it."""
@@ -236,4 +238,4 @@ class Captioner:
             task = task.first.task
         flags += ("from_flagged",) if task.from_flagged else ()
         flags += ("gaps",) if task.gaps else ()
-        return Made(task, text, len(kept), finished.seconds, flags, retried)
+        return Made(task, text, len(kept), finished.seconds, flags, retried, tuple(kept))

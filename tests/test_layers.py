@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
-    0.1: {"devices", "machine", "totals", "units"},
+    0.1: {"devices", "likeness", "machine", "own_process", "totals", "units"},
     0.2: {"worker_limits"},
     1.0: {
         "canonical",
@@ -59,6 +59,7 @@ LAYERS = {
         "choosing",
         "digesting",
         "generation",
+        "forcing",
         "guards",
         "kvcache",
         "preparation",
@@ -73,7 +74,7 @@ LAYERS = {
     4.19: {"captioning", "encoding", "reuse"},
     4.195: {"featuremaking"},
     4.196: {"extraction", "writing"},
-    4.2: {"caption", "conversion", "extract", "splitting", "stages", "whole"},
+    4.2: {"caption", "conversion", "extract", "precision_check", "splitting", "stages", "whole"},
     4.9: {"caption_import", "queries", "selection"},
     5.0: {
         "comparison",

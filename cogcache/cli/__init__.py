@@ -18,6 +18,7 @@ from cogcache.cli.doctor import doctor
 from cogcache.cli.export import export, import_
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
+from cogcache.cli.precision import verify_quantization
 from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run
@@ -75,6 +76,7 @@ for command in (
     status,
     verify,
     convert,
+    verify_quantization,
     gc,
     rebuild,
     merge,

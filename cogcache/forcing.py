@@ -1,0 +1,47 @@
+"""What a language half expects at each place of a caption that is given to it.
+
+Imported where models run; it needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cogcache.models.family import Family, Row
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: PreTrainedModel, family: Family, row: Row, tokens: Sequence[int]
+) -> Tensor:
+    """Return the log probabilities of every token at each place of a caption, and behind it.
+
+    Args:
+        model: the language half.
+        family: lays rows out.
+        row: a clip with a prompt.
+        tokens: the caption, without what ends it.
+
+    Returns:
+        float32 [len(tokens) + 1, V], on the CPU.
+    """
+    sequences = {
+        name: torch.cat((each, torch.tensor(tokens) if name == "input_ids" else _zeros(tokens)))
+        for name, each in row.sequences.items()
+    }
+    inputs = family.model_inputs([Row(row.features, sequences)], model)
+    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+    # The positions that `generate` and our own loop give these tokens: those of a longer prompt.
+    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    output = model(
+        **inputs, position_ids=positions, use_cache=False, logits_to_keep=len(tokens) + 1
+    )
+    return torch.log_softmax(output.logits[0].float(), dim=-1).cpu()
+
+
+def _zeros(tokens: Sequence[int]) -> Tensor:
+    return torch.zeros(len(tokens), dtype=torch.long)

@@ -1,0 +1,74 @@
+"""A call in a process of its own: what it took is given back for certain when it ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar
+
+from cogcache.errors import CogcacheError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+ENDING_S = 30.0
+"""A process that has answered ends by itself within this time."""
+
+
+def in_own_process(function: Callable[[Job], Result], job: Job) -> Result:
+    """Call `function(job)` in a new process, which ends with the call, and with this process.
+
+    Raises:
+        CogcacheError: the process was killed; or whatever error the call raised.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, job))
+    process.start()
+    theirs.close()
+    try:
+        result, error = ours.recv()
+        process.join(ENDING_S)
+    except EOFError as lost:
+        problem = "a process was killed before it was done"
+        raise CogcacheError(problem, "it may have run out of memory: see --memory") from lost
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if error is not None:
+        raise error
+    answer: Result = result
+    return answer
+
+
+def _answer(pipe: Connection[Any, Any], function: Callable[[Any], Any], job: Any) -> None:
+    """Run in the new process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        pipe.send((function(job), None))
+    except Exception as error:  # noqa: BLE001 - the parent raises it
+        pipe.send((None, _travelling(error)))
+
+
+def _travelling(error: Exception) -> Exception:
+    """Return an error with its traceback on it, in a form that can be sent."""
+    note = "In a process of its own:\n" + "".join(traceback.format_exception(error))
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:  # noqa: BLE001 - an error that cannot travel goes as its text
+        error = RuntimeError(repr(error))
+    error.add_note(note)
+    return error
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)
