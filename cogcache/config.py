@@ -247,6 +247,7 @@ def load_settings(
     if chosen:
         more: Any = given.get("prompts", {})
         values["prompts"] = templates.union(values.get("prompt_sets"), chosen) | more
+        given |= {"prompts": values["prompts"]} if "prompt_sets" in given else {}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -49,7 +49,8 @@ def explain(
     unknown = [each["loc"] for each in found if each["type"] == "extra_forbidden"]
     if unknown:
         return unknown_key(tuple(map(str, unknown[0])), tables, source=source)
-    problems = [_problem(each, tables, source, given) for each in found]
+    # A set of prompts that is chosen stands among the prompts, too.
+    problems = list(dict.fromkeys(_problem(each, tables, source, given) for each in found))
     if len(problems) > _MAX_SHOWN:
         problems[_MAX_SHOWN:] = [f"and {len(problems) - _MAX_SHOWN} more"]
     name = str((found[0]["loc"] or ("",))[-1])
@@ -87,8 +88,9 @@ def _problem(
     name = keys[-1] if keys else ""
     origin = next((_option(key) for key in keys if key in given), source)
     if found["type"] == "value_error":
-        # A rule over several keys: its text names them all.
-        origin = ", ".join([*map(_option, given)] or [source])
+        if not any(key in tables for key in keys):
+            # A rule over several keys: its text names them all.
+            origin = ", ".join([*map(_option, given)] or [source])
         return f"{origin}: {found['ctx']['error']}"
     value = found["input"]
     shown = (
@@ -113,7 +115,7 @@ def _place(name: str, tables: Mapping[str, str]) -> str:
 
 
 def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + {"prompt_sets": "prompts"}.get(name, name).replace("_", "-")
 
 
 def _toml(value: object) -> str:

@@ -150,6 +150,14 @@ def test_a_wrong_value_of_an_option_is_told_with_the_option(toml):
     assert caught.value.hint.endswith("or give --max-frames")
 
 
+def test_a_prompt_that_is_wrong_in_the_file_is_told_with_the_file(toml):
+    path = toml("[prompts]\na = '{x}'\n[generation]\njson_schema = 'none.json'")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, {"model": "tiny", "seed": 1})
+    lines = caught.value.problem.splitlines()
+    assert [line.startswith(f"{path}: ") for line in lines] == [True, True]
+
+
 def test_all_wrong_values_are_told_at_once(toml):
     path = toml("[sampling]\nmax_frames = 0\nwindow_s = 0\nstrategy = 1\n[generation]\nseed = -1")
     with pytest.raises(ConfigError) as caught:
