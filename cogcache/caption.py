@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,9 @@ from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
 
 logger = logging.getLogger(__name__)
+
+Captions = Callable[[Sequence[Task]], Iterator[Made]]
+"""Makes captions; the tasks of a clip are neighbours."""
 
 COMMIT_EVERY_S = 3.0
 """Finished captions wait at most this long for their transaction."""
@@ -140,19 +144,41 @@ class _Captioning:
         """Make every missing caption, or as many as there is time for."""
         if not (tasks := following.next(stop)):
             return
-        captioner = Captioner(self.settings, self.family, self.identity, self.report)
         self.bar = tqdm(
             total=self.report.counts.found, initial=work.num_cached,
             unit="caption", desc="caption", disable=None,
         )  # fmt: skip
-        with self.bar:
+        with self._captions(stop) as captions, self.bar:
             while tasks:
-                for made in captioner.captions(self._clips(tasks, stop)):
+                for made in captions(tasks):
                     self._keep(made)
                 self._commit()
                 tasks = following.next(stop)
                 self.bar.total = self.report.counts.found
-        self.report.notes += captioner.lines()
+
+    @contextmanager
+    def _captions(self, stop: Stop) -> Iterator[Captions]:
+        """Yield what makes captions: the language half in this process, or a crew."""
+        settings, report = self.settings, self.report
+        if settings.machines.has_crew:
+            from cogcache.crewing import captioning_by_crew
+
+            root = self.store.root
+            with captioning_by_crew(settings, root, self.identity, stop, report) as crew:
+                yield lambda tasks: self._by_crew(crew.captions(tasks))
+        else:
+            captioner = Captioner(settings, self.family, self.identity, report)
+            yield lambda tasks: captioner.captions(self._clips(tasks, stop))
+            report.notes += captioner.lines()
+
+    def _by_crew(
+        self, clips: Iterator[tuple[list[Task], list[Made] | ClipError]]
+    ) -> Iterator[Made]:
+        for of_clip, made in clips:
+            if isinstance(made, ClipError):
+                self._fail(of_clip, made)
+            else:
+                yield from made
 
     def _clips(self, tasks: Sequence[Task], stop: Stop) -> Iterator[ClipTasks]:
         """Yield what is asked about one clip after another; failed clips are left out."""

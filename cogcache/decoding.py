@@ -91,13 +91,14 @@ class Decoder:
         """Yield each request with its tokens, as they get done.
 
         Args:
-            groups: requests about one clip each, taken up as places get free.
+            groups: requests about one clip each, taken up as places get free; an empty one says
+                that there are no more just now.
         """
         incoming = iter(groups)
         while True:
             while len(self._unfinished()) < self.rows_at_once:
                 group = self.again.popleft() if self.again else next(incoming, None)
-                if group is None:
+                if not group:
                     break
                 yield from self._guarded(self._prefill, list(group))
             if not self._unfinished():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class _Extraction:
         self, wanted: Wanted, store: FeatureStore, catalog: Catalog, report: RunReport, at: AtWork
     ) -> None:
         self.wanted, self.store, self.catalog, self.report = wanted, store, catalog, report
+        self.at = at
         self.claims = Claims(at.run)
         self.sharing = Sharing(self.claims, store, catalog, at.stop)
         self.writer = ClipWriter(wanted.settings.model, catalog, report, self.claims)
@@ -114,11 +116,7 @@ class _Extraction:
             desc="extract",
             disable=None,
         )
-        wanted = self.wanted
-        making = MakingHere(
-            wanted.settings, wanted.family, self.store, self.report, self._neighbours
-        )
-        with making, self.bar:
+        with self._making() as making, self.bar:
             try:
                 self._pass(making, work.missing)
                 # What other runs had in hand is made by now, or theirs no more.
@@ -126,6 +124,19 @@ class _Extraction:
                     self._pass(making, held)
             finally:
                 self.claims.release_all()
+
+    def _making(self) -> AbstractContextManager[Making]:
+        """Return what makes features: this process, or a crew."""
+        wanted = self.wanted
+        if not wanted.settings.machines.has_crew:
+            return MakingHere(
+                wanted.settings, wanted.family, self.store, self.report, self._neighbours
+            )
+        from cogcache.crewing import making_by_crew
+
+        return making_by_crew(
+            wanted.settings, self.store.root, self._neighbours, self.at.stop, self.report
+        )
 
     def _neighbours(self, clip: Clip) -> list[str]:
         """Return the keys of cached clips that share time with a clip of the same video."""

@@ -125,20 +125,28 @@ class Batches:
         self.again.append(request)
 
     def run(self, groups: Iterable[Sequence[Request]]) -> Iterator[Finished]:
-        """Yield each request with its tokens, as they get done."""
+        """Yield each request with its tokens, as they get done.
+
+        Args:
+            groups: requests about one clip each; an empty one says that there are no more just now.
+        """
         batch: list[Request] = []
-        for request in self._requests(groups):
-            if batch and not self._fits(request, batch):
-                yield from self._generate(batch)
+        for group in groups:
+            for request in group:
+                if batch and not self._fits(request, batch):
+                    yield from self._generate(batch)
+                    batch = []
+                batch.append(request)
+            if not group:
+                yield from self._rest(batch)
                 batch = []
-            batch.append(request)
+        yield from self._rest(batch)
+
+    def _rest(self, batch: Sequence[Request]) -> Iterator[Finished]:
+        """Generate for all that is there, though a batch be not full."""
         yield from self._generate(batch)
         while self.again:
             yield from self._generate([self.again.popleft()])
-
-    def _requests(self, groups: Iterable[Sequence[Request]]) -> Iterator[Request]:
-        for group in groups:
-            yield from group
 
     def _fits(self, request: Request, batch: Sequence[Request]) -> bool:
         # Drawn tokens must not depend on who else is in the batch.

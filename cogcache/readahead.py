@@ -34,7 +34,9 @@ def read_ahead(
     with ThreadPoolExecutor(1, "features") as reader:
         try:
             for clip in clips:
-                ahead.append((clip, reader.submit(_read, store, clip[0].key.feature_key)))
+                ahead.append(
+                    (clip, reader.submit(read_clip_features, store, clip[0].key.feature_key))
+                )
                 if len(ahead) > CLIPS_AHEAD:
                     yield _next(ahead, waiting)
             while ahead:
@@ -51,7 +53,8 @@ def _next(
         return clip, future.result()
 
 
-def _read(store: FeatureStore, key: str) -> ClipTensors | ClipError:
+def read_clip_features(store: FeatureStore, key: str) -> ClipTensors | ClipError:
+    """Return a clip's features, or why there are none; a damaged file is moved away."""
     if key not in store:
         hint = "run `cogcache extract` again: it makes what is missing"
         return FeaturesError("features_missing", f"the feature file {key} is gone", hint)

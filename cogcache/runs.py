@@ -86,6 +86,8 @@ class RunReport:
     """The share of the work that was this run's, such as `3/16`."""
     planned: StagePlan | None = None
     peak: MemorySample | None = None
+    workers_peak: MemorySample | None = None
+    """Of the worker that took most, where not this process loaded the half."""
     base_bytes: int = 0
     """What the process held before any weight: the interpreter and its libraries."""
     bytes_by_shard: Mapping[str, int] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class RunReport:
 
     def finish(self, monitor: MemoryMonitor) -> None:
         """Take over what was measured."""
-        self.peak = monitor.peak
+        self.peak = self.workers_peak or monitor.peak
         self.total_s = time.monotonic() - monitor.started_s
         self.timeline = monitor.timeline
 

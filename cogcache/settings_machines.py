@@ -1,22 +1,76 @@
-"""Settings of a run that is one of several on one cache or one list of videos."""
+"""Settings of a run that is one of several, or that has several devices or machines at work."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
-from cogcache.settings_base import NoneIfEmpty, Table
+from cogcache.settings_base import NoneIfEmpty, Positive, Table
 from cogcache.shards import Shard
+
+DEVICE = r"(cpu|cuda|xpu)(:\d+)?|mps"
 
 
 def _is_shard(text: str | None) -> str | None:
     return None if text is None else str(Shard.parse(text))
 
 
+def _are_devices(text: str | None) -> str | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if bad := [name for name in names if not re.fullmatch(DEVICE, name)]:
+        raise ValueError(f"{bad[0]!r} is no device: write them as cuda:0,cuda:1 or cpu,cpu")
+    return ",".join(names)
+
+
+def _is_number(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[1-9]\d*", text):
+        raise ValueError(f"workers must be auto or a whole number from 1, not {text!r}")
+    return text
+
+
 class Machines(Table):
-    """A run that is one of several. Part of no key."""
+    """Who does the work: one device or many, one machine or many. Part of no key."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`local`: this machine alone; `ray`: workers on a Ray cluster (docs/clusters.md)."""
+    devices: Annotated[str | None, AfterValidator(_are_devices), NoneIfEmpty] = None
+    """Devices of this machine to work on at once, such as `cuda:0,cuda:1`, each with a worker
+    process of its own; "" for the one that `device` names."""
+    address: Annotated[str | None, NoneIfEmpty] = None
+    """Address of the Ray cluster, such as `10.0.0.1:6379`; "" finds the one that runs on this
+    machine, or starts one."""
+    workers: Annotated[str, AfterValidator(_is_number)] = "auto"
+    """Workers on the Ray cluster that each load the stage's half; `auto`: one a GPU, without GPUs
+    one a node."""
+    gpus_per_worker: Positive = 1.0
+    """GPUs that Ray sets aside for each worker, where the cluster has any."""
 
     shard: Annotated[str | None, AfterValidator(_is_shard), NoneIfEmpty] = None
     """Do only the I-th of N shares, counted from 1, as `3/16`; which share a clip is in is decided
     by the digest of its video, and does not change when the list of videos grows."""
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        for name in ("address", "workers", "gpus_per_worker"):
+            if (
+                self.engine != "ray"
+                and getattr(self, name) != type(self).model_fields[name].default
+            ):
+                raise ValueError(f"{name} has no effect unless engine is ray")
+        if self.engine == "ray" and self.devices:
+            raise ValueError("devices is for engine local; with ray, set workers")
+        return self
+
+    @property
+    def device_names(self) -> list[str]:
+        """The devices to work on at once; none where only one is."""
+        return self.devices.split(",") if self.devices else []
+
+    @property
+    def has_crew(self) -> bool:
+        """Whether other processes than this one are to load the halves."""
+        return self.engine == "ray" or self.devices is not None

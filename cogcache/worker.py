@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
@@ -26,7 +27,7 @@ NEAR_LIMIT: Final = 0.75
 COSTLY: Final = frozenset({"decoder_crashed", "decode_memory", "timeout"})
 """Reasons for which a job may be tried otherwise."""
 # Not fork: the parent's threads (torch's, ours) would leave their locks held in the child.
-_CONTEXT = multiprocessing.get_context("spawn")
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Worker:
@@ -119,12 +120,12 @@ class Worker:
         """Return the pipe of a process that waits for a job; start one if there is none."""
         if self._pipe is not None:
             return self._pipe
-        ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=work, args=(theirs, self.program), daemon=True)
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=work, args=(theirs, self.program), daemon=True)
         with self._lock:
             if self.closed:
                 raise CogcacheError("the workers are closed")
-            with _signals_blocked():
+            with signals_blocked():
                 process.start()
             self._process, self._pipe = process, ours
         theirs.close()  # so that its end is seen here
@@ -139,7 +140,7 @@ class Worker:
             if pipe.poll(START_TIMEOUT_S):
                 return pipe.recv()
         raise CogcacheError(
-            f"a worker process could not be started: {_ending(self.stop())}",
+            f"a worker process could not be started: {ending(self.stop())}",
             "see its message above; a script that uses cogcache needs `if __name__ == '__main__':`",
         )
 
@@ -174,7 +175,7 @@ class Worker:
         )
         if exit_code == -getattr(signal, "SIGKILL", 0):
             hint = "the system may have run out of memory: lower --decode-workers or --max-frames"
-        problem = f"the process that worked on it crashed: {_ending(exit_code)}"
+        problem = f"the process that worked on it crashed: {ending(exit_code)}"
         return VideoError("decoder_crashed", problem, hint)
 
 
@@ -183,18 +184,21 @@ def _too_long(seconds: float, of: str = "") -> VideoError:
     return VideoError("timeout", f"gave up after {format_seconds(seconds)}{of}", hint)
 
 
-def _ending(exit_code: int | None) -> str:
+def ending(exit_code: int | None) -> str:
+    """Say how a process ended."""
     with suppress(ValueError):
         return f"ended by {signal.Signals(-(exit_code or 0)).name}"
     return f"ended with status {exit_code}"
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Have a process started here take no notice of signals from its first instruction on."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # The first process started starts the tracker too, which would lift the block again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

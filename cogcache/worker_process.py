@@ -61,7 +61,7 @@ def doing(what: str) -> Iterator[None]:
 def work(pipe: Connection[Any, Any], program: Program) -> None:
     """Run in the worker: do job after job until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     _PIPES.append(pipe)
     try:
         if program.initializer is not None:
@@ -110,7 +110,7 @@ def bug_of(error: Exception) -> Bug:
     return Bug(error)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when its parent does, even in the middle of a job."""
     parent = multiprocessing.parent_process()
 

@@ -8,9 +8,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.errors import VideoError
+from cogcache.inbox import Answer, Inbox
 from cogcache.worker_limits import WorkerLimits, limit_job
 from cogcache.worker_process import doing
 
@@ -128,3 +131,78 @@ ACTIONS = {
     "ask for much": ask_for_much,
     "burn": burn,
 }
+
+
+@dataclass(frozen=True)
+class Answering:
+    """The role of a worker that does what a job's text says, as `answer` does, one at a time."""
+
+    start_with: str | None = None
+    """An action, instead of becoming ready."""
+    needs_process = True
+
+    def start(self) -> Answering:
+        if self.start_with:
+            answer(self.start_with)
+        return self
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        while item := inbox.next(wait=True):
+            try:
+                yield Answer(item.ticket, answer(item.job))
+            except VideoError as error:
+                yield Answer(item.ticket, error)
+
+    def told(self) -> int:
+        return os.getpid()
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Carrying(Answering):
+    """The role of the first of two phases: large parcels, each of the size that its job says."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        while item := inbox.next(wait=True):
+            yield Answer(item.ticket, None, bytes([item.job]) * (1 << 20), size=item.job)
+
+
+@dataclass(frozen=True)
+class Measuring(Answering):
+    """The role of the second: says what came, and from which process."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        while item := inbox.next(wait=True):
+            yield Answer(item.ticket, (len(item.parcel), item.parcel[0], os.getpid()))
+
+
+@dataclass(frozen=True)
+class Gathering(Answering):
+    """A role that takes all that waits before it does the first: shows how much is in hand."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        while first := inbox.next(wait=True):
+            items = [first]
+            time.sleep(0.3)
+            while item := inbox.next(wait=False):
+                items.append(item)
+            for item in items:
+                yield Answer(item.ticket, [each.job for each in items])
+
+
+@dataclass(frozen=True)
+class Together(Answering):
+    """A role that takes up all that waits, and dies of the job "poison"."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        while first := inbox.next(wait=True):
+            time.sleep(0.1)
+            items = [first]
+            while item := inbox.next(wait=False):
+                items.append(item)
+            if any(item.job == "poison" for item in items):
+                os.kill(os.getpid(), signal.SIGKILL)
+            for item in items:
+                yield Answer(item.ticket, item.job)

@@ -1,0 +1,86 @@
+"""What goes to and fro between a crew and its workers, and where a worker's jobs wait."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A job for a worker."""
+
+    ticket: int
+    """What its answer will bear."""
+    job: Any
+    parcel: Any = None
+    """What the worker before has made of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker has made of a job."""
+
+    ticket: int
+    result: Any
+    """Small, since the driver gets it; a ClipError where the job failed."""
+    parcel: Any = None
+    """For the worker that goes on with the job; the driver does not look at it."""
+    size: int = 1
+    """How much room the job takes at the worker that goes on with it."""
+
+
+class Inbox:
+    """Jobs that wait for a worker; any thread may put them in."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self.closed = False
+
+    def put(self, item: Item) -> None:
+        """Add a job."""
+        self._queue.put(item)
+
+    def close(self) -> None:
+        """Say that no more jobs will come."""
+        self._queue.put(None)
+
+    def next(self, *, wait: bool) -> Item | None:
+        """Return a job; None where there is none just now, or there will be no more.
+
+        Args:
+            wait: for a job to come, or the end.
+        """
+        if self.closed:
+            return None
+        try:
+            item = self._queue.get(block=wait)
+        except queue.Empty:
+            return None
+        self.closed = item is None
+        return item
+
+
+class Duty(Protocol):
+    """What a worker does once it is ready."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        """Do jobs until the inbox is closed; several may be in hand at a time."""
+
+    def told(self) -> Any:
+        """Return what the driver shall know of the work so far; small."""
+
+    def close(self) -> None:
+        """Have `work` come to its end soon; callable from any thread."""
+
+
+class Role(Protocol):
+    """How a worker becomes ready. Travels to it as a pickle."""
+
+    needs_process: bool
+    """False for one that only drives a process of its own, and can do so from a thread."""
+
+    def start(self) -> Duty:
+        """Make the process ready; called in the worker, in the thread that then works."""
