@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cogcache.captionlist import Task
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Sampling, Settings
+from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.inbox import Answer, Inbox, Item
 from cogcache.memory import MemoryMonitor
@@ -30,6 +30,7 @@ from cogcache.preparation import (
 )
 from cogcache.readahead import read_clip_features
 from cogcache.runs import Counts, RunReport, Split
+from cogcache.settings_clips import Sampling
 from cogcache.store import FeatureStore
 from cogcache.telling import Told
 from cogcache.worker import Worker
@@ -248,7 +249,7 @@ class CaptioningDuty:
     ahead: deque[tuple[Item, Future[ClipTensors | ClipError]]] = field(default_factory=deque)
     """Clips whose features are being read."""
     in_hand: dict[str, _InHand] = field(default_factory=dict)
-    """By feature key."""
+    """By the keys of the captions that are still to be made."""
     failed: deque[Answer] = field(default_factory=deque)
 
     def work(self, inbox: Inbox) -> Iterator[Answer]:
@@ -276,22 +277,21 @@ class CaptioningDuty:
             if isinstance(features, ClipError):
                 self.failed.append(Answer(item.ticket, features))
             else:
-                self.in_hand[_key_of(item)] = _InHand(item)
+                begun = _InHand(item)
+                self.in_hand |= {task.key.digest: begun for task in item.job}
                 yield item.job, features
 
     def _take_up(self, inbox: Inbox) -> None:
         """Have the features of what waits be read; wait where there is nothing to do."""
         while item := inbox.next(wait=not (self.in_hand or self.ahead or self.failed)):
-            reading = self.reader.submit(read_clip_features, self.store, _key_of(item))
+            reading = self.reader.submit(_features_of, item.job[0], self.store)
             self.ahead.append((item, reading))
 
     def _kept(self, made: Made) -> Answer | None:
-        clip = self.in_hand[made.task.key.feature_key]
+        clip = self.in_hand.pop(made.task.key.digest)
         clip.made.append(made)
-        if len(clip.made) < len(clip.item.job):
-            return None
-        del self.in_hand[made.task.key.feature_key]
-        return Answer(clip.item.ticket, clip.made)
+        whole = len(clip.made) == len(clip.item.job)
+        return Answer(clip.item.ticket, clip.made) if whole else None
 
     def _failed(self) -> Iterator[Answer]:
         while self.failed:
@@ -305,9 +305,11 @@ class CaptioningDuty:
         """Nothing: who has a process of its own ends with it."""
 
 
-def _key_of(item: Item) -> str:
-    key: str = item.job[0].key.feature_key
-    return key
+def _features_of(task: Task, store: FeatureStore) -> ClipTensors | ClipError:
+    """Return what a task is about; what is made of captions alone needs no features."""
+    if task.words is not None:
+        return ClipTensors({})
+    return read_clip_features(store, task.key.feature_key)
 
 
 def _watched(command: str, settings: Settings) -> tuple[RunReport, MemoryMonitor]:
