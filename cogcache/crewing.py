@@ -10,15 +10,17 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogcache.caption_role import Captioning
 from cogcache.captionlist import Task
+from cogcache.clip_roles import ClipJob, Decoding, Encoding
 from cogcache.config import Settings
 from cogcache.crew import Crew, Engine, Post
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, ConfigError
 from cogcache.models.identity import HalfIdentity
+from cogcache.place import Place
 from cogcache.readahead import CLIPS_AHEAD
 from cogcache.reuse import Neighbours
-from cogcache.roles import Captioning, ClipJob, Decoding, Encoding, Place
 from cogcache.runs import RunReport
 from cogcache.stopping import Stop
 from cogcache.telling import take_over

@@ -1,0 +1,132 @@
+"""What the workers of a crew do in stage two: caption clips whose features are in the cache.
+
+The role travels to workers as a pickle; all that needs torch is loaded there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cogcache.captionlist import Task
+from cogcache.config import Settings
+from cogcache.errors import ClipError
+from cogcache.inbox import Answer, Inbox, Item
+from cogcache.memory import MemoryMonitor
+from cogcache.models.family import ClipTensors
+from cogcache.models.identity import HalfIdentity
+from cogcache.place import Place, watched
+from cogcache.readahead import read_clip_features
+from cogcache.runs import RunReport
+from cogcache.store import FeatureStore
+from cogcache.telling import Told
+
+if TYPE_CHECKING:
+    from cogcache.captioning import Captioner, Made
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """Captions clips whose features are in the cache."""
+
+    settings: Settings
+    place: Place
+    identity: HalfIdentity
+    needs_process = True
+
+    def start(self) -> CaptioningDuty:
+        """Load the language half."""
+        from cogcache.captioning import Captioner
+
+        self.place.take(self.settings.device)
+        report, monitor = watched("caption", self.settings)
+        store = FeatureStore.open(self.place.cache)
+        family = self.place.family(self.settings)
+        captioner = Captioner(self.settings, family, self.identity, report)
+        return CaptioningDuty(captioner, store, report, monitor)
+
+
+@dataclass
+class _InHand:
+    """A clip whose captions are being made."""
+
+    item: Item
+    made: list[Made] = field(default_factory=list)
+
+
+@dataclass
+class CaptioningDuty:
+    """A captioner at work."""
+
+    captioner: Captioner
+    store: FeatureStore
+    report: RunReport
+    monitor: MemoryMonitor
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "features"))
+    ahead: deque[tuple[Item, Future[ClipTensors | ClipError]]] = field(default_factory=deque)
+    """Clips whose features are being read."""
+    in_hand: dict[str, _InHand] = field(default_factory=dict)
+    """By the keys of the captions that are still to be made."""
+    failed: deque[Answer] = field(default_factory=deque)
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        """Answer with the captions of a clip, when all of them are made."""
+        with self.reader:
+            while not inbox.closed:
+                for made in self.captioner.captions(self._clips(inbox)):
+                    if answer := self._kept(made):
+                        yield answer
+                    yield from self._failed()
+                yield from self._failed()
+
+    def _clips(self, inbox: Inbox) -> Iterator[tuple[list[Task], ClipTensors]]:
+        """Yield clips to begin with; one without tasks where there is none just now."""
+        while True:
+            self._take_up(inbox)
+            if not self.ahead and not self.in_hand:  # some have failed, or it is the end
+                return
+            if not self.ahead or (self.in_hand and not self.ahead[0][1].done()):
+                yield [], ClipTensors({})
+                continue
+            item, reading = self.ahead.popleft()
+            with self.report.split.time("wait_for_features"):
+                features = reading.result()
+            if isinstance(features, ClipError):
+                self.failed.append(Answer(item.ticket, features))
+            else:
+                begun = _InHand(item)
+                self.in_hand |= {task.key.digest: begun for task in item.job}
+                yield item.job, features
+
+    def _take_up(self, inbox: Inbox) -> None:
+        """Have the features of what waits be read; wait where there is nothing to do."""
+        while item := inbox.next(wait=not (self.in_hand or self.ahead or self.failed)):
+            reading = self.reader.submit(_features_of, item.job[0], self.store)
+            self.ahead.append((item, reading))
+
+    def _kept(self, made: Made) -> Answer | None:
+        clip = self.in_hand.pop(made.task.key.digest)
+        clip.made.append(made)
+        whole = len(clip.made) == len(clip.item.job)
+        return Answer(clip.item.ticket, clip.made) if whole else None
+
+    def _failed(self) -> Iterator[Answer]:
+        while self.failed:
+            yield self.failed.popleft()
+
+    def told(self) -> Told:
+        """Return memory, times and what was loaded."""
+        return Told.of(self.report, self.monitor)
+
+    def close(self) -> None:
+        """Nothing: who has a process of its own ends with it."""
+
+
+def _features_of(task: Task, store: FeatureStore) -> ClipTensors | ClipError:
+    """Return what a task is about; what is made of captions alone needs no features."""
+    if task.words is not None:
+        return ClipTensors({})
+    return read_clip_features(store, task.key.feature_key)

@@ -1,0 +1,167 @@
+"""What the workers of a crew do in stage one: decode clips, encode them.
+
+Roles travel to workers as pickles; all that needs torch is loaded there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cogcache.config import Settings
+from cogcache.inbox import Answer, Inbox
+from cogcache.memory import MemoryMonitor
+from cogcache.place import Place, watched
+from cogcache.preparation import (
+    ClipSource,
+    PreparedClip,
+    prepare,
+    start_worker,
+    without_decord,
+)
+from cogcache.runs import RunReport
+from cogcache.settings_clips import Sampling
+from cogcache.store import FeatureStore
+from cogcache.telling import Told
+from cogcache.worker import Worker
+from cogcache.worker_process import Bug, Program
+from cogcache.workers import decode_limits
+from cogcache.worklist import Clip
+
+if TYPE_CHECKING:
+    from cogcache.featuremaking import FeatureMaker
+
+
+@dataclass(frozen=True, slots=True)
+class ClipJob:
+    """A clip to make."""
+
+    clip: Clip
+    neighbours: Sequence[str] = ()
+    """Keys of cached clips that may share frames with it."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Decodes and preprocesses clips."""
+
+    settings: Settings
+    place: Place
+    needs_process = False
+
+    def start(self) -> DecodingDuty:
+        """Make a worker ready that may crash or hang, within the limits of every decoder."""
+        settings, vision = self.settings, self.settings.vision
+        program = Program(
+            prepare,
+            decode_limits(vision),
+            start_worker,
+            (
+                self.place.checkpoint,
+                settings.revision,
+                vision.vision_dtype,
+                settings.limits.strict,
+            ),
+            without_decord,
+        )
+        return DecodingDuty(settings.sampling, Worker(program))
+
+
+@dataclass
+class DecodingDuty:
+    """A decoder at work, in a process of its own."""
+
+    sampling: Sampling
+    worker: Worker
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        """Answer with the prepared clip as the parcel."""
+        try:
+            while item := inbox.next(wait=True):
+                clip: Clip = item.job.clip
+                made = self.worker.run(ClipSource(clip.video, *clip.span, self.sampling))
+                if isinstance(made, Bug):
+                    raise made.error
+                if isinstance(made, PreparedClip):
+                    yield Answer(item.ticket, None, made, made.num_frames)
+                else:
+                    yield Answer(item.ticket, made)
+        finally:
+            self.worker.stop()
+
+    def told(self) -> None:
+        """Nothing: what decoders take is no part of the plan."""
+
+    def close(self) -> None:
+        """End the process."""
+        self.worker.close()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Encodes prepared clips and seals their features in the cache."""
+
+    settings: Settings
+    place: Place
+    needs_process = True
+
+    def start(self) -> EncodingDuty:
+        """Load the vision half."""
+        from cogcache.featuremaking import FeatureMaker
+
+        self.place.take(self.settings.device)
+        report, monitor = watched("extract", self.settings)
+        store = FeatureStore.open(self.place.cache)
+        family, neighbours = self.place.family(self.settings), dict[str, Sequence[str]]()
+        maker = FeatureMaker(
+            self.settings, family, store, report, lambda clip: neighbours[clip.key.digest]
+        )
+        return EncodingDuty(maker, report, monitor, neighbours)
+
+
+@dataclass
+class EncodingDuty:
+    """An encoder at work."""
+
+    maker: FeatureMaker
+    report: RunReport
+    monitor: MemoryMonitor
+    neighbours: dict[str, Sequence[str]]
+    """Of the clips in hand, by feature key: clips that may share frames with them."""
+    tickets: dict[str, int] = field(default_factory=dict)
+    """Of the clips in hand, by feature key."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        """Answer with what the catalog has to know of each clip."""
+        with self.maker:
+            while True:
+                batch = self._batch(inbox)
+                outcomes = self.maker.make(batch) if batch else self.maker.finish()
+                for clip, outcome in outcomes:
+                    del self.neighbours[clip.key.digest]
+                    yield Answer(self.tickets.pop(clip.key.digest), outcome)
+                if inbox.closed and not self.tickets:
+                    return
+
+    def _batch(self, inbox: Inbox) -> list[tuple[Clip, PreparedClip]]:
+        """Take what waits, as far as it goes into one pass; wait where there is nothing to do."""
+        batch: list[tuple[Clip, PreparedClip]] = []
+        frames = 0
+        while frames < self.maker.frames_per_batch:
+            item = inbox.next(wait=not self.tickets)
+            if item is None:
+                break
+            clip: Clip = item.job.clip
+            self.tickets[clip.key.digest] = item.ticket
+            self.neighbours[clip.key.digest] = item.job.neighbours
+            batch.append((clip, item.parcel))
+            frames += item.parcel.num_frames
+        return batch
+
+    def told(self) -> Told:
+        """Return memory, times and what was loaded."""
+        return Told.of(self.report, self.monitor)
+
+    def close(self) -> None:
+        """Nothing: who has a process of its own ends with it."""
