@@ -51,8 +51,9 @@ docs: $(INSTALLED) ## Write the tables of docs/settings.md and the configs of fa
 screenshots: $(INSTALLED) ## Take the pictures of the docs anew (needs chromium and chromium-driver)
 	$(BIN)/python -m docs.write_screenshots
 
-bench: $(INSTALLED) ## Measure: re-captioning, then the slow tests; results go to docs/measurements.md
-	$(BIN)/python -m benchmarks.recaption
+bench: $(INSTALLED) ## Measure: what captions cost from the cache, then the slow tests
+	$(BIN)/python -m benchmarks.table --wall --threads $$(nproc) --add benchmarks/table.json
+	$(BIN)/python -m benchmarks.plot benchmarks/table.json docs/recaption.png
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
 
 torture: $(INSTALLED) ## Kill each stage 200 times at random moments: some ten minutes

@@ -1,86 +1,35 @@
-"""What re-captioning costs from the cache, side by side with what it is compared with.
-
-    python -m benchmarks.recaption [FIGURE ...] [--repeats 5] [--threads 2]
-
-Each figure is a ratio of two ways measured in turn in one run, on a random model of 50 M
-parameters with the flagship's proportions (`small`). Printed are the median and the extremes.
-What computes is timed in processor seconds of one thread, so that a shared machine can measure it;
-`--wall --threads 2` takes the clock on the wall instead. Files are always timed by the wall.
-"""
+"""What captions cost from the cache, side by side with what they are compared with."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.small import Bench
+from benchmarks.timing import Clock, Line, in_turn, timed
 from cogcache.caption import caption
 from cogcache.captionlist import list_captions
 from cogcache.catalog import Catalog
 from cogcache.config import Generation
 from cogcache.decoding import Decoder
-from cogcache.extract import extract
 from cogcache.generation import Finished, Request
+from cogcache.keptprefixes import KeptPrefixes
 from cogcache.models.identity import identify
 from cogcache.store import FeatureStore
-from cogcache.units import MIB
 from cogcache.video import read_clip
 
-
-@dataclass(frozen=True)
-class Line:
-    """One row of the table: the ratio of the second time to the first, for each repeat."""
-
-    name: str
-    ours: Sequence[float]
-    theirs: Sequence[float]
-    bar: str
-    unit: str = "s"
-
-    def __str__(self) -> str:
-        ratios = [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        times = f"{median(self.ours):.3g} {self.unit} | {median(self.theirs):.3g} {self.unit}"
-        return f"| {self.name} | {times} | {median(ratios):.2f} | {spread} | {self.bar} |"
-
-
-HEAD = "| figure | ours | against | ratio | over the repeats | bar |" + "\n|" + 6 * " --- |"
-
-
-class Clock:
-    """What computing is timed with."""
-
-    now: Callable[[], float] = staticmethod(time.process_time)
-
-
-def timed(work: Callable[[], object], now: Callable[[], float] | None = None) -> float:
-    """Return the seconds that a piece of work takes."""
-    now = now or Clock.now
-    started = now()
-    work()
-    return now() - started
-
-
-def in_turn(
-    repeats: int,
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
-    now: Callable[[], float] | None = None,
-) -> tuple[list[float], list[float]]:
-    """Time two ways in turn, so that what else the machine does falls on both."""
-    found = [(timed(ours, now), timed(theirs, now)) for _ in range(repeats)]
-    return [a for a, _ in found], [b for _, b in found]
+COUNTS = (1, 2, 4, 8)
+LENGTHS = (4, 16, 64)
+"""Prompts a clip and new tokens of each, for the curve."""
 
 
 def groups(bench: Bench, prompts: Sequence[str], new_tokens: int) -> list[list[Request]]:
@@ -147,117 +96,109 @@ def monolith(bench: Bench) -> Iterator[Line]:
 
 
 def limit(bench: Bench) -> Iterator[Line]:
-    """The caption stage behind loading, against its decoder fed from memory."""
-    language, times = bench.language("nf4"), ([], [])
-    loading = median(timed(lambda: bench.language("nf4")) for _ in range(bench.repeats))
+    """What a further clip takes the caption stage, against its decoder fed from memory.
+
+    The stage is run on two clips and on all, each time with prompts that are new: what a run takes
+    once, such as loading, falls out of the difference, and is shown beside it.
+    """
+    language = bench.language("nf4")
     settings = bench.settings(quantization="nf4", max_new_tokens=32, clips_per_batch=8)
-    for repeat in range(bench.repeats):
-        asked = {str(n): f"{text} {repeat:03}" for n, text in enumerate(prompts(4))}
-        ready = groups(bench, list(asked.values()), 32)
-        times[0].append(timed(lambda ready=ready: drain(Decoder(language, bench.family, 8), ready)))
-        stage = settings.model_copy(update={"prompts": asked})
-        times[1].append(timed(lambda stage=stage: caption(bench.cache, stage)) - loading)
-    name = "decoding from memory, against the caption stage less loading"
-    yield Line(name, *times, "≤ 1.05")
+    further = bench.num_clips - 2
+    ours, stage, fixed = [], [], []
+    for repeat in range(bench.repeats + 1):
+        seconds = []
+        for videos in (bench.videos[:2], bench.videos):
+            asked = {str(n): f"{text} {repeat}{len(videos)}" for n, text in enumerate(prompts(4))}
+            run = settings.model_copy(update={"prompts": asked})
+            seconds.append(timed(lambda run=run, v=videos: caption(bench.cache, run, videos=v)))
+        ready = groups(bench, [f"{text} {repeat}9" for text in prompts(4)], 32)[2:]
+        ours.append(timed(lambda ready=ready: drain(Decoder(language, bench.family, 8), ready)))
+        stage.append(seconds[1] - seconds[0])
+        fixed.append(seconds[0] - stage[-1] * 2 / further)
+    name = f"{further} clips more, 4 prompts, 32 tokens, nf4: decoding alone, the caption stage"
+    yield Line(name, ours[1:], stage[1:], "≤ 1.05")
+    yield Line("what that stage takes once, loading included", [1.0], [median(fixed[1:])], "")
 
 
 def sharing(bench: Bench) -> Iterator[Line]:
     """K prompts a clip with a shared prefix, against each with a prefill of its own."""
     language = bench.language()
-    for count, new_tokens in ((2, 4), (4, 4), (8, 4), (8, 64)):
-        [shared, *_] = groups(bench, prompts(count), new_tokens)
-        alone = [[request] for request in shared]
-        found = in_turn(
-            bench.repeats,
-            lambda shared=shared: drain(Decoder(language, bench.family, 16), [shared]),
-            lambda alone=alone: drain(Decoder(language, bench.family, 16), alone),
-        )
-        bar = "≥ 4" if (count, new_tokens) == (8, 4) else ""
-        yield Line(
-            f"{count} prompts a clip, {new_tokens} tokens each: shared, not shared", *found, bar
-        )
+    for new_tokens in LENGTHS:
+        for count in COUNTS:
+            [shared, *_] = groups(bench, prompts(count), new_tokens)
+            alone = [[_of_its_own(request, index)] for index, request in enumerate(shared)]
+            found = in_turn(
+                bench.repeats,
+                lambda shared=shared: drain(Decoder(language, bench.family, 16), [shared]),
+                lambda alone=alone: drain(Decoder(language, bench.family, 16), alone),
+            )
+            bar = "≥ 4" if (count, new_tokens) == (8, 4) else ""
+            name = f"{count} prompts a clip, {new_tokens} tokens each: shared, not shared"
+            yield Line(name, *found, bar)
+
+
+def _of_its_own(request: Request, index: int) -> Request:
+    """Return the request as one about another clip, so that its video part is run for it alone."""
+    return replace(request, clip=f"{request.clip}-{index}")
+
+
+def keeping(bench: Bench) -> Iterator[Line]:
+    """A new prompt whose video part was kept on the disk, against one that is prefilled."""
+    asked = groups(bench, prompts(1), 16)[:1]
+    for kind in ("none", "nf4"):
+        language, folder = bench.language(kind), Path(tempfile.mkdtemp(dir=bench.folder))
+
+        def ours(language: Any = language, folder: Path = folder) -> None:
+            kept = KeptPrefixes(folder, {"benchmark": "keeping"})
+            drain(Decoder(language, bench.family, 8, kept), asked)
+            kept.wait()
+
+        def theirs(language: Any = language) -> None:
+            drain(Decoder(language, bench.family, 8), asked)
+
+        ours()
+        size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
+        label = kind.replace("none", "bf16")
+        name = f"a new prompt, 16 tokens, {label}: video part kept ({size:.0f} MB), prefilled"
+        yield Line(name, *in_turn(bench.repeats, ours, theirs), "")
 
 
 def batching(bench: Bench) -> Iterator[Line]:
-    """Steps of 16 rows against steps of one, by new tokens a second; prefills are not counted."""
+    """Steps of 16 clips against steps of one, by new tokens a second; prefills are not counted."""
     for kind in ("none", "nf4"):
         language = bench.language(kind)
-        [asked, *_] = groups(bench, prompts(16), 33)
+        clips = groups(bench, prompts(1), 33)
+        asked = [[_of_its_own(clips[n % len(clips)][0], n)] for n in range(16)]
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(bench.repeats):
             together = Stepwise(language, bench.family, 16)
             alone = Stepwise(language, bench.family, 1)
-            drain(together, [asked])
-            drain(alone, [asked[:2]])
+            drain(together, asked)
+            drain(alone, asked[:2])
             for into, found in zip(times, (together, alone), strict=True):
                 into.append(1000 * found.step_s / found.statistics.row_steps)
-        name = f"a token in a batch of 16 rows, against one by one, {kind.replace('none', 'bf16')}"
+        name = f"a token in a batch of 16 clips, against one by one, {kind.replace('none', 'bf16')}"
         yield Line(name, *times, "≥ 4", "ms")
 
 
-def sealing(bench: Bench) -> Iterator[Line]:
-    """Sealing and reading a feature file, against numpy's save with fsync, and load."""
-    tensors = {"features": torch.randn(24, 66, 4096).bfloat16()}
-    plain = tensors["features"].view(torch.uint16).numpy()
-    store = FeatureStore.create_or_open(bench.folder / "sealing")
-    path, count = bench.folder / "plain.npy", iter(range(10_000))
-
-    def save() -> None:
-        with path.open("wb") as file:
-            np.save(file, plain)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def seal() -> None:
-        store.write(f"{next(count):064x}", tensors, {"texts": {}}, compression="none")
-
-    repeats = 3 * bench.repeats
-    theirs, ours = in_turn(repeats, save, seal, time.perf_counter)
-    yield Line("sealing 13 MB: speed against numpy.save and fsync", ours, theirs, "≥ 0.6")
-    theirs, ours = in_turn(
-        repeats, lambda: np.load(path).sum(), lambda: read_whole(store), time.perf_counter
-    )
-    yield Line("reading 13 MB: speed against numpy.load", ours, theirs, "≥ 0.5")
+def waste(bench: Bench) -> Iterator[Line]:
+    """Rows that a step gives no token to: ours, and a batch that runs to its longest row's end."""
+    language = bench.language()
+    lengths = [4, 64, 8, 48, 16, 32, 12, 40] * 2
+    requests = [group[0] for group in groups(bench, prompts(1), 1)]
+    asked = [[_lasting(requests[n % len(requests)], n, length)] for n, length in enumerate(lengths)]
+    decoder = drain(Decoder(language, bench.family, 8), asked)
+    tokens = sum(lengths) - len(lengths)  # the prefill gives each its first
+    batches = [lengths[first : first + 8] for first in range(0, len(lengths), 8)]
+    padded = sum(len(batch) * (max(batch) - 1) for batch in batches)
+    name = "rows over all steps, per token: ours, in batches that wait for their longest"
+    ours = decoder.statistics.row_steps / tokens
+    yield Line(name, [ours], [padded / tokens], "", "")
 
 
-def read_whole(store: FeatureStore) -> None:
-    """Read the first feature file and touch all of it, as numpy's sum does."""
-    store.read(f"{0:064x}").tensors["features"].view(torch.uint16).numpy().sum()
-
-
-def size(bench: Bench) -> Iterator[Line]:
-    """Bytes of feature files against raw bf16 of the projected features, and how fast."""
-    for model, videos in ((bench.model, bench.videos), ("tiny", bench.videos)):
-        raw: dict[str, int] = {}
-        for point in ("projected", "pooled"):
-            cache = bench.folder / f"size-{Path(model).name}-{point}"
-            extract(videos, cache, bench.settings(model=model, cache_point=point))
-            store = FeatureStore.open(cache)
-            stored = [store.read(key).tensors for key in store]
-            raw[point] = sum(each["features"].nbytes for each in stored)
-            for codec in ("none", "zstd", "blosc2"):
-                yield _coded(bench, stored, codec, raw, f"{Path(model).name}, {point}")
-
-
-def _coded(bench: Bench, stored: list, codec: str, raw: dict[str, int], name: str) -> Line:
-    store = FeatureStore.create_or_open(bench.folder / f"codec-{time.monotonic_ns()}")
-    sizes: list[int] = []
-
-    def write() -> None:
-        first = len(sizes)
-        for index, tensors in enumerate(stored):
-            sizes.append(
-                store.write(f"{first + index:064x}", tensors, {"texts": {}}, compression=codec)
-            )
-
-    writing = [timed(write, time.perf_counter) for _ in range(bench.repeats)]
-    reading = [timed(lambda: [store.read(k) for k in [*store][: len(stored)]]) for _ in writing]
-    own = sum(each["features"].nbytes for each in stored)
-    speeds = f"{own / median(writing) / MIB:.0f} and {own / median(reading) / MIB:.0f} MiB/s"
-    disk = [float(sum(sizes[: len(stored)]))] * 2
-    label = f"{name}, {codec}, written and read at {speeds}: bytes against raw projected"
-    bar = "≤ 0.75" if name.endswith("projected") else "≤ 0.33"
-    return Line(label, [raw["projected"] / 1e6] * 2, [each / 1e6 for each in disk], bar, "MB")
+def _lasting(request: Request, index: int, new_tokens: int) -> Request:
+    generation = request.generation.model_copy(update={"max_new_tokens": new_tokens})
+    return replace(_of_its_own(request, index), generation=generation)
 
 
 def nothing_to_do(bench: Bench) -> Iterator[Line]:
@@ -321,32 +262,3 @@ def _fill(cache: Path, count: int) -> None:
             }
             for task in tasks
         )  # fmt: skip
-
-
-FIGURES = (monolith, limit, sharing, batching, sealing, size, nothing_to_do)
-
-
-def main() -> None:
-    """Measure what is asked for and print the table."""
-    names = [figure.__name__ for figure in FIGURES]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("figures", nargs="*", choices=[*names, []], metavar="FIGURE")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wall", action="store_true", help="time computing by the wall, too")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.wall:
-        Clock.now = staticmethod(time.perf_counter)
-    print(HEAD, flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.repeats)
-        for figure in FIGURES:
-            if not options.figures or figure.__name__ in options.figures:
-                for line in figure(bench):
-                    print(line, flush=True)
-    print(f"load of the machine at the end: {os.getloadavg()[0]:.1f}")
-
-
-if __name__ == "__main__":
-    main()
