@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 MET, MISSED, BAR = "#2f6f4f", "#b5542b", "#222222"
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 CURVE = re.compile(r"(\d+) prompts a clip, (\d+) tokens each")
 Row = dict[str, Any]
 
@@ -40,15 +41,19 @@ def ratios(axes: Axes, rows: list[Row]) -> None:
         sign, bar = row["bar"].split()
         middle = median(row["ratios"])
         met = middle >= float(bar) if sign == "≥" else middle <= float(bar)
-        axes.barh(place, middle, color=MET if met else MISSED, height=0.6)
-        axes.plot([min(row["ratios"]), max(row["ratios"])], [place, place], color="black", lw=1)
+        color = MET if met else MISSED
+        axes.plot([min(row["ratios"]), max(row["ratios"])], [place, place], color=color, lw=3)
+        axes.plot(middle, place, "o", color=color, ms=8)
         axes.plot(float(bar), place, "|", color=BAR, ms=16, mew=2)
         axes.annotate(
             f"{sign} {bar}", (float(bar), place), (4, 5), textcoords="offset points", size=7
         )
     axes.set_yticks(range(len(rows)), [short(row["name"]) for row in reversed(rows)], size=7)
     axes.set_xscale("log")
-    axes.set_title("ratios, and the bar each is held to", size=10)
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.set_xlim(TICKS[0], TICKS[-1])
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title("ratio (median and extremes), and the bar it is held to", size=10)
 
 
 def short(name: str) -> str:
