@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cogcache import schemas
 from cogcache.canonical import Template
-from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
-from cogcache.clipspans import within
+from cogcache.catalog import Catalog, ClipRow
+from cogcache.clipchoice import choose_clips
 from cogcache.config import Generation, Settings
-from cogcache.errors import CacheError, ClipError
+from cogcache.errors import ClipError
 from cogcache.filling import Filled, Filler
-from cogcache.inputs import find_videos
-from cogcache.keys import CaptionKey, Field, differences
+from cogcache.keys import CaptionKey, Field
 from cogcache.models.family import Family
-from cogcache.models.identity import HalfIdentity, recall
+from cogcache.models.identity import HalfIdentity
 from cogcache.scenes import Span
-from cogcache.shards import Shard
 from cogcache.templates import levels
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,10 +134,15 @@ class _Listing:
             self.found.num_cached += 1
             return
         clip, name, draw, (prompt, from_flagged) = wanted
-        key = caption_key(
-            clip["feature_key"], draw, prompt, self.settings, self.family, self.identity
-        )
-        self.found.missing.append(Task(clip, name, prompt, key, from_flagged))
+        key = self._key(clip["feature_key"], name, draw, prompt)
+        words = prompt if name in self.settings.language.text_only else None
+        self.found.missing.append(Task(clip, name, prompt, key, from_flagged, words))
+
+    def _key(self, feature_key: str, name: str, draw: int, prompt: str) -> CaptionKey:
+        own = caption_key(feature_key, draw, prompt, self.settings, self.family, self.identity)
+        if name not in self.settings.language.text_only:
+            return own
+        return replace(own, generation={**own.generation, "video": False})
 
     def _remember(self, wanted: list[tuple[str, _Wanted]], known: Set[str]) -> None:
         said = self.catalog.said([digest for digest, _ in wanted if digest in known])
@@ -159,8 +157,8 @@ class _Listing:
         found = []
         for draw in range(self.settings.generation.n):
             # Of some hundred thousand captions most are there: only what differs is encoded.
-            fields = caption_key("", draw, "", self.settings, self.family, self.identity).fields()
-            template = Template(fields, ["feature_key", "prompt"])
+            key = self._key("", name, draw, "")
+            template = Template(key.fields(), ["feature_key", "prompt"])
             for clip in self.filler.clips:
                 if filled := self._filled(name, clip, draw):
                     varying = {"feature_key": clip["feature_key"], "prompt": filled.text}
@@ -212,88 +210,3 @@ def _generation(generation: Generation, draw: int) -> dict[str, Field]:
     if (schema := fields.pop("json_schema")) is not None:
         fields["json_schema"] = schemas.digest(str(schema))
     return {**fields, "draw": draw}
-
-
-def choose_clips(
-    settings: Settings,
-    family: Family,
-    catalog: Catalog,
-    videos: Sequence[str | Path] | None,
-    spans: Sequence[Span] = (),
-) -> list[ClipRow]:
-    """Return the clips that are asked for and whose features were made as `settings` say.
-
-    Raises:
-        CacheError: there are clips, but all were made with other settings.
-    """
-    wanted = _feature_fields(settings, family, catalog)
-    shard = Shard.parse(settings.machines.shard)
-    listed = [clip for clip in catalog.clips() if shard.has(clip["video_digest"])]
-    if videos is not None:
-        names = names_of(videos, {clip["video"] for clip in listed})
-        listed = [clip for clip in listed if clip["video"] in names]
-    listed = within(listed, spans, settings.clips, catalog)
-    # Files with the same bytes share a clip, and are listed each.
-    clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
-    fitting, differing = [], Counter[str]()
-    for clip in clips:
-        made_with = {name: clip["settings"].get(name) for name in wanted}
-        if differs := differences(made_with, wanted):
-            differing.update(differs)
-        else:
-            fitting.append(clip)
-    if clips and not fitting:
-        most = "; ".join(text for text, _ in differing.most_common(5))
-        raise CacheError(
-            f"none of the {len(clips)} clips in the cache was made with these settings: {most}",
-            "give the options or the --config that `cogcache extract` was given",
-        )
-    if "vision_digest" not in wanted:
-        _check_makers(fitting, settings.model)
-    return fitting
-
-
-def _check_makers(clips: Sequence[ClipRow], model: str) -> None:
-    """Check what can be checked where the vision half is not at hand to compare with."""
-    makers = {clip["model"] for clip in clips}
-    if len({str(clip["settings"]["vision_digest"]) for clip in clips}) > 1:
-        raise CacheError(
-            f"the cache holds features of {' and '.join(sorted(makers))}, and the vision half of "
-            f"{model} is not here to tell which are its",
-            "name the videos to caption, or fetch the vision half's shards",
-        )
-    if makers - {model}:
-        logger.warning("captioning features of %s with %s", ", ".join(sorted(makers)), model)
-
-
-def names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
-    """Return the names in the catalog of what a user names; the files may be gone by now."""
-    names: set[str] = set()
-    for video in map(str, videos):
-        path = os.path.abspath(Path(video).expanduser())  # noqa: PTH100
-        name = path_to_text(path)
-        found = {name} & known
-        if not found and not Path(video).is_file():
-            found = {each for each in known if _lies_in(path, each)}
-        names |= found or {path_to_text(path) for path in find_videos([video])}
-    return names
-
-
-def _lies_in(folder: str, name: str) -> bool:
-    return os.fspath(text_to_path(name)).startswith(f"{folder}{os.sep}")
-
-
-def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:
-    """The fields of a feature key that settings decide; weights only where they are known."""
-    fields: dict[str, Field] = {
-        "sampling": settings.sampling.model_dump(),
-        "preprocessing": family.preprocessing(),
-        "family": family.name,
-        "cache_point": settings.vision.cache_point,
-        "dtype": settings.vision.vision_dtype,
-        "epoch": family.epoch,
-    }
-    # A machine that only captions has no vision weights, and need not have.
-    if identity := recall(family, "vision", catalog):
-        fields["vision_digest"] = identity.digest
-    return fields

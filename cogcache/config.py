@@ -91,6 +91,8 @@ class Language(Table):
     """How a prompt is laid out around the features; `chat`: an index after each frame, then a
     question; `base`: frames, then the prompt as it is; `vqa`: as `chat`, asking for a short
     answer."""
+    text_only: Texts = ()
+    """Name of a prompt that is asked without the video, of the captions that it names alone."""
     rotary_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type that rotary tables are built in; `bfloat16` is what the published bfloat16 run does."""
     clips_per_batch: AtLeastOne = 8
@@ -188,6 +190,12 @@ class Settings(Table):
     """Prompts by name; each clip is captioned with all of them."""
     prompt_sets: dict[PromptName, Prompts] = Field(default={})
     """Further prompts, in sets of which --prompt-set takes one or several in place of `prompts`."""
+
+    @model_validator(mode="after")
+    def _text_only_prompts_have_something_to_go_by(self) -> Self:
+        sets = (*self.prompt_sets.values(), self.prompts)
+        templates.check_text_only(self.language.text_only, sets)
+        return self
 
     @model_validator(mode="after")
     def _summaries_and_prompts_fit(self) -> Self:

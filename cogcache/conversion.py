@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from cogcache.captionlist import names_of
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.checkpoint import Checkpoint
+from cogcache.clipchoice import names_of
 from cogcache.config import Settings
 from cogcache.devices import pick_device
 from cogcache.errors import ConfigError, CorruptFeaturesError

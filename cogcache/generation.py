@@ -153,8 +153,12 @@ class Batches:
         generation = request.generation
         together = 1 if generation.do_sample else self.rows_at_once
         most = self.family.rows_together(together, generation.num_beams)
-        same = generation == batch[0].generation and self._limit(request) == self._limit(batch[0])
-        return len(batch) < most and same
+        return len(batch) < most and self._kind(request) == self._kind(batch[0])
+
+    def _kind(self, request: Request) -> tuple[object, ...]:
+        """Return what the requests of a batch have in common."""
+        about_clip = bool(request.row.features.tensors)
+        return request.generation, self._limit(request), about_clip
 
     def _limit(self, request: Request) -> int:
         """Most new tokens: what was asked for, or what the context has room for."""

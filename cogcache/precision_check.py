@@ -17,9 +17,10 @@ from typing import Any
 from tqdm import tqdm
 
 from cogcache.captioning import Captioner, ClipTasks, Made
-from cogcache.captionlist import Task, caption_key, choose_clips
+from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.checkpoint import Checkpoint
+from cogcache.clipchoice import choose_clips
 from cogcache.config import Settings
 from cogcache.errors import CacheError, ClipError, ConfigError
 from cogcache.filling import Filler

@@ -92,6 +92,24 @@ def _no_such_caption(name: str, missing: str, prompts: Mapping[str, str]) -> str
     )
 
 
+def check_text_only(names: Sequence[str], sets: Sequence[Mapping[str, str]]) -> None:
+    """Check that prompts which are asked without the video are made of captions.
+
+    Raises:
+        ValueError: there is no such prompt, or it names no caption.
+    """
+    for name in names:
+        texts = [prompts[name] for prompts in sets if name in prompts]
+        if not texts:
+            known = ", ".join(dict.fromkeys(each for prompts in sets for each in prompts))
+            raise ValueError(f"text_only names no prompt: {name!r}; there are {known}")
+        if not all(map(captions_in, texts)):
+            raise ValueError(
+                f"prompt {name!r} is asked without the video (text_only) and names no caption: "
+                f"write {{{CAPTION}NAME}} into it"
+            )
+
+
 def levels(prompts: Mapping[str, str]) -> list[list[str]]:
     """Return the names of prompts in the order of their making; those of a level need no other.
 

@@ -6,12 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
 from cogcache.catalog import CaptionRow
+from cogcache.checkpoint import Checkpoint
+from cogcache.config import Generation
+from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.filling import NO_FIRST_CAPTION
+from cogcache.generation import generate
+from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.registry import family_of
 from cogcache.store import FeatureStore
 
 COLOR = "What color is the shape?"
@@ -170,3 +177,60 @@ def test_the_name_of_a_file_may_be_no_text(tmp_path):
         assert [row["prompt"] for row in catalog.captions()] == [
             "a\N{REPLACEMENT CHARACTER}{start}!"
         ]
+
+
+# ---- without the video --------------------------------------------------------------------------
+
+WORDS = {"text_only": ["second"]}
+
+
+def test_a_text_only_prompt_sees_no_video(cache):
+    caption(cache, asked(prompts=CHAIN))
+    seeing = captions(cache, "second")
+    report = caption(cache, asked(prompts=CHAIN, **WORDS))
+    assert (report.counts.done, report.counts.cached) == (NUM_CLIPS, NUM_CLIPS)
+    for video, row in captions(cache, "second").items():
+        assert row["prompt"] == seeing[video]["prompt"]
+        assert row["caption_key"] != seeing[video]["caption_key"]
+        assert row["settings"]["generation"]["video"] is False
+    assert caption(cache, asked(prompts=CHAIN, **WORDS)).counts.done == 0
+
+
+def test_a_text_only_caption_is_that_of_the_language_half_asked_alone(cache):
+    caption(cache, asked(prompts=CHAIN, **WORDS, compute_dtype="float32"))
+    family = family_of(Checkpoint.open("tiny"))
+    model = load_half(WholeModel.of(family.checkpoint), "language", dtype=torch.float32).model
+    for row in captions(cache, "second").values():
+        alone = family.text_row(row["prompt"], "chat")
+        limit = 8 * (2 if "retried" in row["settings"] else 1)
+        [tokens] = generate(model, family, [alone], Generation(max_new_tokens=limit))
+        ended = tokens[-1] in family.stop_ids
+        assert row["caption"] == family.text_of(tokens[:-1] if ended else tokens)
+
+
+def test_text_only_captions_need_no_features(cache):
+    with catalog_of(cache) as catalog:
+        keys = [clip["feature_key"] for clip in catalog.clips()]
+    caption(cache, asked(prompts={"color": COLOR}))
+    for key in keys:
+        FeatureStore.open(cache).path_of(key).unlink()
+    report = caption(cache, asked(prompts=CHAIN, **WORDS))
+    assert (report.counts.done, report.counts.failed) == (NUM_CLIPS, 0)
+
+
+def test_beams_do_not_mix_rows_with_and_without_a_video(cache):
+    caption(cache, asked(limit=1, num_beams=2, prompts={"color": COLOR}))
+    report = caption(cache, asked(num_beams=2, **WORDS))
+    assert report.counts.done == 2 * NUM_CLIPS - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("color", "prompt 'color' is asked without the video .* names no caption"),
+        ("colour", "text_only names no prompt: 'colour'; there are second, color"),
+    ],
+)
+def test_a_text_only_prompt_that_has_nothing_to_go_by_is_refused(name, problem):
+    with pytest.raises(ConfigError, match=problem):
+        asked(text_only=name)

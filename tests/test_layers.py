@@ -57,6 +57,7 @@ LAYERS = {
     3.4: {"models.identity", "models.offload", "models.projection"},
     3.9: {"cutting", "structured", "timeline"},
     3.95: {"clipspans"},
+    3.97: {"clipchoice"},
     4.0: {
         "captionlist",
         "choosing",
