@@ -22,6 +22,7 @@ from cogcache.config import Settings
 from cogcache.errors import ClipError, ConfigError
 from cogcache.scenes import THRESHOLDS, Extent, Span, extent_of, pieces_of, search, spans_of
 from cogcache.settings_clips import Clips
+from cogcache.stopping import ended_by_signals
 from cogcache.video import VideoInfo, cut, probe
 from cogcache.workers import decode_limits, map_unordered
 
@@ -83,7 +84,8 @@ def cut_videos(
     for video in cuts.known_failures:
         del unknown[video]
     find = _find_scenes if clips.scenes else _find_lengths
-    errors = find(unknown, settings, catalog) if unknown else {}
+    with ended_by_signals():
+        errors = find(unknown, settings, catalog) if unknown else {}
     cuts.failures = [(video, error, key_of(unknown[video])) for video, error in errors.items()]
     found = set(unknown.values()) - {unknown[video] for video in errors}
     catalog.clear_failed([key_of(each) for each in found])
