@@ -56,7 +56,7 @@ def list_all(
     """
     found = list_captions(settings, family, identity, catalog, videos, spans)
     if settings.summary.summarize:
-        _Summaries(settings, family, identity, catalog, found).add()
+        _Summaries(settings, family, identity, catalog, found, bool(spans)).add()
     return found
 
 
@@ -82,6 +82,8 @@ class _Summaries:
     identity: HalfIdentity
     catalog: Catalog
     found: CaptionList
+    named: bool
+    """Whether clips were named by their spans: then nothing is said of how videos are cut."""
 
     def add(self) -> None:
         """Look at all videos that are cut."""
@@ -107,7 +109,7 @@ class _Summaries:
         for clip in self.found.clips:
             by_video[clip["video_digest"]].append(clip)
         clips = self.settings.clips
-        is_cut = clips.scenes or clips.segment_s is not None
+        is_cut = not self.named and (clips.scenes or clips.segment_s is not None)
         spans = known_spans(by_video, clips, self.catalog) if is_cut else {}
         for each, of_video in by_video.items():
             gaps = False

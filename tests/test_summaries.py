@@ -25,6 +25,7 @@ from cogcache.generation import generate
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
+from cogcache.scenes import Span
 from cogcache.selection import Selection
 from cogcache.summaries import list_all
 from cogcache.worklist import Clip, Wanted, clip_row
@@ -66,9 +67,9 @@ class Desk:
     def run(self) -> int:
         return self.catalog.start_run("extract", "tiny", {})
 
-    def list(self, **options: object) -> CaptionList:
+    def list(self, spans: tuple[Span, ...] = (), **options: object) -> CaptionList:
         made = self.settings(**options)
-        return list_all(made, self.family, self.identity, self.catalog)
+        return list_all(made, self.family, self.identity, self.catalog, None, spans)
 
     def say(self, tasks: list[Task], text: str = "", **made: object) -> None:
         """Make captions as the language half would; the text is the clip's begin if none."""
@@ -160,6 +161,14 @@ def test_without_a_way_to_cut_the_clips_that_are_there_are_summed_up(desk):
     desk.say(desk.list(segment_s=0).missing)
     (task,) = desk.list(segment_s=0).missing
     assert (task.clip["start_s"], task.clip["end_s"], task.gaps) == (0.0, 30.0, False)
+
+
+def test_of_clips_that_are_named_just_these_are_summed_up(desk):
+    desk.add_clips(4)
+    desk.say(desk.list().missing)
+    (task,) = desk.list(((10.0, 20.0), (20.0, 30.0))).missing
+    assert (task.clip["start_s"], task.clip["end_s"]) == (10.0, 30.0)
+    assert task.words.count("Scene at") == 2
 
 
 # From what
