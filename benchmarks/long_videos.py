@@ -1,6 +1,9 @@
 """Does memory grow with a video's length? Films of 10 minutes and 3 hours through both stages.
 
     python -m benchmarks.long_videos [--minutes 10 --minutes 180]
+    python -m benchmarks.long_videos --search FILM
+
+The second tells what the search for scenes takes in processor time, beside decoding alone.
 
 Each film has 25 small frames a second and a cut every 20 seconds. The peak of each kind of process
 is the most that was seen of one of them, without what it has mapped from files.
@@ -19,6 +22,9 @@ from pathlib import Path
 import av
 import numpy as np
 import psutil
+
+from cogcache.frame_index import open_video
+from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
 
 FPS = 25
 SCENE_S = 20
@@ -81,11 +87,39 @@ def anonymous_bytes(process: psutil.Process) -> int:
     return int(facts.rss - facts.shared)
 
 
+def search_cost(film: Path) -> str:
+    """Return a line of a table: milliseconds a frame, the best of three."""
+    extent, decoding, searching = extent_of(film), [], []
+    for _ in range(3):
+        started = time.process_time()
+        with open_video(film) as video:
+            count = sum(1 for _ in video.container.decode(video.stream))
+            size = f"{video.stream.width} x {video.stream.height}"
+        decoded = time.process_time()
+        begins_s = search(Piece(film, 0, extent.num_frames, "adaptive", THRESHOLDS["adaptive"]))
+        decoding.append((decoded - started) / count * 1e3)
+        searching.append((time.process_time() - decoded) / count * 1e3)
+    best = f"{min(decoding):.2f} ms | {min(searching):.2f} ms"
+    return f"| {film.name} | {size} | {count} | {best} | {len(begins_s)} |"
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=int, action="append")
-    lengths = parser.parse_args().minutes or [10, 180]
+    parser.add_argument("--search", type=Path, action="append", metavar="FILM")
+    given = parser.parse_args()
+    if given.search:
+        print("| film | size | frames | decoded alone, a frame | searched, a frame | cuts |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for film in given.search:
+            print(search_cost(film))
+        return
+    memory(given.minutes or [10, 180])
+
+
+def memory(lengths: list[int]) -> None:
+    """Print the peaks of all commands on films of these lengths."""
     print("| film | command | main process | decode worker | seconds | said |")
     print("| --- | --- | --- | --- | --- | --- |")
     for minutes in lengths:

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from scenes import settings
+from videos import real_videos
 
 from cogcache import scenes
 from cogcache.catalog import Catalog
@@ -85,6 +86,12 @@ def cut_up(catalog: Catalog, *videos: Path, failed: Sequence[str] = (), **option
 @pytest.mark.parametrize("detector", THRESHOLDS)
 def test_scenes_begin_at_their_first_frames(film, detector):
     assert searched(film, detector) == [first / FPS for first in FIRSTS]
+
+
+def test_the_cuts_of_a_filmed_video_are_found_to_the_frame():
+    """They were checked by eye: the frame before each shows another place."""
+    (bikes,) = [path for path in real_videos() if path.stem == "bikes"]
+    assert searched(bikes) == [1.2, 3.04, 5.48, 7.48, 9.68]
 
 
 def test_times_are_the_videos_own_at_a_variable_frame_rate(tmp_path):
