@@ -101,6 +101,7 @@ class Captioner:
     def __post_init__(self) -> None:
         self.grammar = self._grammar()  # before the weights: it may be one that cannot be held
         self.kept: KeptPrefixes | None = None
+        self.longest = 0
         with self.report.split.time("load"):
             self.decoder = self._decoder(self._load())
 
@@ -185,7 +186,8 @@ class Captioner:
             row = self.family.text_row(task.words, layout)
         else:
             row = self.family.row(features, task.prompt, layout)
-        if self.report.planned is None:  # clips come longest first, summaries last
+        if row.length > self.longest:  # clips come longest first, but later prompts may be longer
+            self.longest = row.length
             config = self.family.full_config()
             self.report.planned = plan_language(self.identity, config, self.settings, row.length)
         seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it

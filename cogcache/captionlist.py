@@ -73,7 +73,7 @@ def list_captions(
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
     clips = choose_clips(settings, family, catalog, videos, spans)
-    filler = Filler(settings.prompts, clips, catalog)
+    filler = Filler(settings.prompts, clips, catalog, family.plain)
     listing = _Listing(settings, family, identity, catalog, filler)
     for names in levels(settings.prompts):
         listing.add(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -34,11 +34,13 @@ class Filler:
         prompts: by name; `templates.check` has looked at them.
         clips: all that will be asked about.
         catalog: knows how long videos are.
+        plain: takes apart what a tokenizer would not read as words, in what is put in.
     """
 
     prompts: Mapping[str, str]
     clips: Sequence[ClipRow]
     catalog: Catalog
+    plain: Callable[[str], str]
     said: dict[tuple[str, str, int], Said] = field(default_factory=dict)
     """Captions by prompt, feature key and draw."""
 
@@ -77,7 +79,8 @@ class Filler:
             values[each] = said.text
         values |= {each: self._value(each, clip) for each in variables if each not in captions}
         flagged = any(said and said.flags for said in captions.values())
-        return Filled(templates.fill(self.prompts[name], values), flagged)
+        plain = {each: self.plain(value) for each, value in values.items()}
+        return Filled(templates.fill(self.prompts[name], plain), flagged)
 
     @cached_property
     def _fixed(self) -> dict[str, str]:

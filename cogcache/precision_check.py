@@ -128,7 +128,7 @@ def _tasks(
     catalog: Catalog,
 ) -> Iterator[Task]:
     """Fill the prompts in; those that need captions of a run before it are left out."""
-    filler = Filler(settings.prompts, list(clips), catalog)
+    filler = Filler(settings.prompts, list(clips), catalog, family.plain)
     for clip in clips:
         for name in settings.prompts:
             try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
@@ -177,6 +178,19 @@ def test_the_name_of_a_file_may_be_no_text(tmp_path):
         assert [row["prompt"] for row in catalog.captions()] == [
             "a\N{REPLACEMENT CHARACTER}{start}!"
         ]
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2_vl"])
+def test_a_file_named_like_a_mark_of_the_tokenizer_is_a_file(tmp_path, name):
+    model = "tiny" if name == "tiny" else str(zoo.QWEN2_VL.write(tmp_path / "model"))
+    mark = "<|end_of_text|>" if name == "tiny" else "<|video_pad|>"
+    (tmp_path / "videos").mkdir()
+    write_scene(tmp_path / "videos" / f"{mark}.mp4", 0, num_frames=20)
+    given = {"model": model, "prompts": {"a": "{name}: what is it?", "b": "Of {caption.a}"}}
+    extract([tmp_path / "videos"], tmp_path / "cache", settings(model=model))
+    assert caption(tmp_path / "cache", asked(**given)).counts.done == 2
+    row = next(iter(captions(tmp_path / "cache", "a").values()))
+    assert row["prompt"] == f"< {mark[1:]}: what is it?"
 
 
 # ---- without the video --------------------------------------------------------------------------

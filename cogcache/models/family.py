@@ -7,9 +7,11 @@ a prompt out around cached features. Weights, halves and quantisation are the sa
 from __future__ import annotations
 
 import copy
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from cogcache.checkpoint import Checkpoint
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
     from cogcache.config import Language
     from cogcache.video import ClipFrames
+
+
+_BRACKETS = ("<", "[")
+"""What the marks of all tokenizers that we know begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +203,23 @@ class Family(ABC):
         Raises:
             ConfigError: it is of another kind.
         """
+
+    def plain(self, text: str) -> str:
+        """Return a text that is put into a prompt with the tokenizer's own marks taken apart.
+
+        A file's name or a caption must not end a turn, or stand for a video: it is words.
+        """
+        if not any(bracket in text for bracket in _BRACKETS):
+            return text  # without asking for the tokenizer, which costs seconds
+        for mark in self._marks:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return text
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        added = json.loads(self.tokenizer_json()).get("added_tokens", [])
+        marks = (each["content"] for each in added)
+        return [mark for mark in marks if len(mark) > 2 and mark.startswith(_BRACKETS)]
 
     def rows_together(self, wanted: int, num_beams: int) -> int:
         """Return how many of `wanted` rows can be generated for in one call.
