@@ -34,7 +34,8 @@ from cogcache.upkeep import verify
 
 SPACES = ["unshare", "--mount", "--uts", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]
 STAGE_ONE = ["--model=tiny", "--max-frames=2", "--frames-per-batch=8", "--decode-workers=1"]
-STAGE_TWO = ["--quantization=none", "--max-new-tokens=8"]
+# In bfloat16 a caption may round otherwise beside other clips than in one run over all of them.
+STAGE_TWO = ["--quantization=none", "--max-new-tokens=8", "--compute-dtype=float32"]
 TIMES = {"id", "run", "created_at", "seconds", "first_at", "last_at"}
 
 

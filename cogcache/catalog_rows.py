@@ -10,6 +10,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cogcache.canonical import Field
 from cogcache.errors import ClipError
+from cogcache.urls import is_url, url_of
 
 Stage: TypeAlias = Literal["extract", "caption"]
 
@@ -147,9 +148,12 @@ def failure_row(
 def path_to_text(path: Path | str) -> str:
     """Return a path as a text that any database, terminal and file can hold.
 
-    That is the path itself; only where it holds bytes that are not UTF-8 (or begins with
-    ``file:``), it is ``file:`` and the path's bytes with all odd ones as ``%XX``.
+    That is the path itself, or the URL that it stands for; only where it holds bytes that are not
+    UTF-8 (or begins with ``file:``), it is ``file:`` and the path's bytes with all odd
+    ones as ``%XX``.
     """
+    if is_url(path):
+        return url_of(path)
     text = os.fspath(path)
     try:
         text.encode()

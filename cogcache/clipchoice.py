@@ -18,6 +18,7 @@ from cogcache.models.family import Family
 from cogcache.models.identity import recall
 from cogcache.scenes import Span
 from cogcache.shards import Shard
+from cogcache.urls import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,11 @@ def names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
     """Return the names in the catalog of what a user names; the files may be gone by now."""
     names: set[str] = set()
     for video in map(str, videos):
+        if is_url(video):
+            begin = video.rstrip("/") + "/"
+            found = {each for each in known if each == video or each.startswith(begin)}
+            names |= found or {path_to_text(path) for path in find_videos([video])}
+            continue
         path = os.path.abspath(Path(video).expanduser())  # noqa: PTH100
         name = path_to_text(path)
         found = {name} & known

@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from cogcache import remote
 from cogcache.canonical import digest
 from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import ClipError, ConfigError
 from cogcache.scenes import THRESHOLDS, Extent, Span, extent_of, pieces_of, search, spans_of
 from cogcache.settings_clips import Clips
+from cogcache.spool import Fetching, Spool
 from cogcache.stopping import ended_by_signals
+from cogcache.urls import is_url
 from cogcache.video import VideoInfo, cut, probe
 from cogcache.workers import decode_limits, map_unordered
 
@@ -117,8 +120,11 @@ def video_row(video: Path, video_digest: str, info: VideoInfo) -> VideoRow:
 def size_bytes(video: Path) -> int:
     """Return the size of a file; 0 where it is gone."""
     try:
-        return video.stat().st_size
-    except OSError:  # gone since it was read: no reason to lose what was made of it
+        return (remote.facts(video) if is_url(video) else video.stat()).st_size
+    except (
+        OSError,
+        remote.RemoteError,
+    ):  # gone since it was read: no reason to lose what was made of it
         return 0
 
 
@@ -201,11 +207,14 @@ def _in_workers(
     task: Callable[[Job], Result], jobs: Iterable[Job], settings: Settings
 ) -> Iterator[tuple[Job, Result | ClipError]]:
     # In processes of their own: a container can crash a decoder before its first frame.
-    vision = settings.vision
+    vision, spool = settings.vision, Spool.of_this_machine(settings.machines.spool_gib)
     return map_unordered(
-        task, jobs, workers=vision.decode_workers, limits=decode_limits(vision),
+        Fetching(task, spool),
+        jobs,
+        workers=vision.decode_workers,
+        limits=decode_limits(vision),
         ahead=4 * vision.decode_workers,
-    )  # fmt: skip
+    )
 
 
 def _bar(total: int, what: str, unit: str) -> tqdm[Any]:

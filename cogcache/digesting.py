@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, path_to_text
 from cogcache.errors import ClipError, VideoError
+from cogcache.file_memory import Stat
 from cogcache.inputs import file_digest, unreadable
+from cogcache.remote import as_video_errors, facts
 from cogcache.shards import Shard
+from cogcache.spool import Spool
+from cogcache.urls import is_url
 
 _THREADS: Final = 4
+_ASKING_THREADS: Final = 16
+"""A store answers slowly, and many questions at once."""
+Result = TypeVar("Result")
 Unread = list[tuple[Path, ClipError]]
 
 
 def read_digests(
-    videos: Sequence[Path], catalog: Catalog, shard: Shard
+    videos: Sequence[Path], catalog: Catalog, shard: Shard, spool: Spool
 ) -> tuple[dict[Path, str], Unread]:
     """Return the digest of each video of the shard, in the order given, and what has none.
 
     Videos that another shard has are read as well: that they are its is decided by their digest.
+    Objects of stores are fetched into the spool for it.
     """
-    unread: Unread = []
-    stats = {}
-    for video in videos:
-        try:
-            stats[video] = video.stat()
-        except FileNotFoundError:
-            gone = VideoError("missing", f"{video}: no such file", "it may have been moved")
-            unread.append((video, gone))
-        except OSError as error:
-            unread.append((video, unreadable(video, error)))
+    asking = _ASKING_THREADS if any(map(is_url, videos)) else 1
+    stats: dict[Path, Stat]
+    stats, unread = _sort(videos, _each(_stat, videos, asking))
     known = catalog.digests_of(stats)
-    found, bad = _read([video for video in stats if video not in known])
+    unknown = [video for video in stats if video not in known]
+    results = _each(partial(_digest, spool), unknown, _THREADS)
+    found, bad = _sort(
+        unknown, tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
+    )
     catalog.remember_digests((video, stats[video], found[video]) for video in found)
     catalog.forget_gone(set(found.values()))
     digests = known | found
@@ -49,22 +55,44 @@ def read_digests(
     )
 
 
-def _read(videos: Sequence[Path]) -> tuple[dict[Path, str], Unread]:
-    found, bad = {}, []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = zip(videos, pool.map(_try, videos), strict=True)
-        for video, result in tqdm(
-            results, total=len(videos), desc="new videos", unit="video", disable=None
-        ):
-            if isinstance(result, ClipError):
-                bad.append((video, result))
-            else:
-                found[video] = result
-    return found, bad
+def _each(
+    task: Callable[[Path], Result], videos: Sequence[Path], threads: int
+) -> Iterator[Result | ClipError]:
+    def tried(video: Path) -> Result | ClipError:
+        try:
+            return task(video)
+        except VideoError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(tried, videos)
 
 
-def _try(video: Path) -> str | ClipError:
+def _sort(
+    videos: Sequence[Path], results: Iterable[Result | ClipError]
+) -> tuple[dict[Path, Result], Unread]:
+    good: dict[Path, Result] = {}
+    bad: Unread = []
+    for video, result in zip(videos, results, strict=True):
+        if isinstance(result, ClipError):
+            bad.append((video, result))
+        else:
+            good[video] = result
+    return good, bad
+
+
+def _stat(video: Path) -> Stat:
+    if is_url(video):
+        with as_video_errors(video):
+            return facts(video)
     try:
-        return file_digest(video)
-    except VideoError as error:
-        return error
+        return video.stat()
+    except FileNotFoundError as error:
+        problem = f"{video}: no such file"
+        raise VideoError("missing", problem, "it may have been moved") from error
+    except OSError as error:
+        raise unreadable(video, error) from error
+
+
+def _digest(spool: Spool, video: Path) -> str:
+    return spool.digest(video) if is_url(video) else file_digest(video)

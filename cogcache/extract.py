@@ -44,6 +44,7 @@ def extract(
     spans: Sequence[Span] = (),
     retry_failed: bool = False,
     catalog_path: Path | None = None,
+    features: str | None = None,
 ) -> RunReport:
     """Cache the features of every clip of `videos` that the cache does not hold yet.
 
@@ -54,6 +55,7 @@ def extract(
         spans: parts `(start_s, end_s)` to take of each video, in place of the whole.
         retry_failed: try again what failed before.
         catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
+        features: URL of the prefix where a new cache keeps its features, such as `s3://…`.
 
     Returns:
         What was done. Failures are counted here and listed in the catalog.
@@ -62,7 +64,7 @@ def extract(
         CogcacheError: a setting, the checkpoint or the cache is not usable.
     """
     paths = find_videos([str(video) for video in videos])
-    store = FeatureStore.create_or_open(cache)
+    store = FeatureStore.create_or_open(cache, features)
     store.sweep()
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))

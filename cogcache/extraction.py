@@ -21,6 +21,7 @@ from cogcache.preparation import (
 )
 from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
+from cogcache.spool import Fetching, Spool
 from cogcache.store import FeatureStore
 from cogcache.workers import decode_limits, map_unordered
 from cogcache.worklist import Clip
@@ -102,12 +103,14 @@ class MakingHere(AbstractContextManager["MakingHere"]):
 
         def sources() -> Iterator[ClipSource]:
             for clip in clips:
-                source = ClipSource(clip.video, *clip.span, settings.sampling)
+                source = ClipSource(
+                    clip.video, *clip.span, settings.sampling, clip.key.video_digest
+                )
                 clips_of[source] = clip
                 yield source
 
         results = map_unordered(
-            prepare,
+            Fetching(prepare, Spool.of_this_machine(settings.machines.spool_gib)),
             sources(),
             workers=vision.decode_workers,
             limits=decode_limits(vision),

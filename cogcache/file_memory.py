@@ -6,11 +6,16 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cogcache.catalog_rows import path_to_text, text_to_path
 from cogcache.database import CatalogFile
 from cogcache.inputs import file_digest
+from cogcache.remote import RemoteFacts
+from cogcache.urls import is_url
+
+# What a file system, or a store of objects, says of a file without its being read.
+Stat: TypeAlias = os.stat_result | RemoteFacts
 
 
 class FileMemory:
@@ -19,11 +24,11 @@ class FileMemory:
     def __init__(self, file: CatalogFile) -> None:
         self._file = file
 
-    def known_digest(self, path: Path, stat: os.stat_result) -> str | None:
+    def known_digest(self, path: Path, stat: Stat) -> str | None:
         """Return the digest of a file that has not changed since it was remembered, or None."""
         return self.digests_of({path: stat}).get(path)
 
-    def digests_of(self, files: Mapping[Path, os.stat_result]) -> dict[Path, str]:
+    def digests_of(self, files: Mapping[Path, Stat]) -> dict[Path, str]:
         """Return the digests of those files that have not changed since they were remembered."""
         texts = {path_to_text(path): path for path in files}
         rows = self._file.select("files", among={"path": texts})
@@ -34,11 +39,11 @@ class FileMemory:
             if all(row[name] == now for name, now in _identity(files[path]).items())
         }
 
-    def remember_digest(self, path: Path, stat: os.stat_result, digest: str) -> None:
+    def remember_digest(self, path: Path, stat: Stat, digest: str) -> None:
         """Remember the digest of a file; ``stat`` must be from before its bytes were read."""
         self.remember_digests([(path, stat, digest)])
 
-    def remember_digests(self, files: Iterable[tuple[Path, os.stat_result, str]]) -> None:
+    def remember_digests(self, files: Iterable[tuple[Path, Stat, str]]) -> None:
         """Remember many digests in one transaction."""
         rows = [
             {"path": path_to_text(path), **_identity(stat), "digest": digest}
@@ -83,12 +88,14 @@ class FileMemory:
             paths[row["digest"]].append(row["path"])
         gone = []
         for texts in paths.values():
-            absent = [text for text in texts if not text_to_path(text).exists()]
+            # Of objects of a store nobody asks here: they count as being there.
+            local = (text for text in texts if not is_url(text))
+            absent = [text for text in local if not text_to_path(text).exists()]
             gone += absent if len(absent) < len(texts) else []
         return self._file.delete("files", "path", gone)
 
 
-def _identity(stat: os.stat_result) -> dict[str, object]:
+def _identity(stat: Stat) -> dict[str, object]:
     # As text: some file systems number their files beyond what an SQLite integer holds.
     inode = str(stat.st_ino)
     return {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": inode}

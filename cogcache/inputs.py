@@ -10,7 +10,9 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from cogcache import remote
 from cogcache.errors import ConfigError, VideoError
+from cogcache.urls import is_url, path_of_url
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,9 @@ def find_videos(arguments: Sequence[str]) -> list[Path]:
 
     Args:
         arguments: files; folders, searched with all their subfolders in order of names, hidden
-            ones left out; globs; and ``@list.txt``, which holds a path a line, relative to the
-            list's own folder, where empty lines and those that begin with ``#`` are passed over.
+            ones left out; globs; URLs of objects, prefixes and patterns; and ``@list.txt``, which
+            holds a path or URL a line, paths relative to the list's own folder, where empty lines
+            and those that begin with ``#`` are passed over.
 
     Raises:
         ConfigError: an argument stands for nothing.
@@ -38,6 +41,9 @@ def find_videos(arguments: Sequence[str]) -> list[Path]:
     real_folders: dict[str, str] = {}
     for argument in arguments:
         for path in _expand(argument):
+            if is_url(path):
+                found.setdefault(os.fspath(path), path)
+                continue
             absolute = os.path.abspath(path)  # noqa: PTH100
             found.setdefault(_real(absolute, real_folders), Path(absolute))
     return list(found.values())
@@ -55,7 +61,9 @@ def _real(path: str, real_folders: dict[str, str]) -> str:
 
 def _expand(argument: str) -> Iterator[Path]:
     path = Path(argument).expanduser()
-    if argument.startswith("@"):
+    if is_url(argument):
+        yield from _some(remote.find(argument, VIDEO_SUFFIXES), argument, "nothing is there")
+    elif argument.startswith("@"):
         yield from _listed(Path(argument[1:]).expanduser())
     elif path.is_dir():
         yield from _some(_in_folder(path), argument, "the folder holds no video file")
@@ -113,8 +121,19 @@ def _listed(path: Path) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"@{path}: {error.strerror}", "name a text file of paths") from error
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
-    entries = [path.parent / Path(line.rstrip("\r")).expanduser() for line in lines]
-    return _some(_files(entries), f"@{path}", "the list names no file")
+    return _some(_entries(lines, path.parent), f"@{path}", "the list names no file")
+
+
+def _entries(lines: Iterable[str], folder: Path) -> Iterator[Path]:
+    for line in lines:
+        entry = line.rstrip("\r")
+        if not is_url(entry):
+            yield from _files([folder / Path(entry).expanduser()])
+        elif entry.endswith("/") or glob.has_magic(entry):
+            yield from remote.find(entry, VIDEO_SUFFIXES)
+        else:
+            remote.forget(path := path_of_url(entry))
+            yield path
 
 
 def check_file(path: Path) -> os.stat_result:

@@ -123,10 +123,12 @@ def _store_of(source: Path, into: Path) -> FeatureStore | None:
 def _take_files(theirs: FeatureStore, ours: FeatureStore, path: Path, merged: Merged) -> set[str]:
     """Copy the feature files that are missing; return the clips whose rows are to be taken."""
     there, taken = ours.present(), set()
+    if theirs.features is not None and theirs.features == ours.features:
+        return there
     missing = sorted(theirs.present() - there)
     for key in tqdm(missing, desc="copying features", unit="clip", disable=None):
         try:
-            ours.take(key, theirs.path_of(key))
+            ours.take(key, theirs)
             taken.add(key)
         except CorruptFeaturesError as error:
             logger.warning("%s is left out: %s", theirs.path_of(key), error.problem)

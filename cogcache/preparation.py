@@ -34,6 +34,8 @@ class ClipSource:
     start_s: float
     end_s: float | None
     sampling: Sampling
+    digest: str = ""
+    """SHA-256 that the video's bytes had; "" where that is not known."""
     trust_decord: bool = True
     """Whether decord is asked before PyAV."""
 

@@ -84,7 +84,7 @@ def _batches(store: FeatureStore, result: Rebuilt) -> Iterator[list[tuple[VideoR
             logger.warning("%s is left out: %s", store.path_of(key), error)
             result.left_out += 1
             continue
-        made_s = store.path_of(key).stat().st_mtime
+        made_s = store.made_s(key)
         clip["created_at"] = datetime.fromtimestamp(made_s, UTC).isoformat(timespec="seconds")
         batch.append((video, clip))
         if len(batch) == _ROWS_AT_A_TIME:

@@ -45,7 +45,7 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
         "family": told["family"],
         "model": told["model"],
         "num_frames": len(told["timestamps_s"]),
-        "size_bytes": store.path_of(key).stat().st_size,
+        "size_bytes": store.size_bytes(key),
         "decoder": told["decoder"],
         "settings": {field.name: told[field.name] for field in fields(FeatureKey)},
     }

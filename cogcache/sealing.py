@@ -67,7 +67,7 @@ def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], No
 
 
 def partial_name(path: Path) -> Path:
-    """Return a temporary name beside ``path``, which says who is writing."""
+    """Return a temporary name beside a path, of which `remove_dead` can tell whose it is."""
     return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
 
 

@@ -52,6 +52,8 @@ class Machines(Table):
     shard: Annotated[str | None, AfterValidator(_is_shard), NoneIfEmpty] = None
     """Do only the I-th of N shares, counted from 1, as `3/16`; which share a clip is in is decided
     by the digest of its video, and does not change when the list of videos grows."""
+    spool_gib: Positive = 20.0
+    """GiB of this machine's disk that videos of object stores may fill while they are worked on."""
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> Self:

@@ -6,20 +6,18 @@ is complete; that it is sound is proven at each reading.
 
 from __future__ import annotations
 
-import os
-import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import AbstractContextManager
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cogcache import feature_file, feature_reader
+from cogcache.cache_mark import CACHE_FORMAT, is_free, read_mark, write_mark
 from cogcache.canonical import Field
 from cogcache.errors import CacheError
 from cogcache.feature_file import Compression
+from cogcache.feature_files import KEY, feature_files
 from cogcache.feature_format import Bits
 from cogcache.feature_reader import StoredFeatures
 from cogcache.sealing import remove_dead, seal, sync_folder
@@ -28,11 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["CACHE_FORMAT", "Compression", "FeatureStore", "StoredFeatures"]
-
-CACHE_FORMAT: Final = 1
-_MARK: Final = "cogcache.toml"
-_KEY: Final = re.compile(r"[0-9a-f]{64}")
-_IGNORED: Final = {"lost+found"}  # a freshly made disk holds it
 
 
 class FeatureStore:
@@ -43,10 +36,10 @@ class FeatureStore:
     other's way.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, features: str | None = None) -> None:
         """Take ``root`` as it is; use ``open`` or ``create_or_open``, which check it."""
-        self.root = root
-        self._features = root / "features"
+        self.root, self.features = root, features
+        self._files = feature_files(root, features)
         self._quarantine = root / "quarantine"
 
     @classmethod
@@ -58,22 +51,34 @@ class FeatureStore:
         """
         if not root.is_dir():
             raise CacheError(f"there is no cache in {root}", "make one with `cogcache extract`")
-        _check_mark(root)
-        return cls(root)
+        return cls(root, read_mark(root))
 
     @classmethod
-    def create_or_open(cls, root: Path) -> FeatureStore:
+    def create_or_open(cls, root: Path, features: str | None = None) -> FeatureStore:
         """Open the cache in ``root``, or make one there if the folder is empty or absent.
 
+        Args:
+            root: folder of the cache.
+            features: URL of the prefix where a new cache is to keep its features, in place of
+                its own folder; None takes it as it is.
+
         Raises:
-            CacheError: ``root`` is a file, holds other things, is of another format, or cannot
-                be written.
+            CacheError: ``root`` is a file, holds other things, is of another format, keeps its
+                features elsewhere, or cannot be written.
+            ConfigError: no files can be kept at the URL.
         """
         if root.exists() and not root.is_dir():
             raise CacheError(f"{root} is a file, not a folder", "name a folder for the cache")
-        if not (root / _MARK).exists() and not _found_in(root):
-            seal(root / _MARK, _mark())
-        return cls.open(root)
+        if is_free(root):
+            write_mark(root, cls(root, features).features)
+        store = cls.open(root)
+        if features is not None and store.features != features:
+            where = store.features or "its own folder"
+            raise CacheError(
+                f"{root} keeps its features in {where}, not {features}",
+                "leave --features out, or name another cache",
+            )
+        return store
 
     def path_of(self, key: str) -> Path:
         """Return where the features of ``key`` lie, or would lie.
@@ -81,36 +86,35 @@ class FeatureStore:
         Raises:
             ValueError: ``key`` is not 64 lower-case hexadecimal digits.
         """
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is not a feature key")
-        return self._features / key[:2] / f"{key}.h5"
+        return self._files.path_of(key)
 
     def __contains__(self, key: str) -> bool:
-        return self.path_of(key).is_file()
+        self.path_of(key)
+        return self._files.has(key)
 
     def keys(self) -> Iterator[str]:
-        """Yield the key of every feature file, folder by folder."""
-        if not self._features.is_dir():
-            return
-        for folder in sorted(self._features.iterdir()):
-            for path in sorted(folder.glob("*.h5")):
-                if _KEY.fullmatch(path.stem) and path.stem[:2] == folder.name:
-                    yield path.stem
+        """Yield the key of every feature file, in order."""
+        yield from sorted(self.present())
 
     def present(self) -> set[str]:
         """Return the keys of all feature files: to ask for many, the quickest way."""
-        found: set[str] = set()
-        if self._features.is_dir():
-            for folder in os.listdir(self._features):  # noqa: PTH208 - a path object a file is dear
-                with suppress(NotADirectoryError):
-                    found.update(os.listdir(self._features / folder))  # noqa: PTH208
-        return {name[:-3] for name in found if name.endswith(".h5") and _KEY.fullmatch(name[:-3])}
+        return self._files.present()
+
+    def size_bytes(self, key: str) -> int:
+        """Return the bytes that the file of ``key`` takes."""
+        return self._files.size_bytes(key)
+
+    def made_s(self, key: str) -> float:
+        """Return when the file of ``key`` was written, in seconds since 1970."""
+        return self._files.made_s(key)
 
     def __iter__(self) -> Iterator[str]:
         return self.keys()
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.keys())
+        return len(self.present())
 
     def write(
         self,
@@ -141,23 +145,23 @@ class FeatureStore:
             TypeError: a tensor or an attribute is of a type that the format does not have.
             ValueError: a name is not made of letters, digits, ``_``, ``-`` and ``.``.
         """
-        path = self.path_of(key)
-        if not path.exists():
+        if key not in self:
             bits = {name: Bits.of(name, tensor) for name, tensor in tensors.items()}
             content = feature_file.encode(key, bits, attributes, thumbnail, compression)
-            seal(path, content, lambda partial: feature_reader.check(partial, key, bits))
-        return path.stat().st_size
+            self._files.put(key, content, lambda copy: feature_reader.check(copy, key, bits))
+        return self._files.size_bytes(key)
 
-    def take(self, key: str, path: Path) -> None:
+    def take(self, key: str, other: FeatureStore) -> None:
         """Copy a feature file of another cache; that copy is proven, like any.
 
         Raises:
             CacheError: it cannot be read, or the disk is full or cannot be written.
             CorruptFeaturesError: the file is damaged.
         """
-        feature_reader.prove(path, key)
-        content = path.read_bytes()
-        seal(self.path_of(key), content, lambda partial: feature_reader.prove(partial, key))
+        with other._found(key) as path:
+            feature_reader.prove(path, key)
+            content = path.read_bytes()
+        self._files.put(key, content, lambda copy: feature_reader.prove(copy, key))
 
     def read(self, key: str, names: Collection[str] | None = None) -> StoredFeatures:
         """Return the features of ``key``, proven to be what was sealed.
@@ -171,7 +175,8 @@ class FeatureStore:
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
             KeyError: there is no tensor of such a name.
         """
-        return feature_reader.read(self._found(key), key, names)
+        with self._found(key) as path:
+            return feature_reader.read(path, key, names)
 
     def describe(self, key: str) -> dict[str, Field]:
         """Return the attributes of ``key``, proven to be what was sealed; reads no tensor.
@@ -180,7 +185,8 @@ class FeatureStore:
             CacheError: the cache holds none of this key, or the disk cannot be read.
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
-        return feature_reader.describe(self._found(key), key)
+        with self._found(key) as path:
+            return feature_reader.describe(path, key)
 
     def prove(self, key: str) -> None:
         """Read all that the file of ``key`` holds, and hold it against what was sealed.
@@ -189,20 +195,18 @@ class FeatureStore:
             CacheError: the cache holds none of this key, or the disk cannot be read.
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
-        feature_reader.prove(self._found(key), key)
+        with self._found(key) as path:
+            feature_reader.prove(path, key)
 
     def strangers(self) -> list[Path]:
         """Return what lies among the feature files and is none, unfinished ones left out."""
-        ours = {self.path_of(key) for key in self.keys()}
-        found = (path for path in self._features.rglob("*") if not path.is_dir())
-        return sorted(p for p in found if p not in ours and not p.name.endswith(".partial"))
+        return self._files.strangers()
 
     def remove(self, key: str) -> int:
         """Delete the features of ``key`` for good; return the bytes that this sets free."""
-        path = self._found(key)
-        size_bytes = path.stat().st_size
-        path.unlink()
-        sync_folder(path.parent)
+        with self._found(key):
+            size_bytes = self._files.size_bytes(key)
+        self._files.remove(key)
         return size_bytes
 
     def keep_copy(self, path: Path, reason: str) -> Path:
@@ -213,11 +217,10 @@ class FeatureStore:
         seal(target.with_name(f"{target.name}.txt"), f"{reason}\n".encode())
         return target
 
-    def _found(self, key: str) -> Path:
-        path = self.path_of(key)
-        if not path.is_file():
+    def _found(self, key: str) -> AbstractContextManager[Path]:
+        if self.features is None and key not in self:
             raise CacheError(f"{self.root} holds no features {key}", "run `cogcache extract` again")
-        return path
+        return self._files.opened(key)
 
     def quarantine(self, key: str, reason: str) -> Path:
         """Move a damaged file away, so that it is made anew; the reason lies beside it.
@@ -228,9 +231,13 @@ class FeatureStore:
         Raises:
             CacheError: there is no such file, or it cannot be moved.
         """
-        path = self._found(key)
-        target = next(t for t in self._places(key) if not t.exists())
-        seal(target.with_suffix(".txt"), f"{reason}\n".encode(errors="backslashreplace"))
+        with self._found(key) as path:
+            target = next(t for t in self._places(key) if not t.exists())
+            seal(target.with_suffix(".txt"), f"{reason}\n".encode(errors="backslashreplace"))
+            if self.features is not None:
+                seal(target, path.read_bytes())
+                self._files.remove(key)
+                return target
         try:
             path.rename(target)
         except OSError as error:
@@ -248,36 +255,4 @@ class FeatureStore:
 
         Files of living writers stay.
         """
-        return remove_dead([self.root, self._quarantine, *self._features.glob("??")])
-
-
-def _mark() -> bytes:
-    try:
-        made_with = version("cogcache")
-    except PackageNotFoundError:
-        made_with = "unknown"
-    text = f"# A cache of cogcache; docs/format.md says what lies in it.\nformat = {CACHE_FORMAT}\n"
-    return f'{text}made_with = "cogcache {made_with}"\n'.encode()
-
-
-def _found_in(root: Path) -> list[str]:
-    names = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    return [name for name in names if name not in _IGNORED and not name.startswith(f".{_MARK}.")]
-
-
-def _check_mark(root: Path) -> None:
-    hint = "name another folder with --cache"
-    try:
-        mark = tomllib.loads((root / _MARK).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        found = ", ".join(_found_in(root)[:3]) or "nothing"
-        raise CacheError(
-            f"{root} is not a cache: it has no {_MARK} and holds {found}", hint
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CacheError(f"{root / _MARK} cannot be read: {error}", hint) from error
-    if mark.get("format") != CACHE_FORMAT:
-        problem = f"{root} is of format {mark.get('format')!r}; this version reads {CACHE_FORMAT}"
-        raise CacheError(
-            problem, f"it was made with {mark.get('made_with')}; update cogcache, or {hint}"
-        )
+        return remove_dead([self.root, self._quarantine]) + self._files.sweep()

@@ -15,12 +15,14 @@ from typing import Any
 from tqdm import tqdm
 
 from cogcache.canonical import canonical_bytes
-from cogcache.catalog import Catalog, ClipRow, VideoRow, text_to_path
+from cogcache.catalog import Catalog, ClipRow, VideoRow, path_to_text, text_to_path
 from cogcache.database import CatalogFile
 from cogcache.errors import CatalogError, CorruptFeaturesError, VideoError
-from cogcache.keys import digest
+from cogcache.keys import digest as digest_of
 from cogcache.recovery import rows_of
+from cogcache.remote import RemoteError, facts
 from cogcache.store import FeatureStore
+from cogcache.urls import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class _Verification:
         except KeyError as error:
             problem = f"it does not say its {error}"
             return self._found("corrupt", key, problem, self._quarantine(problem))
-        if digest(clip["settings"]) != key:
+        if digest_of(clip["settings"]) != key:
             problem = "what it says it was made from has another key"
             return self._found("wrong_key", key, problem, self._quarantine(problem))
         if row is None:
@@ -211,12 +213,24 @@ def _current_digests(catalog: Catalog) -> set[str]:
     """Return the digests of videos that some file still holds."""
     current = set()
     with closing(CatalogFile(catalog.path)) as file:
-        paths = [
-            row[0] for row in file.query("SELECT path FROM files UNION SELECT path FROM videos")
-        ]
-    for path in paths:
+        rows = file.query("SELECT path, digest FROM files UNION SELECT path, digest FROM videos")
+    for path, digest in rows:
+        if is_url(path):
+            # Nothing is fetched for this: what is there is taken to be what it was.
+            current |= set() if _is_gone(text_to_path(path)) else {digest}
+            continue
         try:
             current.add(catalog.digest_of(text_to_path(path)))
         except (OSError, VideoError) as error:
             logger.info("%s: %s", path, error)
     return current
+
+
+def _is_gone(video: Path) -> bool:
+    """Say whether a store says that it does not have an object; no answer is none."""
+    try:
+        facts(video, anew=True)
+    except RemoteError as error:
+        logger.warning("%s: %s", path_to_text(video), error)
+        return error.reason == "missing"
+    return False

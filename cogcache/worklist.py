@@ -23,6 +23,7 @@ from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
 from cogcache.shards import Shard
+from cogcache.spool import Spool
 from cogcache.store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,9 @@ def list_work(
     """
     work = Worklist()
     shard = Shard.parse(wanted.settings.machines.shard)
-    digests, unread = read_digests(videos, catalog, shard)
+    digests, unread = read_digests(
+        videos, catalog, shard, Spool.of_this_machine(wanted.settings.machines.spool_gib)
+    )
     work.failures += [Unusable(video, error) for video, error in unread]
     failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
     spans = _spans(digests, wanted, failed, catalog, work)

@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
-    0.1: {"devices", "likeness", "machine", "own_process", "totals", "units"},
-    0.2: {"worker_limits"},
+    0.1: {"devices", "likeness", "machine", "own_process", "totals", "units", "urls"},
+    0.2: {"remote", "worker_limits"},
     1.0: {
         "canonical",
         "headers",
@@ -32,12 +32,12 @@ LAYERS = {
         "toml_file",
         "worker_process",
     },
-    1.05: {"settings_clips", "settings_machines"},
+    1.05: {"settings_clips", "cache_mark", "settings_machines", "spool"},
     1.1: {"catalog_rows", "config", "database", "feature_format", "keys", "live", "shapes"},
     1.15: {"split_manifest", "tensor_files"},
     1.2: {"checkpoint", "claims", "feature_file", "feature_reader", "file_memory", "prompts"},
     1.3: {"catalog", "store"},
-    1.25: {"catalog_merge"},
+    1.25: {"catalog_merge", "feature_files"},
     1.4: {"browse", "filling", "local_catalog", "recovery", "repacking"},
     1.5: {"figures", "upkeep"},
     1.6: {"merging", "rebuild"},

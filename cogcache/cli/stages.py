@@ -69,6 +69,12 @@ catalog_option = click.option(
     help="Keep the catalog here, on this machine's own disk, and a copy of it in the cache: for a"
     " cache that several machines share. `cogcache merge` puts the copies together.",
 )
+features_option = click.option(
+    "--features",
+    metavar="URL",
+    help="Prefix of an object store, such as s3://bucket/features, where a new cache keeps its"
+    " features; it is remembered.",
+)
 videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
 
 
@@ -78,6 +84,7 @@ videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
 @clip_option
 @retry_option
 @catalog_option
+@features_option
 @settings_options(*STAGE_ONE)
 def extract(
     videos: tuple[str, ...],
@@ -85,6 +92,7 @@ def extract(
     spans: tuple[Span, ...],
     retry_failed: bool,
     catalog_path: Path | None,
+    features: str | None,
     settings: Settings,
 ) -> None:
     """Stage one: encode VIDEOS with the vision half and cache the features.
@@ -96,7 +104,7 @@ def extract(
     _finish(
         run(
             videos, cache, settings,
-            spans=spans, retry_failed=retry_failed, catalog_path=catalog_path,
+            spans=spans, retry_failed=retry_failed, catalog_path=catalog_path, features=features,
         )
     )  # fmt: skip
 
@@ -137,6 +145,7 @@ def caption(
 @clip_option
 @retry_option
 @catalog_option
+@features_option
 @settings_options(*dict.fromkeys(STAGE_ONE + STAGE_TWO), prompts=True)
 def run(
     videos: tuple[str, ...],
@@ -144,6 +153,7 @@ def run(
     spans: tuple[Span, ...],
     retry_failed: bool,
     catalog_path: Path | None,
+    features: str | None,
     settings: Settings,
 ) -> None:
     """Both stages, each in a process of its own.
@@ -154,6 +164,7 @@ def run(
 
     hours = Hours(settings.limits.max_hours)
     retry = ["--retry-failed"] if retry_failed else []
+    retry += [f"--features={features}"] if features else []
     own = [f"--catalog={catalog_path}"] if catalog_path else []
     common = [f"--cache={cache}", *own]
     one = as_arguments(settings, *STAGE_ONE)

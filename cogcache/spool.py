@@ -1,0 +1,149 @@
+"""A bounded folder on this machine's disk, in which videos of object stores lie while needed.
+
+What lies there longest unused goes first. A reader holds a link of its own to what it reads, so
+that it keeps it to its end. What is not covered: what readers hold comes on top of the bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from cogcache.errors import VideoError
+from cogcache.remote import as_video_errors, facts, fetch
+from cogcache.sealing import partial_name, remove_dead
+from cogcache.units import GIB, format_bytes
+from cogcache.urls import is_url, url_of
+
+Result = TypeVar("Result")
+_NAMES: Final = 32
+"""Digits of the digest of a URL that begin the name of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    """The folder, and how many bytes it may hold."""
+
+    folder: Path
+    most_bytes: int
+
+    @classmethod
+    def of_this_machine(cls, most_gib: float) -> Spool:
+        """Return the spool of this user; ``TMPDIR`` says on which disk."""
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        return cls(Path(tempfile.gettempdir(), f"cogcache-spool-{user}"), int(most_gib * GIB))
+
+    def digest(self, video: Path) -> str:
+        """Return the SHA-256 of an object's bytes, which are fetched and kept for a while.
+
+        Raises:
+            VideoError: it cannot be had, or is larger than the spool.
+        """
+        return self._fetch(video).stem.partition("-")[2]
+
+    @contextmanager
+    def local(self, video: Path, digest: str = "") -> Iterator[Path]:
+        """Yield a file of this machine with the bytes of an object.
+
+        Args:
+            video: its URL, as a path.
+            digest: SHA-256 that its bytes had; "" takes what is there now.
+
+        Raises:
+            VideoError: it cannot be had, or its bytes are others (``changing``).
+        """
+        held = self._held(video, digest)
+        try:
+            yield held
+        finally:
+            held.unlink(missing_ok=True)
+
+    def _held(self, video: Path, digest: str) -> Path:
+        self._make()
+        pattern = f"{_begin(video)}-{digest or '*'}{video.suffix}"
+        for path in self.folder.glob(pattern):
+            with suppress(FileNotFoundError):
+                return _link(path)
+        path = self._fetch(video)
+        if digest and path.stem.partition("-")[2] != digest:
+            problem = f"{url_of(video)} is not what it was when its digest was taken"
+            raise VideoError("changing", problem, "run again when it is complete")
+        return _link(path)
+
+    def _fetch(self, video: Path) -> Path:
+        self._make()
+        with as_video_errors(video):
+            size_bytes = facts(video).st_size
+            if not size_bytes:
+                raise VideoError("empty_file", f"{url_of(video)} has no bytes", "put it anew")
+            self._make_room(video, size_bytes)
+            partial = partial_name(self.folder / f"fetching{video.suffix}")
+            try:
+                with partial.open("xb") as file:
+                    digest = fetch(video, file)
+                path = self.folder / f"{_begin(video)}-{digest}{video.suffix}"
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        return path
+
+    def _make(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _make_room(self, video: Path, size_bytes: int) -> None:
+        if size_bytes > self.most_bytes:
+            size, most = format_bytes(size_bytes), format_bytes(self.most_bytes)
+            problem = f"{url_of(video)} has {size}; the spool may hold {most}"
+            raise VideoError("too_large", problem, "raise --spool-gib")
+        remove_dead([self.folder])
+        files = [(path.stat(), path) for path in self.folder.glob("[0-9a-f]*-*") if path.exists()]
+        free = self.most_bytes - sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda each: each[0].st_mtime):
+            if free >= size_bytes:
+                return
+            path.unlink(missing_ok=True)
+            free += stat.st_size
+
+
+def _begin(video: Path) -> str:
+    return hashlib.sha256(url_of(video).encode(errors="surrogateescape")).hexdigest()[:_NAMES]
+
+
+def _link(path: Path) -> Path:
+    held = partial_name(path)
+    os.link(path, held)
+    os.utime(path)
+    return held
+
+
+@dataclass(frozen=True)
+class Fetching(Generic[Result]):
+    """A task of a worker whose video may lie in an object store.
+
+    Args:
+        task: takes a path, or a dataclass whose ``video`` is one.
+        spool: where to fetch it to. A ``digest`` of the dataclass is what its bytes must have.
+    """
+
+    task: Callable[[Any], Result]
+    spool: Spool
+
+    def __call__(self, job: Any) -> Result:
+        """Do the task with a file of this machine."""
+        video: Path = job if isinstance(job, Path) else job.video
+        if not is_url(video):
+            return self.task(job)
+        with self.spool.local(video, getattr(job, "digest", "")) as path:
+            local = path if isinstance(job, Path) else replace(job, video=path)
+            try:
+                return self.task(local)
+            except VideoError as error:
+                problem = error.problem.replace(str(path), url_of(video))
+                raise VideoError(error.reason, problem, error.hint) from error
