@@ -102,6 +102,17 @@ def test_a_caption_that_stays_bad_is_stored_with_its_flag(cache):
     assert len(flagged) == NUM_CLIPS
 
 
+def test_captions_of_several_prompts_are_listed_side_by_side(cache):
+    _, rows = made(cache)
+    arguments = ["ls", "--side-by-side", "--cache", str(cache)]
+    shown = CliRunner().invoke(main, arguments).output
+    assert shown.split()[:5] == ["video", "start_s", "end_s", "color:", "detail:"]
+    listed = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
+    assert [sorted(clip["captions"]) for clip in listed] == [["color", "detail"]] * NUM_CLIPS
+    said = {(clip["video"], *each) for clip in listed for each in clip["captions"].items()}
+    assert said == {(row["video"], row["prompt_name"], row["caption"]) for row in rows}
+
+
 def test_a_drawn_caption_that_is_empty_is_drawn_anew_with_other_random_numbers(cache):
     drawing = {"do_sample": True, "temperature": 3.0, "top_k": 0, "n": 8, "max_new_tokens": 8}
     _, rows = made(cache, stop=[*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"aeiou"], **drawing)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from cogcache.tables import as_json, as_table
+from cogcache.tables import as_json, as_table, side_by_side
 
 ROWS = [{"video": "a.mp4", "start_s": 0.0, "flags": ["empty"]}, {"video": "b\x1b[2J.mp4"}]
 
@@ -27,3 +27,14 @@ def test_a_table_fits_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     lines = as_table([{"a": "word " * 100, "b": "x"}], ["a", "b"]).splitlines()
     assert max(map(len, lines)) <= 60
+
+
+def test_captions_of_a_clip_stand_side_by_side_the_newest_of_each_prompt():
+    place = {"video": "a.mp4", "start_s": 0.0, "end_s": None}
+    said = [("short", "Old."), ("video", "Long."), ("short", "New.")]
+    rows = [{**place, "prompt_name": name, "caption": text} for name, text in said]
+    rows.append({**place, "start_s": 5.0, "prompt_name": "short", "caption": "Later."})
+    assert side_by_side(rows) == [
+        {**place, "captions": {"short": "New.", "video": "Long."}},
+        {**place, "start_s": 5.0, "captions": {"short": "Later."}},
+    ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from cogcache.cli.filters import catalog_of
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.options import cache_option
@@ -19,10 +20,13 @@ from cogcache.units import format_bytes
 @click.argument("what", type=click.Choice(["captions", "clips", "runs"]), default="captions")
 @cache_option
 @click.option(
-    "--flagged", is_flag=True, help="Only captions that are empty, loop, or were cut off."
+    "--flagged", is_flag=True, help="Only captions with a flag: empty, looping, cut off, …"
+)
+@click.option(
+    "--side-by-side", is_flag=True, help="A row a clip, with the newest caption of each prompt."
 )
 @json_option
-def ls(what: str, cache: Path, flagged: bool, json_: bool) -> None:
+def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -> None:
     """List captions (the default), clips or runs."""
     columns = {
         "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "flags"),
@@ -32,14 +36,17 @@ def ls(what: str, cache: Path, flagged: bool, json_: bool) -> None:
             "planned_peak_bytes", "measured_peak_bytes",
         ),
     }  # fmt: skip
-    if flagged and what != "captions":
-        raise click.UsageError("--flagged is for captions")
+    if (flagged or side_by_side) and what != "captions":
+        raise click.UsageError("--flagged and --side-by-side are for captions")
 
     def rows(catalog: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = getattr(catalog, what)()
         return [row for row in found if row["flags"]] if flagged else found
 
-    _list(cache, rows, columns[what], json_=json_)
+    if side_by_side:
+        _print_side_by_side(cache, rows, json_=json_)
+    else:
+        _list(cache, rows, columns[what], json_=json_)
 
 
 @click.command()
@@ -108,6 +115,22 @@ def _with_units(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: value and format_bytes(value) for name, value in named.items()}
 
 
+def _print_side_by_side(
+    cache: Path, rows: Callable[[Any], list[dict[str, Any]]], *, json_: bool
+) -> None:
+    from cogcache.catalog import Catalog
+    from cogcache.tables import side_by_side
+
+    with Catalog(catalog_of(cache)) as catalog:
+        clips = side_by_side(rows(catalog))
+    prompts = dict.fromkeys(name for clip in clips for name in clip["captions"])
+    shown = [
+        {**clip, **{f"{name}:": text for name, text in clip["captions"].items()}} for clip in clips
+    ]
+    columns = ("video", "start_s", "end_s", *(f"{name}:" for name in prompts))
+    print_rows(clips if json_ else shown, columns, json_=json_)
+
+
 def _list(
     cache: Path,
     rows: Callable[[Any], list[dict[str, Any]]],
@@ -116,10 +139,6 @@ def _list(
     json_: bool,
 ) -> None:
     from cogcache.catalog import Catalog
-    from cogcache.store import FeatureStore
 
-    FeatureStore.open(cache)
-    if not (cache / "catalog.sqlite").is_file():
-        raise ConfigError(f"{cache} has no catalog yet", "make one with `cogcache extract`")
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with Catalog(catalog_of(cache)) as catalog:
         print_rows(rows(catalog), columns, json_=json_)
