@@ -23,6 +23,7 @@ from cogcache.config import Generation
 from cogcache.decoding import Decoder
 from cogcache.generation import Finished, Request
 from cogcache.keptprefixes import KeptPrefixes
+from cogcache.kvcache import Prefix
 from cogcache.models.identity import identify
 from cogcache.store import FeatureStore
 from cogcache.video import read_clip
@@ -124,16 +125,16 @@ def sharing(bench: Bench) -> Iterator[Line]:
     """K prompts a clip with a shared prefix, against each with a prefill of its own."""
     language = bench.language()
     for new_tokens in LENGTHS:
-        for count in COUNTS:
-            [shared, *_] = groups(bench, prompts(count), new_tokens)
+        for number in COUNTS:
+            [shared, *_] = groups(bench, prompts(number), new_tokens)
             alone = [[_of_its_own(request, index)] for index, request in enumerate(shared)]
             found = in_turn(
                 bench.repeats,
                 lambda shared=shared: drain(Decoder(language, bench.family, 16), [shared]),
                 lambda alone=alone: drain(Decoder(language, bench.family, 16), alone),
             )
-            bar = "≥ 4" if (count, new_tokens) == (8, 4) else ""
-            name = f"{count} prompts a clip, {new_tokens} tokens each: shared, not shared"
+            bar = "≥ 4" if (number, new_tokens) == (8, 4) else ""
+            name = f"{number} prompts a clip, {new_tokens} tokens each: shared, not shared"
             yield Line(name, *found, bar)
 
 
@@ -161,6 +162,21 @@ def keeping(bench: Bench) -> Iterator[Line]:
         label = kind.replace("none", "bf16")
         name = f"a new prompt, 16 tokens, {label}: video part kept ({size:.0f} MB), prefilled"
         yield Line(name, *in_turn(bench.repeats, ours, theirs), "")
+
+
+def keeping_large(bench: Bench) -> Iterator[Line]:
+    """Read and write a video part of the flagship's size: 24 frames, 1,608 tokens, bf16."""
+    layers = [tuple(torch.randn(2, 8, 1608, 128).bfloat16()) for _ in range(32)]
+    prefix, folder = Prefix(layers), Path(tempfile.mkdtemp(dir=bench.folder))
+    kept, number = KeptPrefixes(folder, {"benchmark": "large"}), iter(range(1000))
+
+    def write() -> None:
+        kept.keep(str(next(number)), "tokens", prefix)
+        kept.wait()
+
+    write()
+    found = in_turn(bench.repeats, lambda: kept.read("0", "tokens"), write, time.perf_counter)
+    yield Line("a kept video part of CogVLM2-Video's size, 211 MB: read, written", *found, "")
 
 
 def batching(bench: Bench) -> Iterator[Line]:

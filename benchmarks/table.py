@@ -25,6 +25,7 @@ from benchmarks.overlap import overlap
 from benchmarks.recaption import (
     batching,
     keeping,
+    keeping_large,
     limit,
     monolith,
     nothing_to_do,
@@ -35,7 +36,7 @@ from benchmarks.small import Bench
 from benchmarks.timing import HEAD, Clock, Line
 
 FIGURES = (
-    monolith, limit, sharing, batching, waste, keeping,
+    monolith, limit, sharing, batching, waste, keeping, keeping_large,
     overlap, sealing, size, codecs, nothing_to_do,
 )  # fmt: skip
 
