@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scenes import settings
+from scenes import catalog_of, settings
 from videos import write_video
 
+from cogcache.caption import caption
 from cogcache.extract import extract
 from cogcache.memory import sample
 from cogcache.store import FeatureStore
@@ -32,7 +33,7 @@ def reports_and_features(video, tmp_path_factory):
     ]
     store = FeatureStore.open(cache)
     found = sorted((store.describe(key) for key in store), key=lambda told: told["start_s"])
-    return reports, found
+    return reports, found, cache
 
 
 def test_the_second_run_goes_on_in_the_middle(reports_and_features):
@@ -52,6 +53,21 @@ def test_each_part_is_seen_from_its_beginning_to_its_end(reports_and_features):
     assert times.shape == (PARTS, 6)
     assert np.diff(times, axis=1).max() <= SEGMENT_S / 5
     assert (times[:, -1] - times[:, 0]).min() >= SEGMENT_S - 1
+
+
+def test_captions_go_on_in_the_middle_and_are_summed_up_at_the_end(reports_and_features):
+    cache = reports_and_features[2]
+    told = {**OPTIONS, "summarize": True, "max_new_tokens": 8, "retry": False}
+    first, second = (caption(cache, settings(limit=limit, **told)) for limit in (PARTS // 2, None))
+    assert (first.counts.done, second.counts.cached) == (PARTS // 2, PARTS // 2)
+    assert second.counts.done == PARTS - PARTS // 2 + 1
+    with catalog_of(cache) as catalog:
+        rows = catalog.captions()
+    assert [row["start_s"] for row in rows if row["prompt_name"] == "default"] == [
+        number * SEGMENT_S for number in range(PARTS)
+    ]
+    (summary,) = [row for row in rows if row["prompt_name"] == "summary"]
+    assert (summary["start_s"], summary["end_s"]) == (0.0, None)
 
 
 def test_memory_does_not_grow_from_part_to_part(video):
