@@ -180,17 +180,23 @@ def test_the_name_of_a_file_may_be_no_text(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("name", ["tiny", "qwen2_vl"])
-def test_a_file_named_like_a_mark_of_the_tokenizer_is_a_file(tmp_path, name):
-    model = "tiny" if name == "tiny" else str(zoo.QWEN2_VL.write(tmp_path / "model"))
-    mark = "<|end_of_text|>" if name == "tiny" else "<|video_pad|>"
+def test_a_file_named_like_a_mark_of_the_tokenizer_is_a_file(tmp_path):
     (tmp_path / "videos").mkdir()
-    write_scene(tmp_path / "videos" / f"{mark}.mp4", 0, num_frames=20)
-    given = {"model": model, "prompts": {"a": "{name}: what is it?", "b": "Of {caption.a}"}}
-    extract([tmp_path / "videos"], tmp_path / "cache", settings(model=model))
-    assert caption(tmp_path / "cache", asked(**given)).counts.done == 2
+    write_scene(tmp_path / "videos" / "<|end_of_text|>.mp4", 0, num_frames=20)
+    extract([tmp_path / "videos"], tmp_path / "cache", settings())
+    assert caption(tmp_path / "cache", asked(prompts={"a": "{name}: what?"})).counts.done == 1
     row = next(iter(captions(tmp_path / "cache", "a").values()))
-    assert row["prompt"] == f"< {mark[1:]}: what is it?"
+    assert row["prompt"] == "< |end_of_text|>: what?"
+
+
+def test_what_is_filled_in_stands_for_no_video(tmp_path):
+    family = family_of(Checkpoint.open(str(zoo.QWEN2_VL.write(tmp_path / "model"))))
+    mark = family.processor.placeholder
+    assert family.plain(f"a {mark} b") == f"a < {mark[1:]} b"
+    with pytest.raises(ConfigError, match="stands 1 times in the laid out prompt, where 0 are"):
+        family.text_row(mark, "chat")
+    plain = family.text_row(family.plain(mark), "chat").sequences["input_ids"].tolist()
+    assert not {*plain} & {*family.processor.slot_ids}
 
 
 # ---- without the video --------------------------------------------------------------------------

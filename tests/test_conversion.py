@@ -88,6 +88,7 @@ def test_both_stages_take_converted_features_for_their_own(extracted, pooled, vi
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
 def test_a_second_run_has_nothing_to_do_and_a_lost_row_is_written_again(pooled):
     convert(pooled, settings(), **POINT)
     again = convert(pooled, settings(), **POINT)
@@ -100,12 +101,14 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_row_is_written_again(pooled):
     assert partial_files(pooled) == []
 
 
+@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
 def test_the_cache_is_sound_afterwards_and_can_be_made_anew(pooled):
     convert(pooled, settings(), **POINT)
     convert(pooled, settings(), compression="blosc2")
     assert verify(pooled) == []
 
 
+@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
 def test_only_the_projector_is_loaded(monkeypatch, pooled):
     from cogcache.models import projection
 
@@ -184,6 +187,7 @@ def test_a_file_is_what_it_would_be_had_it_been_packed_so_at_once(large, tmp_pat
     assert partial_files(store.root) == []
 
 
+@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
 def test_a_damaged_file_is_left_as_it_is_and_told(pooled, caplog):
     store = FeatureStore.open(pooled)
     path = store.path_of(next(iter(store)))
@@ -196,6 +200,7 @@ def test_a_damaged_file_is_left_as_it_is_and_told(pooled, caplog):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
 def test_the_command_says_what_it_did_and_what_it_left(pooled):
     def run(*arguments: str):
         return CliRunner().invoke(main, ["convert", "--cache", str(pooled), *arguments])

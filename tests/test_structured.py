@@ -116,11 +116,17 @@ def test_json_that_is_cut_off_is_flagged(extracted, schema, tmp_path):
 # ---- keys ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def tiny_extracted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-cache")
+    write_scene(folder / "a.mp4", 0)
+    extract([folder / "a.mp4"], folder / "cache", settings())
+    return folder / "cache"
+
+
 @pytest.fixture
-def tiny_cache(tmp_path) -> Path:
-    write_scene(tmp_path / "a.mp4", 0)
-    extract([tmp_path / "a.mp4"], tmp_path / "cache", settings())
-    return tmp_path / "cache"
+def tiny_cache(tiny_extracted, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_extracted, tmp_path / "cache"))
 
 
 def test_the_schema_is_a_part_of_the_key_and_its_blanks_are_not(tiny_cache, schema, tmp_path):
