@@ -233,7 +233,7 @@ class Crew(AbstractContextManager["Crew"]):
         if event.lost is not None:
             return self._replace(desk, event.lost)
         if event.dropped is not None:
-            return self._again(desk, [desk.in_hand.pop(event.dropped)], "its frames were lost")
+            return self._again(desk, [desk.in_hand.pop(event.dropped)], "its frames were lost too")
         if event.answer is None:
             desk.ready = True
             return []

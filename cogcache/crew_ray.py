@@ -132,11 +132,13 @@ class RayEngine:
         exceptions = self.ray.exceptions
         try:
             said = self.ray.get(call)
-        except exceptions.RayActorError as error:
+        except exceptions.ObjectLostError:
+            return Event(worker, dropped=ticket)
+        except exceptions.RayTaskError:  # not even the call could be made: an import, a pickle
+            raise
+        except exceptions.RayError as error:
             self.forget(worker)
             return Event(worker, lost=_shortened(error))
-        except (exceptions.ObjectLostError, exceptions.NodeDiedError):
-            return Event(worker, dropped=ticket)
         if isinstance(said, Bug):
             raise said.error
         if said is None:

@@ -1,0 +1,99 @@
+"""What a crew takes for each clip, and how much faster two workers are than one.
+
+    python -m benchmarks.crew_speed --clips 400
+
+Stage one with `tiny` on the CPU, where decoding is nearly all of the work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.crews import Bench, bench_of, cluster_of
+from benchmarks.torture import hold
+from cogcache.crew import Crew, Engine, Post
+from cogcache.crew_processes import ProcessEngine
+from cogcache.crew_ray import RayEngine
+from cogcache.inbox import Answer, Inbox
+from cogcache.stopping import Stop
+
+PARCEL_BYTES = 24 * 3 * 224 * 224 * 2
+"""Of 24 frames for CogVLM2-Video, in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """A role that prepares nothing, and hands on a parcel of the size of a clip's frames."""
+
+    needs_process = True
+
+    def start(self) -> Preparing:
+        """Be ready."""
+        return self
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        """Answer with a parcel."""
+        parcel = bytes(PARCEL_BYTES)
+        while item := inbox.next(wait=True):
+            yield Answer(item.ticket, None, parcel)
+
+    def told(self) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Taking(Preparing):
+    """A role that takes a parcel, and answers at once."""
+
+    def work(self, inbox: Inbox) -> Iterator[Answer]:
+        """Answer with the parcel's size."""
+        while item := inbox.next(wait=True):
+            yield Answer(item.ticket, len(item.parcel))
+
+
+def overhead_s(engine: Engine, jobs: int = 300) -> float:
+    """Return the seconds a clip takes on its way through two workers that do nothing."""
+    with Crew(engine, [[Post(Preparing())], [Post(Taking(), room=4)]], Stop()) as crew:
+        hold(len([*crew.map(iter(range(10)))]) > 0, "nothing was done")
+        began_s = time.perf_counter()
+        done = sum(map(len, crew.map(iter(range(jobs)))))
+        hold(done == jobs, "some jobs were lost")
+        return (time.perf_counter() - began_s) / jobs
+
+
+def rate_of(cache: Path) -> float:
+    """Return clips a second, from when a fifth was sealed to the last: the start does not count."""
+    times = sorted(path.stat().st_mtime for path in cache.glob("features/??/*.h5"))
+    first = len(times) // 5
+    return (len(times) - 1 - first) / (times[-1] - times[first])
+
+
+def speed(bench: Bench) -> None:
+    """Measure stage one by one and two workers, and what an engine takes for a clip."""
+    rates: dict[str, float] = {}
+
+    def measure(name: str, *options: str) -> None:
+        cache = bench.folder / name.replace(" ", "-")
+        took_s = bench.run("extract", cache, *options)
+        rates[name] = rate_of(cache)
+        print(f"{name}: {rates[name]:.1f} clips/s, {took_s:.1f} s in all", flush=True)
+
+    measure("one process")
+    measure("one device", "--devices=cpu")
+    measure("two devices", "--devices=cpu,cpu")
+    print(f"processes: {1e3 * overhead_s(ProcessEngine()):.1f} ms a clip", flush=True)
+    with cluster_of(2) as cluster:
+        ray = ("--engine=ray", f"--address={cluster.address}")
+        measure("one worker on ray", *ray, "--workers=1")
+        measure("two workers on ray", *ray, "--workers=2", "--decode-workers=1")
+        print(f"ray: {1e3 * overhead_s(RayEngine(cluster.address)):.1f} ms a clip", flush=True)
+
+
+if __name__ == "__main__":
+    with bench_of(__doc__) as bench:
+        speed(bench)
