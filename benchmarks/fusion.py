@@ -3,8 +3,9 @@
     python -m benchmarks.fusion vision    # blocks of the flagship's width, bfloat16, random
     python -m benchmarks.fusion decode    # a random model of 50 M parameters, one column a step
 
-Ways are timed in turn; printed are medians with extremes, what compiling itself took, and how far
-the numbers are apart.
+Ways are timed in turn, in processor seconds of one thread, which other work on the machine hardly
+touches; printed are medians with extremes, what compiling itself took by the wall, and how far the
+numbers are apart.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             way()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(time.process_time() - started)
     return times
 
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rows", type=int, default=8)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.what == "vision":
         vision(options.repeats, options.frames)
     else:

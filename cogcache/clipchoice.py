@@ -13,7 +13,7 @@ from cogcache.clipspans import within
 from cogcache.config import Settings
 from cogcache.errors import CacheError
 from cogcache.inputs import find_videos
-from cogcache.keys import Field, differences
+from cogcache.keys import Field, computes_in, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import recall
 from cogcache.scenes import Span
@@ -104,7 +104,7 @@ def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dic
         "preprocessing": family.preprocessing(),
         "family": family.name,
         "cache_point": settings.vision.cache_point,
-        "dtype": settings.vision.vision_dtype,
+        "dtype": computes_in(settings.vision.vision_dtype, compiled=settings.vision.compile),
         "epoch": family.epoch,
     }
     # A machine that only captions has no vision weights, and need not have.

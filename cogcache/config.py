@@ -60,6 +60,8 @@ class Vision(Table):
     """Which output is cached; `projected`: after the projector, as the language half reads it;
     `pooled`: before it, at less than half the size, and the projector becomes a part of the
     language half (CogVLM2-Video only). Part of the feature key."""
+    compile: bool = False
+    """Compile vision blocks (torch.compile); features get other last bits. In the feature key."""
     compression: Literal["none", "zstd", "blosc2"] = "zstd"
     """Lossless compression of feature files; all of them are read alike."""
     frames_per_batch: AtLeastOne = 48

@@ -222,7 +222,9 @@ class _Conversion:
         old = clip["feature_key"]
         stored = self.store.read(old)
         texts: Any = stored.attributes["texts"]
-        projected = self._projected(ClipTensors(stored.tensors, texts), str(key.dtype))
+        projected = self._projected(
+            ClipTensors(stored.tensors, texts), str(key.dtype).partition(",")[0]
+        )
         told = {**stored.attributes, **key.fields(), "converted_from": old, "versions": versions()}
         packed = self.compression or compression_of(self.store, old)
         self.store.write(key.digest, projected.tensors, told, stored.thumbnail, compression=packed)

@@ -42,11 +42,14 @@ class Encoder:
             self.loaded = self._load()
 
     def _load(self) -> LoadedHalf:
+        from cogcache.models.compiled import compile_blocks
         from cogcache.models.halves import WholeModel
 
         whole = WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
         self.report.base_bytes = sample().host_bytes
         loaded, choice = load_vision(whole, self.family, self.settings)
+        if self.settings.vision.compile:
+            compile_blocks(loaded.model)
         self.frames_per_batch = choice.frames_per_batch
         self.report.planned = choice.plan
         self.report.notes.append(choice.reason)

@@ -56,7 +56,7 @@ class FeatureKey(_Key):
     cache_point: str
     """Which output of the vision half is kept."""
     dtype: str
-    """The type that the vision half computes in."""
+    """The type that the vision half computes in, and whether its blocks are compiled."""
     epoch: int
     """Raised whenever the code that makes the features changes what it makes."""
 
@@ -95,6 +95,11 @@ class SummaryKey(CaptionKey):
     num_captions: int
     summary_tokens: int
     """Most tokens of what is asked at once."""
+
+
+def computes_in(dtype: str, *, compiled: bool) -> str:
+    """Return how the vision half computes, as a feature key says it."""
+    return f"{dtype}, compiled" if compiled else dtype
 
 
 def differences(made_with: Mapping[str, Field], wanted: Mapping[str, Field]) -> list[str]:

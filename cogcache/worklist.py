@@ -18,7 +18,7 @@ from cogcache.config import Settings
 from cogcache.cutting import cut_videos, size_bytes
 from cogcache.digesting import read_digests
 from cogcache.errors import ClipError, CorruptFeaturesError
-from cogcache.keys import FeatureKey
+from cogcache.keys import FeatureKey, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
@@ -94,7 +94,9 @@ class Wanted:
             "family": self.identity.family,
             "vision_digest": self.identity.digest,
             "cache_point": self.settings.vision.cache_point,
-            "dtype": self.settings.vision.vision_dtype,
+            "dtype": computes_in(
+                self.settings.vision.vision_dtype, compiled=self.settings.vision.compile
+            ),
             "epoch": self.family.epoch,
         }
 

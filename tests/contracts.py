@@ -275,6 +275,12 @@ class ModelFamilyTests:
         for name, tensor in tensors.items():
             assert torch.equal(tensor, weights[name]), name
 
+    @claim("sdpa")
+    @pytest.mark.parametrize("half", ["vision", "language"])
+    def test_attention_is_torchs_own(self, lab, half):
+        parts = [m for m in lab.half(half).modules() if isinstance(m, PreTrainedModel)]
+        assert {part.config._attn_implementation for part in parts} == {"sdpa"}
+
     @claim("prompt")
     @pytest.mark.parametrize("clip_index", [0, 1])
     def test_prompts_without_pixels_are_the_processors_own(self, lab, clip_index):

@@ -53,7 +53,7 @@ LAYERS = {
     3.1: {"models.cogvlm2"},
     3.2: {"models.partition", "models.registry"},
     3.25: {"models.sizes"},
-    3.3: {"models.derived", "models.halves"},
+    3.3: {"models.compiled", "models.derived", "models.halves"},
     3.4: {"models.identity", "models.offload", "models.projection"},
     3.9: {"cutting", "structured", "timeline"},
     3.95: {"clipspans"},
