@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cogcache import live
+from cogcache import live, sealing
+from cogcache import machine as machines
 from cogcache.claims import Claims, sweep
 from cogcache.cli import main
 from cogcache.live import LiveRun, live_runs
@@ -101,6 +102,55 @@ class TestAClaim:
         Claims(run).take("cd" * 32)
         assert [path.name for path in sweep(tmp_path)] == [f"{KEY}.1"]
         assert [path.name for path in (tmp_path / "claims").iterdir()] == [f"{'cd' * 32}.1"]
+
+
+class TestAnotherMachine:
+    """Its process ids mean nothing here, and its clock need not agree with ours."""
+
+    @pytest.fixture
+    def elsewhere(self, tmp_path, monkeypatch):
+        """A run of a machine with our host name, and of a process that does not exist here."""
+        boot = tmp_path / "boot_id"
+        boot.write_text("another start of another machine of this name")
+        with monkeypatch.context() as patch:
+            patch.setattr(machines, "_BOOT", boot)
+            patch.setattr(os, "getpid", lambda: 2**22 + 1)
+            machines.machine.cache_clear()
+            run = LiveRun(tmp_path, dict)
+        machines.machine.cache_clear()
+        run.path.parent.mkdir(exist_ok=True)
+        run.beat()
+        return run
+
+    def test_of_the_same_name_is_told_apart(self, elsewhere):
+        name, here = elsewhere.name.split(".")[0], machines.machine()
+        assert name != here
+        assert name.split("-")[0] == here.split("-")[0]
+
+    def test_keeps_its_claims_though_no_such_process_is_here(self, elsewhere, run):
+        Claims(elsewhere).take(KEY)
+        sweep(run.root)
+        assert not Claims(run).take(KEY)
+
+    def test_loses_its_claims_after_a_silence(self, elsewhere, run):
+        Claims(elsewhere).take(KEY)
+        age(elsewhere.path, live.EXPIRY_S + 1)
+        assert Claims(run).take(KEY)
+
+    @pytest.mark.parametrize("hours", [-30, 30])
+    def test_may_have_a_clock_of_its_own(self, elsewhere, run, monkeypatch, hours):
+        Claims(elsewhere).take(KEY)
+        now_s = time.time() + 3600 * hours
+        monkeypatch.setattr(time, "time", lambda: now_s)
+        assert not Claims(run).take(KEY)
+        assert "dead" not in {row["state"] for row in live_runs(run.root)}
+
+    def test_does_not_take_our_half_written_files_for_litter(self, elsewhere, tmp_path):
+        partial = tmp_path / f".a.h5.{elsewhere.name.rsplit('.', 1)[0]}.0.partial"
+        partial.write_bytes(b"half")
+        assert sealing.remove_dead([tmp_path]) == []
+        age(partial, 25 * 3600)
+        assert sealing.remove_dead([tmp_path]) == [partial]
 
 
 class TestALiveRun:
