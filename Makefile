@@ -56,10 +56,12 @@ bench: $(INSTALLED) ## Measure: what captions cost from the cache, then the slow
 	$(BIN)/python -m benchmarks.plot benchmarks/table.json docs/recaption.png
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
 
-torture: $(INSTALLED) ## Kill each stage 200 times at random moments: some ten minutes
+torture: $(INSTALLED) ## Kill each stage 200 times, fail each system call: half an hour (needs strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture extract --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture caption --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200 --stage caption
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 tiny: $(INSTALLED) ## Train the bundled model anew: up to an hour on two cores
 	$(BIN)/python -m training.train_tiny

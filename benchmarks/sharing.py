@@ -20,9 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one
+from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one, stage_two
+from cogcache.catalog import Catalog
 from cogcache.claims import sweep
 from cogcache.config import load_settings
+from cogcache.runs import RunReport
 from cogcache.store import FeatureStore
 from cogcache.upkeep import verify
 
@@ -38,14 +40,13 @@ def slowly(task: Any, jobs: Any, **how: Any) -> Iterator[Any]:
 
 
 def start(torture: Torture, number: int) -> int:
-    """Fork an extractor that writes its counts to a file; return its process id."""
+    """Fork a run of the stage that writes its counts to a file; return its process id."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        extraction.map_unordered = slowly
-        report = stage_one.extract([torture.folder / "videos"], torture.cache, torture.settings)
+        report = work(torture)
         counts = torture.folder / f"counts-{number}.json"
         counts.write_text(json.dumps(asdict(report.counts)))
         status = 0
@@ -53,24 +54,38 @@ def start(torture: Torture, number: int) -> int:
         os._exit(status)
 
 
+def work(torture: Torture) -> RunReport:
+    """Do the stage once."""
+    if torture.stage == "caption":
+        stage_two.COMMIT_EVERY_S = 0.0
+        return stage_two.caption(torture.cache, torture.settings)
+    extraction.map_unordered = slowly
+    return stage_one.extract([torture.folder / "videos"], torture.cache, torture.settings)
+
+
 def made(torture: Torture) -> int:
-    """Return how many feature files there are."""
-    return len(torture.files())
+    """Return how many clips or captions there are."""
+    if torture.stage == "extract":
+        return len(torture.files())
+    with Catalog(torture.cache / "catalog.sqlite") as catalog:
+        return len(catalog.captions())
 
 
-def share(torture: Torture, extractors: int, clips: int, *, kill: bool) -> list[dict[str, int]]:
-    """Run extractors together, and kill one midway if so wished; return the others' counts."""
+def share(torture: Torture, runs: int, clips: int, *, kill: bool) -> list[dict[str, int]]:
+    """Run a stage several times at once, and kill one midway if so wished; return the counts."""
     shutil.rmtree(torture.cache, ignore_errors=True)
-    pids = [start(torture, number) for number in range(extractors)]
+    if torture.stage == "caption":
+        shutil.copytree(torture.folder / "fresh", torture.cache)
+    pids = [start(torture, number) for number in range(runs)]
     if kill:
         while made(torture) < clips // 4:
             time.sleep(0.005)
         os.kill(pids[0], signal.SIGKILL)
     ends = [os.waitpid(pid, 0)[1] for pid in pids]
-    hold(not any(ends[1:]) and bool(ends[0]) == kill, f"an extractor failed: {ends}")
-    left = range(1 if kill else 0, extractors)
+    hold(not any(ends[1:]) and bool(ends[0]) == kill, f"a run failed: {ends}")
+    left = range(1 if kill else 0, runs)
     counts = [json.loads((torture.folder / f"counts-{n}.json").read_text()) for n in left]
-    hold(made(torture) == clips, f"{made(torture)} of {clips} clips are made")
+    hold(made(torture) == clips, f"{made(torture)} of {clips} are made")
     hold(verify(torture.cache) == [], "the cache is not sound")
     FeatureStore.open(torture.cache).sweep()  # both as the next start does
     sweep(torture.cache)
@@ -86,19 +101,24 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--stage", choices=["extract", "caption"], default="extract")
     given = parser.parse_args()
-    settings = load_settings(None, {"frames_per_batch": 4, "max_frames": 2})
+    named = {"max_new_tokens": 2, "clips_per_batch": 4, "quantization": "none", "retry": False}
+    settings = load_settings(None, {"frames_per_batch": 4, "max_frames": 2, **named})
     with tempfile.TemporaryDirectory() as temporary:
         first = Torture("extract", Path(temporary, "first"), settings)
         first.write_clips(2)
         first.extract()
-        torture = Torture("extract", Path(temporary, "second"), settings)
+        first.caption()
+        torture = Torture(given.stage, Path(temporary, "second"), settings)
         torture.write_clips(given.clips)
-        for extractors, kill in ((2, False), (4, False), (2, True), (4, True)):
+        if given.stage == "caption":
+            torture.cache.rename(torture.folder / "fresh")
+        for runs, kill in ((2, False), (4, False), (2, True), (4, True)):
             began_s = time.monotonic()
-            counts = share(torture, extractors, given.clips, kill=kill)
+            counts = share(torture, runs, given.clips, kill=kill)
             done = [each["done"] for each in counts]
-            how = f"{extractors} extractors{', one killed' if kill else ''}"
+            how = f"{runs} runs of {given.stage}{', one killed' if kill else ''}"
             print(f"{how}: made {done} in {time.monotonic() - began_s:.1f} s", flush=True)
     sys.stdout.flush()
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cogcache.caption_sharing import CaptionSharing
 from cogcache.captioning import Captioner, ClipTasks, Made
 from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog import CaptionRow, Catalog, ClipRow, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import sweep
+from cogcache.claims import Claims, sweep
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
@@ -30,11 +31,10 @@ from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
-from cogcache.progress import at_work
+from cogcache.progress import AtWork, at_work
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Split
 from cogcache.scenes import Span
-from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
 
@@ -91,11 +91,11 @@ def caption(
                 run, "caption", settings.model, counts, split, settings.machines.shard
             )
             if work.missing or follow:
-                job = _Captioning(settings, family, identity, store, catalog, report)
                 limit = settings.limits.limit
                 following = Following(cache, listed, counts, limit, follow)
                 with at_work(cache, report, settings.limits) as at:
-                    job.run(work, following, at.stop)
+                    job = _Captioning(settings, family, identity, store, catalog, report, at)
+                    job.run(work, following)
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
                 work = following.last
             if not report.stopped:
@@ -137,38 +137,45 @@ class _Captioning:
     store: FeatureStore
     catalog: Catalog
     report: RunReport
+    at: AtWork
     uncommitted: list[CaptionRow] = field(default_factory=list)
     committed_s: float = field(default_factory=time.monotonic)
 
-    def run(self, work: CaptionList, following: Following, stop: Stop) -> None:
-        """Make every missing caption, or as many as there is time for."""
-        if not (tasks := following.next(stop)):
+    def __post_init__(self) -> None:
+        claims, stop = Claims(self.at.run), self.at.stop
+        self.sharing = CaptionSharing(claims, self.catalog, self.report.counts, stop)
+
+    def run(self, work: CaptionList, following: Following) -> None:
+        """Make every missing caption that no other run makes, or as many as there is time for."""
+        if not (tasks := following.next(self.at.stop)):
             return
         self.bar = tqdm(
             total=self.report.counts.found, initial=work.num_cached,
             unit="caption", desc="caption", disable=None,
         )  # fmt: skip
-        with self._captions(stop) as captions, self.bar:
-            while tasks:
-                for made in captions(tasks):
-                    self._keep(made)
-                self._commit()
-                tasks = following.next(stop)
-                self.bar.total = self.report.counts.found
+        with self._captions() as captions, self.bar:
+            try:
+                while tasks:
+                    for made in captions(tasks):
+                        self._keep(made)
+                    self._commit()
+                    tasks = self._further(following)
+            finally:
+                self.sharing.claims.release_all()
 
     @contextmanager
-    def _captions(self, stop: Stop) -> Iterator[Captions]:
+    def _captions(self) -> Iterator[Captions]:
         """Yield what makes captions: the language half in this process, or a crew."""
-        settings, report = self.settings, self.report
+        settings, report, stop = self.settings, self.report, self.at.stop
         if settings.machines.has_crew:
             from cogcache.crewing import captioning_by_crew
 
             root = self.store.root
             with captioning_by_crew(settings, root, self.identity, stop, report) as crew:
-                yield lambda tasks: self._by_crew(crew.captions(tasks))
+                yield lambda tasks: self._by_crew(crew.captions(self.sharing.ours(tasks)))
         else:
             captioner = Captioner(settings, self.family, self.identity, report)
-            yield lambda tasks: captioner.captions(self._clips(tasks, stop))
+            yield lambda tasks: captioner.captions(self._clips(tasks))
             report.notes += captioner.lines()
 
     def _by_crew(
@@ -180,9 +187,21 @@ class _Captioning:
             else:
                 yield from made
 
-    def _clips(self, tasks: Sequence[Task], stop: Stop) -> Iterator[ClipTasks]:
+    def _further(self, following: Following) -> list[Task]:
+        """Return what is to be made besides: new captions, and those that another run gave up."""
+        held = self.sharing.wait_for_others()
+        following.handed_out -= held
+        tasks = following.next(self.at.stop)
+        made = held - {task.key.digest for task in following.last.missing}
+        self.report.counts.cached += len(made)
+        self.bar.total = self.report.counts.found
+        self.bar.update(len(made))
+        return tasks
+
+    def _clips(self, tasks: Sequence[Task]) -> Iterator[ClipTasks]:
         """Yield what is asked about one clip after another; failed clips are left out."""
-        of_clips = [task for task in tasks if task.words is None]
+        stop = self.at.stop
+        of_clips = self.sharing.ours(task for task in tasks if task.words is None)
         waiting = partial(self.report.split.time, "wait_for_features")
         clips = read_ahead(of_clips, self.store, waiting)
         for of_clip, features in clips:
@@ -192,11 +211,8 @@ class _Captioning:
                 self._fail(of_clip, features)
             else:
                 yield of_clip, features
-        for task in tasks:
-            if stop:
-                return
-            if task.words is not None:
-                yield [task], ClipTensors({})
+        for task in self.sharing.ours(task for task in tasks if task.words is not None):
+            yield [task], ClipTensors({})
 
     def _keep(self, made: Made) -> None:
         self.uncommitted.append(made.row(self.settings, self.report.run))
@@ -208,10 +224,12 @@ class _Captioning:
         with self.report.split.time("commit"):
             self.catalog.add_captions(self.uncommitted)
         self.report.counts.done += len(self.uncommitted)
+        self.sharing.give_back(row["caption_key"] for row in self.uncommitted)
         self.uncommitted.clear()
         self.committed_s = time.monotonic()
 
     def _fail(self, of_clip: Sequence[Task], error: ClipError) -> None:
         _note(of_clip[0].clip, error, self.catalog, self.report)
+        self.sharing.give_back(task.key.digest for task in of_clip)
         self.report.counts.failed += len(of_clip)
         self.bar.update(len(of_clip))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import groupby
@@ -20,7 +20,7 @@ Waiting = Callable[[], AbstractContextManager[None]]
 
 
 def read_ahead(
-    tasks: Sequence[Task], store: FeatureStore, waiting: Waiting
+    tasks: Iterable[Task], store: FeatureStore, waiting: Waiting
 ) -> Iterator[tuple[list[Task], ClipTensors | ClipError]]:
     """Yield the tasks of one clip after another, with its features or why there are none.
 

@@ -202,19 +202,19 @@ class TestALiveRun:
         assert [row["state"] for row in live_runs(tmp_path)] == ["dead"]
 
 
-@pytest.fixture(scope="module")
-def shared():
-    """What extractors said that worked together; one process forks them all."""
-    command = [sys.executable, "-m", "benchmarks.sharing", "--clips=24"]
+@pytest.fixture(scope="module", params=["extract", "caption"])
+def shared(request):
+    """What runs said that worked together; one process forks them all."""
+    command = [sys.executable, "-m", "benchmarks.sharing", "--clips=24", f"--stage={request.param}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_extractors_make_each_clip_once_and_take_over_what_a_dead_one_held(shared):
+def test_runs_at_once_make_all_of_it_once_and_take_over_what_a_dead_one_held(shared):
     assert shared.returncode == 0, shared.stdout + shared.stderr
 
 
-def test_extractors_share_the_work(shared):
-    found = re.findall(r"^\d extractors: made \[(.*)\]", shared.stdout, re.MULTILINE)
+def test_runs_at_once_share_the_work(shared):
+    found = re.findall(r"^\d runs of \w+: made \[(.*)\]", shared.stdout, re.MULTILINE)
     assert len(found) == 2
     for counts in found:
         assert sum(int(done) > 0 for done in counts.split(", ")) > 1

@@ -72,7 +72,7 @@ LAYERS = {
     4.02: {"keptprefixes"},
     4.04: {"prefixes"},
     4.05: {"decoding", "readahead", "summaries", "telling", "worklist"},
-    4.1: {"following", "plan", "progress", "sharing"},
+    4.1: {"caption_sharing", "following", "plan", "progress", "sharing"},
     4.15: {"budget"},
     4.18: {"loading", "planning"},
     4.19: {"captioning", "encoding", "reuse"},

@@ -6,6 +6,7 @@ A file a group of commands. Exit status: 0 all done, 1 some videos failed, 2 mis
 
 from __future__ import annotations
 
+import errno
 import logging
 import traceback
 
@@ -28,6 +29,12 @@ from cogcache.errors import CogcacheError
 
 BUG = 70
 """Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""
+OF_THE_SYSTEM = frozenset(
+    getattr(errno, name, 0)
+    for name in ("EACCES", "EDQUOT", "EIO", "EMFILE", "ENFILE", "ENOSPC", "EROFS", "ESTALE")
+)
+"""Errors of disks and limits, met where no better word for them is known."""
+MEND = "mend the disk, its rights or `ulimit -n`, and run again: nothing that is finished is lost"
 
 
 class _Shown(click.ClickException):
@@ -45,7 +52,10 @@ class CogcacheGroup(click.Group):
             raise _Shown(str(error)) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
-        except Exception:  # noqa: BLE001 - Python's own status for it means "some videos failed"
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+                problem = f"{error.filename or 'the system'}: {error.strerror}"
+                raise _Shown(f"{problem}\nHint: {MEND}") from error
             traceback.print_exc()
             raise SystemExit(BUG) from None
 
