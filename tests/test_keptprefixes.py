@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from test_captioning import NUM_CLIPS, extracted, made, texts
-from test_decoding import lab, requests, tokens
+from test_decoding import GREEDY, lab, requests, tokens
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import load_settings
 from cogcache.decoding import Decoder
 from cogcache.errors import CacheError
+from cogcache.generation import Request
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.models.registry import family_of
 from cogcache.plan import prefix_bytes
@@ -101,6 +102,13 @@ def test_a_damaged_file_is_set_aside_and_made_anew(lab, tmp_path, caplog, fault)
     assert "damaged" in caplog.text
     assert str(aside) in caplog.text
     assert decode(lab, tmp_path)[1] == 0
+
+
+def test_a_prompt_about_no_clip_is_not_kept(lab, tmp_path):
+    family = lab[0]
+    row = family.text_row("Sum this up: a ball, a box.", "chat")
+    _, runs, kept = decode(lab, tmp_path, [[Request(row, "0", 0, GREEDY, (0, 0))]])
+    assert (runs, kept.num_written) == (1, 0)
 
 
 def test_nothing_is_kept_below_the_space_that_must_stay_free(lab, tmp_path, caplog):
