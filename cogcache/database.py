@@ -13,10 +13,8 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeAlias
 
-from sqlite_utils import Database
-
+from cogcache.catalog_version import VERSION
 from cogcache.errors import CatalogError
-from cogcache.migrations import MIGRATIONS, VERSION
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -79,6 +77,11 @@ class CatalogFile:
         return version
 
     def _migrate(self) -> None:
+        # Here: it imports pandas where that is installed, half a second of every process.
+        from sqlite_utils import Database
+
+        from cogcache.migrations import MIGRATIONS
+
         with (
             self.transaction()
         ):  # of processes that get here together, the second has nothing to do

@@ -5,16 +5,15 @@ Each is applied once, in order, in a transaction, and is noted in ``_sqlite_migr
 
 from __future__ import annotations
 
-from typing import Final
-
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
 from cogcache import totals
+from cogcache.catalog_version import VERSION
+
+__all__ = ["MIGRATIONS", "VERSION"]
 
 MIGRATIONS = Migrations("cogcache")
-VERSION: Final = 5
-"""The number of the last step; a catalog with a higher one is of a newer cogcache."""
 
 _FIRST = """
 CREATE TABLE files (

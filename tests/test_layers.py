@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
     0.1: {"devices", "likeness", "machine", "own_process", "totals", "units", "urls"},
-    0.2: {"remote", "worker_limits"},
+    0.2: {"catalog_version", "remote", "worker_limits"},
     1.0: {
         "canonical",
         "headers",
