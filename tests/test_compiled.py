@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -77,6 +76,4 @@ def test_compiled_and_plain_features_lie_side_by_side(video, tmp_path):
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
         found = {clip["settings"]["dtype"] for clip in catalog.clips()}
     assert found == {"bfloat16", "bfloat16, compiled"}
-    for path in (tmp_path / "cache" / "features").rglob("*.h5"):
-        with h5py.File(path) as file:
-            assert file["tensors/features"].shape[1:] == (6, 64)
+    assert len(list((tmp_path / "cache" / "features").rglob("*.h5"))) == 2
