@@ -67,7 +67,7 @@ class Vision(Table):
     frames_per_batch: AtLeastOne = 48
     """Most frames, over all clips, that one vision pass takes; halved when memory runs out."""
     decode_workers: AtLeastOne = 2
-    """Processes that decode and preprocess videos."""
+    """Processes that decode and preprocess videos; with several devices or Ray, for each worker."""
     decode_timeout_s: Positive = 120.0
     """Seconds after which the decoding of one clip is given up and listed as a failure."""
     decode_memory_gib: Annotated[float | None, Field(gt=0), NoneIfZero] = 6.0
