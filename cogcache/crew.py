@@ -29,7 +29,7 @@ TRIES: Final = 3
 """Workers that a job may be in hand of when they are lost, before it is held to blame."""
 _LOOK_EVERY_S: Final = 0.5
 _PATIENCE_S: Final = 600.0
-"""How long a run that is to stop waits for workers that do not come; one that loads says nothing."""
+"""How long a run that is to stop waits for workers that do not come, or only load."""
 
 
 @dataclass(frozen=True, slots=True)

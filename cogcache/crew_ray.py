@@ -24,8 +24,12 @@ from cogcache.errors import CogcacheError, ConfigError
 from cogcache.inbox import Answer, Inbox, Item, Role
 from cogcache.worker_process import Bug, bug_of
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}
-"""Ray reports nothing home, and nothing of its own scheduling to the terminal."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+}
+"""Ray reports nothing home, and what it has to say of lost workers stays in its logs."""
 
 
 class RayPost:
@@ -138,7 +142,7 @@ class RayEngine:
             raise
         except exceptions.RayError as error:
             self.forget(worker)
-            return Event(worker, lost=_shortened(error))
+            return Event(worker, lost=_how(error))
         if isinstance(said, Bug):
             raise said.error
         if said is None:
@@ -204,7 +208,8 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _shortened(error: Exception) -> str:
-    """Return what Ray says of a lost actor, without its page of advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:300] or type(error).__name__
+def _how(error: Exception) -> str:
+    """Say how an actor was lost, without Ray's page of advice."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return "memory ran out on its node"
+    return "its node is gone" if "node has died" in str(error) else "its process has ended"

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cogcache.crew_ray import QUIET
+
 ROOT = Path(__file__).parent.parent
 SMALL = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100 << 20}
 
@@ -15,7 +17,7 @@ SMALL = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100 << 20}
 @contextmanager
 def cluster_of(nodes: int) -> Iterator[Any]:
     """Start a cluster; its workers import what lies here, and it ends with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(QUIET)  # read when Ray is imported, which is here
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)

@@ -88,6 +88,15 @@ def test_a_clip_error_is_the_jobs_outcome(engine):
     assert (error.reason, error.hint) == ("no_frames", "look elsewhere")
 
 
+def test_what_is_said_of_a_lost_worker_is_a_line(engine, caplog, capfd):
+    with crew_of(engine, posts(1, tasks.Together(), room=4)) as crew:
+        outcomes(crew, ["poison"])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == TRIES
+    assert all(len(each) < 100 and each.startswith("a worker was lost (") for each in said)
+    assert capfd.readouterr().out == ""  # Ray has much to say
+
+
 def test_a_bug_is_raised_with_the_workers_traceback(engine):
     with crew_of(engine, posts(1)) as crew, pytest.raises(KeyError) as raised:
         outcomes(crew, ["bug"])
