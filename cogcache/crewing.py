@@ -187,15 +187,10 @@ class CaptioningByCrew:
         Args:
             tasks: those of a clip must be neighbours.
         """
-        ordered = sorted(tasks, key=_is_summary)  # by the longest clips a batch is planned
-        by_clip = groupby(ordered, lambda task: (_is_summary(task), task.key.feature_key))
+        by_clip = groupby(tasks, lambda task: (task.words is None, task.key.feature_key))
         clips = (list(each) for _, each in by_clip)
         for settled in self.crew.map(takewhile(lambda _: not self.crew.stop, clips)):
             yield from settled
-
-
-def _is_summary(task: Task) -> bool:
-    return task.words is not None
 
 
 @contextmanager
