@@ -1,38 +1,41 @@
 """The flagship's full size on this machine: what each stage takes, from the operating system.
 
-    python -m benchmarks.full_size write FOLDER        write 25.0 GB of random weights
-    python -m benchmarks.full_size vision FOLDER       one 24-frame video, resident weights
-    python -m benchmarks.full_size language FOLDER     NF4, 8 new tokens, from the cached features
-    python -m benchmarks.full_size whole FOLDER        the model in one piece
+    python -m benchmarks.full_size write FOLDER          write 25.0 GB of random weights
+    python -m benchmarks.full_size vision FOLDER         encode one 24-frame video
+    python -m benchmarks.full_size language FOLDER       8 new tokens from the cached features
+    python -m benchmarks.full_size whole FOLDER          the model in one piece
+    python -m benchmarks.full_size search vision FOLDER --between 8GiB 10GiB
+                                                         the smallest limit at which a stage runs
     python -m benchmarks.full_size remove FOLDER
 
-With `--limit 10GiB` a stage runs inside a memory control group with that hard limit, its bf16
-weights copied into anonymous memory as a card would hold them (a mapped file the kernel may
-drop). Needs Linux, and root for the limit. Each prints one JSON line.
+`--memory` is what the plan goes by, as on the command line of cogcache. With `--limit 10GiB` a
+stage runs inside a memory control group with that hard limit, what stays of its weights copied
+into anonymous memory as a card would hold them (a mapped file the kernel may drop). Needs Linux,
+and root for the limit. Each prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cogcache.memory import MemoryMonitor
-from cogcache.units import parse_bytes
+from benchmarks.control_group import run_limited, status
+from cogcache.config import Settings, load_settings
+from cogcache.memory import MemoryMonitor, blocks_given_back
+from cogcache.runs import Counts, RunReport, Split
+from cogcache.units import format_bytes, parse_bytes
 
-GROUPS = Path("/sys/fs/cgroup/memory")
 PROMPT = "Please describe this video in detail."
 NUM_FRAMES = 24
 NEW_TOKENS = 8
 CACHE_KEY = "f" * 64
+STEP_BYTES = 1 << 28
+"""A quarter of a GiB: how closely a smallest size is found."""
 
 
 def write(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
@@ -49,27 +52,25 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from cogcache.checkpoint import Checkpoint
-    from cogcache.models.halves import WholeModel, load_half
+    from cogcache.loading import Fitted, VisionLoader
     from cogcache.models.registry import family_of
     from cogcache.store import FeatureStore
 
-    split, base = Laps(), status("RssAnon")
+    stage = Stage.begin(folder, options, frames_per_batch=NUM_FRAMES)
     family = family_of(Checkpoint.open(str(folder)))
     inputs = family.prepare(read_video(folder), torch.bfloat16)
-    split.lap("decode")
-    loaded = load_half(WholeModel.of(family.checkpoint), "vision", dtype=torch.bfloat16)
-    if options.limit:
-        make_anonymous(loaded.model)
-    split.lap("load")
-    (features,) = family.encode(loaded.model, [inputs], options.frames_per_batch)
-    split.lap("encode")
+    stage.split.lap("decode")
+    half = Fitted(VisionLoader(family, stage.settings), stage.report)
+    stage.loaded(half.model, options)
+    frames = half.choice.frames_per_batch
+    (features,) = family.encode(half.model, [inputs], frames)
+    stage.split.lap("encode")
     store = FeatureStore.create_or_open(folder / "cache")
     size_bytes = store.write(CACHE_KEY, features.tensors, {})
-    split.lap("seal")
-    return {
-        "split_s": split.seconds,
-        "base_bytes": base,
-        "bytes_by_shard": dict(loaded.bytes_by_shard),
+    stage.split.lap("seal")
+    return stage.found() | {
+        "resident_layers": half.choice.resident_layers,
+        "frames_per_batch": frames,
         "feature_bytes": size_bytes,
         "features": list(features.tensors["features"].shape),
     }
@@ -77,29 +78,31 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Generate a few tokens from the cached features with the language half in NF4."""
-    import torch
-
     from cogcache.checkpoint import Checkpoint
-    from cogcache.models.halves import WholeModel, load_half
+    from cogcache.decoding import Decoder
+    from cogcache.loading import Fitted, LanguageLoader
     from cogcache.models.registry import family_of
-    from cogcache.quantization import Quantization
 
-    split, base = Laps(), status("RssAnon")
+    stage = Stage.begin(
+        folder,
+        options,
+        head_quantization=options.head,
+        clips_per_batch=1,
+        max_new_tokens=NEW_TOKENS,
+    )
     family = family_of(Checkpoint.open(str(folder)))
-    whole = WholeModel.of(family.checkpoint)
-    quantization = Quantization(kind="nf4", double_quant=True)
-    loaded = load_half(whole, "language", dtype=torch.bfloat16, quantization=quantization)
-    if options.limit:
-        make_anonymous(loaded.model)
-    split.lap("load")
-    tokens = generate(loaded.model, folder, split)
-    assert loaded.quantization is not None
-    return {
-        "split_s": split.seconds,
-        "base_bytes": base,
-        "bytes_by_shard": dict(loaded.bytes_by_shard),
-        "quantization": loaded.quantization.summary(),
-        "new_tokens": len(tokens),
+    request = request_for(folder, stage.settings)
+    half = Fitted(LanguageLoader(family, stage.settings, request.row.length), stage.report)
+    stage.loaded(half.model, options)
+    decoder = Decoder(half.model, family, half.choice.clips_per_batch)
+    (made,) = decoder.run([[request]])
+    stage.split.lap("generate")
+    return stage.found() | {
+        "resident_layers": half.choice.resident_layers,
+        "embedding_waits": half.choice.embedding_waits,
+        "quantization": stage.report.quantization,
+        "prefill_s": round(decoder.statistics.prefill_s, 1),
+        "new_tokens": len(made.tokens),
     }
 
 
@@ -107,15 +110,20 @@ def whole(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Do both with the whole model in one piece, in bf16."""
     import torch
 
+    from cogcache.checkpoint import Checkpoint
+    from cogcache.decoding import Decoder
     from cogcache.models.halves import load_whole
+    from cogcache.models.registry import family_of
 
-    split, base = Laps(), status("RssAnon")
+    stage = Stage.begin(folder, options)
     model = load_whole(str(folder), dtype=torch.bfloat16)
-    if options.limit:
-        make_anonymous(model)
-    split.lap("load")
-    tokens = generate(model, folder, split)
-    return {"split_s": split.seconds, "base_bytes": base, "new_tokens": len(tokens)}
+    stage.loaded(model, options)
+    family = family_of(Checkpoint.open(str(folder)))
+    family.encode(model, [family.prepare(read_video(folder), torch.bfloat16)], NUM_FRAMES)
+    stage.split.lap("encode")
+    (made,) = Decoder(model, family, 1).run([[request_for(folder, stage.settings)]])
+    stage.split.lap("generate")
+    return stage.found() | {"new_tokens": len(made.tokens)}
 
 
 def remove(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
@@ -138,17 +146,64 @@ class Laps:
         self._last = now
 
 
-def generate(model: Any, folder: Path, split: Laps) -> list[int]:
-    """Generate from the cached features; the first step holds the prefill."""
+class Stage:
+    """One stage at work: its settings, times, and memory at its turning points."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.split = settings, Laps()
+        self.report = RunReport(0, "full size", settings.model, Counts(), Split())
+        self.base = status("RssAnon")
+        self.monitor = MemoryMonitor()
+        self.monitor.__enter__()
+        self.load_peak = self.after_load = 0
+
+    @classmethod
+    def begin(cls, folder: Path, options: argparse.Namespace, **settings: object) -> Stage:
+        """Start with the settings of a run whose `--memory` is the one given."""
+        import torch  # noqa: F401 - what it takes is no part of the stage
+
+        asked = {"model": str(folder), "memory": options.memory, "device": "cpu", **settings}
+        return cls(load_settings(None, asked))
+
+    def loaded(self, model: Any, options: argparse.Namespace) -> None:
+        """Note what loading took, and copy what stays into memory of the process' own."""
+        self.after_load = status("RssAnon")
+        self.load_peak = self.monitor.peak.anonymous_bytes
+        self.split.lap("load")
+        with blocks_given_back():
+            if options.limit:
+                make_anonymous(model)
+        self.split.lap("copy")
+
+    def found(self) -> dict[str, Any]:
+        """Return what was measured, and how far from it the plan is."""
+        self.monitor.__exit__(None, None, None)
+        peak, report = self.monitor.peak.anonymous_bytes, self.report
+        planned = report.planned.peak_bytes + self.base if report.planned else None
+        return {
+            "memory": self.settings.memory,
+            "split_s": self.split.seconds,
+            "base_bytes": self.base,
+            "load_peak_anonymous_bytes": self.load_peak,
+            "loaded_anonymous_bytes": self.after_load,
+            "peak_anonymous_bytes": peak,
+            "peak_file_bytes": self.monitor.peak.file_bytes,
+            "planned_bytes": planned,
+            "plan_error": round(planned / peak - 1, 3) if planned else None,
+            "bytes_by_shard": dict(report.bytes_by_shard),
+            "notes": report.notes,
+        }
+
+
+def request_for(folder: Path, settings: Settings) -> Any:
+    """Return the official prompt about the cached features."""
     import torch
 
-    from cogcache.checkpoint import Checkpoint
+    from cogcache.generation import Request
     from cogcache.models.cogvlm2 import layout
     from cogcache.models.family import ClipTensors, Row
-    from cogcache.models.registry import family_of
     from cogcache.store import FeatureStore
 
-    family = family_of(Checkpoint.open(str(folder)))
     features = FeatureStore.open(folder / "cache").read(CACHE_KEY).tensors
     frames, per_frame, _ = features["features"].shape
     # Random weights have no tokenizer: digits and the eleven tokens of the official prompt.
@@ -160,18 +215,7 @@ def generate(model: Any, folder: Path, split: Laps) -> list[int]:
         "input_ids": torch.tensor(built.input_ids),
         "token_type_ids": torch.tensor(built.token_type_ids),
     }
-    inputs = family.model_inputs([Row(ClipTensors(features), sequences)], model)
-    split.lap("read")
-    with torch.inference_mode():
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        split.lap("prefill")
-        inputs = family.model_inputs([Row(ClipTensors(features), sequences)], model)
-        output = model.generate(
-            **inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
-        )
-    split.lap(f"prefill_and_{NEW_TOKENS}_tokens")
-    tokens: list[int] = output[0, len(built.input_ids) :].tolist()
-    return tokens
+    return Request(Row(ClipTensors(features), sequences), CACHE_KEY, 0, settings.generation)
 
 
 def read_video(folder: Path) -> Any:
@@ -179,7 +223,7 @@ def read_video(folder: Path) -> Any:
     import av
     import numpy as np
 
-    from cogcache.settings_clips import Sampling
+    from cogcache.config import Sampling
     from cogcache.video import read_clip
 
     path = folder / "clip.mp4"
@@ -195,15 +239,36 @@ def read_video(folder: Path) -> Any:
 
 
 def make_anonymous(model: Any) -> None:
-    """Copy weights that are mapped from a file into memory of the process' own."""
+    """Copy weights that are mapped from a file into memory of the process' own.
+
+    What waits elsewhere is no parameter, or has no values, and stays where it is.
+    """
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.device.type != "meta":
+            tensor.data = tensor.data.clone()
 
 
-def status(field: str) -> int:
-    """Return a field of this process' status in bytes, as the kernel has it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+def search(stage: str, options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """Find the smallest limit at which a stage runs to its end, by halving.
+
+    Args:
+        stage: its name.
+        options: `between`: a limit at which it does not run, and one at which it does; with
+            `memory` "limit" the plan goes by each limit.
+        arguments: others of the stage.
+    """
+    low, high = (parse_bytes(text) // STEP_BYTES for text in options.between)
+    tried = {}
+    while high - low > 1:
+        middle = (low + high) // 2
+        limit = f"{middle * STEP_BYTES}B"
+        memory = limit if options.memory == "limit" else options.memory
+        command = [stage, str(options.folder), "--memory", memory, "--limit", limit, *arguments]
+        found = run_limited(middle * STEP_BYTES, "benchmarks.full_size", command)
+        name = format_bytes(middle * STEP_BYTES)
+        tried[name] = {key: found.get(key) for key in ("exit_status", "peak_anonymous_bytes")}
+        low, high = (low, middle) if found["exit_status"] == 0 else (middle, high)
+    return {"search": stage, "smallest_bytes": high * STEP_BYTES, "tried": tried}
 
 
 STAGES: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
@@ -218,46 +283,25 @@ STAGES: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
 def main() -> None:
     """Run one stage; with a limit, in a child inside a control group."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=[*STAGES, "search"])
+    parser.add_argument("of", nargs="?", choices=("vision", "language", "whole"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=parse_bytes)
-    parser.add_argument("--frames-per-batch", type=int, default=NUM_FRAMES)
+    parser.add_argument("--memory", default="auto")
+    parser.add_argument("--head", default="none", help="precision of the output head")
+    parser.add_argument("--between", nargs=2, default=("1GiB", "16GiB"))
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.limit and not options.inside:
-        print(json.dumps(run_limited(options.limit)))
-        return
     started = time.perf_counter()
-    with MemoryMonitor() as monitor:
-        found = STAGES[options.stage](options.folder, options)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    found |= {
-        "total_s": round(time.perf_counter() - started, 1),
-        "peak_rss_bytes": usage.ru_maxrss * 1024,
-        "sampled_peak_anonymous_bytes": monitor.peak.anonymous_bytes,
-        "anonymous_bytes_at_end": status("RssAnon"),
-        "file_bytes_at_end": status("RssFile"),
-    }
-    print(json.dumps({"stage": options.stage, **found}))
-
-
-def run_limited(limit_bytes: int) -> dict[str, Any]:
-    """Run this very command inside a control group and return what it said and took."""
-    group = GROUPS / f"cogcache-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(limit_bytes))
-        command = [sys.executable, "-m", "benchmarks.full_size", *sys.argv[1:], "--inside"]
-        join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
-        done = subprocess.run(
-            ["sh", "-c", join, "sh", *command], stdout=subprocess.PIPE, text=True, check=False
-        )
-        found: dict[str, Any] = {"limit_bytes": limit_bytes, "exit_status": done.returncode}
-        found["group_peak_bytes"] = int((group / "memory.max_usage_in_bytes").read_text())
-        found["anonymous_limit_hits"] = int((group / "memory.failcnt").read_text())
-        return found | (json.loads(done.stdout.splitlines()[-1]) if done.stdout else {})
-    finally:
-        group.rmdir()
+    if options.stage == "search":
+        found = search(options.of, options, ["--head", options.head])
+    elif options.limit and not options.inside:
+        command = [options.stage, str(options.folder), "--memory", options.memory]
+        command += ["--head", options.head, "--limit", f"{options.limit}B"]
+        found = run_limited(options.limit, "benchmarks.full_size", command)
+    else:
+        found = {"stage": options.stage, **STAGES[options.stage](options.folder, options)}
+    print(json.dumps(found | {"total_s": round(time.perf_counter() - started, 1)}))
 
 
 if __name__ == "__main__":

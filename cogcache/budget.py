@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from cogcache.config import Settings
-from cogcache.models.sizes import HalfSizes
+from cogcache.models.sizes import HalfSizes, LanguageSizes
 from cogcache.plan import (
     ITEM_BYTES,
     frame_bytes,
     kv_bytes,
-    language_weight_bytes,
     logit_bytes,
     prefill_bytes,
 )
@@ -47,9 +46,14 @@ class LanguageChoice:
     """How stage two runs in a given memory."""
 
     fits: bool
+    resident_layers: int
+    num_layers: int
+    embedding_waits: bool
+    """Whether the embedding is looked up in main memory, mapped from the checkpoint."""
     clips_per_batch: int
     plan: StagePlan
     smallest_bytes: int
+    """Least that must be usable: one row, the embedding elsewhere, one block at a time."""
     reason: str
 
 
@@ -104,19 +108,98 @@ def choose_vision(
 
 
 def choose_language(
-    sizes: HalfSizes,
+    sizes: LanguageSizes,
     config: Mapping[str, Any],
     settings: Settings,
     usable: int,
     row_tokens: int,
 ) -> LanguageChoice:
-    """Choose the batch for stage two: as many rows as fit beside the weights."""
-    weights = language_weight_bytes(sizes.num_parameters, config, settings)
-    prefill = prefill_bytes(config, settings, row_tokens)
-    cached, logits = kv_bytes(config, settings, row_tokens), logit_bytes(config)
-    rows = min(settings.language.clips_per_batch, (usable - weights - prefill) // (cached + logits))
-    fits, rows = rows >= 1, max(rows, 1)
-    plan = StagePlan(weights, prefill + rows * logits, rows * cached)
-    reason = f"{format_bytes(cached)} of keys and values a row, {format_bytes(prefill)} to prefill "
-    reason += f"one, beside {format_bytes(weights)} of weights"
-    return LanguageChoice(fits, rows, plan, weights + prefill + cached + logits, reason)
+    """Choose batch and offload for stage two.
+
+    All resident where as many rows fit as are wanted; else the embedding waits, which costs
+    next to nothing; layers are offloaded last, and then for as many rows as fit, since each
+    step fetches them once for all rows.
+    """
+    rows_plan = _RowsPlan.of(sizes, config, settings, row_tokens)
+    most, layers = settings.language.clips_per_batch, sizes.num_layers
+    waits = sizes.embedding_can_wait and rows_plan.most_rows(usable, layers, False) < most
+    rows = min(most, rows_plan.most_rows(usable, layers, waits))
+    smallest = min(
+        rows_plan.planned(1, resident, sizes.embedding_can_wait).peak_bytes
+        for resident in (0, layers)
+    )
+    resident = layers
+    if rows < 1:
+        rows = max(1, min(most, rows_plan.most_rows(usable, 0, waits)))
+        spare = usable - rows_plan.planned(rows, 0, waits).peak_bytes
+        resident = max(0, min(layers - 1, spare // sizes.layer_bytes if sizes.layer_bytes else 0))
+    return LanguageChoice(
+        smallest <= usable,
+        resident,
+        layers,
+        waits,
+        rows,
+        rows_plan.planned(rows, resident, waits),
+        smallest,
+        rows_plan.reason(resident, waits) if smallest <= usable else rows_plan.least(smallest),
+    )
+
+
+def plan_language(
+    choice: LanguageChoice,
+    sizes: LanguageSizes,
+    config: Mapping[str, Any],
+    settings: Settings,
+    row_tokens: int,
+) -> StagePlan:
+    """Plan a choice for rows of another length than it was made for."""
+    rows_plan = _RowsPlan.of(sizes, config, settings, row_tokens)
+    return rows_plan.planned(choice.clips_per_batch, choice.resident_layers, choice.embedding_waits)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowsPlan:
+    """What weights, a prefill and each row take."""
+
+    sizes: LanguageSizes
+    prefill: int
+    cached: int
+    logits: int
+
+    @classmethod
+    def of(
+        cls, sizes: LanguageSizes, config: Mapping[str, Any], settings: Settings, row_tokens: int
+    ) -> Self:
+        # Where a matrix meets many rows it is multiplied in 16 bits, dequantised for the moment.
+        prefill = prefill_bytes(config, settings, row_tokens) + 2 * sizes.largest_matrix
+        cached = kv_bytes(config, settings, row_tokens)
+        return cls(sizes, prefill, cached, logit_bytes(config))
+
+    def planned(self, rows: int, resident: int, embedding_waits: bool) -> StagePlan:
+        """Plan for some rows in hand and the video part of the clip that comes next."""
+        sizes = self.sizes
+        held = resident + (resident < sizes.num_layers)  # the one that passes through
+        weights = held * sizes.layer_bytes + sizes.head_bytes + sizes.other_bytes
+        weights += 0 if embedding_waits else sizes.embedding_bytes
+        return StagePlan(
+            weights, self.prefill, (rows + 1) * self.cached, logits_bytes=rows * self.logits
+        )
+
+    def most_rows(self, usable: int, resident: int, embedding_waits: bool) -> int:
+        empty = self.planned(0, resident, embedding_waits).peak_bytes
+        return (usable - empty) // (self.cached + self.logits)
+
+    def reason(self, resident: int, embedding_waits: bool) -> str:
+        sizes = self.sizes
+        kept = f"all weights ({format_bytes(sizes.total_bytes)}) stay"
+        if embedding_waits:
+            kept = f"the embedding ({format_bytes(sizes.embedding_bytes)}) waits in main memory"
+        if resident < sizes.num_layers:
+            layer = format_bytes(sizes.layer_bytes)
+            kept += f"; of {sizes.num_layers} layers of {layer}, {resident} stay and the others "
+            kept += "are fetched at each step"
+        row = f"{format_bytes(self.cached)} of keys and values a row"
+        return f"{kept}; {row}, {format_bytes(self.prefill)} to prefill one"
+
+    def least(self, smallest: int) -> str:
+        return f"one layer, what stays beside it, and one row take {format_bytes(smallest)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cogcache.caption_sharing import CaptionSharing
-from cogcache.captioning import Captioner, ClipTasks, Made
+from cogcache.captioning import Captioner, ClipTasks, GivenUp, Made
 from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog import CaptionRow, Catalog, ClipRow, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ from cogcache.summaries import NO_SUMMARY, list_all
 
 logger = logging.getLogger(__name__)
 
-Captions = Callable[[Sequence[Task]], Iterator[Made]]
+Captions = Callable[[Sequence[Task]], Iterator[Made | GivenUp]]
 """Makes captions; the tasks of a clip are neighbours."""
 
 COMMIT_EVERY_S = 3.0
@@ -157,7 +157,10 @@ class _Captioning:
             try:
                 while tasks:
                     for made in captions(tasks):
-                        self._keep(made)
+                        if isinstance(made, GivenUp):
+                            self._fail([made.task], made.error)
+                        else:
+                            self._keep(made)
                     self._commit()
                     tasks = self._further(following)
             finally:

@@ -25,7 +25,7 @@ from cogcache.store import FeatureStore
 from cogcache.telling import Told
 
 if TYPE_CHECKING:
-    from cogcache.captioning import Captioner, Made
+    from cogcache.captioning import Captioner, GivenUp, Made
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class _InHand:
 
     item: Item
     made: list[Made] = field(default_factory=list)
+    given_up: list[ClipError] = field(default_factory=list)
+    """Why captions could not be made; one of them is the clip's failure."""
 
 
 @dataclass
@@ -107,11 +109,17 @@ class CaptioningDuty:
             reading = self.reader.submit(_features_of, item.job[0], self.store)
             self.ahead.append((item, reading))
 
-    def _kept(self, made: Made) -> Answer | None:
+    def _kept(self, made: Made | GivenUp) -> Answer | None:
+        from cogcache.captioning import GivenUp
+
         clip = self.in_hand.pop(made.task.key.digest)
-        clip.made.append(made)
-        whole = len(clip.made) == len(clip.item.job)
-        return Answer(clip.item.ticket, clip.made) if whole else None
+        if isinstance(made, GivenUp):
+            clip.given_up.append(made.error)
+        else:
+            clip.made.append(made)
+        if len(clip.made) + len(clip.given_up) < len(clip.item.job):
+            return None
+        return Answer(clip.item.ticket, clip.given_up[0] if clip.given_up else clip.made)
 
     def _failed(self) -> Iterator[Answer]:
         while self.failed:

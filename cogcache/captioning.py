@@ -8,28 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogcache import endings
+from cogcache.batches import Batches
+from cogcache.budget import LanguageChoice
 from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import CaptionRow
 from cogcache.config import Settings
-from cogcache.errors import ConfigError
-from cogcache.generation import Batches, Finished, Request
+from cogcache.errors import ClipError, CogcacheError, ConfigError
+from cogcache.generation import Finished, NoRoom, Request
 from cogcache.guards import changes_for, flags_of
+from cogcache.loading import Fitted, LanguageLoader
 from cogcache.memory import sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity
-from cogcache.plan import plan_language
-from cogcache.quantization import Quantization
 from cogcache.runs import RunReport
 from cogcache.units import GIB
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from cogcache.decoding import Decoder
     from cogcache.keptprefixes import KeptPrefixes
-    from cogcache.models.halves import LoadedHalf
     from cogcache.structured import Grammar
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
@@ -75,6 +78,14 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A caption that could not be made."""
+
+    task: Task
+    error: ClipError
+
+
+@dataclass(frozen=True, slots=True)
 class _SecondTry:
     """A task whose first caption was not good."""
 
@@ -100,10 +111,12 @@ class Captioner:
 
     def __post_init__(self) -> None:
         self.grammar = self._grammar()  # before the weights: it may be one that cannot be held
+        self.report.base_bytes = sample().host_bytes
         self.kept: KeptPrefixes | None = None
-        self.longest = 0
-        with self.report.split.time("load"):
-            self.decoder = self._decoder(self._load())
+        self.loader: LanguageLoader | None = None
+        self.half: Fitted[LanguageChoice] | None = None
+        self.decoder: Decoder | Batches | None = None
+        self._earlier: list[str] = []
 
     def _grammar(self) -> Grammar | None:
         if (schema := self.settings.generation.json_schema) is None:
@@ -115,44 +128,39 @@ class Captioner:
             raise ConfigError(problem, "pip install 'cogcache[structured]'") from error
         return Grammar(schema, self.family)
 
-    def _load(self) -> LoadedHalf:
-        import torch
+    def _load(self, row_tokens: int) -> Decoder | Batches:
+        """Load the half once it is known how long the rows are; clips come longest first."""
+        if self.half is None:
+            self.loader = LanguageLoader(self.family, self.settings, row_tokens)
+            self.half = Fitted(self.loader, self.report)
+        return self._decoder(self.half)
 
-        from cogcache.devices import pick_device
-        from cogcache.models.halves import WholeModel, load_half
-
-        language = self.settings.language
-        overrides = self.family.config_overrides(language)
-        whole = WholeModel.of(self.family.checkpoint, **overrides)
-        self.report.base_bytes = sample().host_bytes
-        loaded = load_half(
-            whole,
-            "language",
-            dtype=getattr(torch, language.compute_dtype),
-            device=pick_device(self.settings.device),
-            quantization=Quantization(
-                kind=language.quantization,
-                double_quant=language.double_quant,
-                compute_dtype=language.compute_dtype,
-            ),
-        )
-        self.report.bytes_by_shard = dict(loaded.bytes_by_shard)
-        if loaded.quantization is not None:
-            self.report.quantization = loaded.quantization.summary()
-        return loaded
-
-    def _decoder(self, loaded: LoadedHalf) -> Decoder | Batches:
+    def _decoder(self, half: Fitted[LanguageChoice]) -> Decoder | Batches:
         """Return what turns rows into tokens, and say so where it cannot share prefixes."""
         from cogcache.decoding import Decoder, can_decode
 
-        rows, beams = self.settings.language.clips_per_batch, self.settings.generation.num_beams
+        rows, beams = half.choice.clips_per_batch, self.settings.generation.num_beams
         rows = self.family.rows_together(rows, beams)
-        if beams == 1 and can_decode(loaded.model):
-            self.kept = self._kept(loaded.model.device.type)
-            return Decoder(loaded.model, self.family, rows, self.kept)
+        if beams == 1 and can_decode(half.model):
+            self.kept = self.kept or self._kept(half.model.device.type)
+            return Decoder(half.model, self.family, rows, self.kept)
         reason = "beams" if beams > 1 else "layers that do not keep all keys"
         self.report.notes.append(f"prompts of a clip share no prefill: {reason}")
-        return Batches(loaded.model, self.family, rows)
+        return Batches(half.model, self.family, rows)
+
+    def _make_room(self) -> bool:
+        """Have more of the half wait elsewhere; False where all of it does already."""
+        assert self.half is not None
+        if self.half.loader.less(self.half.choice) is None:
+            return False
+        assert self.decoder is not None
+        self._earlier += self.decoder.statistics.lines()
+        self.decoder = None  # nobody else may hold the model
+        room = self.half.make_room()
+        if not room:
+            raise CogcacheError("memory runs out while weights load", "give the stage more memory")
+        self.decoder = self._decoder(self.half)
+        return True
 
     def _kept(self, device: str) -> KeptPrefixes | None:
         """Return where video parts are kept; they depend on weights and types, on no prompt."""
@@ -166,19 +174,55 @@ class Captioner:
         depends_on = {**{name: key[name] for name in names}, "device": device}
         return KeptPrefixes(Path(language.keep_prefix), depends_on, limits.min_free_gib * GIB)
 
-    def captions(self, clips: Iterable[ClipTasks]) -> Iterator[Made]:
-        """Yield the captions of clips, as they get done."""
-        requests = ([self._request(task, features) for task in tasks] for tasks, features in clips)
-        for finished in self._timed(self.decoder.run(requests)):
-            made = self._made(finished)
-            if kept := self._looked_at(finished.request, made):
+    def captions(self, clips: Iterable[ClipTasks]) -> Iterator[Made | GivenUp]:
+        """Yield the captions of clips, as they get done.
+
+        Where memory runs out, fewer are made together, then more of the weights wait elsewhere.
+        A caption that does not fit even so is given up.
+        """
+        for finished in self._finished(clips):
+            if finished.given_up:
+                yield self._given_up(finished.request)
+            elif kept := self._looked_at(finished.request, self._made(finished)):
                 yield kept
         if self.kept:
             self.kept.wait()
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The half, once captions were asked of it."""
+        assert self.half is not None
+        return self.half.model
+
     def lines(self) -> list[str]:
         """Return what a reader of the report wants to know."""
-        return self.decoder.statistics.lines() + (self.kept.lines() if self.kept else [])
+        lines = self.decoder.statistics.lines() if self.decoder else []
+        return self._earlier + lines + (self.kept.lines() if self.kept else [])
+
+    def _finished(self, clips: Iterable[ClipTasks]) -> Iterator[Finished]:
+        groups = ([self._request(task, features) for task in tasks] for tasks, features in clips)
+        if (first := next(filter(None, groups), None)) is None:
+            return
+        unfinished = chain([first], groups)
+        self.decoder = self.decoder or self._load(max(request.row.length for request in first))
+        while True:
+            try:
+                yield from self._timed(self.decoder.run(unfinished))
+            except NoRoom as error:
+                again = error.requests
+            else:
+                return
+            if not self._make_room():
+                yield Finished(again.pop(0), [], 0.0, given_up=True)
+            unfinished = chain([[request] for request in again], unfinished)
+
+    def _given_up(self, request: Request) -> Made | GivenUp:
+        """Return what is left of a caption that there is no memory for."""
+        if isinstance(request.task, _SecondTry):
+            return request.task.first
+        problem = "memory runs out with a single caption at a time and no layer resident"
+        hint = "give the stage more memory, or fewer frames (--max-frames)"
+        return GivenUp(request.task, ClipError("out_of_memory", problem, hint))
 
     def _request(self, task: Task, features: ClipTensors) -> Request:
         layout = task.key.layout
@@ -186,13 +230,16 @@ class Captioner:
             row = self.family.text_row(task.words, layout)
         else:
             row = self.family.row(features, task.prompt, layout)
-        if row.length > self.longest:  # clips come longest first, but later prompts may be longer
-            self.longest = row.length
-            config = self.family.full_config()
-            self.report.planned = plan_language(self.identity, config, self.settings, row.length)
+        self._plan_anew(row.length)
         seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it
         generation = self.settings.generation
         return Request(row, task.key.feature_key, seed, generation, task, self.grammar)
+
+    def _plan_anew(self, row_tokens: int) -> None:
+        """Mend the plan: clips come longest first, but later prompts may be longer."""
+        if self.half and self.loader and row_tokens > self.loader.row_tokens:
+            self.loader.row_tokens = row_tokens
+            self.report.planned = self.loader.planned(self.half.choice)
 
     def _timed(self, finished: Iterator[Finished]) -> Iterator[Finished]:
         """Count the time spent generating, less what of it is spent waiting for features."""
@@ -218,6 +265,7 @@ class Captioner:
         # The row's own random numbers come from the key; the same would draw the same once more.
         seed = request.seed + ("seed" in changes)
         again = replace(request, generation=changed, seed=seed, task=_SecondTry(made, changes))
+        assert self.decoder is not None
         self.decoder.submit(again)
         return None
 

@@ -17,6 +17,7 @@ from cogcache.filling import Filled, Filler
 from cogcache.keys import CaptionKey, Field
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
+from cogcache.quantization import Quantization
 from cogcache.scenes import Span
 from cogcache.templates import levels
 
@@ -188,11 +189,7 @@ def caption_key(
     return CaptionKey(
         feature_key=feature_key,
         language_digest=identity.digest,
-        quantization={
-            "kind": language.quantization,
-            "double_quant": language.double_quant,
-            "compute_dtype": language.compute_dtype,
-        },
+        quantization=Quantization.of(language).fields(),
         prompt=prompt,
         layout=family.layout(language),
         generation=_generation(settings.generation, draw),

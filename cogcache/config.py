@@ -87,6 +87,8 @@ class Language(Table):
     """Precision of the decoder's linear weights in memory; `none` keeps them in compute_dtype."""
     double_quant: bool = True
     """Quantise the scales of 4-bit weights too, 0.4 bits a weight less; `nf4` and `fp4` only."""
+    head_quantization: Literal["none", "int8", "nf4"] = "none"
+    """Precision of the output head's weights; other than `none` may change a caption's words."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the language half's arithmetic and of its weights that are not quantised."""
     layout: Literal["chat", "base", "vqa"] = "chat"

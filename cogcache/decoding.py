@@ -9,7 +9,6 @@ numbers and limits. Imported where captions are made; it needs torch and transfo
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,15 +21,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cogcache.choosing import Chooser, choose_all
-from cogcache.errors import CogcacheError
-from cogcache.generation import Finished, Request, Statistics, context_of, laid_out, room_for
+from cogcache.generation import (
+    Finished,
+    NoRoom,
+    Request,
+    Statistics,
+    context_of,
+    laid_out,
+    room_for,
+)
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix, RowCache, SlotCache, keeps_all_keys
-from cogcache.memory import out_of_memory
+from cogcache.memory import give_back, running_out
 from cogcache.models.family import Family, left_padded
 from cogcache.prefixes import Prefixes, cut_of, forward, prefix_digest, sharing
-
-logger = logging.getLogger(__name__)
 
 
 def can_decode(model: PreTrainedModel) -> bool:
@@ -115,28 +119,32 @@ class Decoder:
 
     def _guarded(self, work: Any, *arguments: Any) -> list[Finished]:
         """Do a piece of work; where memory runs out, begin all rows anew, half as many at once."""
-        try:
+        with running_out():
             done: list[Finished] = work(*arguments)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            if self.rows_at_once == 1:
-                raise CogcacheError(
-                    "memory runs out with a single caption at a time",
-                    "give the stage more memory, or fewer frames (--max-frames)",
-                ) from error
-        else:
             return done
         self._begin_anew(*arguments)
         return []
 
     def _begin_anew(self, group: Sequence[Request] = ()) -> None:
-        unfinished = [row.request for row in self._unfinished()] + list(group)
+        """Let go of all rows; half as many at once then, or one prompt of a clip after another.
+
+        Raises:
+            NoRoom: it was a single one.
+        """
+        in_hand = [row.request for row in self._unfinished()] + list(group)
         self.live, self.waiting, self.slots = [], deque(), self._no_slots()
         self.newest = None
-        self.again.extend(list(each) for _, each in groupby(unfinished, lambda r: r.clip))
-        self.rows_at_once //= 2
-        logger.warning("out of memory: going on with %d captions at a time", self.rows_at_once)
+        if self.rows_at_once > 1:
+            self.again.extend(list(each) for _, each in groupby(in_hand, lambda r: r.clip))
+            self.rows_at_once //= 2
+            self.statistics.note_halved(self.rows_at_once)
+        elif len(in_hand) > 1:
+            self.again.extend([request] for request in in_hand)
+        else:
+            others = [request for each in self.again for request in each]
+            self.again.clear()
+            raise NoRoom(in_hand + others)
+        give_back()
 
     # ---- prefill ----------------------------------------------------------------------------
 

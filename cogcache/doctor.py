@@ -67,13 +67,12 @@ def _device() -> str:
 def _product() -> str:
     """Multiply with a 4-bit layer and with the same weights in bf16."""
     import torch
-    from torch import nn
 
-    from cogcache.quantization import dequantized, quantized_linear
+    from cogcache.quantization import Quantization, dequantized, quantized_linear
 
     torch.manual_seed(0)
     device = pick_device("auto")
-    layer = quantized_linear(nn.Linear(256, 256, bias=False), device).eval()
+    layer = quantized_linear(torch.randn(256, 256) / 16, None, Quantization(), device)
     twin = dequantized(layer).to(torch.bfloat16)
     x = torch.randn(1, 256, dtype=torch.bfloat16, device=device)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The vision half at work: loaded to fit its memory, fed batches of clips, halved where it must be.
+"""The vision half at work: loaded to fit its memory, fed batches of clips, less where it must.
 
 It knows no catalog and no files, so that it serves wherever a vision half runs.
 """
@@ -8,17 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cogcache.config import Settings
-from cogcache.errors import CogcacheError
-from cogcache.loading import load_vision
-from cogcache.memory import out_of_memory, sample
+from cogcache.errors import ClipError
+from cogcache.loading import Fitted, VisionLoader
+from cogcache.memory import running_out, sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.runs import RunReport
-
-if TYPE_CHECKING:
-    from cogcache.models.halves import LoadedHalf
 
 logger = logging.getLogger(__name__)
 
@@ -38,51 +34,46 @@ class Encoder:
     report: RunReport
 
     def __post_init__(self) -> None:
-        with self.report.split.time("load"):
-            self.loaded = self._load()
-
-    def _load(self) -> LoadedHalf:
-        from cogcache.models.compiled import compile_blocks
-        from cogcache.models.halves import WholeModel
-
-        whole = WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
         self.report.base_bytes = sample().host_bytes
-        loaded, choice = load_vision(whole, self.family, self.settings)
-        if self.settings.vision.compile:
-            compile_blocks(loaded.model)
-        self.frames_per_batch = choice.frames_per_batch
-        self.report.planned = choice.plan
-        self.report.notes.append(choice.reason)
-        self.report.bytes_by_shard = dict(loaded.bytes_by_shard)
-        return loaded
+        self.half = Fitted(VisionLoader(self.family, self.settings), self.report)
+        self.frames_per_batch = self.half.choice.frames_per_batch
 
-    def encode(self, clips: Sequence[ClipTensors]) -> list[ClipTensors]:
+    def encode(self, clips: Sequence[ClipTensors]) -> list[ClipTensors | ClipError]:
         """Encode clips together; each one's features lie in the host's memory.
 
-        Raises:
-            CogcacheError: memory does not even suffice for a single frame.
+        Where memory runs out, a pass takes half as many frames; if one is too many, more of the
+        weights wait elsewhere. A clip that is too large even so is given up with an error.
         """
         with self.report.split.time("encode"):
-            return [
-                ClipTensors(
-                    {name: tensor.cpu() for name, tensor in features.tensors.items()},
-                    features.texts,
-                )
-                for features in self._within_memory(clips)
-            ]
+            while True:
+                if encoded := self._attempt(clips):
+                    return [*encoded]
+                if not self._make_room():
+                    break
+        if len(clips) > 1:
+            return [found for clip in clips for found in self.encode([clip])]
+        problem = "memory runs out though one frame passes at a time and no weights stay"
+        return [
+            ClipError("out_of_memory", problem, "give the stage more memory, and --retry-failed")
+        ]
 
-    def _within_memory(self, clips: Sequence[ClipTensors]) -> list[ClipTensors]:
-        """Encode; where memory runs out, with half as many frames in one pass."""
-        while True:
-            try:
-                return self.family.encode(self.loaded.model, clips, self.frames_per_batch)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                if self.frames_per_batch == 1:
-                    raise CogcacheError(
-                        "memory runs out with a single frame in a pass",
-                        "give the stage more memory, or --device cpu",
-                    ) from error
+    def _attempt(self, clips: Sequence[ClipTensors]) -> list[ClipTensors]:
+        with running_out():
+            encoded = self.family.encode(self.half.model, clips, self.frames_per_batch)
+            return [
+                ClipTensors({name: t.cpu() for name, t in each.tensors.items()}, each.texts)
+                for each in encoded
+            ]
+        return []
+
+    def _make_room(self) -> bool:
+        """Halve the frames of a pass, or have more weights wait; False where nothing is left."""
+        if self.frames_per_batch > 1:
             self.frames_per_batch //= 2
-            logger.warning("out of memory: going on with %d frames a pass", self.frames_per_batch)
+            frames = self.frames_per_batch
+            logger.warning("out of memory: going on with %d frames a pass", frames)
+            self.report.notes.append(f"memory ran out: {frames} frames a pass from there on")
+            return True
+        room = self.half.make_room()
+        self.frames_per_batch = self.half.choice.frames_per_batch if room else 1
+        return room

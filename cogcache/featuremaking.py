@@ -18,7 +18,7 @@ from cogcache.encoding import Encoder
 from cogcache.errors import ClipError
 from cogcache.keys import Field
 from cogcache.preparation import PreparedClip
-from cogcache.reuse import FrameReuse, Neighbours, no_neighbours
+from cogcache.reuse import Encoded, FrameReuse, Neighbours, no_neighbours
 from cogcache.runs import RunReport, versions
 from cogcache.store import FeatureStore
 from cogcache.video import VideoInfo
@@ -87,14 +87,18 @@ class FeatureMaker(AbstractContextManager["FeatureMaker"]):
     def make(self, batch: Sequence[tuple[Clip, PreparedClip]]) -> list[Outcome]:
         """Encode clips and have them sealed; return those that are done, these or earlier ones."""
         encoded = self._encoded(batch)
+        given_up: list[Outcome] = []
         for (clip, prepared), features in zip(batch, encoded, strict=True):
+            if isinstance(features, ClipError):
+                given_up.append((clip, features))
+                continue
             sealing = self._thread.submit(
                 seal_clip, clip, prepared, features, self.store, self.settings
             )
             self._sealing.append((clip, sealing))
-        return self.finish(leave=SEALING_AHEAD)
+        return given_up + self.finish(leave=SEALING_AHEAD)
 
-    def _encoded(self, batch: Sequence[tuple[Clip, PreparedClip]]) -> Sequence[ClipTensors]:
+    def _encoded(self, batch: Sequence[tuple[Clip, PreparedClip]]) -> Encoded:
         if self._reuse is not None:
             return self._reuse.encode(batch, self.encoder.encode)
         return self.encoder.encode([prepared.tensors() for _, prepared in batch])

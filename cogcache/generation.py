@@ -1,16 +1,11 @@
-"""What is asked of a language half and what it gives; and the way through `generate`.
-
-Rows usually go through `decoding`. `generate` is for beams, and for models whose layers do not
-keep all keys.
-"""
+"""What is asked of a language half and what it gives; and transformers' `generate` for rows."""
 
 from __future__ import annotations
 
+import logging
 import math
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cogcache import endings
@@ -22,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
     from cogcache.structured import Grammar
+
+logger = logging.getLogger(__name__)
 
 DRAWING = ("temperature", "top_p", "top_k")
 
@@ -64,6 +61,20 @@ class Finished:
     """Its share of the time."""
     over_context: bool = False
     """Whether it was cut off because the model's context has no room for more."""
+    given_up: bool = False
+    """Whether there are no tokens since memory does not suffice for it."""
+
+
+class NoRoom(Exception):
+    """Memory runs out with a single row.
+
+    Args:
+        requests: all that are not done yet, beginning with the one concerned.
+    """
+
+    def __init__(self, requests: list[Request]) -> None:
+        super().__init__("memory runs out with a single caption at a time")
+        self.requests = requests
 
 
 @dataclass
@@ -85,6 +96,13 @@ class Statistics:
     """Columns of keys over all steps and rows, padding included."""
     padded_columns: int = 0
     decode_s: float = 0.0
+    halved_to: list[int] = field(default_factory=list)
+    """Rows at once after each time that memory ran out."""
+
+    def note_halved(self, rows: int) -> None:
+        """Note that memory ran out, and how many rows are taken at once from there on."""
+        self.halved_to.append(rows)
+        logger.warning("out of memory: going on with %d captions at a time", rows)
 
     def count_step(self, rows: int, lengths: Sequence[int], end: int, seconds: float) -> None:
         """Count one step of a batch whose rows end at column `end`."""
@@ -96,103 +114,17 @@ class Statistics:
 
     def lines(self) -> list[str]:
         """Return what a reader of the report wants to know."""
+        lines = [
+            f"memory ran out: {rows} captions at a time from there on" for rows in self.halved_to
+        ]
         if not self.steps:
-            return []
+            return lines
         padding = self.padded_columns / self.columns
         return [
+            *lines,
             f"decoding: {self.prefixes} prefills of a video part, {self.tokens} new tokens, "
-            f"{self.row_steps / self.steps:.1f} rows a step, {padding:.1%} of the keys padding"
+            f"{self.row_steps / self.steps:.1f} rows a step, {padding:.1%} of the keys padding",
         ]
-
-
-class Batches:
-    """Requests through `generate`, a batch at a time.
-
-    Args:
-        model: the language half, or the whole model.
-        family: lays rows out.
-        rows_at_once: most rows in a batch.
-    """
-
-    def __init__(self, model: PreTrainedModel, family: Family, rows_at_once: int) -> None:
-        self.model, self.family, self.rows_at_once = model, family, rows_at_once
-        self.context = context_of(model)
-        self.statistics = Statistics()
-        self.again: deque[Request] = deque()
-
-    def submit(self, request: Request) -> None:
-        """Put in a request between others, while `run` is under way."""
-        self.again.append(request)
-
-    def run(self, groups: Iterable[Sequence[Request]]) -> Iterator[Finished]:
-        """Yield each request with its tokens, as they get done.
-
-        Args:
-            groups: requests about one clip each; an empty one says that there are no more just now.
-        """
-        batch: list[Request] = []
-        for group in groups:
-            for request in group:
-                if batch and not self._fits(request, batch):
-                    yield from self._generate(batch)
-                    batch = []
-                batch.append(request)
-            if not group:
-                yield from self._rest(batch)
-                batch = []
-        yield from self._rest(batch)
-
-    def _rest(self, batch: Sequence[Request]) -> Iterator[Finished]:
-        """Generate for all that is there, though a batch be not full."""
-        yield from self._generate(batch)
-        while self.again:
-            yield from self._generate([self.again.popleft()])
-
-    def _fits(self, request: Request, batch: Sequence[Request]) -> bool:
-        # Drawn tokens must not depend on who else is in the batch.
-        generation = request.generation
-        together = 1 if generation.do_sample else self.rows_at_once
-        most = self.family.rows_together(together, generation.num_beams)
-        return len(batch) < most and self._kind(request) == self._kind(batch[0])
-
-    def _kind(self, request: Request) -> tuple[object, ...]:
-        """Return what the requests of a batch have in common."""
-        about_clip = bool(request.row.features.tensors)
-        return request.generation, self._limit(request), about_clip
-
-    def _limit(self, request: Request) -> int:
-        """Most new tokens: what was asked for, or what the context has room for."""
-        _, positions = laid_out(request, self.family, self.model)
-        room = room_for(positions, self.context)
-        return int(min(request.generation.max_new_tokens, room))
-
-    def _generate(self, batch: Sequence[Request]) -> Iterator[Finished]:
-        from cogcache.memory import out_of_memory
-
-        if not batch:
-            return
-        started = time.perf_counter()
-        rows, first, limit = [request.row for request in batch], batch[0], self._limit(batch[0])
-        generation = first.generation.model_copy(update={"max_new_tokens": limit})
-        try:
-            made = generate(
-                self.model, self.family, rows, generation,
-                seed=first.seed, grammar=first.grammar,
-            )  # fmt: skip
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or len(batch) == 1:
-                raise
-            made = []
-        if not made:
-            self.rows_at_once = half = len(batch) // 2
-            yield from self._generate(batch[:half])
-            yield from self._generate(batch[half:])
-            return
-        seconds = (time.perf_counter() - started) / len(batch)
-        for request, tokens in zip(batch, made, strict=True):
-            cut = limit < request.generation.max_new_tokens and len(tokens) == limit
-            ended = tokens[-1] in self.family.stop_ids
-            yield Finished(request, tokens, seconds, over_context=cut and not ended)
 
 
 def laid_out(

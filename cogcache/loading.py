@@ -1,47 +1,228 @@
-"""Loads a half so that it keeps within the memory it is given."""
+"""Loads a half so that it keeps within the memory it is given, and smaller where that is not so."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from cogcache.budget import VisionChoice, choose_vision, usable_bytes
+from cogcache.budget import (
+    LanguageChoice,
+    VisionChoice,
+    choose_language,
+    choose_vision,
+    plan_language,
+    usable_bytes,
+)
 from cogcache.config import Settings
 from cogcache.devices import free_bytes, pick_device
-from cogcache.errors import ConfigError
-from cogcache.memory import sample
+from cogcache.errors import CogcacheError, ConfigError
+from cogcache.memory import blocks_given_back, give_back, running_out, sample
+from cogcache.models.compiled import compile_blocks
 from cogcache.models.family import Family
 from cogcache.models.halves import LoadedHalf, WholeModel, load_half
-from cogcache.models.offload import offload_options
-from cogcache.models.sizes import half_sizes
+from cogcache.models.offload import Offload
+from cogcache.models.sizes import LanguageSizes, half_sizes, language_sizes
+from cogcache.models.waiting import settle
+from cogcache.plan import ITEM_BYTES
+from cogcache.quantization import Quantization
+from cogcache.runs import RunReport, StagePlan
 from cogcache.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+LESS = 0.75
+"""What a half is planned to take, as a share of the last plan, where memory ran out in spite of
+it."""
+Choice = TypeVar("Choice", VisionChoice, LanguageChoice)
+logger = logging.getLogger(__name__)
 
 
-def load_vision(
-    whole: WholeModel, family: Family, settings: Settings
-) -> tuple[LoadedHalf, VisionChoice]:
-    """Load the vision half, with some of its blocks elsewhere where not all of them fit.
+class Loader(Protocol[Choice]):
+    """Chooses how a half fits into memory, and loads it so."""
 
-    Returns:
-        The half, and how it is to be run.
+    def first(self) -> Choice:
+        """Choose for the memory that there is."""
+
+    def less(self, choice: Choice) -> Choice | None:
+        """Choose for less memory than a choice takes; None where there is nothing less."""
+
+    def load(self, choice: Choice) -> LoadedHalf:
+        """Load the half."""
+
+
+@dataclass
+class VisionLoader:
+    """Loads the vision half as a choice says.
+
+    Args:
+        family: of the checkpoint, at the cache point.
+        settings: device, memory, precision, and the most frames a pass.
+    """
+
+    family: Family
+    settings: Settings
+
+    @cached_property
+    def whole(self) -> WholeModel:
+        """The model before any weight is read."""
+        return WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
+
+    @cached_property
+    def _choose(self) -> Callable[[int], VisionChoice]:
+        sizes = half_sizes(self.whole.checkpoint, self.whole.partition, "vision")
+        return partial(choose_vision, sizes, self.family.full_config(), self.settings)
+
+    def first(self) -> VisionChoice:
+        """Choose for the memory that there is.
+
+        Raises:
+            ConfigError: not even one block with one frame fits.
+        """
+        return _first(self._choose, self.settings, "one")
+
+    def less(self, choice: VisionChoice) -> VisionChoice | None:
+        """Choose for less memory than a choice takes; None where there is nothing less."""
+        # Compiled blocks cannot wait elsewhere.
+        return None if self.settings.vision.compile else less(self._choose, choice)
+
+    def load(self, choice: VisionChoice) -> LoadedHalf:
+        """Load the half, and have its blocks compiled where that is asked for."""
+        loaded = load_half(
+            self.whole,
+            "vision",
+            dtype=_dtype(self.settings.vision.vision_dtype),
+            device=pick_device(self.settings.device),
+            offload=Offload(_waiting_from(choice)),
+        )
+        if self.settings.vision.compile:
+            compile_blocks(loaded.model)
+        return loaded
+
+
+@dataclass
+class LanguageLoader:
+    """Loads the language half as a choice says.
+
+    Args:
+        family: of the checkpoint, at the cache point.
+        settings: device, memory, precision, and the most rows a batch.
+        row_tokens: of the longest row before its caption.
+    """
+
+    family: Family
+    settings: Settings
+    row_tokens: int
+
+    @cached_property
+    def whole(self) -> WholeModel:
+        """The model before any weight is read."""
+        overrides = self.family.config_overrides(self.settings.language)
+        return WholeModel.of(self.family.checkpoint, **overrides)
+
+    @cached_property
+    def _sizes(self) -> LanguageSizes:
+        language = self.settings.language
+        return language_sizes(
+            self.whole.meta,
+            self.whole.partition.modules,
+            Quantization.of(language),
+            ITEM_BYTES[language.compute_dtype],
+            on_cpu=pick_device(self.settings.device) == "cpu",
+        )
+
+    def _choose(self, usable: int) -> LanguageChoice:
+        config = self.family.full_config()
+        return choose_language(self._sizes, config, self.settings, usable, self.row_tokens)
+
+    def planned(self, choice: LanguageChoice) -> StagePlan:
+        """Plan a choice for rows of `row_tokens` as it is now."""
+        config = self.family.full_config()
+        return plan_language(choice, self._sizes, config, self.settings, self.row_tokens)
+
+    def first(self) -> LanguageChoice:
+        """Choose for the memory that there is.
+
+        Raises:
+            ConfigError: not even one layer with one row fits.
+        """
+        return _first(self._choose, self.settings, "two")
+
+    def less(self, choice: LanguageChoice) -> LanguageChoice | None:
+        """Choose for less memory than a choice takes; None where there is nothing less."""
+        return less(self._choose, choice)
+
+    def load(self, choice: LanguageChoice) -> LoadedHalf:
+        """Load the half."""
+        language = self.settings.language
+        loaded = load_half(
+            self.whole,
+            "language",
+            dtype=_dtype(language.compute_dtype),
+            device=pick_device(self.settings.device),
+            quantization=Quantization.of(language),
+            offload=Offload(_waiting_from(choice), choice.embedding_waits),
+        )
+        with blocks_given_back():
+            settle(loaded.model)
+        return loaded
+
+
+class Fitted(Generic[Choice]):
+    """A half in memory; with less of it there once memory has run out.
+
+    Args:
+        loader: chooses and loads.
+        report: is told the plan, each choice's reason, and the bytes read.
 
     Raises:
-        ConfigError: not even one block with one frame fits.
+        ConfigError: not even the smallest choice fits.
+        CogcacheError: memory runs out while the smallest choice is loaded.
     """
-    device = pick_device(settings.device)
-    given = memory_for(settings, device)
-    usable = usable_bytes(given, on_device=device != "cpu")
-    sizes = half_sizes(whole.checkpoint, whole.partition, "vision")
-    choice = choose_vision(sizes, family.full_config(), settings, usable)
-    if not choice.fits:
-        problem = f"stage one does not fit {format_bytes(given)}: {choice.reason}"
-        raise ConfigError(problem, "`cogcache plan` says what fits; give more with --memory")
-    if choice.resident_layers == choice.num_layers:
-        return load_half(whole, "vision", dtype=_dtype(settings), device=device), choice
-    options = offload_options(whole, "vision", choice.resident_layers, device)
-    return load_half(whole, "vision", dtype=_dtype(settings), device=device, **options), choice
+
+    def __init__(self, loader: Loader[Choice], report: RunReport) -> None:
+        self.loader: Loader[Choice] = loader
+        self.report = report
+        self.choice: Choice = loader.first()
+        self.loaded: LoadedHalf | None = None
+        if not self._load() and not self.make_room():
+            raise CogcacheError("memory runs out while weights load", "give the stage more memory")
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The half."""
+        assert self.loaded is not None
+        return self.loaded.model
+
+    def make_room(self) -> bool:
+        """Load anew with more of it elsewhere; False where there is nothing less to load.
+
+        Whoever has the model must have let go of it.
+        """
+        while less := self.loader.less(self.choice):
+            logger.warning("out of memory: loading anew, %s", less.reason)
+            self.report.notes.append("memory ran out: loaded anew, with more of it elsewhere")
+            self.choice, self.loaded = less, None
+            give_back()
+            if self._load():
+                return True
+        return False
+
+    def _load(self) -> bool:
+        with self.report.split.time("load"), running_out():
+            self.loaded = self.loader.load(self.choice)
+        if self.loaded is None:
+            return False
+        self.report.planned = self.choice.plan
+        self.report.notes.append(self.choice.reason)
+        self.report.bytes_by_shard = dict(self.loaded.bytes_by_shard)
+        if self.loaded.quantization is not None:
+            self.report.quantization = self.loaded.quantization.summary()
+        return True
 
 
 def memory_for(settings: Settings, device: str) -> int:
@@ -56,8 +237,29 @@ def memory_for(settings: Settings, device: str) -> int:
     return given - sample().host_bytes if device == "cpu" else given
 
 
-def _dtype(settings: Settings) -> torch.dtype:
+def _first(choose: Callable[[int], Choice], settings: Settings, stage: str) -> Choice:
+    device = pick_device(settings.device)
+    given = memory_for(settings, device)
+    choice = choose(usable_bytes(given, on_device=device != "cpu"))
+    if not choice.fits:
+        problem = f"stage {stage} does not fit {format_bytes(given)}: {choice.reason}"
+        raise ConfigError(problem, "`cogcache plan` says what fits; give more with --memory")
+    return choice
+
+
+def less(choose: Callable[[int], Choice], choice: Choice) -> Choice | None:
+    """Choose for less memory than a choice takes; None where there is nothing less."""
+    found = choose(max(choice.smallest_bytes, int(LESS * choice.plan.peak_bytes)))
+    return found if found.plan.peak_bytes < choice.plan.peak_bytes else None
+
+
+def _waiting_from(choice: VisionChoice | LanguageChoice) -> int | None:
+    all_stay = choice.resident_layers == choice.num_layers
+    return None if all_stay else choice.resident_layers
+
+
+def _dtype(name: str) -> torch.dtype:
     import torch
 
-    dtype: torch.dtype = getattr(torch, settings.vision.vision_dtype)
+    dtype: torch.dtype = getattr(torch, name)
     return dtype

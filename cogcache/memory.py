@@ -8,12 +8,14 @@ kernel may drop; device memory is what the GPU allocator gave out.
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +37,8 @@ class MemorySample:
     file_bytes: int = 0
     device_bytes: int = 0
     reserved_bytes: int = 0
+    driver_bytes: int = 0
+    """What the GPU's driver counts, of all processes: 0 where NVML (nvidia-ml-py) is not there."""
 
     @property
     def host_bytes(self) -> int:
@@ -50,7 +54,8 @@ def sample(since_s: float = 0.0) -> MemorySample:
     """Measure this process now; `time_s` counts from `since_s` (of `time.monotonic`)."""
     anonymous, mapped = _host_bytes()
     device, reserved = _device_bytes()
-    return MemorySample(time.monotonic() - since_s, anonymous, mapped, device, reserved)
+    driver = _driver_bytes() if reserved else 0
+    return MemorySample(time.monotonic() - since_s, anonymous, mapped, device, reserved, driver)
 
 
 def _host_bytes() -> tuple[int, int]:
@@ -68,6 +73,22 @@ def _device_bytes() -> tuple[int, int]:
     if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
         return 0, 0
     return int(torch.cuda.memory_allocated()), int(torch.cuda.memory_reserved())
+
+
+@cache
+def _nvml() -> Callable[[], int] | None:
+    """Return what asks the driver; None where it cannot be asked, which is tried once."""
+    torch = sys.modules["torch"]
+    with suppress(Exception):  # pynvml is absent, or the driver has none of it
+        torch.cuda.device_memory_used()
+        used: Callable[[], int] = torch.cuda.device_memory_used
+        return used
+    return None
+
+
+def _driver_bytes() -> int:
+    ask = _nvml()
+    return int(ask()) if ask else 0
 
 
 class MemoryMonitor:
@@ -116,6 +137,7 @@ class MemoryMonitor:
             max(peak.file_bytes, now.file_bytes),
             max(peak.device_bytes, device),
             max(peak.reserved_bytes, reserved),
+            max(peak.driver_bytes, now.driver_bytes),
         )
         self.timeline.append(now)
         if len(self.timeline) > TIMELINE_POINTS:
@@ -130,6 +152,33 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
+def running_out() -> Iterator[list[str]]:
+    """Collect the message of a block that runs out of memory; any other error passes.
+
+    Only the message: the error's traceback would hold all that the block had allocated.
+    """
+    messages: list[str] = []
+    try:
+        yield messages
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        messages.append(str(error))
+    if messages:
+        give_back()
+
+
+def give_back() -> None:
+    """Give memory that nothing uses any more back to the system and the device."""
+    gc.collect()
+    if trim := getattr(_libc(), "malloc_trim", None):
+        trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
 def blocks_given_back() -> Iterator[None]:
     """Have every freed block of a MiB or more go back to the system at once, inside.
 
@@ -138,7 +187,7 @@ def blocks_given_back() -> Iterator[None]:
     then leave holes in the heap: 1.7 GiB beside the flagship's 5.3 (docs/measurements.md).
     Where there is no glibc this does nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is None:
         yield
         return
@@ -147,3 +196,8 @@ def blocks_given_back() -> Iterator[None]:
         yield
     finally:
         mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        give_back()
+
+
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -6,26 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cogcache.config import Settings
-from cogcache.models.identity import HalfIdentity
-from cogcache.quantization import Quantization, quantized_bytes
-from cogcache.runs import StagePlan
 
 QUESTION_TOKENS = 11
 """Of a short question with what is around it."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
-
-
-def plan_language(
-    identity: HalfIdentity, config: Mapping[str, Any], settings: Settings, row_tokens: int
-) -> StagePlan:
-    """Plan stage two for batches whose longest row has `row_tokens` tokens before the caption.
-
-    Clips are prefilled one at a time, so that only one prefill is in memory at once.
-    """
-    rows = settings.language.clips_per_batch
-    weights = language_weight_bytes(identity.num_parameters, config, settings)
-    activations = prefill_bytes(config, settings, row_tokens) + rows * logit_bytes(config)
-    return StagePlan(weights, activations, rows * kv_bytes(config, settings, row_tokens))
 
 
 def frame_bytes(config: Mapping[str, Any], settings: Settings) -> int:
@@ -74,22 +58,6 @@ def _kv_bytes_a_token(config: Mapping[str, Any], settings: Settings) -> int:
     return 2 * int(text["num_hidden_layers"]) * kv_heads * head_width * item_bytes
 
 
-def language_weight_bytes(
-    num_parameters: int, config: Mapping[str, Any], settings: Settings
-) -> int:
-    """Return the language half's bytes: its layers quantised, embeddings and output head not."""
-    language, text = settings.language, _text(config)
-    item_bytes = ITEM_BYTES[language.compute_dtype]
-    if language.quantization == "none":
-        return num_parameters * item_bytes
-    hidden, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
-    tied = bool(text.get("tie_word_embeddings"))
-    kept = min(vocabulary * hidden * (1 if tied else 2), num_parameters)
-    quantization = Quantization(kind=language.quantization, double_quant=language.double_quant)
-    rows = (num_parameters - kept) // hidden
-    return kept * item_bytes + quantized_bytes(rows, hidden, quantization)
-
-
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     text: Mapping[str, Any] = config.get("text_config") or config
     return text
@@ -122,10 +90,14 @@ def row_tokens(config: Mapping[str, Any], frames: int) -> int:
     return 1 + frames * (per_frame + 1) + QUESTION_TOKENS
 
 
-def feature_bytes(config: Mapping[str, Any], settings: Settings, frames: int) -> int | None:
+def feature_bytes(
+    config: Mapping[str, Any], settings: Settings, frames: int, cache_point: str
+) -> int | None:
     """Return the uncompressed features of a clip, where the config tells their shape."""
     per_frame = tokens_per_frame(config)
     if per_frame is None:
         return None
     width = int(_text(config)["hidden_size"])
+    if cache_point == "pooled":  # without the two vectors that the projector adds
+        per_frame, width = per_frame - 2, int(config["vision_config"]["hidden_size"])
     return frames * per_frame * width * ITEM_BYTES[settings.vision.vision_dtype]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from cogcache.budget import (
+    DEVICE_CONTEXT_BYTES,
     LanguageChoice,
     VisionChoice,
     choose_language,
@@ -15,102 +19,206 @@ from cogcache.budget import (
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
 from cogcache.devices import free_bytes, pick_device
+from cogcache.models.family import Family
 from cogcache.models.halves import WholeModel
-from cogcache.models.partition import Half
 from cogcache.models.registry import family_of
-from cogcache.models.sizes import HalfSizes, half_sizes
-from cogcache.plan import ITEM_BYTES, feature_bytes, language_weight_bytes, prefix_bytes, row_tokens
+from cogcache.models.sizes import HalfSizes, LanguageSizes, half_sizes, language_sizes
+from cogcache.plan import ITEM_BYTES, feature_bytes, prefix_bytes, row_tokens
+from cogcache.quantization import Kind, Quantization
 from cogcache.units import GIB, format_bytes, parse_bytes
 
-HALVES: tuple[Half, Half] = ("vision", "language")
 USUAL_GIB = (4, 6, 8, 12, 16, 24, 48)
 """Memories that cards are sold with."""
+CAPTION_BYTES = 2000
+"""What a caption takes in the catalog, its index for searching included."""
+KINDS: tuple[Kind, ...] = ("none", "int8", "nf4")
 
 
-def make_plan(settings: Settings, frames: int, clips: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Model:
+    """A model at one of its cache points, before anything of it is loaded."""
+
+    family: Family
+    settings: Settings
+
+    @cached_property
+    def whole(self) -> WholeModel:
+        overrides = self.family.config_overrides(self.settings.language)
+        return WholeModel.of(self.family.checkpoint, **overrides)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        return self.family.full_config()
+
+    @cached_property
+    def vision(self) -> HalfSizes:
+        return half_sizes(self.whole.checkpoint, self.whole.partition, "vision")
+
+    @cached_property
+    def language(self) -> HalfSizes:
+        return half_sizes(self.whole.checkpoint, self.whole.partition, "language")
+
+    def language_held(self, quantization: Quantization, dtype: str) -> LanguageSizes:
+        return language_sizes(
+            self.whole.meta,
+            self.whole.partition.modules,
+            quantization,
+            ITEM_BYTES[dtype],
+            on_cpu=False,
+        )
+
+    @cached_property
+    def asked(self) -> LanguageSizes:
+        language = self.settings.language
+        return self.language_held(Quantization.of(language), language.compute_dtype)
+
+    def choices(self, usable: int, frames: int) -> tuple[VisionChoice, LanguageChoice]:
+        vision = choose_vision(self.vision, self.config, self.settings, usable)
+        tokens = row_tokens(self.config, frames)
+        return vision, choose_language(self.asked, self.config, self.settings, usable, tokens)
+
+
+def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict[str, Any]:
     """Plan both stages for the memory that `settings` give, or for the usual cards.
 
     Args:
         settings: model, precisions, batch sizes; `memory` other than `auto` plans for it alone.
         frames: frames of a clip.
+        prompts: of each clip.
         clips: how many clips the disk is planned for.
 
     Returns:
-        `facts`, lines about the model, and `memories`, a row for each memory.
+        `model`, `halves` (each at every precision), `disk` (for each cache point), and
+        `memories`, what was chosen for each memory and why. Bytes are whole numbers.
     """
     family = family_of(Checkpoint.open(settings.model, settings.revision))
-    family = family.at(settings.vision.cache_point)
-    whole = WholeModel.of(family.checkpoint, **family.partition_settings())
-    sizes = {half: half_sizes(whole.checkpoint, whole.partition, half) for half in HALVES}
-    config = family.full_config()
-    memories = {f"{gib} GiB": gib * GIB for gib in USUAL_GIB}
-    device = pick_device(settings.device)
-    if settings.memory != "auto":
-        memories = {settings.memory: parse_bytes(settings.memory)}
-    else:
-        memories[f"free here ({device})"] = free_bytes(device)
-    tokens = row_tokens(config, frames)
+    points = {point: _Model(family.at(point), settings) for point in family.cache_points}
+    model = points[family.at(settings.vision.cache_point).cache_point]
     rows = []
-    for name, memory_bytes in memories.items():
+    for name, memory_bytes in _memories(settings).items():
         usable = usable_bytes(memory_bytes, on_device=True)
-        vision = choose_vision(sizes["vision"], config, settings, usable)
-        language = choose_language(sizes["language"], config, settings, usable, tokens)
-        rows.append(_row(name, vision, language))
-    return {"facts": _facts(sizes, config, settings, frames, clips), "memories": rows}
-
-
-def _row(name: str, vision: VisionChoice, language: LanguageChoice) -> dict[str, Any]:
-    """One memory with what was chosen for both stages, in words and in bytes."""
-    resident, total = vision.resident_layers, vision.num_layers
-    placed = "resident" if resident == total else f"{resident} of {total} blocks resident"
-    too_small = [
-        f"stage {number} needs {format_bytes(_needed(choice))} or more"
-        for number, choice in (("one", vision), ("two", language))
-        if not choice.fits
-    ]
+        chosen = {point: each.choices(usable, frames) for point, each in points.items()}
+        vision, language = chosen[model.family.cache_point]
+        rows.append(
+            {
+                "memory": name,
+                "memory_bytes": memory_bytes,
+                "margin_bytes": memory_bytes - max(usable, 0),
+                "margin_reason": f"{format_bytes(DEVICE_CONTEXT_BYTES)} of the driver's own, and "
+                "5% for fragments of the allocator",
+                "vision": _stage(vision) | {"frames_per_batch": vision.frames_per_batch},
+                "language": _stage(language)
+                | {
+                    "clips_per_batch": language.clips_per_batch,
+                    "embedding_waits": language.embedding_waits,
+                    "logits_bytes": language.plan.logits_bytes,
+                },
+                **_cache_point(model.family.cache_point, chosen),
+            }
+        )
     return {
-        "memory": name,
-        "vision": placed if vision.fits else "does not fit",
-        "frames_per_batch": vision.frames_per_batch if vision.fits else None,
-        "vision_peak": format_bytes(vision.plan.peak_bytes) if vision.fits else None,
-        "language": f"{language.clips_per_batch} rows" if language.fits else "does not fit",
-        "language_peak": format_bytes(language.plan.peak_bytes) if language.fits else None,
-        "vision_peak_bytes": vision.plan.peak_bytes,
-        "vision_smallest_bytes": _needed(vision),
-        "vision_reason": vision.reason,
-        "language_peak_bytes": language.plan.peak_bytes,
-        "language_smallest_bytes": _needed(language),
-        "language_reason": language.reason,
-        "reason": "; ".join(too_small),
+        "model": settings.model,
+        "whole_bytes": 2 * (model.vision.num_parameters + model.language.num_parameters),
+        "halves": _halves(model),
+        "clip": _clip(model, frames, prompts),
+        "disk": [_disk(each, frames, prompts, clips) for each in points.values()],
+        "memories": rows,
     }
 
 
-def _needed(choice: VisionChoice | LanguageChoice) -> int:
-    return whole_bytes(choice.smallest_bytes, on_device=True)
+def _memories(settings: Settings) -> dict[str, int]:
+    if settings.memory != "auto":
+        return {settings.memory: parse_bytes(settings.memory)}
+    device = pick_device(settings.device)
+    usual = {f"{gib} GiB": gib * GIB for gib in USUAL_GIB}
+    return usual | {f"free here ({device})": free_bytes(device)}
 
 
-def _facts(
-    sizes: dict[Half, HalfSizes], config: Any, settings: Settings, frames: int, clips: int
-) -> list[str]:
-    vision_bytes = sizes["vision"].num_parameters * ITEM_BYTES[settings.vision.vision_dtype]
-    language = language_weight_bytes(sizes["language"].num_parameters, config, settings)
-    whole = sum(half.num_parameters for half in sizes.values()) * 2
-    per_clip = feature_bytes(config, settings, frames)
-    dtype, kind = settings.vision.vision_dtype, settings.language.quantization
-    lines = [
-        f"{settings.model}: the whole model in bf16 is {format_bytes(whole)}",
-        f"  vision half, {dtype}: {format_bytes(vision_bytes)}",
-        f"  language half, {kind}: {format_bytes(language)}",
+def _stage(choice: VisionChoice | LanguageChoice) -> dict[str, Any]:
+    """What was chosen for one stage, in bytes."""
+    return {
+        "fits": choice.fits,
+        "resident_layers": choice.resident_layers,
+        "num_layers": choice.num_layers,
+        **asdict(choice.plan),
+        "peak_bytes": choice.plan.peak_bytes,
+        "smallest_bytes": whole_bytes(choice.smallest_bytes, on_device=True),
+        "reason": choice.reason,
+    }
+
+
+def _cache_point(
+    asked: str, chosen: Mapping[str, tuple[VisionChoice, LanguageChoice]]
+) -> dict[str, Any]:
+    """Say which cache point suits a memory, and why."""
+
+    def fit(point: str) -> tuple[bool, int]:
+        vision, language = chosen[point]
+        return vision.fits and language.fits, vision.resident_layers + language.resident_layers
+
+    best = max(chosen, key=lambda point: (fit(point), point == asked))
+    reason = "it is what the settings say, and no other keeps more in this memory"
+    if len(chosen) == 1:
+        reason = "the family has no other"
+    elif best != asked:
+        reason = f"more of the halves stays in this memory than with {asked}"
+    return {"cache_point": best, "cache_point_reason": reason}
+
+
+def _halves(model: _Model) -> list[dict[str, Any]]:
+    """Each half at each precision."""
+    rows = [
+        {
+            "half": "vision",
+            "precision": dtype,
+            "weights_bytes": model.vision.num_parameters * item,
+            "asked": dtype == model.settings.vision.vision_dtype,
+        }
+        for dtype, item in ITEM_BYTES.items()
     ]
-    if per_clip:
-        total = format_bytes(per_clip * clips)
-        lines.append(
-            f"  features of a clip of {frames} frames: {format_bytes(per_clip)} before "
-            f"compression; of {clips:,} clips: {total}"
-        )
-    prefix = prefix_bytes(config, settings, frames)
-    lines.append(
-        f"  with --keep-prefix, {format_bytes(prefix)} a clip on the disk besides; of {clips:,} "
-        f"clips: {format_bytes(prefix * clips)}"
-    )
-    return lines
+    language = model.settings.language
+    for kind in KINDS:
+        for dtype in ITEM_BYTES if kind == "none" else (language.compute_dtype,):
+            asked = replace(Quantization.of(language), kind=kind)
+            held = model.language_held(asked, dtype)
+            plain = model.language_held(Quantization(kind="none"), dtype)
+            is_asked = kind == language.quantization and dtype == language.compute_dtype
+            rows.append(
+                {
+                    "half": "language",
+                    "precision": dtype if kind == "none" else kind,
+                    "weights_bytes": held.total_bytes,
+                    "of_it_embedding_bytes": held.embedding_bytes,
+                    "of_it_head_bytes": held.head_bytes,
+                    "of_it_not_quantised_bytes": held.plain_bytes,
+                    "of_it_quantisation_bytes": held.scale_bytes,
+                    "saved_bytes": plain.total_bytes - held.total_bytes,
+                    "asked": is_asked,
+                }
+            )
+    return rows
+
+
+def _clip(model: _Model, frames: int, prompts: int) -> dict[str, Any]:
+    tokens = row_tokens(model.config, frames)
+    return {
+        "frames": frames,
+        "prompts": prompts,
+        "row_tokens": tokens,
+        "reason": f"{tokens:,} tokens a row; the video part once for {prompts} prompts",
+    }
+
+
+def _disk(model: _Model, frames: int, prompts: int, clips: int) -> dict[str, Any]:
+    """What N clips take on the disk, where the config tells the shape of features."""
+    a_clip = feature_bytes(model.config, model.settings, frames, model.family.cache_point)
+    prefix = prefix_bytes(model.config, model.settings, frames)
+    return {
+        "cache_point": model.family.cache_point,
+        "clips": clips,
+        "features_bytes_a_clip": a_clip,
+        "features_bytes": None if a_clip is None else a_clip * clips,
+        "captions_bytes": CAPTION_BYTES * prompts * clips,
+        "keep_prefix_bytes_a_clip": prefix,
+        "keep_prefix_bytes": prefix * clips,
+    }

@@ -16,13 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.captioning import Captioner, ClipTasks, Made
+from cogcache.captioning import Captioner, ClipTasks, GivenUp, Made
 from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import choose_clips
 from cogcache.config import Settings
-from cogcache.errors import CacheError, ClipError, ConfigError
+from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
 from cogcache.filling import Filler
 from cogcache.likeness import Expectations, Pair, compare, similarity
 from cogcache.models.family import Family
@@ -159,6 +159,8 @@ def _run(job: _Job) -> dict[str, Said]:
     desc = "not quantised" if kind == "none" else kind
     with tqdm(total=2 * len(job.tasks), unit="pass", desc=desc, disable=None) as bar:
         for each in captioner.captions(_clips(job)):
+            if isinstance(each, GivenUp):
+                raise CogcacheError(each.error.problem, each.error.hint)
             made[_name(each.task)] = each
             bar.update()
         said: dict[str, Said] = {}
@@ -190,7 +192,7 @@ def _look(
     from cogcache.forcing import log_probabilities
 
     path = job.folder / f"{name}.safetensors"
-    found = log_probabilities(captioner.decoder.model, captioner.family, row, tokens)
+    found = log_probabilities(captioner.model, captioner.family, row, tokens)
     if job.reference is None:
         save_file({"expected": found}, path)
         return None

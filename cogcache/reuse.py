@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cogcache.errors import CacheError
+from cogcache.errors import CacheError, ClipError
 from cogcache.models.family import ClipTensors
 from cogcache.preparation import PreparedClip
 from cogcache.store import FeatureStore
@@ -30,7 +30,9 @@ SAME = ("preprocessing", "family", "vision_digest", "cache_point", "dtype", "epo
 
 Neighbours = Callable[[Clip], Sequence[str]]
 
-Encode = Callable[[Sequence[ClipTensors]], Sequence[ClipTensors]]
+Encoded = Sequence[ClipTensors | ClipError]
+"""Of each clip its features, or why there are none."""
+Encode = Callable[[Sequence[ClipTensors]], Encoded]
 
 
 def no_neighbours(clip: Clip) -> Sequence[str]:
@@ -51,6 +53,8 @@ class _Held:
     """Features in memory, or to be: a row a frame in each tensor."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    error: ClipError | None = None
+    """Why there are none."""
 
 
 Place = tuple[_Held, int]
@@ -76,9 +80,12 @@ class _Plan:
         tensors = {name: tensor[self.own] for name, tensor in self.inputs.tensors.items()}
         return ClipTensors(tensors, self.inputs.texts)
 
-    def features(self) -> ClipTensors:
+    def features(self) -> ClipTensors | ClipError:
         """Return the features of all frames, once those that were missing are encoded."""
         import torch
+
+        if error := next((held.error for held, _ in self.places if held.error), None):
+            return error
 
         if len(self.own) == len(self.places):
             return ClipTensors(self.held.tensors)
@@ -102,18 +109,21 @@ class FrameReuse:
         self.num_frames = self.num_encoded = 0
         self._recent: deque[dict[Frame, Place]] = deque(maxlen=HELD_CLIPS)
 
-    def encode(
-        self, batch: Sequence[tuple[Clip, PreparedClip]], encode: Encode
-    ) -> list[ClipTensors]:
+    def encode(self, batch: Sequence[tuple[Clip, PreparedClip]], encode: Encode) -> Encoded:
         """Return the features of each clip; `encode` is given the frames that nobody has yet."""
         known = {frame: place for each in self._recent for frame, place in each.items()}
         plans = [self._plan(clip, prepared, known) for clip, prepared in batch]
         some = [plan for plan in plans if plan.own]
         made = encode([plan.missing() for plan in some]) if some else []
         for plan, features in zip(some, made, strict=True):
-            plan.held.tensors = features.tensors
+            if isinstance(features, ClipError):
+                plan.held.error = features
+            else:
+                plan.held.tensors = features.tensors
         encoded = [plan.features() for plan in plans]
         for (clip, prepared), plan, features in zip(batch, plans, encoded, strict=True):
+            if isinstance(features, ClipError):
+                continue
             self.num_frames += len(plan.places)
             self.num_encoded += len(plan.own)
             whole = _Held(features.tensors)

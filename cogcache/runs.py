@@ -66,11 +66,13 @@ class StagePlan:
     activations_bytes: int
     cache_bytes: int = 0
     """Keys and values of the rows in hand."""
+    logits_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
         """Sum of the parts."""
-        return self.weights_bytes + self.activations_bytes + self.cache_bytes
+        held = self.weights_bytes + self.cache_bytes
+        return held + self.activations_bytes + self.logits_bytes
 
 
 @dataclass
@@ -179,7 +181,9 @@ class RunReport:
         plan = f", planned {format_bytes(self.planned_bytes)}" if planned else ""
         if peak.device_bytes:
             device, reserved = format_bytes(peak.device_bytes), format_bytes(peak.reserved_bytes)
-            return f"{device} on the device ({reserved} reserved){plan}"
+            driver = format_bytes(peak.driver_bytes)
+            counted = f", {driver} by the driver's count" if peak.driver_bytes else ""
+            return f"{device} on the device ({reserved} reserved{counted}){plan}"
         anonymous, mapped = format_bytes(peak.anonymous_bytes), format_bytes(peak.file_bytes)
         total, base = format_bytes(peak.host_bytes), format_bytes(self.base_bytes)
         return f"{total} ({anonymous} its own, {mapped} mapped; {base} before loading){plan}"

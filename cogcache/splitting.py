@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,8 @@ from cogcache.headers import read_tensor
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.partition import Half, Partition, loaded_types
 from cogcache.models.registry import family_of
-from cogcache.models.sizes import half_sizes
-from cogcache.plan import ITEM_BYTES, language_weight_bytes
+from cogcache.models.sizes import half_sizes, language_sizes, path_of
+from cogcache.plan import ITEM_BYTES
 from cogcache.quantization import Quantization, kind_of, linear_layers
 from cogcache.sealing import make_folder, partial_name, remove_dead_folder, sync_folder
 from cogcache.split_manifest import (
@@ -124,11 +124,7 @@ class _Split:
         self.family = family_of(self.checkpoint)
         self.whole = WholeModel.of(self.checkpoint, **self.family.partition_settings())
         language = self.settings.language
-        self.quantization = Quantization(
-            kind=language.quantization,
-            double_quant=language.double_quant,
-            compute_dtype=language.compute_dtype,
-        )
+        self.quantization = replace(Quantization.of(language), head="none")
 
     @property
     def partition(self) -> Partition:
@@ -164,10 +160,12 @@ class _Split:
     @cached_property
     def expected_bytes(self) -> int:
         """Bytes that will be written, roughly."""
-        vision, language = (half_sizes(self.checkpoint, self.partition, half) for half in HALVES)
-        config, item_bytes = self.family.full_config(), ITEM_BYTES[self._dtype("vision")]
-        quantized = language_weight_bytes(language.num_parameters, config, self.settings)
-        return vision.num_parameters * item_bytes + quantized
+        vision = half_sizes(self.checkpoint, self.partition, "vision")
+        meta, modules, item_bytes = self.whole.meta, self.partition.modules, ITEM_BYTES
+        language = language_sizes(
+            meta, modules, self.quantization, item_bytes[self._dtype("language")], on_cpu=False
+        )
+        return vision.num_parameters * ITEM_BYTES[self._dtype("vision")] + language.total_bytes
 
     def write(self, folder: Path, out: Path) -> SplitReport:
         """Write all files, the manifest last."""
@@ -248,14 +246,16 @@ class _Split:
         )
 
     def _rows(self, model: PreTrainedModel) -> list[tuple[str, Tensor]]:
-        """Cut the rows that every loading compares with from the weights that were quantised."""
+        """Cut the rows that every loading compares with from weights that may be quantised."""
         targets = {target: name for name, target in self.partition.targets.items()}
         described = self.checkpoint.tensors(self.partition.language)
         folder, weight_map = self.checkpoint.folder, self.checkpoint.weight_map
-        found = []
+        found, head = [], model.get_output_embeddings()
         for path, layer in linear_layers(model):
             name = targets.get(f"{path}.weight")
-            if name is None or kind_of(layer) == "none":
+            if layer is head:  # stored as it is, and quantised on request by whoever loads it
+                name = name or targets[f"{path_of(model, model.get_input_embeddings())}.weight"]
+            elif name is None or kind_of(layer) == "none":
                 continue
             if described[name].shape == (layer.out_features, layer.in_features):
                 weight = read_tensor(folder / weight_map[name], name)

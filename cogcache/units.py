@@ -13,7 +13,7 @@ _SIZES = {"B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "KB": 10**3, "MB": 10**6, 
 def format_bytes(size_bytes: float) -> str:
     """Return ``size_bytes`` with a binary unit: ``"8.34 GiB"``, ``"12.4 MiB"``, ``"512 B"``."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if abs(size_bytes) >= unit:
+        if abs(size_bytes) >= 0.9995 * 1000 / 1024 * unit:  # never 1e+03 of the unit below
             return f"{size_bytes / unit:.3g} {name}"
     return f"{size_bytes:.0f} B"
 

@@ -17,6 +17,7 @@ from cogcache.checkpoint import INDEX, Checkpoint
 from cogcache.errors import CacheError, ConfigError, MissingShardError
 from cogcache.extract import extract
 from cogcache.models.cogvlm2 import CogVLM2VideoForConditionalGeneration
+from cogcache.models.waiting import Parked
 from cogcache.store import FeatureStore
 
 COLOR = "What color is the shape?"
@@ -225,11 +226,14 @@ class Fault:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
+        self.lengths: list[int] = []
         real = CogVLM2VideoForConditionalGeneration.forward
 
         def forward(model, *arguments, **named):
             ids = named.get("input_ids", arguments[0] if arguments else None)
+            self.model = model
             self.rows.append(len(ids) if ids is not None else 0)
+            self.lengths.append(ids.shape[1] if ids is not None else 0)
             self.act(len(self.rows))
             return real(model, *arguments, **named)
 
@@ -237,6 +241,12 @@ class Fault:
 
     def act(self, number: int) -> None:
         pass
+
+    def unless_parked(self) -> None:
+        """Run out of memory as long as no layer waits elsewhere."""
+        hooks = (getattr(module, "_hf_hook", None) for module in self.model.modules())
+        if not any(isinstance(hook, Parked) for hook in hooks):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 @pytest.fixture
@@ -253,6 +263,48 @@ def test_out_of_memory_halves_the_batch_and_all_captions_are_made(cache, extract
     report = caption(cache, asked())
     assert report.counts.done == NUM_CLIPS
     assert {row["video"]: row["caption"] for row in captions(cache)} == extracted[1]
+
+
+@pytest.mark.parametrize("batch", [8, 1])
+@pytest.mark.parametrize("place", ["first batch", "mid-run", "decoding"])
+def test_out_of_memory_anywhere_ends_with_all_captions(cache, extracted, fault, place, batch):
+    raised = []
+
+    def run_out(number: int) -> None:
+        decoding = place == "decoding" and fault.lengths[-1] == 1
+        if not raised and (decoding or number == {"first batch": 1, "mid-run": 5}.get(place)):
+            raised.append(number)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    fault.act = run_out
+    report = caption(cache, asked(clips_per_batch=batch))
+    assert report.counts.done == NUM_CLIPS
+    assert raised
+    made = {row["video"]: row["caption"] for row in captions(cache)}
+    assert made == extracted[1] or batch == 1
+    assert any("memory ran out" in line for line in report.lines())
+
+
+def test_out_of_memory_with_one_caption_offloads_layers(cache, extracted, fault):
+    fault.act = lambda number: fault.unless_parked()
+    report = caption(cache, asked(clips_per_batch=1, quantization="nf4"))
+    assert report.counts.done == NUM_CLIPS
+    assert any("loaded anew, with more of it elsewhere" in line for line in report.lines())
+    with catalog_of(cache) as catalog:
+        assert catalog.failures() == []
+
+
+def test_a_caption_that_no_memory_suffices_for_fails_alone(cache, extracted, fault):
+    def run_out(number: int) -> None:
+        if fault.lengths[-1] == max(fault.lengths):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    fault.act = run_out
+    report = caption(cache, asked(clips_per_batch=1))
+    assert report.counts.failed
+    assert report.counts.done + report.counts.failed == NUM_CLIPS
+    with catalog_of(cache) as catalog:
+        assert {row["reason"] for row in catalog.failures()} == {"out_of_memory"}
 
 
 def test_a_signal_ends_the_run_in_order_and_the_next_run_does_the_rest(cache, fault):

@@ -214,6 +214,40 @@ def test_out_of_memory_halves_the_frames_of_a_pass_and_the_run_goes_on(made, fau
         assert torch.allclose(stored.tensors["features"].float(), first.float(), atol=0.05)
 
 
+def test_out_of_memory_with_one_frame_offloads_blocks_and_the_run_goes_on(made, fault, tmp_path):
+    def run_out(real, family, model, clips, frames_per_batch):
+        blocks = [m for m in model.modules() if getattr(getattr(m, "_hf_hook", None), "offload", 0)]
+        if not blocks:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    fault.act = run_out
+    videos, cache = [made.videos / "a.mp4", made.videos / "b.mp4"], tmp_path / "cache"
+    report = extract(videos, cache, settings(frames_per_batch=2))
+    assert report.counts.done == 2
+    assert fault.passes[:2] == [2, 1]
+    assert any("loaded anew, with more of it elsewhere" in line for line in report.lines())
+    again = Made(made.videos, cache, report).features()
+    for name, stored in again.items():
+        first = made.features()[name].tensors["features"]
+        assert torch.allclose(stored.tensors["features"].float(), first.float(), atol=0.05)
+
+
+def test_a_clip_that_no_memory_suffices_for_fails_alone(made, fault, tmp_path):
+    def run_out(real, family, model, clips, frames_per_batch):
+        if len(clips) > 1 or clips[0].tensors["pixel_values_videos"].shape[0] == longest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    lengths = {name: f.tensors["features"].shape[0] for name, f in made.features().items()}
+    longest = max(lengths.values())
+    assert [*lengths.values()].count(longest) == 1
+    fault.act = run_out
+    videos, cache = [made.videos / "a.mp4", made.videos / "b.mp4"], tmp_path / "cache"
+    report = extract(videos, cache, settings(frames_per_batch=100))
+    assert (report.counts.done, report.counts.failed) == (1, 1)
+    with catalog_of(cache) as catalog:
+        assert [row["reason"] for row in catalog.failures()] == ["out_of_memory"]
+
+
 def test_features_that_are_no_numbers_fail_their_clip_alone(made, fault, tmp_path):
     def spoil(real, *arguments):
         encoded = real(*arguments)

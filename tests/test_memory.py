@@ -122,7 +122,20 @@ def test_a_sample_is_ready_for_json():
         "file_bytes",
         "device_bytes",
         "reserved_bytes",
+        "driver_bytes",
     }
+
+
+def test_the_drivers_own_figure_is_taken_where_there_is_one(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(memory, "_device_bytes", lambda: (3, 5))
+    memory._nvml.cache_clear()
+    assert sample().driver_bytes == 0  # there is no driver here, and no NVML
+    memory._nvml.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda: 7)
+    assert sample().driver_bytes == 7
+    memory._nvml.cache_clear()
 
 
 def test_loading_weights_on_the_cpu_counts_as_mapped(tmp_path):

@@ -9,9 +9,9 @@ from checkpoints import write_checkpoint
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import load_settings
 from cogcache.errors import ConfigError
-from cogcache.loading import load_vision
+from cogcache.loading import VisionLoader
 from cogcache.models.halves import WholeModel, load_half
-from cogcache.models.offload import offload_options
+from cogcache.models.offload import Offload
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import block_paths, half_sizes
 
@@ -28,8 +28,7 @@ def pixels() -> torch.Tensor:
 
 @pytest.mark.parametrize("resident", [0, 1])
 def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
-    options = offload_options(whole, "vision", resident, "cpu")
-    offloaded = load_half(whole, "vision", **options).model
+    offloaded = load_half(whole, "vision", offload=Offload(resident)).model
     expected = load_half(whole, "vision").model.get_video_features(pixels).pooler_output
     with torch.inference_mode():
         found = offloaded.get_video_features(pixels).pooler_output
@@ -37,9 +36,8 @@ def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
 
 
 def test_waiting_blocks_are_not_in_memory(whole):
-    options = offload_options(whole, "vision", 1, "cpu")
-    model = load_half(whole, "vision", **options).model
-    first, second = (model.get_submodule(path) for path in block_paths(model))
+    model = load_half(whole, "vision", offload=Offload(1)).model
+    first, second = (model.get_submodule(p) for p in block_paths(model.named_parameters()))
     assert {p.device.type for p in first.parameters()} == {"cpu"}
     assert {p.device.type for p in second.parameters()} == {"meta"}
 
@@ -55,4 +53,4 @@ def test_sizes_add_up_to_the_half(whole):
 def test_a_memory_that_holds_nothing_is_refused_with_what_would_do(whole):
     settings = load_settings(None, {"model": str(whole.checkpoint.folder), "memory": "1MiB"})
     with pytest.raises(ConfigError, match="does not fit"):
-        load_vision(whole, family_of(whole.checkpoint), settings)
+        VisionLoader(family_of(whole.checkpoint), settings).first()

@@ -31,7 +31,9 @@ from cogcache.errors import (
 from cogcache.extract import extract
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.identity import identify
+from cogcache.models.offload import Offload
 from cogcache.models.registry import family_of
+from cogcache.models.waiting import Parked
 from cogcache.planning import make_plan
 from cogcache.quantization import Quantization
 from cogcache.shapes import draw_scene, write_clip
@@ -171,7 +173,7 @@ def test_a_split_serves_every_cache_point(golden, videos, tmp_path):
 
 
 def test_the_plan_of_a_split_is_that_of_the_original(pair):
-    found, wanted = (make_plan(settings_of(m, memory="8GiB"), 24, 100) for m in reversed(pair))
+    found, wanted = (make_plan(settings_of(m, memory="8GiB"), 24, 2, 100) for m in reversed(pair))
     assert found["memories"] == wanted["memories"]
 
 
@@ -182,6 +184,22 @@ def test_each_half_is_read_without_the_files_of_the_other(parts):
     assert set(loaded.bytes_by_shard) == {"vision-00001.safetensors", "both-00001.safetensors"}
     with pytest.raises(MissingShardError, match="language-00001"):
         load_half(str(parts), "language", quantization=Quantization())
+
+
+def test_layers_of_a_stored_half_wait_elsewhere_and_change_no_bit(parts, plain):
+    halves = [
+        load_half(folder, "language", quantization=Quantization(head="nf4"), offload=offload)
+        for folder, offload in ((str(parts), Offload(1, embedding=True)), (str(plain), None))
+    ]
+    hooks = [getattr(module, "_hf_hook", None) for module in halves[0].model.modules()]
+    assert any(isinstance(hook, Parked) for hook in hooks)
+    ids = torch.arange(8)[None]
+    with torch.inference_mode():
+        found, wanted = (
+            half.model(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits
+            for half in halves
+        )
+    assert torch.equal(found, wanted)
 
 
 def test_the_language_half_is_read_in_4_bits(parts, plain):

@@ -25,7 +25,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
         problem = "--compile needs all blocks of the vision half in memory at once"
         raise ConfigError(problem, "give more --memory, or leave --compile out")
     check_compiler(str(model.device))
-    for path in block_paths(model):
+    for path in block_paths(model.named_parameters()):
         model.get_submodule(path).compile(dynamic=True)
 
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, TensorMismatchError
 from cogcache.memory import blocks_given_back
+from cogcache.models.offload import Offload, Placement
 from cogcache.models.partition import (
     Half,
     ModulePaths,
@@ -119,7 +120,7 @@ def load_half(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
-    **loading: Any,
+    offload: Offload | None = None,
 ) -> LoadedHalf:
     """Load the vision or the language half of a model and check that it is all there.
 
@@ -129,8 +130,8 @@ def load_half(
         dtype: of the weights that are not quantised; bfloat16 by default.
         device: where to put it.
         quantization: how to quantise the decoder's layers; language half only.
-        **loading: passed on to `from_pretrained`: `device_map`, `max_memory`. What waits on the
-            disk lies in the half's own folder, which goes when the model does.
+        offload: what of it waits elsewhere. What waits on the disk lies in the half's own
+            folder, which goes when the model does.
 
     Raises:
         CheckpointError: a shard is missing or cut short, a tensor is missing or misshapen.
@@ -144,10 +145,19 @@ def load_half(
     whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
     names = whole.partition.names(half)
     whole.checkpoint.tensors(names)
-    options: dict[str, Any] = {"device_map": {"": device}, **loading}
-    if quantization is not None and quantization.kind != "none":
-        options["quantization_config"] = bnb_config(quantization, whole.meta)
-    whole, options = _as_stored(whole, names, dtype, quantization, options)
+    sources = {whole.partition.targets[name]: name for name in names}
+    stored = _is_stored(whole, names, dtype, quantization)
+    placement = Placement(
+        whole.meta, whole.partition.modules, half, offload or Offload(), device, quantization,
+        stored=stored,
+    )  # fmt: skip
+    options: dict[str, Any] = {"device_map": placement.device_map()}
+    if quantization is not None and placement.quantizes_while_loading:
+        settings = bnb_config(quantization, whole.meta, some_wait=placement.moves)
+        if stored:
+            whole = _reading_as_stored(whole, settings)
+        else:
+            options["quantization_config"] = settings
     kind = half_class(whole.cls, half, whole.partition.modules)
     with ExitStack() as undo:
         folder = Path(tempfile.mkdtemp(prefix="cogcache-"))
@@ -158,40 +168,37 @@ def load_half(
             # A device map names loose parameters too; accelerate looks for modules only.
             warnings.filterwarnings("ignore", message="The following device_map keys")
             loaded = _from_pretrained(kind, whole, str(folder), dtype, options)
+            placement.arrange(loaded, sources, whole.checkpoint, folder)
         weakref.finalize(loaded, undo.pop_all().close)
-    check_half(loaded, half, whole.partition.modules, offloaded=_is_offloaded(loaded))
+    check_half(loaded, half, whole.partition.modules, placement.elsewhere)
     read = whole.checkpoint.bytes_by_file(names)
     report = None
     if quantization is not None:
-        sources = {whole.partition.targets[name]: name for name in names}
-        report = verify(loaded, quantization, sources, whole.checkpoint)
+        report = verify(loaded, quantization, sources, whole.checkpoint, placement.checked)
     seconds = time.perf_counter() - started
     logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
     return LoadedHalf(loaded, half, whole.partition, read, seconds, folder, report)
 
 
-def _as_stored(
+def _is_stored(
     whole: WholeModel,
     names: Collection[str],
     dtype: torch.dtype,
     quantization: Quantization | None,
-    options: dict[str, Any],
-) -> tuple[WholeModel, dict[str, Any]]:
+) -> bool:
+    """Say whether layers are stored as they are asked for, and only need to be read."""
+    asked = quantization if quantization and quantization.kind != "none" else None
+    fields = replace(asked, head="none").fields() if asked else {}
+    return whole.checkpoint.is_stored_as(names, str(dtype).removeprefix("torch."), fields)
+
+
+def _reading_as_stored(whole: WholeModel, settings: Any) -> WholeModel:
     """Have layers that are stored quantised read as they are, not quantised once more."""
-    settings = options.get("quantization_config")
-    asked = quantization.fields() if quantization and settings else {}
-    if not whole.checkpoint.is_stored_as(names, str(dtype).removeprefix("torch."), asked):
-        return whole, options
     from cogcache.prequantized import stored_config
 
     config = copy.deepcopy(whole.config)
     config.quantization_config = stored_config(settings)
-    del options["quantization_config"]
-    return replace(whole, config=config), options
-
-
-def _is_offloaded(model: PreTrainedModel) -> bool:
-    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return replace(whole, config=config)
 
 
 def load_whole(model: str | WholeModel, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -204,9 +211,15 @@ def load_whole(model: str | WholeModel, *, dtype: torch.dtype | None = None) -> 
 
 
 def check_half(
-    model: PreTrainedModel, half: Half, modules: ModulePaths, *, offloaded: bool = False
+    model: PreTrainedModel, half: Half, modules: ModulePaths, waiting: Sequence[str] = ()
 ) -> None:
     """Check that a half holds nothing of the other and that all of it has values.
+
+    Args:
+        model: the half.
+        half: which it is.
+        modules: of both halves.
+        waiting: paths of blocks whose values come when they are needed.
 
     Raises:
         TensorMismatchError: a tensor of the other half is there, or one is left without values.
@@ -215,8 +228,12 @@ def check_half(
     foreign = [name for name, _ in tensors if modules.half_of(name) not in (half, None)]
     if foreign:
         raise TensorMismatchError(f"the {half} half holds {shortened(foreign)} of the other")
-    empty = [name for name, tensor in tensors if tensor.device.type == "meta"]
-    if empty and not offloaded:
+    empty = [
+        name
+        for name, tensor in tensors
+        if tensor.device.type == "meta" and not name.startswith(tuple(f"{p}." for p in waiting))
+    ]
+    if empty:
         raise TensorMismatchError(f"the {half} half was left without {shortened(empty)}")
 
 
@@ -229,6 +246,8 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     from transformers.utils import logging as transformers_logging
 
+    # That parameters wait elsewhere is what was asked for.
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     hint = f"fetch {whole.checkpoint.model} anew"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
 from cogcache.errors import CheckpointError
 from cogcache.headers import TensorInfo
-from cogcache.models.partition import Half, Partition
+from cogcache.models.partition import Half, ModulePaths, Partition
+from cogcache.quantization import Quantization, held_bytes, left_out, linear_layers
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -44,6 +46,109 @@ def half_sizes(checkpoint: Checkpoint, partition: Partition, half: Half) -> Half
     kept = _main_stack(blocks)
     in_blocks = sum(kept.values())
     return HalfSizes(len(kept), max(kept.values(), default=0), total - in_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageSizes:
+    """Bytes of the language half as it is held: quantised where that was asked for."""
+
+    num_layers: int
+    layer_bytes: int
+    """Of the largest block."""
+    embedding_bytes: int
+    embedding_can_wait: bool
+    """Whether it need not be where the half runs."""
+    head_bytes: int
+    """Of the output head; 0 where it is the embedding."""
+    other_bytes: int
+    """Norms, and a projector that belongs to this half."""
+    largest_matrix: int
+    """Parameters of the largest quantised matrix; 0 where none is quantised."""
+    quantized_bytes: int
+    """Of all of it what is in quantised matrices."""
+    scale_bytes: int
+    """Of these what are scales and tables."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        beside = self.embedding_bytes + self.head_bytes + self.other_bytes
+        return self.num_layers * self.layer_bytes + beside
+
+    @property
+    def plain_bytes(self) -> int:
+        """What is not quantised."""
+        return self.total_bytes - self.quantized_bytes
+
+
+def language_sizes(
+    meta: PreTrainedModel,
+    modules: ModulePaths,
+    quantization: Quantization,
+    item_bytes: int,
+    *,
+    on_cpu: bool,
+) -> LanguageSizes:
+    """Add up the language half from shapes.
+
+    Args:
+        meta: the whole model on meta.
+        modules: which of its modules are of which half.
+        quantization: what is asked for.
+        item_bytes: of a parameter that is not quantised.
+        on_cpu: whether it runs there.
+    """
+    ends = [path_of(meta, end) for end in (meta.get_input_embeddings(), _head(meta))]
+    layers = {f"{path}.weight": layer for path, layer in linear_layers(meta)}
+    excluded = {f"{path}.weight" for path in left_out(meta)}
+    if quantization.kind == "none":
+        excluded = set(layers)
+    blocks: dict[str, int] = defaultdict(int)
+    beside = dict.fromkeys((*ends, ""), 0)
+    largest = quantized = scales = 0
+    for name, parameter in meta.named_parameters():
+        if modules.half_of(name) == "vision":
+            continue
+        size = parameter.numel() * item_bytes
+        if name in layers and name not in excluded:
+            size = held_bytes(*_sides(parameter), quantization, on_cpu=on_cpu)
+            largest = max(largest, parameter.numel())
+            quantized += size
+            scales += size - quantization.bits * parameter.numel() // 8
+        if block := block_of(name):
+            blocks[block] += size
+        else:
+            owner = name.rpartition(".")[0]
+            beside[owner if owner in ends else ""] += size
+    stack = _main_stack(blocks)
+    other = beside[""] + sum(blocks.values()) - sum(stack.values())
+    head = beside[ends[1]] if ends[1] else 0
+    if quantization.head != "none" and ends[1]:
+        weight = meta.get_parameter(f"{ends[1]}.weight")
+        head = held_bytes(*_sides(weight), quantization.of_head, on_cpu=on_cpu)
+        quantized += head
+        scales += head - quantization.of_head.bits * weight.numel() // 8
+    return LanguageSizes(
+        len(stack),
+        max(stack.values(), default=0),
+        beside[ends[0]],
+        embedding_can_wait(meta),
+        head,
+        other,
+        largest,
+        quantized,
+        scales,
+    )
+
+
+def _head(meta: PreTrainedModel) -> nn.Module | None:
+    head: nn.Module | None = meta.get_output_embeddings()
+    return head
+
+
+def _sides(matrix: nn.Parameter) -> tuple[int, int]:
+    rows, columns = matrix.shape
+    return rows, columns
 
 
 def describe(checkpoint: Checkpoint, names: tuple[str, ...]) -> Mapping[str, TensorInfo]:
@@ -78,13 +183,34 @@ def block_of(parameter: str) -> str | None:
     return match[1] if match else None
 
 
-def block_paths(model: PreTrainedModel) -> list[str]:
+def block_paths(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
     """Return the paths of a half's blocks in order: those of its largest stack."""
     blocks: dict[str, int] = defaultdict(int)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if block := block_of(name):
             blocks[block] += parameter.numel()
     return list(_main_stack(blocks))
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Say whether the embedding and the output head are one tensor, or one of them is another's."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {f"{path_of(model, end)}.weight" for end in ends}
+    tied = model.all_tied_weights_keys
+    return bool(names & {*tied.keys(), *tied.values()})
+
+
+def embedding_can_wait(model: PreTrainedModel) -> bool:
+    """Say whether the embedding is a plain table that nothing else reads."""
+    from torch import nn
+
+    embedding = model.get_input_embeddings()
+    return isinstance(embedding, nn.Embedding) and not is_tied(model)
+
+
+def path_of(model: PreTrainedModel, part: nn.Module | None) -> str:
+    """Return the path of a module within a model; none has none."""
+    return next((path for path, module in model.named_modules() if module is part), "")
 
 
 def _main_stack(blocks: Mapping[str, int]) -> dict[str, int]:
