@@ -74,8 +74,7 @@ class Vision(Table):
     """GiB that one decode worker may take; a clip that takes more is listed as a failure
     (decode_memory); 0 for any."""
     recycle_clips: Annotated[int | None, Field(ge=1), NoneIfZero] = 1000
-    """Clips after which a decode worker is replaced by a fresh one, as decoders leak; 0 for
-    never."""
+    """Clips after which a decode worker, as decoders leak, is replaced by a fresh one; 0: never."""
     recycle_growth_gib: Positive = 1.0
     """GiB by which a decode worker may grow from clip to clip before it is replaced."""
 
@@ -93,8 +92,7 @@ class Language(Table):
     """Type of the language half's arithmetic and of its weights that are not quantised."""
     layout: Literal["chat", "base", "vqa"] = "chat"
     """How a prompt is laid out around the features; `chat`: an index after each frame, then a
-    question; `base`: frames, then the prompt as it is; `vqa`: as `chat`, asking for a short
-    answer."""
+    question; `base`: frames, then the prompt as it is; `vqa`: as `chat`, for a short answer."""
     text_only: Texts = ()
     """Name of a prompt that is asked without the video, of the captions that it names alone."""
     rotary_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -181,7 +179,7 @@ class Settings(Table):
     """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
     memory: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?\s*([KMG]i?)?B)$")] = "auto"
     """Memory that a stage may fill, such as `8GiB`: a GPU's, or on the CPU the whole process';
-    `auto` is what is free. Blocks of the vision half that do not fit wait elsewhere."""
+    `auto` is what is free. Parts of a half that do not fit wait elsewhere."""
     sampling: Sampling = Sampling()
     clips: Clips = Clips()
     vision: Vision = Vision()
