@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,15 @@ class TestAUrl:
         with pytest.raises(ConfigError, match=r"needs a package") as caught:
             find_videos(["abfs://container/a.mp4"])
         assert "adlfs" in caught.value.hint
+
+    def test_of_a_bucket_names_our_extra(self):
+        program = (
+            "import sys; sys.modules['s3fs'] = None\n"
+            "from cogcache.inputs import find_videos; find_videos(['s3://bucket/a.mp4'])"
+        )
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "pip install 'cogcache[s3]'" in done.stderr
 
     def test_of_no_known_kind_is_refused(self):
         with pytest.raises(ConfigError, match="nosuch"):
