@@ -29,8 +29,14 @@ class Fault:
     status: str = ""
     """Such as ``503 SlowDown``; none: the connection is lost in the middle."""
 
+    after: int = 0
+    """Requests that pass before it."""
+
     def fits(self, method: str, path: str) -> bool:
-        return bool(self.times) and method == self.method and self.text in path
+        if not self.times or method != self.method or self.text not in path:
+            return False
+        self.after -= 1
+        return self.after < 0
 
 
 @dataclass

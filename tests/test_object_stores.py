@@ -165,11 +165,12 @@ class TestFetching:
                 pass
         assert s3.count("GET", "once.mp4") == 1
 
+    @pytest.mark.parametrize("after", [0, 1])
     @pytest.mark.parametrize("status", ["", "503 SlowDown", "500 InternalError"])
-    def test_goes_on_after_faults_that_pass(self, s3, spool, faults, status):
+    def test_goes_on_after_faults_that_pass(self, s3, spool, faults, status, after):
         content = np.random.default_rng(1).bytes(20 * MIB)
         video = path_of_url(s3.put("faulty.mp4", content))
-        faults.append(Fault("GET", "faulty.mp4", 2, status))
+        faults.append(Fault("GET", "faulty.mp4", 2, status, after))
         with spool.local(video, spool.digest(video)) as path:
             assert path.read_bytes() == content
 
@@ -195,10 +196,8 @@ class TestFetching:
         digest = spool.digest(video)
         shutil.rmtree(spool.folder)
         s3.put("changed.mp4", b"after!")
-        with (
-            pytest.raises(VideoError, match=r"changed while|not what it was"),
-            spool.local(video, digest),
-        ):
+        remote._known.clear()  # as in a decode worker, which has seen no listing
+        with pytest.raises(VideoError, match="not what it was"), spool.local(video, digest):
             pass
 
     def test_keeps_to_its_bound(self, s3, spool):
