@@ -27,7 +27,7 @@ from cogcache.likeness import Bounds, Expectations, Pair, compare, similarity, s
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.precision_check import check_precision
-from cogcache.readahead import _read
+from cogcache.readahead import read_clip_features
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.splitting import split
 from cogcache.store import FeatureStore
@@ -143,7 +143,7 @@ def test_a_figure_that_is_no_number_breaks_its_bound():
 
 def features_of(cache: Path) -> dict:
     store = FeatureStore.open(cache)
-    return {key: _read(store, key) for key in store}
+    return {key: read_clip_features(store, key) for key in store}
 
 
 @pytest.mark.parametrize("model", ["tiny", "golden", "qwen2_vl"])
