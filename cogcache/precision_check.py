@@ -78,7 +78,7 @@ def check_precision(
         ConfigError: `settings` quantise nothing, or the disk has no room for the expectations.
         CacheError: the cache holds no clips for these settings.
     """
-    if settings.language.quantization == "none":
+    if {settings.language.quantization, settings.language.head_quantization} == {"none"}:
         raise ConfigError("no quantisation is asked for", "give one, such as --quantization nf4")
     settings = _changed(settings, "generation", retry=False, n=1)
     FeatureStore.open(cache)
@@ -92,7 +92,7 @@ def check_precision(
         raise CacheError(problem, "run `cogcache extract` first")
     with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
         _check_disk(Path(folder), len(tasks) * positions, family)
-        plain = _changed(settings, "language", quantization="none")
+        plain = _changed(settings, "language", quantization="none", head_quantization="none")
         job = _Job(cache, plain, identity, tasks, Path(folder), positions, None)
         reference = in_own_process(_run, job)
         left = [task for task in tasks if _name(task) in reference]
