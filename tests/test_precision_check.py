@@ -198,8 +198,9 @@ def test_random_weights_lose_much_and_the_gate_says_so(golden, videos, tmp_path)
     rows = found["captions"]
     assert len(rows) == found["summary"]["captions"] == 3
     assert {row["video"] for row in rows} == {str(path) for path in videos.iterdir()}
-    assert found["summary"]["reference_no_end"] == 1.0
-    assert all("no_end" in row["flags"] for row in rows)
+    # How many of them end within 12 tokens differs with the number of threads.
+    for whose, rate in (("flags", "no_end"), ("reference_flags", "reference_no_end")):
+        assert found["summary"][rate] == sum("no_end" in row[whose] for row in rows) / 3 > 0
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
         assert list(catalog.captions()) == []
 
