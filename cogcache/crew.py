@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 TRIES: Final = 3
 """Workers that a job may be in hand of when they are lost, before it is held to blame."""
+GIVEN_UP: Final = 10
+"""Jobs in a row that may be held to blame for lost workers; beyond that the workers are."""
 _LOOK_EVERY_S: Final = 0.5
 _PATIENCE_S: Final = 600.0
 """How long a run that is to stop waits for workers that do not come, or only load."""
@@ -145,6 +147,8 @@ class Crew(AbstractContextManager["Crew"]):
         self.losses = [0 for _ in phases]
         """Of workers, by phase, since the phase has done anything."""
         self.given_again = 0
+        self.given_up = 0
+        """Jobs that were lost too often, since one was not."""
         self.told: dict[str, Any] = {}
         """By the name of a worker: the last it has said of itself."""
         self._tickets = count()
@@ -242,7 +246,7 @@ class Crew(AbstractContextManager["Crew"]):
 
     def _answered(self, desk: _Desk, answer: Answer) -> list[Settled]:
         load = desk.in_hand.pop(answer.ticket)
-        self.losses[desk.phase] = 0
+        self.losses[desk.phase] = self.given_up = 0
         if isinstance(answer.result, ClipError) or desk.phase + 1 == len(self.posts):
             return [(load.job, answer.result)]
         load.parcel, load.size = answer.parcel, answer.size
@@ -276,7 +280,9 @@ class Crew(AbstractContextManager["Crew"]):
                 self.given_again += 1
                 self.waiting[0].append(load)
             else:
-                self.losses[desk.phase] = 0  # not the workers are to blame
+                self.given_up += 1
+                if self.given_up <= GIVEN_UP:  # not the workers are to blame
+                    self.losses[desk.phase] = 0
                 settled.append((load.job, _given_up(how)))
         return settled
 

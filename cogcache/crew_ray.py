@@ -138,8 +138,8 @@ class RayEngine:
             said = self.ray.get(call)
         except exceptions.ObjectLostError:
             return Event(worker, dropped=ticket)
-        except exceptions.RayTaskError:  # not even the call could be made: an import, a pickle
-            raise
+        except (exceptions.RayTaskError, exceptions.RaySystemError):
+            raise  # what was sent cannot be read: an import, a pickle, another version
         except exceptions.RayError as error:
             self.forget(worker)
             return Event(worker, lost=_how(error))

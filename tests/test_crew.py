@@ -97,6 +97,14 @@ def test_what_is_said_of_a_lost_worker_is_a_line(engine, caplog, capfd):
     assert capfd.readouterr().out == ""  # Ray has much to say
 
 
+def test_workers_that_all_jobs_take_down_end_the_run():
+    with (
+        crew_of(ProcessEngine, posts(1)) as crew,
+        pytest.raises(CogcacheError, match="lost one after another"),
+    ):
+        [*crew.map(iter(["kill"] * 60))]
+
+
 def test_a_bug_is_raised_with_the_workers_traceback(engine):
     with crew_of(engine, posts(1)) as crew, pytest.raises(KeyError) as raised:
         outcomes(crew, ["bug"])
