@@ -33,7 +33,7 @@ from cogcache.worklist import Clip, Wanted
 
 SHORT, LONG = 4, 16
 """Clips of the two runs; they share none."""
-ALIKE_LAYERS = 4
+ALIKE_LAYERS = 1
 
 
 @dataclass(frozen=True)
