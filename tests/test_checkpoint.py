@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
@@ -21,6 +17,7 @@ from checkpoints import (
     shard_name,
     write_checkpoint,
 )
+from local_hub import COMMITS, Hub, sha256, with_hub
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
@@ -32,10 +29,6 @@ EMBEDDING = "model.embed_tokens.weight"
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write_checkpoint(tmp_path / "model")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # Headers
@@ -255,84 +248,6 @@ def test_a_digest_does_not_change_with_what_the_config_merely_says(folder):
 # A hub
 
 
-COMMITS = ("a" * 40, "b" * 40)
-
-
-class Hub(ThreadingHTTPServer):
-    """Serves one model as the hub does, and notes which files were asked for."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.folder = folder
-        self.commit = COMMITS[0]
-        self.moves_on = False
-        """Whether `main` is another commit from the second look on."""
-        self.downloads: list[str] = []
-        self.commits: list[str] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/some/model/revision/"):
-            self.answer({"id": "some/model", "sha": self.server.commit, "siblings": []})
-            if self.server.moves_on:
-                self.server.commit = COMMITS[1]
-        elif path.startswith("/api/models/some/model/tree/"):
-            self.answer([self.entry(file) for file in sorted(self.server.folder.iterdir())])
-        elif path.startswith("/some/model/resolve/"):
-            commit, _, name = path.removeprefix("/some/model/resolve/").partition("/")
-            self.send_file(commit, self.server.folder / name)
-        else:
-            self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-
-    def entry(self, file: Path) -> dict[str, object]:
-        entry = {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": etag(file)}
-        if file.suffix == ".safetensors":
-            lfs = {"oid": sha256(file), "size": file.stat().st_size, "pointerSize": 134}
-            return {**entry, "lfs": lfs}
-        return entry
-
-    def send_file(self, commit: str, file: Path) -> None:
-        headers = {"ETag": f'"{etag(file)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        if self.command == "GET":
-            self.server.downloads.append(file.name)
-            self.server.commits.append(commit)
-        self.answer(file.read_bytes(), 200, headers)
-
-    def answer(
-        self, content: object, status: int = 200, headers: dict[str, str] | None = None
-    ) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-def etag(file: Path) -> str:
-    digest = sha256(file)
-    return digest if file.suffix == ".safetensors" else digest[:40]
-
-
 @pytest.fixture
 def hub(folder) -> Iterator[Hub]:
     (folder / "pytorch_model.bin").write_bytes(b"never fetched")
@@ -343,30 +258,6 @@ def hub(folder) -> Iterator[Hub]:
         yield server
         server.shutdown()
         thread.join()
-
-
-def with_hub(address: str, home: Path, code: str) -> str:
-    """Return what `code` prints in a process for which the hub is at `address`."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": address,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    program = f"from cogcache.checkpoint import Checkpoint\n{code}"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 SMALL_FILES = ["config.json", INDEX, "tokenizer.json"]

@@ -11,9 +11,11 @@ from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.loading import VisionLoader
 from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.head import HeadInParts
 from cogcache.models.offload import Offload
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import block_paths, half_sizes
+from cogcache.quantization import Quantization, quantized_linear
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,49 @@ def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
     with torch.inference_mode():
         found = offloaded.get_video_features(pixels).pooler_output
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("resident", [0, 1])
+@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("head", ["none", "nf4", "int8"])
+def test_logits_equal_those_of_the_resident_half(whole, resident, kind, head):
+    quantization = Quantization(kind=kind, head=head)
+    ids = torch.arange(4, 24)[None]
+    found, wanted = (logits(whole, ids, quantization, o) for o in (Offload(resident, True), None))
+    assert torch.equal(found, wanted)
+
+
+def logits(whole, ids, quantization, offload) -> torch.Tensor:
+    half = load_half(whole, "language", quantization=quantization, offload=offload)
+    with torch.inference_mode():
+        return half.model(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits
+
+
+def test_a_quantised_head_gives_nearly_the_same_logits(whole):
+    ids = torch.arange(4, 24)[None]
+    plain, eight, four = (
+        logits(whole, ids, Quantization(kind="none", head=head), None).float()
+        for head in ("none", "int8", "nf4")
+    )
+    assert 0 < (eight - plain).norm() / plain.norm() < 0.05
+    assert 0 < (four - plain).norm() / plain.norm() < 0.2
+
+
+def test_a_head_in_parts_gives_the_logits_of_one_layer():
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(96, 64).bfloat16(), torch.randn(1, 3, 64).bfloat16()
+    quantization = Quantization()
+    whole = quantized_linear(weight, None, quantization, "cpu")
+    parts = [quantized_linear(rows, None, quantization, "cpu") for rows in weight.split(32)]
+    with torch.inference_mode():
+        assert torch.equal(HeadInParts(parts)(hidden), whole(hidden))
+
+
+def test_an_embedding_that_the_head_needs_is_not_sent_away():
+    tied = WholeModel.of(Checkpoint.open("tiny"))
+    tied.meta.all_tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    with pytest.raises(ConfigError, match="must be where the model runs"):
+        load_half(tied, "language", offload=Offload(embedding=True))
 
 
 def test_waiting_blocks_are_not_in_memory(whole):

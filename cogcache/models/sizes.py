@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
@@ -158,22 +159,27 @@ def describe(checkpoint: Checkpoint, names: tuple[str, ...]) -> Mapping[str, Ten
     shards = checkpoint.shards_of(names)
     if not checkpoint.on_hub or all((checkpoint.folder / shard).is_file() for shard in shards):
         return checkpoint.tensors(names)
+    headers = _remote_headers(checkpoint.model, checkpoint.folder.name)
+    return {name: headers[name] for name in names}
+
+
+@cache
+def _remote_headers(model: str, commit: str) -> Mapping[str, TensorInfo]:
+    """Read the headers of all shards of a commit: once for both halves and all cache points."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        metadata = get_safetensors_metadata(checkpoint.model, revision=checkpoint.revision)
+        metadata = get_safetensors_metadata(model, revision=commit)
     except (HfHubHTTPError, OSError) as error:
-        problem = f"the headers of {checkpoint.model} cannot be fetched: {error}"
+        problem = f"the headers of {model} cannot be fetched: {error}"
         raise CheckpointError(problem, "check the network, or give a folder") from error
-    wanted = set(names)
     return {
         name: TensorInfo(
             name, info.dtype, tuple(info.shape), info.data_offsets[1] - info.data_offsets[0]
         )
         for file in metadata.files_metadata.values()
         for name, info in file.tensors.items()
-        if name in wanted
     }
 
 
