@@ -66,7 +66,7 @@ def test_a_quantised_head_gives_nearly_the_same_logits(whole):
 def test_a_head_in_parts_gives_the_logits_of_one_layer():
     torch.manual_seed(0)
     weight, hidden = torch.randn(96, 64).bfloat16(), torch.randn(1, 3, 64).bfloat16()
-    quantization = Quantization()
+    quantization = Quantization(double_quant=False)  # nested scales share an offset
     whole = quantized_linear(weight, None, quantization, "cpu")
     parts = [quantized_linear(rows, None, quantization, "cpu") for rows in weight.split(32)]
     with torch.inference_mode():
