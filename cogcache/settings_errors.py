@@ -25,7 +25,7 @@ _WANTED = {
 }
 _PATTERNS = {
     "device": "one of auto, cpu, cuda, cuda:1, mps, xpu",
-    "prompts": "a text that is not empty",
+    "memory": "auto, or a size such as 8GiB",
     "prompt name": "named with letters, digits, - and _ only",
 }
 
@@ -96,7 +96,11 @@ def _problem(
     shown = (
         "" if isinstance(value, dict) or found["loc"][-1] == "[key]" else f", not {_toml(value)}"
     )
-    place = f"prompt {name!r}" if keys[:-1] == ["prompts"] else _place(name, tables)
+    place = (
+        f"prompt {name!r}"
+        if keys[:-1] and keys[0] in ("prompts", "prompt_sets")
+        else _place(name, tables)
+    )
     return f"{origin}: {place} must be {_wanted(found, keys)}{shown}"
 
 
@@ -105,7 +109,8 @@ def _wanted(found: Any, keys: list[str]) -> str:
     if kind == "literal_error":
         return f"one of {found['ctx']['expected'].replace(chr(39), '')}"
     if kind == "string_pattern_mismatch":
-        return _PATTERNS["prompt name" if found["loc"][-1] == "[key]" else keys[0]]
+        name = "prompt name" if found["loc"][-1] == "[key]" else keys[-1]
+        return _PATTERNS.get(name, "a text that is not empty")  # else it is a prompt
     return _WANTED.get(kind) or str(found["msg"]).removeprefix("Input should be ")
 
 

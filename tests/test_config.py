@@ -125,6 +125,15 @@ def test_a_wrong_value_is_told_with_file_key_and_table(toml, table, line, wanted
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("memory = '8 pounds'", 'memory must be auto, or a size such as 8GiB, not "8 pounds"'),
+        (
+            "[summary]\nsummary_prompt = ''",
+            'summary_prompt under [summary] must be a text that is not empty, not ""',
+        ),
+        (
+            "[prompt_sets.short]\ncolor = ''",
+            "prompt 'color' must be a text that is not empty, not \"\"",
+        ),
         ("device = 'gpu'", 'device must be one of auto, cpu, cuda, cuda:1, mps, xpu, not "gpu"'),
         ("model = ''", 'model must be a text that is not empty, not ""'),
         ("model = 3", "model must be text in quotes, not 3"),
