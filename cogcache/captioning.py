@@ -21,7 +21,6 @@ from cogcache.config import Settings
 from cogcache.errors import ClipError, CogcacheError, ConfigError
 from cogcache.generation import Finished, NoRoom, Request
 from cogcache.guards import changes_for, flags_of
-from cogcache.loading import Fitted, LanguageLoader
 from cogcache.memory import sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from cogcache.decoding import Decoder
     from cogcache.keptprefixes import KeptPrefixes
+    from cogcache.loading import Fitted, LanguageLoader
     from cogcache.structured import Grammar
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
@@ -111,6 +111,8 @@ class Captioner:
 
     def __post_init__(self) -> None:
         self.grammar = self._grammar()  # before the weights: it may be one that cannot be held
+        import cogcache.loading  # noqa: F401 - torch is no part of what the weights take
+
         self.report.base_bytes = sample().host_bytes
         self.kept: KeptPrefixes | None = None
         self.loader: LanguageLoader | None = None
@@ -130,6 +132,8 @@ class Captioner:
 
     def _load(self, row_tokens: int) -> Decoder | Batches:
         """Load the half once it is known how long the rows are; clips come longest first."""
+        from cogcache.loading import Fitted, LanguageLoader
+
         if self.half is None:
             self.loader = LanguageLoader(self.family, self.settings, row_tokens)
             self.half = Fitted(self.loader, self.report)

@@ -74,7 +74,8 @@ def test_a_worker_that_is_killed_costs_nothing(engine):
         for some in crew.map(jobs):
             done.update(job for job, result in some if job == result)
             alive = [pid for pid in crew.told.values() if pid not in killed]
-            if alive and len(killed) < 10:
+            # Not faster than jobs get done: one that loses all its workers is given up.
+            if alive and len(killed) < min(10, done.total() // 3):
                 os.kill(alive[-1], signal.SIGKILL)
                 killed.append(alive[-1])
     assert len(killed) == 10
