@@ -26,6 +26,13 @@ def toml(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave splits of the further classes to `make bench`: the ten hold the same code to it."""
+    for item in items:
+        if item.path.name == "test_contract_wide.py" and "halves_from_a_split" in item.name:
+            item.add_marker("slow")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the contract of families found: a line a family, a column a claim."""
     found: dict[str, dict[str, set[str]]] = {}
