@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,13 @@ def write_shards(folder: Path, state: Mapping[str, Tensor], weight_map: Mapping[
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(weight_map)}
     (folder / INDEX).write_text(json.dumps(index))
+
+
+def copy_golden(folder: Path) -> Path:
+    """Write the golden checkpoint with a tokenizer into a folder, and return it."""
+    shutil.copytree(MINI, folder, ignore=shutil.ignore_patterns("golden.safetensors"))
+    write_tokenizer(folder / "tokenizer.json")
+    return folder
 
 
 def write_tokenizer(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import MINI, write_tokenizer
+from checkpoints import copy_golden
 from zoo import QWEN2_VL
 
 from cogcache.catalog import Catalog
@@ -45,10 +44,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("golden") / "model"
-    shutil.copytree(MINI, folder, ignore=shutil.ignore_patterns("golden.safetensors"))
-    write_tokenizer(folder / "tokenizer.json")
-    return folder
+    return copy_golden(tmp_path_factory.mktemp("golden") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import MINI, SMALL, Sizes, write_checkpoint, write_tokenizer
+from checkpoints import SMALL, Sizes, copy_golden, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from cogcache.caption import caption
@@ -50,10 +50,7 @@ FILES = {"vision-00001.safetensors", "both-00001.safetensors", "language-00001.s
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("golden") / "model"
-    shutil.copytree(MINI, folder, ignore=shutil.ignore_patterns("golden.safetensors"))
-    write_tokenizer(folder / "tokenizer.json")
-    return folder
+    return copy_golden(tmp_path_factory.mktemp("golden") / "model")
 
 
 @pytest.fixture(scope="module")
