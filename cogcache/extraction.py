@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from math import ceil
 from typing import TYPE_CHECKING, Protocol, Self
 
 from cogcache.config import Settings
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
     from cogcache.featuremaking import FeatureMaker, Outcome
 
 Prepared = tuple[Clip, PreparedClip | ClipError]
+
+
+def decoded_ahead(settings: Settings) -> int:
+    """Return how many clips may be in the decoders' hands, or decoded, while others are encoded.
+
+    Less than the clips of a batch would leave the decoders idle while one is encoded; the rest
+    evens out clips that take longer than others.
+    """
+    of_a_batch = ceil(settings.vision.frames_per_batch / settings.sampling.max_frames)
+    return of_a_batch + 2 * settings.vision.decode_workers
 
 
 class Making(Protocol):
@@ -114,7 +125,7 @@ class MakingHere(AbstractContextManager["MakingHere"]):
             sources(),
             workers=vision.decode_workers,
             limits=decode_limits(vision),
-            ahead=2 * vision.decode_workers,
+            ahead=decoded_ahead(settings),
             initializer=start_worker,
             initargs=(
                 settings.model,

@@ -75,22 +75,20 @@ def map_unordered(
     """
     program = Program(task, limits, initializer, initargs, second_try)
     pool = _Pool(program, workers)
-    source, ahead = iter(jobs), max(ahead, 1)
-    return _results(pool, source, pool.give_out(source, ahead), ahead)
+    source = iter(jobs)
+    return _results(pool, source, pool.give_out(source, max(ahead, 1)))
 
 
 def _results(
-    pool: _Pool, source: Iterator[Job], in_flight: int, ahead: int
+    pool: _Pool, source: Iterator[Job], in_flight: int
 ) -> Generator[tuple[Job, Any], None, None]:
     try:
-        while True:
-            in_flight += pool.give_out(source, ahead - in_flight)
-            if not in_flight:
-                return
+        while in_flight:
             done, outcome = pool.results.get()
-            in_flight -= 1
             if isinstance(outcome, Bug):
                 raise outcome.error
+            # Before the caller goes to work on this one, so that no worker waits meanwhile.
+            in_flight += pool.give_out(source, 1) - 1
             yield done, outcome
     finally:
         pool.close()
