@@ -179,7 +179,7 @@ class Settings(Table):
     """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
     memory: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?\s*([KMG]i?)?B)$")] = "auto"
     """Memory that a stage may fill, such as `8GiB`: a GPU's, or on the CPU the whole process';
-    `auto` is what is free. Parts of a half that do not fit wait elsewhere."""
+    `auto` is what is free, also of a container. Parts of a half that do not fit wait elsewhere."""
     sampling: Sampling = Sampling()
     clips: Clips = Clips()
     vision: Vision = Vision()

@@ -17,6 +17,7 @@ from cogcache.config import Settings
 from cogcache.crew import Crew, Engine, Post
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, ConfigError
+from cogcache.main_memory import available_bytes
 from cogcache.models.identity import HalfIdentity
 from cogcache.place import Place
 from cogcache.readahead import CLIPS_AHEAD
@@ -82,10 +83,8 @@ def _seat_here(settings: Settings, cache: Path, device: str, on_cpu: int) -> _Se
     changes: dict[str, Any] = {"device": device}
     threads = None
     if device.startswith("cpu"):
-        import psutil
-
         if settings.memory == "auto":  # each would take what is free for its own alone
-            changes["memory"] = f"{psutil.virtual_memory().available // on_cpu}B"
+            changes["memory"] = f"{available_bytes() // on_cpu}B"
         if "OMP_NUM_THREADS" not in os.environ:
             threads = max(1, (os.cpu_count() or 1) // on_cpu)
     return _Seat(settings.model_copy(update=changes), _place(settings, cache, threads))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cogcache.errors import ConfigError
+from cogcache.main_memory import available_bytes
 
 
 def pick_device(device: str) -> str:
@@ -24,12 +25,13 @@ def pick_device(device: str) -> str:
 
 
 def free_bytes(device: str) -> int:
-    """Return the memory that is free on a device: of a GPU, or what the system could still give."""
-    import psutil
+    """Return the memory that is free on a device: of a GPU, or what this process can still have."""
     import torch
 
-    if device == "cpu":
-        return int(psutil.virtual_memory().available)
+    if device.startswith("cpu"):
+        return available_bytes()
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
+    if device.startswith("xpu"):
+        return int(torch.xpu.mem_get_info(device)[0])
     return int(torch.mps.recommended_max_memory())

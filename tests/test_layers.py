@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
+    0.05: {"main_memory"},
     0.1: {"devices", "likeness", "machine", "own_process", "totals", "units", "urls"},
     0.2: {"catalog_version", "remote", "worker_limits"},
     1.0: {

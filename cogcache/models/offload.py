@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from torch import nn
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
+from cogcache.main_memory import available_bytes
 from cogcache.models.head import quantize_head
 from cogcache.models.partition import Half, ModulePaths
 from cogcache.models.sizes import block_paths, embedding_can_wait, is_tied, path_of
@@ -127,7 +127,7 @@ class Placement:
         place: Any = _place(self.device)
         if self.device == "cpu" and self.quantizes:
             place = torch.device("cpu")  # as a text transformers takes it for a place to wait at
-        room = SHARE_OF_MAIN_MEMORY * psutil.virtual_memory().available
+        room = SHARE_OF_MAIN_MEMORY * available_bytes()
         found: dict[str, Any] = {}
         for path in self.blocks:
             found[path] = place

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate.hooks import ModelHook, remove_hook_from_module
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cogcache.main_memory import available_bytes
 from cogcache.quantization import Quantization, linear_layers, quantized_linear
 
 Slot = tuple[Any, str]
@@ -135,7 +135,7 @@ def park(block: nn.Module, file: Path) -> Parked:
     device = next(iter(tensors.values())).device
     size = sum(tensor.nbytes for tensor in tensors.values())
     hook: Parked
-    if device.type != "cpu" and psutil.virtual_memory().available > 4 * size:
+    if device.type != "cpu" and available_bytes() > 4 * size:
         hook = Parked(slots, _in_main_memory(tensors, device))
     else:
         hook = Parked(slots, _in_file(tensors, device, file))
