@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +27,22 @@ def toml(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave splits of the further classes to `make bench`: the ten hold the same code to it."""
-    for item in items:
-        if item.path.name == "test_contract_wide.py" and "halves_from_a_split" in item.name:
-            item.add_marker("slow")
+_SET_UP: list[Path] = []
+"""The file whose tests run."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Keep what is there before a file's first test out of the garbage collector's rounds.
+
+    That is modules, classes and the tests themselves: millions of objects that live until the end.
+    Each half that is loaded collects garbage once, which went through all of them: half of what
+    the contract of families took. What the file's own tests make is collected as ever.
+    """
+    if _SET_UP != [item.path]:
+        gc.collect()
+        gc.freeze()
+        _SET_UP[:] = [item.path]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
