@@ -17,9 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cogcache.caption_sharing import CaptionSharing
-from cogcache.captioning import Captioner, ClipTasks, GivenUp, Made
+from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog import CaptionRow, Catalog, ClipRow, failure_row, text_to_path
+from cogcache.catalog import CaptionRow, Catalog, ClipRow, Said, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import Claims, sweep
 from cogcache.config import Settings
@@ -27,6 +27,7 @@ from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
 from cogcache.following import Following
 from cogcache.local_catalog import open_catalog
+from cogcache.made import GivenUp, Made
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
@@ -153,7 +154,7 @@ class _Captioning:
             total=self.report.counts.found, initial=work.num_cached,
             unit="caption", desc="caption", disable=None,
         )  # fmt: skip
-        with self._captions() as captions, self.bar:
+        with self._captions(following) as captions, self.bar:
             try:
                 while tasks:
                     for made in captions(tasks):
@@ -167,7 +168,7 @@ class _Captioning:
                 self.sharing.claims.release_all()
 
     @contextmanager
-    def _captions(self) -> Iterator[Captions]:
+    def _captions(self, following: Following) -> Iterator[Captions]:
         """Yield what makes captions: the language half in this process, or a crew."""
         settings, report, stop = self.settings, self.report, self.at.stop
         if settings.machines.has_crew:
@@ -178,8 +179,14 @@ class _Captioning:
                 yield lambda tasks: self._by_crew(crew.captions(self.sharing.ours(tasks)))
         else:
             captioner = Captioner(settings, self.family, self.identity, report)
-            yield lambda tasks: captioner.captions(self._clips(tasks))
+            further = partial(self._further_of, following)
+            yield lambda tasks: captioner.captions(self._clips(tasks), further)
             report.notes += captioner.lines()
+
+    def _further_of(self, following: Following, made: Made) -> list[Task]:
+        """Return what can be asked about a clip now that a caption of it is made."""
+        said = Said(made.text, list(made.flags))
+        return list(self.sharing.ours(following.further(made.task, said)))
 
     def _by_crew(
         self, clips: Iterator[tuple[list[Task], list[Made] | ClipError]]

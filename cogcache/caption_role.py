@@ -15,6 +15,7 @@ from cogcache.captionlist import Task
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.inbox import Answer, Inbox, Item
+from cogcache.made import GivenUp, Made
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors
 from cogcache.models.identity import HalfIdentity
@@ -25,7 +26,7 @@ from cogcache.store import FeatureStore
 from cogcache.telling import Told
 
 if TYPE_CHECKING:
-    from cogcache.captioning import Captioner, GivenUp, Made
+    from cogcache.captioning import Captioner
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,6 @@ class CaptioningDuty:
             self.ahead.append((item, reading))
 
     def _kept(self, made: Made | GivenUp) -> Answer | None:
-        from cogcache.captioning import GivenUp
-
         clip = self.in_hand.pop(made.task.key.digest)
         if isinstance(made, GivenUp):
             clip.given_up.append(made.error)

@@ -6,8 +6,8 @@ catalog, so that it serves wherever a language half runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,11 @@ from cogcache import endings
 from cogcache.batches import Batches
 from cogcache.budget import LanguageChoice
 from cogcache.captionlist import Task, caption_key
-from cogcache.catalog import CaptionRow
 from cogcache.config import Settings
 from cogcache.errors import ClipError, CogcacheError, ConfigError
 from cogcache.generation import Finished, NoRoom, Request
 from cogcache.guards import changes_for, flags_of
+from cogcache.made import GivenUp, Made
 from cogcache.memory import sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity
@@ -40,57 +40,15 @@ ClipTasks = tuple[Sequence[Task], ClipTensors]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """One caption."""
-
-    task: Task
-    text: str
-    num_tokens: int
-    seconds: float
-    """Its share of the time."""
-    flags: tuple[str, ...]
-    retried: dict[str, Any] = field(default_factory=dict)
-    """Why it was made a second time, and with which settings changed; empty for a first try."""
-    tokens: tuple[int, ...] = ()
-    """Without the one that ends it."""
-
-    def row(self, settings: Settings, run: int) -> CaptionRow:
-        """Return the caption as the catalog keeps it."""
-        task, clip = self.task, self.task.clip
-        retried = {"retried": self.retried} if self.retried else {}
-        return {
-            "caption_key": task.key.digest,
-            "feature_key": task.key.feature_key,
-            "video": clip["video"],
-            "start_s": clip["start_s"],
-            "end_s": clip["end_s"],
-            "prompt_name": task.prompt_name,
-            "prompt": task.prompt,
-            "caption": self.text,
-            "model": settings.model,
-            "quantization": settings.language.quantization,
-            "flags": list(self.flags),
-            "num_tokens": self.num_tokens,
-            "seconds": self.seconds,
-            "settings": {**task.key.fields(), **retried},
-            "run": run,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class GivenUp:
-    """A caption that could not be made."""
-
-    task: Task
-    error: ClipError
-
-
-@dataclass(frozen=True, slots=True)
 class _SecondTry:
     """A task whose first caption was not good."""
 
     first: Made
     changes: dict[str, Any]
+
+
+def _nothing(_: Made) -> Sequence[Task]:
+    return ()
 
 
 @dataclass
@@ -178,16 +136,26 @@ class Captioner:
         depends_on = {**{name: key[name] for name in names}, "device": device}
         return KeptPrefixes(Path(language.keep_prefix), depends_on, limits.min_free_gib * GIB)
 
-    def captions(self, clips: Iterable[ClipTasks]) -> Iterator[Made | GivenUp]:
+    def captions(
+        self, clips: Iterable[ClipTasks], further: Callable[[Made], Sequence[Task]] = _nothing
+    ) -> Iterator[Made | GivenUp]:
         """Yield the captions of clips, as they get done.
 
         Where memory runs out, fewer are made together, then more of the weights wait elsewhere.
         A caption that does not fit even so is given up.
+
+        Args:
+            clips: what is asked about one clip after another.
+            further: told of a caption, returns what to ask about the same clip besides; that
+                comes at once, while the clip's video part is still at hand.
         """
         for finished in self._finished(clips):
+            request = finished.request
             if finished.given_up:
-                yield self._given_up(finished.request)
-            elif kept := self._looked_at(finished.request, self._made(finished)):
+                yield self._given_up(request)
+            elif kept := self._looked_at(request, self._made(finished)):
+                for task in further(kept):
+                    self._submit(self._request(task, request.row.features))
                 yield kept
         if self.kept:
             self.kept.wait()
@@ -269,9 +237,12 @@ class Captioner:
         # The row's own random numbers come from the key; the same would draw the same once more.
         seed = request.seed + ("seed" in changes)
         again = replace(request, generation=changed, seed=seed, task=_SecondTry(made, changes))
-        assert self.decoder is not None
-        self.decoder.submit(again)
+        self._submit(again)
         return None
+
+    def _submit(self, request: Request) -> None:
+        assert self.decoder is not None
+        self.decoder.submit(request)
 
     def _made(self, finished: Finished) -> Made:
         """Turn tokens into a caption and its flags."""

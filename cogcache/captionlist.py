@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cogcache import schemas
 from cogcache.canonical import Template
-from cogcache.catalog import Catalog, ClipRow
+from cogcache.catalog import Catalog, ClipRow, Said
 from cogcache.clipchoice import choose_clips
 from cogcache.config import Generation, Settings
 from cogcache.errors import ClipError
@@ -38,6 +39,12 @@ class Task:
     `prompt` is what that was filled into."""
     gaps: bool = False
     """Whether clips are missing from it for good."""
+    draw: int = 0
+    """The number among captions of one clip with one prompt."""
+
+
+def _nothing_further(_: Task, __: Said) -> list[Task]:
+    return []
 
 
 @dataclass
@@ -53,6 +60,9 @@ class CaptionList:
     clips: Sequence[ClipRow] = ()
     summed_up: dict[str, str] = field(default_factory=dict)
     """Keys of the captions that summaries are made from, there or not, by feature key."""
+    further: Callable[[Task, Said], list[Task]] = _nothing_further
+    """Told of a caption that was made, returns what can be asked of its clip now that it is there;
+    what it leaves out the next list has."""
 
     @property
     def num_found(self) -> int:
@@ -79,7 +89,7 @@ def list_captions(
     for names in levels(settings.prompts):
         listing.add(names)
     found = listing.found
-    found.clips = clips
+    found.clips, found.further = clips, listing.further
     # Neighbours of one length waste no padding, and the first batch shows the peak.
     found.missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
     return found
@@ -133,11 +143,30 @@ class _Listing:
         self.seen.add(digest)
         if is_known:
             self.found.num_cached += 1
-            return
+        else:
+            self.found.missing.append(self._task(wanted))
+
+    def _task(self, wanted: _Wanted) -> Task:
         clip, name, draw, (prompt, from_flagged) = wanted
         key = self._key(clip["feature_key"], name, draw, prompt)
         words = prompt if name in self.settings.language.text_only else None
-        self.found.missing.append(Task(clip, name, prompt, key, from_flagged, words))
+        return Task(clip, name, prompt, key, from_flagged, words, draw=draw)
+
+    def further(self, made: Task, said: Said) -> list[Task]:
+        """Return what can be asked of the video now that one of its clip's captions is there."""
+        if made.words is not None or made.prompt_name not in self.filler.needed:
+            return []  # what was asked without the video has none at hand
+        clip, draw = made.clip, made.draw
+        self.filler.said[made.prompt_name, clip["feature_key"], draw] = said
+        found = []
+        for name in self.filler.made_from(made.prompt_name):
+            with suppress(ClipError):  # it can never be asked: the next list says so
+                if filled := self.filler.fill(name, clip, draw):
+                    found.append(self._task(_Wanted(clip, name, draw, filled)))
+        new = {task.key.digest: task for task in found if task.words is None}
+        known = self.seen | self.catalog.caption_keys(new.keys())
+        self.seen |= new.keys()
+        return [task for digest, task in new.items() if digest not in known]
 
     def _key(self, feature_key: str, name: str, draw: int, prompt: str) -> CaptionKey:
         own = caption_key(feature_key, draw, prompt, self.settings, self.family, self.identity)

@@ -28,8 +28,8 @@ from cogcache.telling import take_over
 from cogcache.worklist import Clip
 
 if TYPE_CHECKING:
-    from cogcache.captioning import Made
     from cogcache.featuremaking import Outcome
+    from cogcache.made import Made
 
 PASSES_IN_HAND = 2
 """Batches that an encoder may have in hand: one is encoded while the next is on its way."""

@@ -51,6 +51,10 @@ class Filler:
         }
         """Names of prompts whose captions others are made from."""
 
+    def made_from(self, name: str) -> list[str]:
+        """Return the prompts that hold the caption of another."""
+        return [each for each, held in self.variables.items() if templates.CAPTION + name in held]
+
     def fill(self, name: str, clip: ClipRow, draw: int) -> Filled | None:
         """Return a prompt about a clip; None where it needs a caption that is not there yet.
 

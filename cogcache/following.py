@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.captionlist import CaptionList, Task
+from cogcache.catalog import Said
 from cogcache.live import live_runs
 from cogcache.runs import Counts
 from cogcache.stopping import Stop
@@ -61,6 +62,13 @@ class Following:
             else:
                 time.sleep(_LOOK_EVERY_S)
         return []
+
+    def further(self, task: Task, said: Said) -> list[Task]:
+        """Return captions that another was waited for by, as far as the limit leaves them."""
+        tasks = self.last.further(task, said)
+        left = None if self.limit is None else self.limit - len(self.handed_out)
+        self.handed_out |= {task.key.digest for task in tasks[:left]}
+        return tasks[:left]
 
     def _growing(self) -> bool:
         rows = live_runs(self.cache)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.captioning import Captioner, ClipTasks, GivenUp, Made
+from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import Task, caption_key
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.checkpoint import Checkpoint
@@ -25,6 +25,7 @@ from cogcache.config import Settings
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
 from cogcache.filling import Filler
 from cogcache.likeness import Expectations, Pair, compare, similarity
+from cogcache.made import GivenUp, Made
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of

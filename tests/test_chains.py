@@ -26,6 +26,7 @@ COLOR = "What color is the shape?"
 SECOND = "Say it once more: {caption.color}"
 NUM_CLIPS = 3
 CHAIN = {"second": SECOND, "color": COLOR}
+WORDS = {"text_only": ["second"]}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,37 @@ def test_chains_of_several_levels_are_made_in_one_run(cache):
     for video, row in captions(cache, "third").items():
         said = f"{second[video]['caption']} {{and}} {color[video]['caption']}"
         assert row["prompt"] == said.strip()
+
+
+def test_a_chain_is_asked_behind_one_prefill_of_a_clips_video_part(cache):
+    chain = {**CHAIN, "third": "{caption.second} {{and}} {caption.color}"}
+    report = caption(cache, asked(prompts=chain, clips_per_batch=2))
+    assert report.counts.done == 3 * NUM_CLIPS
+    [told] = [line for line in report.notes if "prefills" in line]
+    assert told.startswith(f"decoding: {NUM_CLIPS} prefills of a video part")
+
+
+def test_a_chain_behind_one_prefill_says_what_its_passes_say_one_after_the_other(cache, tmp_path):
+    apart = Path(shutil.copytree(cache, tmp_path / "apart"))
+    exact = {"compute_dtype": "float32", "clips_per_batch": 2}
+    caption(cache, asked(**exact))
+    for prompts in ({"color": COLOR}, CHAIN):
+        caption(apart, asked(prompts=prompts, **exact))
+    for name in CHAIN:
+        assert {
+            video: (row["caption"], row["caption_key"])
+            for video, row in captions(cache, name).items()
+        } == {
+            video: (row["caption"], row["caption_key"])
+            for video, row in captions(apart, name).items()
+        }
+
+
+def test_a_chain_goes_on_with_the_video_after_a_pass_without_it(cache):
+    chain = {**CHAIN, "third": "Was it {caption.second}?"}
+    assert caption(cache, asked(prompts=chain, **WORDS)).counts.done == 3 * NUM_CLIPS
+    with catalog_of(cache) as catalog:
+        assert catalog.failures() == []
 
 
 def test_only_a_first_caption_that_changes_makes_a_new_second(cache):
@@ -200,8 +232,6 @@ def test_what_is_filled_in_stands_for_no_video(tmp_path):
 
 
 # ---- without the video --------------------------------------------------------------------------
-
-WORDS = {"text_only": ["second"]}
 
 
 def test_a_text_only_prompt_sees_no_video(cache):

@@ -71,7 +71,7 @@ LAYERS = {
         "preparation",
         "runs",
     },
-    4.01: {"batches"},
+    4.01: {"batches", "made"},
     4.02: {"keptprefixes"},
     4.04: {"prefixes"},
     4.05: {"decoding", "readahead", "summaries", "telling", "worklist"},

@@ -11,7 +11,6 @@ from scenes import catalog_of, settings
 from videos import write_video
 
 from cogcache.caption import caption
-from cogcache.captioning import Made
 from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog import Catalog, failure_row
 from cogcache.checkpoint import Checkpoint
@@ -22,6 +21,7 @@ from cogcache.export.text import Wording
 from cogcache.extract import extract
 from cogcache.gallery import write_gallery
 from cogcache.generation import generate
+from cogcache.made import Made
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
