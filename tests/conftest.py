@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     Each half that is loaded collects garbage once, which went through all of them: half of what
     the contract of families took. What the file's own tests make is collected as ever.
     """
-    if _SET_UP != [item.path]:
+    if [item.path] != _SET_UP:
         gc.collect()
         gc.freeze()
         _SET_UP[:] = [item.path]
