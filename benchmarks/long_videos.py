@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
 
 FPS = 25
 SCENE_S = 20
+NUM_SCENES = 6
+GOP = 250
 MIB = 1024**2
 RUNS = {
     "extract --segment 60": ["extract", "FILM", "--segment", "60"],
@@ -37,21 +40,38 @@ RUNS = {
 COMMON = ["--strategy", "spread", "--max-frames", "8", "--decode-workers", "1", "--min-free", "0"]
 
 
-def write_film(path: Path, minutes: int) -> None:
-    """Write scenes of coarse random colours."""
-    rng = np.random.default_rng(0)
+def write_film(path: Path, minutes: int) -> Path:
+    """Write H.264 scenes of coarse random colours that move; return ``path``.
+
+    Only a few scenes are encoded; hours of film repeat their packets, which takes seconds.
+    """
     with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.gop_size, stream.thread_count = 250, 1
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.gop_size, stream.thread_count, stream.max_b_frames = GOP, 1, 0
+        stream.time_base = Fraction(1, FPS)
+        packets = [*_moving_scenes(stream), *stream.encode(None)]
+        kept = [(bytes(packet), packet.is_keyframe) for packet in packets]
         for number in range(minutes * 60 * FPS):
-            if number % (SCENE_S * FPS) == 0:
-                cells = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-                pixels = np.kron(cells, np.ones((8, 8, 1), np.uint8))
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.time_base, frame.pts = Fraction(1, FPS), number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            data, is_key = kept[number % len(kept)]
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, FPS), 1
+            packet.pts = packet.dts = number
+            packet.is_keyframe = is_key
+            container.mux(packet)
+    return path
+
+
+def _moving_scenes(stream: av.VideoStream) -> Iterator[av.Packet]:
+    rng = np.random.default_rng(0)
+    for number in range(NUM_SCENES * SCENE_S * FPS):
+        if number % (SCENE_S * FPS) == 0:
+            cells = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)
+            pixels = np.kron(cells, np.ones((8, 8, 1), np.uint8))
+        shifted = np.ascontiguousarray(np.roll(pixels, number % 160, axis=1))
+        frame = av.VideoFrame.from_ndarray(shifted, format="rgb24")
+        frame.time_base, frame.pts = Fraction(1, FPS), number
+        yield from stream.encode(frame)
 
 
 def run(arguments: list[str]) -> tuple[dict[str, int], float, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
 from cogcache.inputs import check_file, unreadable
+from cogcache.machine_faults import raise_if_exhausted
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -20,6 +22,8 @@ MAX_SIDE = 16_384
 """Pixels: what no film has, and a file made to fill the memory may."""
 NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
 """Formats that libav plays: lists of other files, and texts and pictures as if they moved."""
+UNREADABLE = frozenset({errno.EACCES, errno.EIO, errno.EPERM})
+"""What the system says of a file that it does not give: nothing of what the file holds."""
 Logs = list[tuple[int, str, str]]
 REFETCH = "try to play it; if it does not play, fetch it anew"
 
@@ -50,31 +54,44 @@ def open_video(path: Path, options: Mapping[str, str] | None = None) -> Iterator
         yield OpenVideo(container, _picture_stream(path, container), logs)
 
 
-def reading_errors() -> tuple[type[Exception], ...]:
-    """Return what PyAV raises at files that are not sound."""
+@contextmanager
+def damage() -> Iterator[list[Exception]]:
+    """Collect what PyAV raises at a file that is not sound; it ends the `with` block.
+
+    Raises:
+        MachineError: it is no file's fault that one more cannot be opened.
+        MemoryError: nor that there is no memory.
+    """
     import av
 
+    found: list[Exception] = []
+    try:
+        yield found
+    except MemoryError:
+        raise
     # IndexError: of a damaged head whose streams are numbered past their count.
-    return (av.FFmpegError, OSError, ValueError, IndexError)
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise_if_exhausted(error)
+        found.append(error)
 
 
 def _open_container(path: Path, logs: Logs, options: Mapping[str, str]) -> InputContainer:
     import av
 
-    try:
+    with damage() as found:
         # An absolute path: "http:x.mp4" would be taken for an address.
         return av.open(
             os.path.abspath(path),  # noqa: PTH100
             options={"protocol_whitelist": "file", **options},
             metadata_errors="replace",
         )
-    except PermissionError as error:
+    error = found[0]
+    if isinstance(error, OSError) and error.errno in UNREADABLE:
         raise unreadable(path, error) from error
-    except reading_errors() as error:
-        # Not str(error): PyAV adds what was last reported, if of another file.
-        said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
-        problem = f"{path} is no video that can be opened: {said}"
-        raise VideoError("not_a_video", problem, REFETCH) from error
+    # Not str(error): PyAV adds what was last reported, if of another file.
+    said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
+    problem = f"{path} is no video that can be opened: {said}"
+    raise VideoError("not_a_video", problem, REFETCH) from error
 
 
 def _picture_stream(path: Path, container: InputContainer) -> VideoStream:

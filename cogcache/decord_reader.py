@@ -1,8 +1,8 @@
 """Frames of a video by their numbers, read with decord, which the published runs use.
 
 decord 0.6 opens some files and shows wrong frames of them; those are left to PyAV: pictures that
-are to be turned or mirrored, edit lists, key frames that are none in full, MPEG streams, and AVI
-whose frames come out of order.
+are to be turned or mirrored, edit lists, key frames that are none in full (behind which it drops
+frames unseen, and counts on), MPEG streams, and AVI whose frames come out of order.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.frame_index import FrameIndex
+from cogcache.kept import Last
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +29,57 @@ CONTAINERS = ("mp4", "matroska", "flv", "avi")
 AV_LOG_ERROR = 16
 BATCH = 4
 """decord holds a batch three times over: one for a clip takes 850 MB of Full HD instead of 460."""
+KEPT_PIXELS = 2_500_000
+"""Largest picture whose reader stays open: one of 4K holds some 300 MB meanwhile."""
 Frames = NDArray[np.uint8]
+_LAST: Last[Any] = Last()
 
 
 def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Frames | None:
     """Return the frames ``numbers``, ascending, or None where decord is not to be trusted.
 
-    Shape [len(numbers), H, W, 3].
+    decord goes through all of a file to open it. The reader of the last file stays open until
+    another index comes, as it does when the file changes. Shape [len(numbers), H, W, 3].
     """
+    _make_ready(index)
     decord = _decord() if _suits(index) else None
     if decord is None:
         return None
     try:
         with _logged_errors() as errors:
-            reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # noqa: PTH100
-            if not _agrees(reader, index):
-                return None
-            frames = _batches(reader, index, numbers)
+            reader = _LAST.of(index, lambda: _opened(decord, path, index))
+            frames = None if reader is None else _batches(reader, index, numbers)
     # ValueError: it takes no path that is not UTF-8, and may give frames of another size.
     except (decord.DECORDError, RuntimeError, AssertionError, ValueError) as error:
         logger.debug("decord cannot read %r: %s", path, error)
+        _LAST.drop()
         return None
+    if errors or index.size[0] * index.size[1] > KEPT_PIXELS:
+        _LAST.drop()
     # After an error PyAV reads it again, and says what is damaged.
     return None if errors else frames
+
+
+def close() -> None:
+    """Close the file that is open, if any."""
+    _LAST.drop()
+
+
+def _make_ready(index: FrameIndex) -> None:
+    """Set the open reader to its beginning, as if new; close it if it is another file's."""
+    try:
+        if not _LAST.has(index):
+            _LAST.drop()
+        elif (reader := _LAST.of(index, lambda: None)) is not None:
+            reader.seek(0)
+    except AssertionError:
+        _LAST.drop()
+
+
+def _opened(decord: Any, path: Path, index: FrameIndex) -> Any:
+    """Return a reader of the file; None if what it finds there is not what the index says."""
+    reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # noqa: PTH100
+    return reader if _agrees(reader, index) else None
 
 
 def _suits(index: FrameIndex) -> bool:

@@ -8,6 +8,7 @@ CogcacheError
 │   └── TensorMismatchError             missing, unexpected or misshapen tensors
 ├── UnknownFamilyError                  no family knows this architecture
 ├── QuantizationError                   what was asked for is not what was loaded
+├── MachineError                        it has no more files, memory or disk to give
 ├── CacheError                          a cache folder that is not ours, or of another format
 │   ├── CorruptFeaturesError            a feature file whose bytes are not the sealed ones
 │   └── CatalogError
@@ -74,6 +75,10 @@ class UnknownFamilyError(CogcacheError):
 
 class QuantizationError(CogcacheError):
     """The weights in memory are not of the precision that was asked for."""
+
+
+class MachineError(CogcacheError):
+    """The machine does not give what the work needs, whichever video it is."""
 
 
 class CacheError(CogcacheError):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.container import OpenVideo, announced_s, first_error, open_video, reading_errors
+from cogcache.container import OpenVideo, announced_s, damage, first_error, open_video
 from cogcache.errors import VideoError
 from cogcache.h264 import is_entry
-from cogcache.inputs import check_file
+from cogcache.inputs import state_of
+from cogcache.kept import Last
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 Turn = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FrameIndex:
     """When each frame of a video begins, and what a decoder has to know to find it."""
 
@@ -50,25 +49,27 @@ class FrameIndex:
     container: str
     """Names of the container's format, as libav has them."""
     has_false_keys: bool
-    """Whether some packets are marked as key frames and are none."""
+    """Whether some packets are marked as key frames and are none in full: frames that follow are
+    not whole, or are shown before them and need what came earlier (an open group of pictures)."""
     defects: tuple[str, ...]
     """What is wrong with the file as far as can be seen without decoding it."""
+
+
+_LAST: Last[FrameIndex] = Last()
 
 
 def index_frames(path: Path) -> FrameIndex:
     """Return the times of all frames; goes through the file's packets, decoding none.
 
-    The clips of one video are read one after the other, so the last few indexes are kept.
+    The clips of one video are read one after the other, so the last index is kept.
 
     Raises:
         VideoError: the file cannot be opened, or holds no frame (``no_frames``).
     """
-    facts = check_file(path)
-    return _index_frames(path, facts.st_size, facts.st_mtime_ns)
+    return _LAST.of(state_of(path), lambda: _index_frames(path))
 
 
-@lru_cache(maxsize=4)
-def _index_frames(path: Path, _size_bytes: int, _mtime_ns: int) -> FrameIndex:
+def _index_frames(path: Path) -> FrameIndex:
     with open_video(path) as video:
         packets = _Packets()
         packets.collect(video)
@@ -86,23 +87,27 @@ class _Packets:
         self.num_hidden = 0
         self.num_incomplete = 0
         self.num_false_keys = 0
+        self.last_key: int | None = None
         self.stopped_by = ""
         self.first_frame: VideoFrame | None = None
         self.stamps, self.keys = array("q"), array("q")
 
     def collect(self, video: OpenVideo) -> None:
-        try:
+        with damage() as found:
             for packet in video.container.demux(video.stream):
                 if self.first_frame is None:
                     self.first_frame = _decode_one(video.stream, packet)
                 if packet.size:
                     self.add(packet)
-        except reading_errors() as error:
+        for error in found:
             self.stopped_by = getattr(error, "strerror", None) or str(error)
 
     def add(self, packet: Packet[VideoStream]) -> None:
         if packet.is_keyframe and packet.pts is not None:
             self.add_key(packet, packet.pts)
+            self.last_key = packet.pts
+        elif self.last_key is not None and packet.pts is not None:
+            self.num_false_keys += packet.pts < self.last_key
         if packet.is_discard:
             self.num_hidden += 1
             return
@@ -159,7 +164,7 @@ class _Packets:
 def _num_frames_unedited(path: Path) -> int:
     """Return how many frames an MP4 holds, whatever its edit list makes of them."""
     count = 0
-    with open_video(path, {"ignore_editlist": "1"}) as video, suppress(*reading_errors()):
+    with open_video(path, {"ignore_editlist": "1"}) as video, damage():
         for packet in video.container.demux(video.stream):
             count += bool(packet.size)
     return count
@@ -167,10 +172,9 @@ def _num_frames_unedited(path: Path) -> int:
 
 def _decode_one(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
     """Return the first frame that a packet gives: PyAV tells of turning only there."""
-    try:
+    with damage():
         return next(iter(stream.decode(packet)), None)
-    except reading_errors():
-        return None
+    return None
 
 
 def _turn(frame: VideoFrame | None) -> Turn | None:

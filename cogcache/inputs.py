@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cogcache import remote
 from cogcache.errors import ConfigError, VideoError
+from cogcache.machine_faults import raise_if_exhausted
 from cogcache.urls import is_url, path_of_url
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,20 @@ def _entries(lines: Iterable[str], folder: Path) -> Iterator[Path]:
             yield path
 
 
+FileState = tuple[Path, int, int, int]
+"""A file as it is now: one that grew or was replaced is another."""
+
+
+def state_of(path: Path) -> FileState:
+    """Return what tells a file that can be read from all others, and from what it will become.
+
+    Raises:
+        VideoError: as `check_file`.
+    """
+    facts = check_file(path)
+    return path, facts.st_size, facts.st_mtime_ns, facts.st_ino
+
+
 def check_file(path: Path) -> os.stat_result:
     """Return what the system knows of a file that can be read.
 
@@ -160,7 +175,12 @@ def check_file(path: Path) -> os.stat_result:
 
 
 def unreadable(path: Path, error: OSError) -> VideoError:
-    """Return the error for a file that the system does not let us read."""
+    """Return the error for a file that the system does not let us read.
+
+    Raises:
+        MachineError: it would let us read no other either.
+    """
+    raise_if_exhausted(error)
     hint = "check its permissions and the disk that it is on"
     return VideoError("unreadable", f"{path} cannot be read: {error.strerror}", hint)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.container import REFETCH, Logs, first_error, open_video, reading_errors
+from cogcache.container import REFETCH, Logs, damage, first_error, open_video
 from cogcache.errors import VideoError
 from cogcache.frame_index import FrameIndex, Turn
 
@@ -135,7 +135,7 @@ class _Reading:
         self.has_sought = True
         # Where a file cannot be searched, reading goes on from where it is: never too late,
         # as positions are asked for in ascending order.
-        with suppress(*reading_errors()):
+        with damage():
             self.video.container.seek(int(self.index.keys[key]), stream=self.video.stream)
 
     def _collect(self, wanted: Sequence[int]) -> Generator[Found, None, set[int]]:
@@ -165,15 +165,14 @@ class _Reading:
                     yield position, frame
 
     def _packets(self) -> Iterator[Packet[VideoStream]]:
-        with suppress(*reading_errors()):
+        with damage():
             yield from self.video.container.demux(self.video.stream)
 
     def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
-        try:
+        with damage():
             return self.video.stream.decode(packet)
-        except reading_errors():
-            self.num_damaged += 1
-            return []
+        self.num_damaged += 1
+        return []
 
     def troubles(self) -> Iterator[str]:
         """Yield what was not as it should be, for a reader."""

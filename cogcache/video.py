@@ -15,7 +15,8 @@ from cogcache.container import announced_s, open_video
 from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
 from cogcache.frame_index import FrameIndex, index_frames
-from cogcache.inputs import file_digest, find_videos
+from cogcache.inputs import file_digest, find_videos, state_of
+from cogcache.kept import Last
 from cogcache.pyav_reader import pyav_frames
 from cogcache.sampling import SamplingRule, choose
 from cogcache.units import GIB, format_bytes
@@ -76,12 +77,19 @@ class ClipFrames:
     """What was wrong with the file on the way, if anything."""
 
 
+_LAST: Last[VideoInfo] = Last()
+
+
 def probe(path: Path) -> VideoInfo:
     """Return what the file's head says; only if it says no length, its packets are gone through.
 
     Raises:
         VideoError: the file cannot be opened as a video.
     """
+    return _LAST.of(state_of(path), lambda: _probe(path))
+
+
+def _probe(path: Path) -> VideoInfo:
     with open_video(path) as video:
         stream, duration_s = video.stream, announced_s(video)
         if duration_s > 0 and stream.average_rate:

@@ -15,6 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from cogcache.errors import ClipError, VideoError
+from cogcache.machine_faults import machine_error
 from cogcache.units import format_bytes
 from cogcache.worker_limits import WorkerLimits, limit_job, limit_process
 
@@ -100,7 +101,11 @@ def too_much_memory(most_bytes: int | None) -> VideoError:
 
 
 def bug_of(error: Exception) -> Bug:
-    """Return an error with the worker's traceback on it, in a form that can travel."""
+    """Return an error with the worker's traceback on it, in a form that can travel.
+
+    What it came from does not travel: if that says that the machine is the reason, it is told now.
+    """
+    error = machine_error(error) or error
     note = "In a worker process:\n" + "".join(traceback.format_exception(error))
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))

@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
     0.05: {"main_memory"},
-    0.1: {"devices", "likeness", "machine", "own_process", "totals", "units", "urls"},
+    0.1: {
+        "devices",
+        "kept",
+        "likeness",
+        "machine",
+        "machine_faults",
+        "own_process",
+        "totals",
+        "units",
+        "urls",
+    },
     0.2: {"catalog_version", "remote", "worker_limits"},
     1.0: {
         "canonical",

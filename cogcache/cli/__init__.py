@@ -6,7 +6,6 @@ A file a group of commands. Exit status: 0 all done, 1 some videos failed, 2 mis
 
 from __future__ import annotations
 
-import errno
 import logging
 import traceback
 
@@ -26,15 +25,10 @@ from cogcache.cli.stages import caption, extract, run
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.web import gallery, report, serve
 from cogcache.errors import CogcacheError
+from cogcache.machine_faults import machine_error
 
 BUG = 70
 """Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""
-OF_THE_SYSTEM = frozenset(
-    getattr(errno, name, 0)
-    for name in ("EACCES", "EDQUOT", "EIO", "EMFILE", "ENFILE", "ENOSPC", "EROFS", "ESTALE")
-)
-"""Errors of disks and limits, met where no better word for them is known."""
-MEND = "mend the disk, its rights or `ulimit -n`, and run again: nothing that is finished is lost"
 
 
 class _Shown(click.ClickException):
@@ -53,9 +47,8 @@ class CogcacheGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
-                problem = f"{error.filename or 'the system'}: {error.strerror}"
-                raise _Shown(f"{problem}\nHint: {MEND}") from error
+            if (told := machine_error(error)) is not None:
+                raise _Shown(str(told)) from error
             traceback.print_exc()
             raise SystemExit(BUG) from None
 

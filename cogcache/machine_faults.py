@@ -1,0 +1,85 @@
+"""Errors that are the machine's and no file's: nothing is to be blamed on what was at hand."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from cogcache.errors import CogcacheError, MachineError
+
+
+def _numbers(*names: str) -> frozenset[int]:
+    return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
+EXHAUSTED: Final = _numbers("EMFILE", "ENFILE")
+"""Of opening files: another file would not be opened either."""
+SCARCE: Final = EXHAUSTED | _numbers("EAGAIN", "EDQUOT", "ENOMEM", "ENOSPC")
+"""What there is too little of; libraries often tell of it in words of their own."""
+OF_THE_SYSTEM: Final = SCARCE | _numbers("EACCES", "EIO", "EROFS", "ESTALE")
+"""Errors of disks and limits, met where no better word for them is known."""
+_NO_MEMORY: Final = ("can't allocate memory", "can't start new thread", "failed to map segment")
+"""What torch, Python and the loader of libraries say where the system says ENOMEM or EAGAIN."""
+FILES: Final = "raise `ulimit -n` (4096 is ample) and run again: nothing that is finished is lost"
+MEMORY: Final = (
+    "give it more memory or processes (`ulimit -v`, `ulimit -u`), lower --decode-workers or end "
+    "other programs, and run again: nothing that is finished is lost"
+)
+MEND: Final = (
+    "mend the disk, its rights or `ulimit -n`, and run again: nothing that is finished is lost"
+)
+
+
+def raise_if_exhausted(error: Exception) -> None:
+    """Raise an error anew as the machine's if the file at hand cannot be the reason.
+
+    Raises:
+        MachineError: no more files can be opened.
+    """
+    if getattr(error, "errno", None) in EXHAUSTED:
+        raise machine_error(error) or error
+
+
+def machine_error(error: BaseException) -> CogcacheError | None:
+    """Return an error of any library as a message, if the machine is its reason; else None.
+
+    Libraries tell of it in errors of their own kinds, raised from the system's or with its words.
+    """
+    if isinstance(error, CogcacheError):
+        return error
+    for each in _chain(error):
+        told = _told(each, OF_THE_SYSTEM if each is error else SCARCE)
+        if told is not None:
+            return MachineError(told, _hint(told))
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _told(error: BaseException, numbers: frozenset[int]) -> str | None:
+    """Return what an error says of the machine, if it does."""
+    if isinstance(error, OSError) and error.errno in numbers:
+        return f"{error.filename or 'the system'}: {error.strerror}"
+    said = str(error)
+    if isinstance(error, MemoryError):
+        return f"memory ran out: {said}" if said else "memory ran out"
+    words = [os.strerror(number) for number in SCARCE]
+    if any(each in said for each in (*words, *_NO_MEMORY)):
+        return said.partition("\n")[0]
+    return None
+
+
+def _hint(told: str) -> str:
+    if any(os.strerror(number) in told for number in EXHAUSTED):
+        return FILES
+    words = ("memory", "thread", "map segment", os.strerror(errno.EAGAIN))
+    return MEMORY if any(each in told for each in words) else MEND
