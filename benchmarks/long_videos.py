@@ -1,9 +1,12 @@
 """Does memory grow with a video's length? Films of 10 minutes and 3 hours through both stages.
 
     python -m benchmarks.long_videos [--minutes 10 --minutes 180]
+    python -m benchmarks.long_videos --open [--minutes 10 --minutes 180]
     python -m benchmarks.long_videos --search FILM
 
-The second tells what the search for scenes takes in processor time, beside decoding alone.
+The second tells what a clip takes of the processor at the begin, in the middle and at the end of a
+film, with a film opened anew for each clip and with one that stays open, and what a process that
+does nothing else holds. The third tells what the search for scenes takes, beside decoding alone.
 
 Each film has 25 small frames a second and a cut every 20 seconds. The peak of each kind of process
 is the most that was seen of one of them, without what it has mapped from files.
@@ -12,11 +15,14 @@ is the most that was seen of one of them, without what it has mapped from files.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,13 +30,19 @@ import av
 import numpy as np
 import psutil
 
-from cogcache.frame_index import open_video
+from cogcache import decord_reader
+from cogcache.container import open_video
+from cogcache.frame_index import index_frames
 from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
+from cogcache.settings_clips import Sampling
+from cogcache.video import read_clip
 
 FPS = 25
 SCENE_S = 20
 NUM_SCENES = 6
 GOP = 250
+CLIP_S = 24
+CLIPS = 5
 MIB = 1024**2
 RUNS = {
     "extract --segment 60": ["extract", "FILM", "--segment", "60"],
@@ -123,12 +135,71 @@ def search_cost(film: Path) -> str:
     return f"| {film.name} | {size} | {count} | {best} | {len(begins_s)} |"
 
 
+def opening_cost(minutes: int) -> Iterator[str]:
+    """Yield lines of a table; runs in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        film = write_film(Path(folder, "film.mp4"), minutes)
+        began = time.process_time()
+        index_frames(film)
+        index_s = time.process_time() - began
+        yield f"| {minutes} min | its index, once a process | {index_s:.2f} s | | |"
+        for place, share in (("begin", 0.0), ("middle", 0.5), ("end", 1.0)):
+            first_s = share * (minutes * 60 - CLIPS * CLIP_S)
+            anew, kept = (clips_from(film, first_s, keep=keep) for keep in (False, True))
+            ratio = anew / kept
+            yield f"| | {place} | {anew:.3f} s | {kept:.3f} s | {ratio:.1f} |"
+
+
+def clips_from(film: Path, first_s: float, *, keep: bool) -> float:
+    """Return processor seconds a clip."""
+    rule = Sampling(strategy="spread", max_frames=24)
+    read_clip(film, rule, first_s, first_s + CLIP_S)
+    began = time.process_time()
+    for number in range(CLIPS):
+        if not keep:
+            decord_reader.close()
+        start_s = first_s + number * CLIP_S
+        assert read_clip(film, rule, start_s, start_s + CLIP_S).decoder == "decord"
+    return (time.process_time() - began) / CLIPS
+
+
+def held(minutes: int) -> str:
+    """Return what a process holds that reads clips of a film; runs in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        film, rule = Path(folder, "film.mp4"), Sampling(strategy="spread", max_frames=24)
+        subprocess.run([sys.executable, __file__, "--write", film, str(minutes)], check=True)
+        this, peak, over = psutil.Process(), [0], threading.Event()
+        fresh = anonymous_bytes(this)
+
+        def watch() -> None:
+            while not over.wait(0.005):
+                peak[0] = max(peak[0], anonymous_bytes(this))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        for number in range(3 * CLIPS):
+            start_s = number * (minutes * 60 - CLIP_S) / (3 * CLIPS - 1)
+            read_clip(film, rule, start_s, start_s + CLIP_S)
+        over.set()
+        thread.join()
+        now = (anonymous_bytes(this) - fresh) / MIB
+        return f"| {minutes} min | {(peak[0] - fresh) / MIB:.0f} MiB | {now:.0f} MiB |"
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=int, action="append")
     parser.add_argument("--search", type=Path, action="append", metavar="FILM")
+    parser.add_argument("--open", action="store_true")
+    parser.add_argument("--write", nargs=2, metavar=("FILM", "MINUTES"))
     given = parser.parse_args()
+    if given.write:
+        write_film(Path(given.write[0]), int(given.write[1]))
+        return
+    if given.open:
+        opening(given.minutes or [10, 60, 180])
+        return
     if given.search:
         print("| film | size | frames | decoded alone, a frame | searched, a frame | cuts |")
         print("| --- | --- | --- | --- | --- | --- |")
@@ -136,6 +207,20 @@ def main() -> None:
             print(search_cost(film))
         return
     memory(given.minutes or [10, 180])
+
+
+def opening(lengths: list[int]) -> None:
+    """Print what clips of films of these lengths cost."""
+    print("| film | clips of 24 s | opened anew | stays open | ratio |")
+    print("| --- | --- | --- | --- | --- |")
+    for minutes in lengths:
+        for line in opening_cost(minutes):
+            print(line, flush=True)
+    print("| film | peak beyond a fresh process | held at the end |")
+    print("| --- | --- | --- |")
+    for minutes in lengths:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            print(pool.submit(held, minutes).result(), flush=True)
 
 
 def memory(lengths: list[int]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
-from cogcache.inputs import check_file, unreadable
+from cogcache.inputs import check_file, check_readable, unreadable
 from cogcache.machine_faults import raise_if_exhausted
 
 if TYPE_CHECKING:
@@ -22,8 +21,8 @@ MAX_SIDE = 16_384
 """Pixels: what no film has, and a file made to fill the memory may."""
 NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
 """Formats that libav plays: lists of other files, and texts and pictures as if they moved."""
-UNREADABLE = frozenset({errno.EACCES, errno.EIO, errno.EPERM})
-"""What the system says of a file that it does not give: nothing of what the file holds."""
+NO_MEMORY = ("get_buffer() failed", "Cannot allocate memory")
+"""What libav says of it."""
 Logs = list[tuple[int, str, str]]
 REFETCH = "try to play it; if it does not play, fetch it anew"
 
@@ -86,8 +85,10 @@ def _open_container(path: Path, logs: Logs, options: Mapping[str, str]) -> Input
             metadata_errors="replace",
         )
     error = found[0]
-    if isinstance(error, OSError) and error.errno in UNREADABLE:
+    if isinstance(error, PermissionError):
         raise unreadable(path, error) from error
+    # libav says "I/O error" of bad files and of bad disks alike.
+    check_readable(path)
     # Not str(error): PyAV adds what was last reported, if of another file.
     said = next(first_error(logs), getattr(error, "strerror", None) or type(error).__name__)
     problem = f"{path} is no video that can be opened: {said}"
@@ -143,6 +144,14 @@ def _logged_errors() -> Iterator[Logs]:
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skip)
+
+
+def check_memory(logs: Iterable[tuple[int, str, str]]) -> None:
+    """Raise a MemoryError if that is what decoders lacked: some only mention it."""
+    said = [text for _, _, text in logs]
+    lacked = any(words in text for text in said for words in NO_MEMORY)
+    if lacked and not any("is invalid" in text for text in said):  # the size of a picture
+        raise MemoryError("libav gets no memory for a picture")
 
 
 def first_error(logs: Logs) -> Iterator[str]:

@@ -97,7 +97,10 @@ class CatalogFile:
             if isinstance(error, _BUGS):
                 raise
             problem = f"the catalog {self.path} cannot be used: {error}"
-            raise CatalogError(problem, "see that its disk is writable and has space") from error
+            raise CatalogError(
+                problem,
+                "see that its disk and the folder of temporary files (TMPDIR) are writable and have space",
+            ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -11,9 +11,10 @@ from typing import Final, TypeVar
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, path_to_text
-from cogcache.errors import ClipError, VideoError
+from cogcache.errors import ClipError, MachineError, VideoError
 from cogcache.file_memory import Stat
 from cogcache.inputs import file_digest, unreadable
+from cogcache.machine_faults import DiskWatch
 from cogcache.remote import as_video_errors, facts
 from cogcache.shards import Shard
 from cogcache.spool import Spool
@@ -71,14 +72,23 @@ def _each(
 def _sort(
     videos: Sequence[Path], results: Iterable[Result | ClipError]
 ) -> tuple[dict[Path, Result], Unread]:
+    """Tell those that can be read from those that cannot.
+
+    Raises:
+        MachineError: the disk is gone that they are on.
+    """
     good: dict[Path, Result] = {}
     bad: Unread = []
+    disk = DiskWatch()
     for video, result in zip(videos, results, strict=True):
-        if isinstance(result, ClipError):
-            bad.append((video, result))
-        else:
+        if not isinstance(result, ClipError):
+            bad += disk.proven()
             good[video] = result
-    return good, bad
+        elif not disk.holds(video, video, result):
+            bad.append((video, result))
+        elif disk.is_gone:
+            raise MachineError(disk.told(), "no video is listed as failed for it")
+    return good, bad + disk.proven()
 
 
 def _stat(video: Path) -> Stat:

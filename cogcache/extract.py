@@ -124,6 +124,7 @@ class _Extraction:
                 # What other runs had in hand is made by now, or theirs no more.
                 while held := self.sharing.wait_for_others():
                     self._pass(making, held)
+                self.writer.note_held()
             finally:
                 self.claims.release_all()
 
@@ -149,6 +150,8 @@ class _Extraction:
         ours = self.sharing.claim(clips, self.wanted.settings.limits.limit)
         for outcomes in making.make(ours):
             self.writer.take(outcomes)
+            if self.writer.disk.is_gone:
+                self.at.stop.ask(self.writer.disk.told(), fault=True)
             self._show()
 
     def _show(self) -> None:

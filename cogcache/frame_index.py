@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.container import OpenVideo, announced_s, damage, first_error, open_video
+from cogcache.container import OpenVideo, announced_s, check_memory, damage, first_error, open_video
 from cogcache.errors import VideoError
 from cogcache.h264 import is_entry
 from cogcache.inputs import state_of
@@ -73,6 +73,7 @@ def _index_frames(path: Path) -> FrameIndex:
     with open_video(path) as video:
         packets = _Packets()
         packets.collect(video)
+        check_memory(video.logs)  # else a sound file would be put down as damaged, clip after clip
         if not packets.count:
             hint = "a file cut off while it was written has a head and no frames"
             raise VideoError("no_frames", f"{path} has a picture stream without frames", hint)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cogcache import remote
 from cogcache.errors import ConfigError, VideoError
-from cogcache.machine_faults import raise_if_exhausted
+from cogcache.machine_faults import DISK_ERROR, OF_DISKS, raise_if_exhausted
 from cogcache.urls import is_url, path_of_url
 
 logger = logging.getLogger(__name__)
@@ -137,6 +137,19 @@ def _entries(lines: Iterable[str], folder: Path) -> Iterator[Path]:
             yield path
 
 
+def check_readable(path: Path) -> None:
+    """Read the begin of a file.
+
+    Raises:
+        VideoError: ``unreadable`` or ``disk_error``.
+    """
+    try:
+        with path.open("rb") as file:
+            file.read(1 << 16)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 FileState = tuple[Path, int, int, int]
 """A file as it is now: one that grew or was replaced is another."""
 
@@ -181,6 +194,9 @@ def unreadable(path: Path, error: OSError) -> VideoError:
         MachineError: it would let us read no other either.
     """
     raise_if_exhausted(error)
+    if error.errno in OF_DISKS:
+        hint = "check the disk that it is on, or the connection to it"
+        return VideoError(DISK_ERROR, f"{path} cannot be read: {error.strerror}", hint)
     hint = "check its permissions and the disk that it is on"
     return VideoError("unreadable", f"{path} cannot be read: {error.strerror}", hint)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
-from cogcache.errors import CogcacheError, MachineError
+from cogcache.errors import ClipError, CogcacheError, MachineError
 
 
 def _numbers(*names: str) -> frozenset[int]:
@@ -16,6 +17,15 @@ def _numbers(*names: str) -> frozenset[int]:
 
 EXHAUSTED: Final = _numbers("EMFILE", "ENFILE")
 """Of opening files: another file would not be opened either."""
+OF_DISKS: Final = _numbers(
+    "EIO", "ENODEV", "ENOTCONN", "ENXIO", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ESTALE",
+    "ETIMEDOUT",
+)  # fmt: skip
+"""A bad spot costs a file; a disk that is gone gives this for each."""
+DISK_ERROR: Final = "disk_error"
+"""Reason of a video that could not be read for one of these."""
+MOST_IN_A_ROW: Final = 10
+"""Videos that may be lost one after the other to the disk before the run is stopped."""
 SCARCE: Final = EXHAUSTED | _numbers("EAGAIN", "EDQUOT", "ENOMEM", "ENOSPC")
 """What there is too little of; libraries often tell of it in words of their own."""
 OF_THE_SYSTEM: Final = SCARCE | _numbers("EACCES", "EIO", "EROFS", "ESTALE")
@@ -83,3 +93,38 @@ def _hint(told: str) -> str:
         return FILES
     words = ("memory", "thread", "map segment", os.strerror(errno.EAGAIN))
     return MEMORY if any(each in told for each in words) else MEND
+
+
+class DiskWatch:
+    """Tells a bad spot, which costs a video, from a disk that is gone, which is no video's fault.
+
+    It holds failures back until the next thing read proves that the disk is there.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Any, ClipError]] = []
+        self._videos: set[Path] = set()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether so many videos were lost in a row that the disk must be the reason."""
+        return len(self._videos) >= MOST_IN_A_ROW
+
+    def holds(self, job: Any, video: Path, error: ClipError) -> bool:
+        """Hold a failure back if the disk may be its reason; say whether it is held."""
+        if error.reason != DISK_ERROR:
+            return False
+        self.held.append((job, error))
+        self._videos.add(video)
+        return True
+
+    def proven(self) -> list[tuple[Any, ClipError]]:
+        """Return what was held back, of a disk that is there; nothing of one that is gone."""
+        if self.is_gone:
+            return []
+        held, self.held, self._videos = self.held, [], set()
+        return held
+
+    def told(self) -> str:
+        """Return what there is to say of a disk that is gone."""
+        return f"{len(self._videos)} videos in a row were lost to the disk: {self.held[-1][1]}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.container import REFETCH, Logs, damage, first_error, open_video
+from cogcache.container import REFETCH, Logs, check_memory, damage, first_error, open_video
 from cogcache.errors import VideoError
 from cogcache.frame_index import FrameIndex, Turn
 
@@ -35,6 +35,7 @@ def pyav_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> tuple[
 
     Raises:
         VideoError: none of the frames can be decoded (``decode_failed``).
+        MemoryError: there is too little memory for a picture.
     """
     width, height = index.size
     frames = np.empty((len(numbers), height, width, 3), np.uint8)
@@ -46,6 +47,7 @@ def pyav_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> tuple[
             missing.discard(position)
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
             frames[slots[position]] = rgb
+        check_memory(line for logs in reading.logs for line in logs)
         if missing:
             said = next(reading.errors(), "the decoder gives no picture")
             raise VideoError("decode_failed", f"{path} cannot be decoded: {said}", REFETCH)

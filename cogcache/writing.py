@@ -12,6 +12,7 @@ from cogcache.catalog import Catalog, ClipRow, VideoRow, failure_row
 from cogcache.claims import Claims
 from cogcache.cutting import video_row
 from cogcache.errors import ClipError
+from cogcache.machine_faults import DiskWatch
 from cogcache.runs import RunReport
 from cogcache.worklist import Clip, Span, clip_row
 
@@ -31,6 +32,7 @@ class ClipWriter:
     claims: Claims
     copies: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     """By feature key: further files that hold a clip."""
+    disk: DiskWatch = field(default_factory=DiskWatch)
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         """Put sealed clips, in one transaction, and failures into the catalog."""
@@ -38,8 +40,10 @@ class ClipWriter:
         videos: list[VideoRow] = []
         for clip, outcome in outcomes:
             if isinstance(outcome, ClipError):
-                self._fail(clip, outcome)
+                if not self.disk.holds(clip, clip.video, outcome):
+                    self._fail(clip, outcome)
                 continue
+            self.note_held()
             videos.append(video_row(clip.video, clip.key.video_digest, outcome.info))
             clips.append(
                 {
@@ -60,6 +64,11 @@ class ClipWriter:
         self.report.counts.done += len(clips)
         for clip in clips:
             self.claims.release(clip["feature_key"])
+
+    def note_held(self) -> None:
+        """Note the failures that were held back, unless it is the disk that is gone."""
+        for clip, error in self.disk.proven():
+            self._fail(clip, error)
 
     def _fail(self, clip: Clip, error: ClipError) -> None:
         """Note that a clip could not be done."""
