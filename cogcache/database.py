@@ -99,7 +99,7 @@ class CatalogFile:
             problem = f"the catalog {self.path} cannot be used: {error}"
             raise CatalogError(
                 problem,
-                "see that its disk and the folder of temporary files (TMPDIR) are writable and have space",
+                "see that its disk, and that of TMPDIR, is writable and has space",
             ) from error
 
     @contextmanager
