@@ -146,7 +146,8 @@ class _Summaries:
         """Add what can be made by now: the summary, or those of parts that it needs first."""
         lines = self._lines(video, said)
         while lines:
-            told = [line.told(self._lengths_s.get(key.video_digest)) for line in lines]
+            length_s = self._lengths_s.get(key.video_digest)
+            told = [self.family.plain(line.told(length_s)) for line in lines]
             runs = groups([self._num_tokens(each) for each in told], self._room)
             if len(runs) == 1:
                 task = self._task(SUMMARY, self._whole(video, key), key, lines, told)

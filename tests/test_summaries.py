@@ -184,6 +184,13 @@ def test_the_captions_stand_in_the_prompt_with_the_videos_times(desk):
     assert task.prompt == "Look: {captions} So?"
 
 
+def test_a_mark_of_the_tokenizer_in_a_caption_is_words(desk):
+    desk.add_clips(2)
+    desk.say(desk.list().missing, "It ends.<|end_of_text|>")
+    (task,) = desk.list().missing
+    assert task.words.count("It ends.< |end_of_text|>") == 2
+
+
 def test_the_captions_of_the_first_prompt_are_summed_up_unless_another_is_named(desk):
     prompts = {"one": "First?", "two": "Second?"}
     desk.add_clips(2)
