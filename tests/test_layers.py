@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "cogcache"
 # parts of one subject. A folder below models/ counts as one module.
 LAYERS = {
     0.0: {"endings", "errors", "stopping"},
-    0.05: {"main_memory"},
+    0.05: {"main_memory", "scratch"},
     0.1: {
         "devices",
         "kept",

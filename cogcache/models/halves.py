@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import sys
-import tempfile
 import time
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +33,7 @@ from cogcache.models.partition import (
     shortened,
 )
 from cogcache.quantization import Quantization, bnb_config
+from cogcache.scratch import Scratch
 from cogcache.verification import QuantizationReport, verify
 
 if TYPE_CHECKING:
@@ -160,8 +159,7 @@ def load_half(
             options["quantization_config"] = settings
     kind = half_class(whole.cls, half, whole.partition.modules)
     with ExitStack() as undo:
-        folder = Path(tempfile.mkdtemp(prefix="cogcache-"))
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = undo.enter_context(closing(Scratch())).path
         whole.checkpoint.view(names, folder)
         options["offload_folder"] = str(folder / "offload")
         with blocks_given_back(), warnings.catch_warnings():
