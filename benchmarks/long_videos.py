@@ -163,8 +163,8 @@ def clips_from(film: Path, first_s: float, *, keep: bool) -> float:
     return (time.process_time() - began) / CLIPS
 
 
-def held(minutes: int) -> str:
-    """Return what a process holds that reads clips of a film; runs in a process of its own."""
+def held(minutes: int) -> tuple[float, float]:
+    """Return MiB that reading clips of a film takes, at the peak and at the end."""
     with tempfile.TemporaryDirectory() as folder:
         film, rule = Path(folder, "film.mp4"), Sampling(strategy="spread", max_frames=24)
         subprocess.run([sys.executable, __file__, "--write", film, str(minutes)], check=True)
@@ -183,7 +183,13 @@ def held(minutes: int) -> str:
         over.set()
         thread.join()
         now = (anonymous_bytes(this) - fresh) / MIB
-        return f"| {minutes} min | {(peak[0] - fresh) / MIB:.0f} MiB | {now:.0f} MiB |"
+        return (peak[0] - fresh) / MIB, now
+
+
+def held_by_process(minutes: int) -> tuple[float, float]:
+    """Return what `held` does in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(held, minutes).result()
 
 
 def main() -> None:
@@ -219,8 +225,8 @@ def opening(lengths: list[int]) -> None:
     print("| film | peak beyond a fresh process | held at the end |")
     print("| --- | --- | --- |")
     for minutes in lengths:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            print(pool.submit(held, minutes).result(), flush=True)
+        peak, now = held_by_process(minutes)
+        print(f"| {minutes} min | {peak:.0f} MiB | {now:.0f} MiB |", flush=True)
 
 
 def memory(lengths: list[int]) -> None:

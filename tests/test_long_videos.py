@@ -7,6 +7,7 @@ import pytest
 from scenes import catalog_of, settings
 from videos import write_video
 
+from benchmarks.long_videos import FPS, held_by_process
 from cogcache.caption import caption
 from cogcache.extract import extract
 from cogcache.memory import sample
@@ -77,3 +78,9 @@ def test_memory_does_not_grow_from_part_to_part(video):
     for number in range(PARTS):
         read_clip(video, rule, number * SEGMENT_S, (number + 1) * SEGMENT_S)
     assert sample().anonymous_bytes - before < 20 * 2**20
+
+
+def test_three_hours_take_no_more_memory_than_the_tables_of_libav_and_decord():
+    (short, _), (long, _) = held_by_process(10), held_by_process(180)
+    frames_more = (180 - 10) * 60 * FPS
+    assert (long - short) * 2**20 / frames_more < 400  # bytes; some 280 were seen
