@@ -38,6 +38,7 @@ from cogcache.runs import Counts, RunReport, Split
 from cogcache.scenes import Span
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
+from cogcache.units import printable
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def caption(
             if work.missing or follow:
                 limit = settings.limits.limit
                 following = Following(cache, listed, counts, limit, follow)
-                with at_work(cache, report, settings.limits) as at:
+                with at_work(cache, report, settings.limits, monitor.started_s) as at:
                     job = _Captioning(settings, family, identity, store, catalog, report, at)
                     job.run(work, following)
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
@@ -125,7 +126,7 @@ def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) 
     span = (clip["start_s"], clip["end_s"])
     video, key = text_to_path(clip["video"]), clip["feature_key"]
     catalog.add_failure(failure_row(video, span, "caption", error, run=report.run, key=key))
-    logger.warning("%s: %s", clip["video"], error.problem)
+    logger.warning("%s: %s", printable(clip["video"]), printable(error.problem))
 
 
 @dataclass

@@ -80,7 +80,9 @@ class DecodingDuty:
         try:
             while item := inbox.next(wait=True):
                 clip: Clip = item.job.clip
-                made = self.worker.run(ClipSource(clip.video, *clip.span, self.sampling))
+                digest = clip.key.video_digest
+                source = ClipSource(clip.video, *clip.span, self.sampling, digest, clip.seen)
+                made = self.worker.run(source)
                 if isinstance(made, Bug):
                     raise made.error
                 if isinstance(made, PreparedClip):

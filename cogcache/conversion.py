@@ -80,7 +80,7 @@ def convert(
             job.run = run
             report = RunReport(run, "convert", settings.model, job.counts, Split())
             job.counts.found = job.counts.cached + len(tasks)
-            with at_work(cache, report, settings.limits) as at:
+            with at_work(cache, report, settings.limits, monitor.started_s) as at:
                 for task in tqdm(tasks, unit="clip", desc="convert", disable=None):
                     if at.stop:
                         break

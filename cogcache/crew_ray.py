@@ -22,6 +22,7 @@ from typing import Any
 from cogcache.crew import Event, Post
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.inbox import Answer, Inbox, Item, Role
+from cogcache.stopping import asking_to_end
 from cogcache.worker_process import Bug, bug_of
 
 QUIET = {
@@ -199,7 +200,7 @@ def _signals_kept() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = asking_to_end()
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield

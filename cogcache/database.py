@@ -14,7 +14,7 @@ from threading import RLock
 from typing import Any, Final, TypeAlias
 
 from cogcache.catalog_version import VERSION
-from cogcache.errors import CatalogError
+from cogcache.errors import CatalogError, DamagedCatalogError
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -23,6 +23,9 @@ _APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQ
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report", "value"})
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
+
+
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class CatalogFile:
@@ -97,6 +100,9 @@ class CatalogFile:
             if isinstance(error, _BUGS):
                 raise
             problem = f"the catalog {self.path} cannot be used: {error}"
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:  # without the finer part
+                hint = "`cogcache rebuild` makes it anew, with the captions that can be read"
+                raise DamagedCatalogError(problem, hint) from error
             raise CatalogError(
                 problem,
                 "see that its disk, and that of TMPDIR, is writable and has space",

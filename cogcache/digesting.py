@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from cogcache.catalog import Catalog, path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
 from cogcache.file_memory import Stat
-from cogcache.inputs import file_digest, unreadable
+from cogcache.inputs import Seen, file_digest, unreadable
 from cogcache.machine_faults import DiskWatch
 from cogcache.remote import as_video_errors, facts
 from cogcache.shards import Shard
@@ -21,6 +23,7 @@ from cogcache.spool import Spool
 from cogcache.urls import is_url
 
 _THREADS: Final = 4
+_REMEMBER_EVERY_S: Final = 5.0
 _ASKING_THREADS: Final = 16
 """A store answers slowly, and many questions at once."""
 Result = TypeVar("Result")
@@ -29,8 +32,10 @@ Unread = list[tuple[Path, ClipError]]
 
 def read_digests(
     videos: Sequence[Path], catalog: Catalog, shard: Shard, spool: Spool
-) -> tuple[dict[Path, str], Unread]:
+) -> tuple[dict[Path, str], Unread, dict[Path, Seen]]:
     """Return the digest of each video of the shard, in the order given, and what has none.
+
+    The last of the three says what each file was when its digest was taken.
 
     Videos that another shard has are read as well: that they are its is decided by their digest.
     Objects of stores are fetched into the spool for it.
@@ -41,10 +46,9 @@ def read_digests(
     known = catalog.digests_of(stats)
     unknown = [video for video in stats if video not in known]
     results = _each(partial(_digest, spool), unknown, _THREADS)
-    found, bad = _sort(
-        unknown, tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
-    )
-    catalog.remember_digests((video, stats[video], found[video]) for video in found)
+    bar = tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
+    with closing(remembered(unknown, bar, stats, catalog)) as fresh:
+        found, bad = _sort(unknown, fresh)
     catalog.forget_gone(set(found.values()))
     digests = known | found
     catalog.clear_void_failures(
@@ -53,6 +57,7 @@ def read_digests(
     return (
         {v: digests[v] for v in videos if v in digests and shard.has(digests[v])},
         [(v, error) for v, error in unread + bad if shard.has_name(path_to_text(v))],
+        {v: (stat.st_size, stat.st_mtime_ns) for v, stat in stats.items() if not is_url(v)},
     )
 
 
@@ -67,6 +72,27 @@ def _each(
 
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(tried, videos)
+
+
+def remembered(
+    videos: Sequence[Path],
+    digests: Iterable[str | ClipError],
+    stats: Mapping[Path, Stat],
+    catalog: Catalog,
+) -> Generator[str | ClipError, None, None]:
+    """Pass digests on, and remember them as they come: to read a night's videos takes an hour."""
+    fresh: list[tuple[Path, Stat, str]] = []
+    remembered_s = time.monotonic()
+    try:
+        for video, found in zip(videos, digests, strict=True):
+            if not isinstance(found, ClipError):
+                fresh.append((video, stats[video], found))
+            if time.monotonic() - remembered_s > _REMEMBER_EVERY_S:
+                catalog.remember_digests(fresh)
+                fresh, remembered_s = [], time.monotonic()
+            yield found
+    finally:
+        catalog.remember_digests(fresh)
 
 
 def _sort(

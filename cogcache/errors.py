@@ -12,6 +12,7 @@ CogcacheError
 ├── CacheError                          a cache folder that is not ours, or of another format
 │   ├── CorruptFeaturesError            a feature file whose bytes are not the sealed ones
 │   └── CatalogError
+│       └── DamagedCatalogError         its file is not what SQLite wrote
 └── ClipError                           one clip cannot be done; the run goes on
     ├── VideoError                      the file or its stream
     └── FeaturesError                   what the vision half gave for it (NaN, Inf)
@@ -91,6 +92,10 @@ class CorruptFeaturesError(CacheError):
 
 class CatalogError(CacheError):
     """The catalog cannot be opened or is of another version."""
+
+
+class DamagedCatalogError(CatalogError):
+    """The catalog's file is not what SQLite wrote."""
 
 
 class ClipError(CogcacheError):

@@ -87,7 +87,7 @@ def extract(
             for bad in work.failures:
                 note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
             if work.missing:
-                with at_work(cache, report, settings.limits) as at:
+                with at_work(cache, report, settings.limits, monitor.started_s) as at:
                     _Extraction(wanted, store, catalog, report, at).run(work)
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
         report.finish(monitor)

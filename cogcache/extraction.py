@@ -115,7 +115,11 @@ class MakingHere(AbstractContextManager["MakingHere"]):
         def sources() -> Iterator[ClipSource]:
             for clip in clips:
                 source = ClipSource(
-                    clip.video, *clip.span, settings.sampling, clip.key.video_digest
+                    clip.video,
+                    *clip.span,
+                    settings.sampling,
+                    clip.key.video_digest,
+                    clip.seen,
                 )
                 clips_of[source] = clip
                 yield source

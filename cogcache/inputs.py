@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cogcache import remote
@@ -99,7 +99,8 @@ def _in_folder(folder: Path) -> Iterator[Path]:
     visited: set[tuple[int, int]] = set()
     # Not a test for files: a broken link or a pipe that looks like a video is to become a
     # failure with a reason, not to pass unseen.
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_warn):
+    closed: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_noting(closed)):
         here = os.stat(parent)  # noqa: PTH116
         if (here.st_dev, here.st_ino) in visited:
             folders.clear()
@@ -109,10 +110,17 @@ def _in_folder(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
                 yield Path(parent, name)
+    yield from closed
 
 
-def _warn(error: OSError) -> None:
-    logger.warning("%s cannot be searched: %s", error.filename, error.strerror)
+def _noting(closed: list[Path]) -> Callable[[OSError], None]:
+    """Return what is to be done with a folder that cannot be searched: it becomes a failure."""
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # gone meanwhile: nothing is missed in it
+            closed.append(Path(error.filename))
+
+    return note
 
 
 def _listed(path: Path) -> list[Path]:
@@ -168,14 +176,16 @@ def check_file(path: Path) -> os.stat_result:
     """Return what the system knows of a file that can be read.
 
     Raises:
-        VideoError: it is ``missing``, ``unreadable``, ``empty_file``, or a folder, a pipe or a
-            device (``not_a_video``).
+        VideoError: it is ``missing``, ``unreadable`` (a folder that cannot be searched is, too),
+            ``empty_file``, or a folder, a pipe or a device (``not_a_video``).
     """
     try:
         facts = path.stat()
         # A pipe would wait for a writer for ever.
         if stat.S_ISREG(facts.st_mode):
             path.open("rb").close()
+        elif stat.S_ISDIR(facts.st_mode):
+            os.scandir(path).close()
     except FileNotFoundError as error:
         raise VideoError("missing", f"{path}: no such file", "it may have been moved") from error
     except OSError as error:
@@ -185,6 +195,24 @@ def check_file(path: Path) -> os.stat_result:
     if facts.st_size == 0:
         raise VideoError("empty_file", f"{path} has no bytes", "fetch it anew")
     return facts
+
+
+Seen = tuple[int, int]
+"""Size and time of change of a file, in bytes and ns, when its digest was taken."""
+
+
+def check_unchanged(path: Path, digest: str, seen: Seen) -> None:
+    """See that a file still holds the bytes that its digest was taken of, perhaps hours ago.
+
+    The bytes are read again only where size or time differ: another machine may tell another time.
+
+    Raises:
+        VideoError: it has changed (``changing``), or cannot be read any more.
+    """
+    facts = check_file(path)
+    if (facts.st_size, facts.st_mtime_ns) != seen and file_digest(path) != digest:
+        problem = f"{path} has changed since the run began"
+        raise VideoError("changing", problem, "run again when it is complete")
 
 
 def unreadable(path: Path, error: OSError) -> VideoError:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import VideoError
+from cogcache.inputs import Seen, check_unchanged
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
 from cogcache.settings_clips import Sampling
@@ -36,6 +37,8 @@ class ClipSource:
     sampling: Sampling
     digest: str = ""
     """SHA-256 that the video's bytes had; "" where that is not known."""
+    seen: Seen | None = None
+    """What the file was when that was found; None where nobody can change it."""
     trust_decord: bool = True
     """Whether decord is asked before PyAV."""
 
@@ -105,6 +108,8 @@ def prepare(source: ClipSource) -> PreparedClip:
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
     inputs = _Worker.family.prepare(clip, getattr(torch, _Worker.dtype))
     info = probe(source.video)
+    if source.seen is not None:  # not before: it may change while it is read
+        check_unchanged(source.video, source.digest, source.seen)
     facts: dict[str, Field] = {
         "timestamps_s": clip.timestamps_s.tolist(),
         "frame_indices": clip.frame_indices.tolist(),

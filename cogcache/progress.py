@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from cogcache.stopping import Stop, stop_on_signals
 from cogcache.store import FeatureStore
 from cogcache.units import GIB, format_bytes, format_seconds
 
+logger = logging.getLogger(__name__)
+
+_TELL_EVERY_S: Final = 60.0
 _RATE_OVER_S: Final = 300.0
 """Recent minutes that the rate is taken over: clips differ, and so do hours of the night."""
 
@@ -33,10 +38,17 @@ class AtWork:
 
 
 @contextmanager
-def at_work(cache: Path, report: RunReport, limits: Limits) -> Iterator[AtWork]:
-    """Show a run to others while a `with` block does it, and have it stop at its limits."""
+def at_work(cache: Path, report: RunReport, limits: Limits, began_s: float) -> Iterator[AtWork]:
+    """Show a run to others while a `with` block does it, and have it stop at its limits.
+
+    Args:
+        cache: folder of the cache.
+        report: of the run; its counts are shown.
+        limits: when to stop.
+        began_s: when the run began, by the monotonic clock.
+    """
     with stop_on_signals() as stop:
-        watch = _Watch(cache, report, limits, stop)
+        watch = _Watch(cache, report, limits, stop, began_s)
         watch.look()
         with LiveRun(cache, watch.facts).beating() as run:
             yield AtWork(stop, run)
@@ -50,15 +62,16 @@ class _Watch:
     report: RunReport
     limits: Limits
     stop: Stop
-    began_s: float = field(default_factory=time.monotonic)
+    began_s: float
     seen: deque[tuple[float, int]] = field(default_factory=deque)
+    told_s: float = field(default_factory=time.monotonic)
 
     def facts(self) -> Mapping[str, Any]:
         """Look, and return what others are shown."""
         self.look()
         counts, now, rate = self.report.counts, sample(), self._rate()
         left = counts.found - counts.settled
-        return {
+        found = {
             "run": self.report.run,
             "command": self.report.command,
             "model": self.report.model,
@@ -70,6 +83,15 @@ class _Watch:
             "device_bytes": now.device_bytes,
             "stopping": self.stop.reason,
         }
+        self._tell(found)
+        return found
+
+    def _tell(self, found: Mapping[str, Any]) -> None:
+        """Write a line a minute to a log file; on a terminal there is a bar."""
+        if time.monotonic() - self.told_s < _TELL_EVERY_S or sys.stderr.isatty():
+            return
+        self.told_s = time.monotonic()
+        logger.info("%s", line(found))
 
     def look(self) -> None:
         """Ask the run to stop where a limit is reached."""
@@ -109,9 +131,25 @@ def statuses(cache: Path) -> list[dict[str, Any]]:
     return [{**run, **run["counts"], "state": _ended(run["status"])} for run in last]
 
 
+def state_of(run: Mapping[str, Any], live: Sequence[Mapping[str, Any]]) -> str:
+    """Return how a run of the catalog ended, or `running`, given the runs that are at work."""
+    at_work = {row.get("run") for row in live if row["state"] == "at work"}
+    if run["status"] == "running" and run["run"] not in at_work:
+        return "dead"
+    return str(run["status"])
+
+
 def _ended(status: str) -> str:
     # A run that is not at work and never said how it ended was killed.
     return "dead" if status == "running" else f"ended: {status}"
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """Return the row of a run as a line of a log file."""
+    told = shown({**row, "state": ""})
+    parts = [told["progress"], f"{told['failed']} failed" if told["failed"] else "", told["rate"]]
+    parts += [f"{told['left']} left" if told["left"] else "", told["state"]]
+    return f"{told['command']}: {', '.join(part for part in parts if part)}"
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:

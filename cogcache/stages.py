@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from cogcache.config import Limits, Settings
+from cogcache.stopping import asking_to_end
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def second_limits(settings: Settings, hours: Hours) -> Limits:
 def run_stage(arguments: Sequence[str]) -> int:
     """Run `cogcache ARGUMENTS` in a process of its own and return its exit status.
 
-    SIGINT and SIGTERM are handed on, so that the stage finishes what is in hand; the stage is
-    in a session of its own, or a terminal would send it the signal a second time.
+    SIGINT, SIGTERM and SIGHUP are handed on, so that the stage finishes what is in hand; the stage
+    is in a session of its own, or a terminal would send it the signal a second time.
 
     Returns:
         What the stage ended with; 128 and the signal's number where a signal ended it, or was
@@ -71,7 +72,7 @@ def run_stage(arguments: Sequence[str]) -> int:
             stage.send_signal(number)
 
     # Before the stage starts: a signal in between would end this process and leave that one.
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, hand_on) for number in asking_to_end()}
     try:
         stage = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
         for number in early:

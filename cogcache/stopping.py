@@ -12,6 +12,17 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 
+def asking_to_end() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a run to end: SIGINT, SIGTERM, and a closed terminal's SIGHUP.
+
+    One that SIGHUP is to pass by, as `nohup` has it, is let be.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, hangup
+
+
 class Stop:
     """Says whether a run should take up no more work."""
 
@@ -31,8 +42,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Yield a `Stop` that SIGINT and SIGTERM set; a second signal raises KeyboardInterrupt.
+    """Yield a `Stop` that SIGINT, SIGTERM and SIGHUP set; a second signal stops at once.
 
+    The second one raises SystemExit, with 128 and its number, so that what is open is undone.
     Outside the main thread, where Python takes no signals, it is never set by one.
     """
     stop = Stop()
@@ -42,11 +54,11 @@ def stop_on_signals() -> Iterator[Stop]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number)
         stop.ask(signal.Signals(number).name)
         logger.warning("%s: finishing what is in hand; once more stops at once", stop.reason)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in asking_to_end()}
     try:
         yield stop
     finally:
@@ -56,7 +68,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Have SIGINT and SIGTERM end the process by SystemExit, so that what is open is undone."""
+    """Have SIGINT, SIGTERM and SIGHUP end the process by SystemExit: what is open is undone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -64,7 +76,7 @@ def ended_by_signals() -> Iterator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in asking_to_end()}
     try:
         yield
     finally:

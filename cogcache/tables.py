@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
-from cogcache.units import format_bytes
+from cogcache.units import format_bytes, printable
 
 Rows = Iterable[Mapping[str, Any]]
 NARROWEST = 12
@@ -28,7 +29,9 @@ def as_table(rows: Rows, columns: Sequence[str]) -> str:
     if not cells:
         return "nothing to list"
     widths = _widths([list(columns), *cells])
-    return tabulate(cells, headers=list(columns), maxcolwidths=widths, disable_numparse=True)
+    # tabulate's own wrapping takes texts for values: "False" would become True, "1,000" an error.
+    wrapped = [[_wrapped(*pair) for pair in zip(row, widths, strict=True)] for row in cells]
+    return tabulate(wrapped, headers=list(columns), disable_numparse=True)
 
 
 def side_by_side(rows: Rows) -> list[dict[str, Any]]:
@@ -57,8 +60,11 @@ def _text(value: object) -> str:
         return f"{value:g}"
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value)
-    # Control characters in a file's name would be commands to the terminal.
-    return "" if value is None else "".join(c if c.isprintable() else "?" for c in str(value))
+    return "" if value is None else printable(str(value))
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def _widths(cells: Sequence[Sequence[str]]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Bytes and seconds as text, and back; the only place that divides by 1024³."""
+"""Bytes, seconds and odd names as text; the only place that divides by 1024³."""
 
 from __future__ import annotations
 
@@ -44,3 +44,8 @@ def format_clock(time_s: float) -> str:
     """Return a place in a video as ``"0:00:24"``, whole seconds rounded down."""
     minutes, seconds = divmod(int(time_s), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, in which no control character is a command to a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

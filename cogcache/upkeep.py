@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cogcache.canonical import canonical_bytes
 from cogcache.catalog import Catalog, ClipRow, VideoRow, path_to_text, text_to_path
 from cogcache.database import CatalogFile
-from cogcache.errors import CatalogError, CorruptFeaturesError, VideoError
+from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError, VideoError
 from cogcache.keys import digest as digest_of
 from cogcache.recovery import rows_of
 from cogcache.remote import RemoteError, facts
@@ -57,7 +57,7 @@ def verify(cache: Path, *, fix: bool = False) -> list[Finding]:
     store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
     try:
         faults = faults_of(path)
-    except CatalogError as error:
+    except DamagedCatalogError as error:
         faults = [error.problem]
     if faults:
         hint = "run `cogcache rebuild`, then verify again"
@@ -100,11 +100,14 @@ class _Verification:
         try:
             self.store.prove(key)
             video, clip = rows_of(self.store, key, 0)
-        except CorruptFeaturesError as error:
-            return self._found("corrupt", key, error.problem, self._quarantine(error.problem))
-        except KeyError as error:
-            problem = f"it does not say its {error}"
+        except (CorruptFeaturesError, KeyError) as error:
+            problem = getattr(error, "problem", f"it does not say its {error}")
             return self._found("corrupt", key, problem, self._quarantine(problem))
+        except CacheError as error:
+            if key in self.store:  # its disk cannot be read: no fault of the file
+                raise
+            # Removed meanwhile by another, or a folder is in its place.
+            return self._found("file_missing", key, error.problem, self._forget)
         if digest_of(clip["settings"]) != key:
             problem = "what it says it was made from has another key"
             return self._found("wrong_key", key, problem, self._quarantine(problem))

@@ -18,6 +18,7 @@ from cogcache.config import Settings
 from cogcache.cutting import cut_videos, size_bytes
 from cogcache.digesting import read_digests
 from cogcache.errors import ClipError, CorruptFeaturesError
+from cogcache.inputs import Seen
 from cogcache.keys import FeatureKey, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
@@ -38,6 +39,8 @@ class Clip:
 
     video: Path
     key: FeatureKey
+    seen: Seen | None = None
+    """What the file was when its digest was taken; None for objects of a store."""
 
     @property
     def span(self) -> Span:
@@ -122,7 +125,7 @@ def list_work(
     """
     work = Worklist()
     shard = Shard.parse(wanted.settings.machines.shard)
-    digests, unread = read_digests(
+    digests, unread, seen = read_digests(
         videos, catalog, shard, Spool.of_this_machine(wanted.settings.machines.spool_gib)
     )
     work.failures += [Unusable(video, error) for video, error in unread]
@@ -132,7 +135,7 @@ def list_work(
     there = store.present()
     for video, video_digest in digests.items():
         for span in spans.get(video, ()):
-            clip = Clip(video, wanted.key(video_digest, span))
+            clip = Clip(video, wanted.key(video_digest, span), seen.get(video))
             key = clip.key.digest
             if first.setdefault(key, video) != video:
                 work.copies.setdefault(key, []).append(video)

@@ -14,6 +14,7 @@ from cogcache.cutting import video_row
 from cogcache.errors import ClipError
 from cogcache.machine_faults import DiskWatch
 from cogcache.runs import RunReport
+from cogcache.units import printable
 from cogcache.worklist import Clip, Span, clip_row
 
 if TYPE_CHECKING:
@@ -90,4 +91,4 @@ def note_failure(
     for video in videos:
         catalog.add_failure(failure_row(video, span, "extract", error, run=report.run, key=key))
     report.counts.failed += 1
-    logger.warning("%s", error.problem)
+    logger.warning("%s", printable(error.problem))

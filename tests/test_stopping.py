@@ -8,7 +8,7 @@ import pytest
 from cogcache.stopping import stop_on_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_to_stop(number):
     with stop_on_signals() as stop:
         assert not stop
@@ -19,8 +19,9 @@ def test_the_first_signal_asks_to_stop(number):
 def test_the_second_signal_stops_at_once():
     with stop_on_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_handlers_are_put_back():
@@ -28,3 +29,13 @@ def test_handlers_are_put_back():
     with stop_on_signals():
         pass
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_hangup_that_is_to_be_passed_by_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -38,3 +38,8 @@ def test_captions_of_a_clip_stand_side_by_side_the_newest_of_each_prompt():
         {**place, "captions": {"short": "New.", "video": "Long."}},
         {**place, "start_s": 5.0, "captions": {"short": "Later."}},
     ]
+
+
+def test_texts_that_look_like_values_stay_texts():
+    cells = as_table([{"a": False, "b": "False"}, {"a": "1,000", "b": "1e5"}], ["a", "b"])
+    assert [line.split() for line in cells.splitlines()[2:]] == [["False"] * 2, ["1,000", "1e5"]]

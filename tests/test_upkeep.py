@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cogcache.catalog import Catalog
 from cogcache.cli import main
-from cogcache.errors import CacheError
+from cogcache.errors import CacheError, CatalogError, DamagedCatalogError
 from cogcache.live import LiveRun
 from cogcache.rebuild import rebuild
 from cogcache.store import FeatureStore
@@ -83,6 +83,14 @@ def test_a_file_that_is_gone_is_found_and_its_row_forgotten(cache, keys):
     assert found(cache) == []
 
 
+def test_a_folder_in_the_place_of_a_file_does_not_hide_what_else_is_wrong(cache, keys):
+    paths = [FeatureStore.open(cache).path_of(key) for key in keys[:2]]
+    paths[0].unlink()
+    paths[0].mkdir()
+    damage(paths[1])
+    assert sorted(found(cache)) == [("corrupt", keys[1]), ("file_missing", keys[0])]
+
+
 def test_a_file_that_the_catalog_lacks_is_found_and_listed_again(cache, keys):
     with Catalog(cache / "catalog.sqlite") as catalog:
         catalog.remove_clips([keys[2]])
@@ -132,6 +140,21 @@ def test_a_damaged_catalog_is_found(cache):
     path = cache / "catalog.sqlite"
     path.write_bytes(path.read_bytes()[:8192] + b"\xff" * 4096 + path.read_bytes()[12288:])
     assert {problem for problem, _ in found(cache)} == {"catalog_damaged"}
+
+
+def test_an_error_from_a_damaged_catalog_names_the_command_that_makes_it_anew(cache):
+    (cache / "catalog.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(DamagedCatalogError) as raised:
+        Catalog(cache / "catalog.sqlite")
+    assert "cogcache rebuild" in raised.value.hint
+
+
+def test_a_catalog_of_a_newer_version_is_not_called_damaged(cache):
+    with sqlite3.connect(cache / "catalog.sqlite") as conn:
+        conn.execute("PRAGMA user_version = 9999")
+    conn.close()
+    with pytest.raises(CatalogError, match="of version 9999"):
+        verify(cache, fix=True)
 
 
 def test_a_catalog_that_is_none_at_all_is_found(cache):

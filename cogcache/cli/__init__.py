@@ -6,8 +6,9 @@ A file a group of commands. Exit status: 0 all done, 1 some videos failed, 2 mis
 
 from __future__ import annotations
 
-import logging
+import signal
 import traceback
+from contextlib import suppress
 
 import click
 
@@ -22,6 +23,7 @@ from cogcache.cli.precision import verify_quantization
 from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run
+from cogcache.cli.surroundings import make_ready, printable_lines
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.web import gallery, report, serve
 from cogcache.errors import CogcacheError
@@ -34,6 +36,9 @@ BUG = 70
 class _Shown(click.ClickException):
     exit_code = 2
 
+    def format_message(self) -> str:
+        return printable_lines(super().format_message())
+
 
 class CogcacheGroup(click.Group):
     """Shows our own errors as one message; any other error is a bug and keeps its traceback."""
@@ -44,8 +49,12 @@ class CogcacheGroup(click.Group):
             return super().invoke(ctx)
         except CogcacheError as error:
             raise _Shown(str(error)) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
+        except (KeyboardInterrupt, click.Abort):
+            with suppress(OSError):
+                click.echo("\nstopped; run the same command to go on", err=True)
+            raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
             if (told := machine_error(error)) is not None:
                 raise _Shown(str(told)) from error
@@ -58,7 +67,7 @@ class CogcacheGroup(click.Group):
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done on the way.")
 def main(verbose: bool) -> None:
     """Caption videos in two stages: encode once, caption for ever."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING)
+    make_ready(verbose=verbose)
 
 
 for command in (

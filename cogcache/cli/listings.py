@@ -39,8 +39,14 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
 
+    from cogcache.live import live_runs
+    from cogcache.progress import state_of
+
     def rows(catalog: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = getattr(catalog, what)()
+        if what == "runs":
+            live = live_runs(cache)
+            found = [row | {"status": state_of(row, live)} for row in found]
         return [row for row in found if row["flags"]] if flagged else found
 
     if side_by_side:

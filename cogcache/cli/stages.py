@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,8 @@ from cogcache.options import as_arguments, cache_option, settings_options
 
 if TYPE_CHECKING:
     from cogcache.runs import RunReport
+
+logger = logging.getLogger(__name__)
 
 Span = tuple[float, float | None]
 WHOLE: Span = (0.0, None)
@@ -189,7 +194,21 @@ def _clip_arguments(spans: Sequence[Span]) -> list[str]:
 
 
 def _finish(report: RunReport) -> None:
-    """Print a stage's report and end with its exit status."""
-    for line in report.lines():
-        click.echo(line)
+    """Print a stage's report and end with its exit status.
+
+    Where it cannot be printed, the work is done all the same: `run` has to go on.
+    """
+    try:
+        for line in report.lines():
+            click.echo(line)
+    except OSError as error:
+        logger.warning("the report cannot be printed: %s; see `cogcache ls runs`", error.strerror)
+        _let_go_of_stdout()
     raise SystemExit(report.exit_status)
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what waits to be written: Python would try again at its end, and call it an error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

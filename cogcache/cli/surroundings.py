@@ -1,0 +1,52 @@
+"""What the command line is run in: streams that may be closed, full or gone, and odd names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from cogcache.units import printable
+
+REPORTED = logging.getLogger("cogcache.progress")
+"""Tells how far a run is where no bar can: in a log file."""
+
+
+def make_ready(*, verbose: bool) -> None:
+    """Make the standard streams usable, and have the library log to stderr."""
+    _open_what_is_closed()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no bug
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
+    REPORTED.setLevel(logging.INFO)
+
+
+def _open_what_is_closed() -> None:
+    """Open the null device where a standard stream is closed.
+
+    Else a feature file or the catalog would get its number, and what libraries print its bytes.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+class _Printable(logging.Formatter):
+    """Control characters in a file's name would be commands to the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().formatMessage(record))
+
+
+def printable_lines(text: str) -> str:
+    """Return a text whose lines hold nothing that a terminal would obey."""
+    return "\n".join(map(printable, text.split("\n")))
