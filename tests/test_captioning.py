@@ -39,6 +39,7 @@ def cache(extracted, tmp_path) -> Path:
 
 def settings(**changes: object) -> Settings:
     given = {"quantization": "none", "compute_dtype": "float32", "prompts": PROMPTS, **changes}
+    given |= {"decode_workers": 1}
     return load_settings(None, given)
 
 

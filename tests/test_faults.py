@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from scenes import partial_files, write_scene
 
-from cogcache.cli import CogcacheGroup
+from cogcache.cli import CogcacheGroup, main
 from cogcache.upkeep import verify
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +59,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def cogcache(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cogcache", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def here(*arguments: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
 def test_a_run_that_fills_the_disk_ends_with_a_message_and_can_be_gone_on_with(
@@ -71,15 +71,15 @@ def test_a_run_that_fills_the_disk_ends_with_a_message_and_can_be_gone_on_with(
         write_scene(tmp_path / f"{seed}.mp4", seed)
     cache, filler = small_disk / "cache", small_disk / "filler"
     how = ["--cache", cache, "--min-free=0", "--decode-workers=1"]
-    assert cogcache("extract", tmp_path / "0.mp4", *how).returncode == 0
+    assert here("extract", tmp_path / "0.mp4", *how).exit_code == 0
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    full = cogcache("extract", tmp_path, *how)
-    assert full.returncode == 2, full.stdout + full.stderr
+    full = here("extract", tmp_path, *how)
+    assert full.exit_code == 2, full.stdout + full.stderr
     assert "Traceback" not in full.stderr
     filler.unlink()
-    rest = cogcache("extract", tmp_path, *how)
+    rest = here("extract", tmp_path, *how)
     assert "2 clips made, 1 there already" in rest.stdout, rest.stderr
     assert verify(cache) == []
     assert partial_files(cache) == []
@@ -88,8 +88,8 @@ def test_a_run_that_fills_the_disk_ends_with_a_message_and_can_be_gone_on_with(
 def test_a_disk_with_less_than_is_to_stay_free_is_told_from_a_full_one(small_disk, tmp_path):
     write_scene(tmp_path / "a.mp4", 0)
     cache = small_disk / "cache"
-    done = cogcache("extract", tmp_path / "a.mp4", "--cache", cache, "--decode-workers=1")
-    assert done.returncode == 1
+    done = here("extract", tmp_path / "a.mp4", "--cache", cache, "--decode-workers=1")
+    assert done.exit_code == 1
     assert "less than --min-free" in done.stdout
     assert "0 clips made" in done.stdout
 
@@ -97,13 +97,13 @@ def test_a_disk_with_less_than_is_to_stay_free_is_told_from_a_full_one(small_dis
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="reads what Linux lets none read")
 def test_a_fault_of_the_system_is_a_message_and_no_bug():
     @click.group(cls=CogcacheGroup)
-    def main() -> None:
+    def group() -> None:
         pass
 
-    @main.command()
+    @group.command()
     def read() -> None:
         Path("/proc/self/mem").read_bytes()
 
-    done = CliRunner().invoke(main, ["read"])
+    done = CliRunner().invoke(group, ["read"])
     assert done.exit_code == 2
     assert os.strerror(errno.EIO) in done.output

@@ -125,7 +125,7 @@ def test_both_cache_points_live_in_one_cache_and_caption_alike(videos, tmp_path)
     texts = {}
     for point in ("projected", "pooled"):
         changes = {"cache_point": point, "quantization": "none", "prompts": {"color": PROMPT}}
-        changes |= {"vision_dtype": "float32", "compute_dtype": "float32"}
+        changes |= {"vision_dtype": "float32", "compute_dtype": "float32", "decode_workers": 1}
         settings = load_settings(None, changes)
         assert extract([videos], tmp_path, settings).counts.done == 4
         run = caption(tmp_path, settings).run

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import copy_golden
+from click.testing import CliRunner
 from zoo import QWEN2_VL
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
+from cogcache.cli import main
 from cogcache.cli.precision import _lines, _side_by_side
 from cogcache.config import Generation, load_settings
 from cogcache.decoding import Decoder
@@ -32,6 +32,7 @@ from cogcache.splitting import split
 from cogcache.store import FeatureStore
 
 PROMPT = "What color is the shape?"
+ONE_WORKER = {"decode_workers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def golden(tmp_path_factory) -> Path:
 def cache(videos, tmp_path_factory) -> Path:
     """Features of `tiny`."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    extract([str(videos)], folder, load_settings(None, {}))
+    extract([str(videos)], folder, load_settings(None, ONE_WORKER))
     return folder
 
 
@@ -148,7 +149,7 @@ def test_the_likeliest_tokens_at_the_places_of_a_caption_are_those_it_has(
 ):
     names = {"tiny": "tiny", "golden": str(golden)}
     name = names.get(model) or str(QWEN2_VL.write(tmp_path / "model"))
-    settings = load_settings(None, {"model": name, "vision_dtype": "float32"})
+    settings = load_settings(None, {"model": name, "vision_dtype": "float32", **ONE_WORKER})
     extract([str(videos / "0.mp4")], tmp_path / "cache", settings)
     family = family_of(Checkpoint.open(name))
     whole = WholeModel.of(family.checkpoint, **family.config_overrides(settings.language))
@@ -175,20 +176,15 @@ def test_4_bits_of_tiny_say_the_same_and_are_hardly_apart(cache):
     assert 0 < found["kl"] < 0.01
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cogcache", "verify-quantization", *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
-
-
 def test_random_weights_lose_much_and_the_gate_says_so(golden, videos, tmp_path):
     """Their choices are close, so that 4 bits change many of them."""
-    settings = load_settings(None, {"model": str(golden)})
+    settings = load_settings(None, {"model": str(golden), **ONE_WORKER})
     extract([str(videos)], tmp_path / "cache", settings)
     options = ["--cache", str(tmp_path / "cache"), "--model", str(golden), "--json"]
     options += ["--max-new-tokens", "12", "--quantization", "fp4", "--max-kl", "0.0001"]
-    done = run_command(*options, "--min-agreement", "0.999")
+    done = CliRunner().invoke(main, ["verify-quantization", *options, "--min-agreement", "0.999"])
     found = json.loads(done.stdout)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert done.stderr == ""
     assert [each.split()[0] for each in found["broken"]] == ["kl", "agreement"]
     rows = found["captions"]

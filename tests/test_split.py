@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import SMALL, Sizes, copy_golden, write_checkpoint
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
+from cogcache.cli import main
 from cogcache.config import Settings, load_settings
 from cogcache.errors import (
     CheckpointError,
@@ -99,7 +101,7 @@ def parts(plain, tmp_path) -> Path:
 
 
 def settings_of(model: str, **given) -> Settings:
-    return load_settings(None, {"model": model, **given})
+    return load_settings(None, {"model": model, "decode_workers": 1, **given})
 
 
 def texts_of(cache: Path) -> dict[tuple[str, str], str]:
@@ -373,9 +375,11 @@ def test_an_interrupted_split_leaves_nothing_that_looks_done(golden, tmp_path, n
 
 
 def test_the_command_says_what_it_wrote(plain, tmp_path):
-    command = [sys.executable, "-m", "cogcache", "split", str(plain), str(tmp_path / "out")]
-    command.append("--no-double-quant")
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = CliRunner().invoke(
+        main, ["split", str(plain), str(tmp_path / "out"), "--no-double-quant"]
+    )
+    assert done.exit_code == 0, done.output
+    said = done.stdout
     assert "language: " in said
     assert "nf4: 14 of 15 linear layers" in said
     settings = json.loads((tmp_path / "out" / MANIFEST).read_text())["quantized"]["settings"]
