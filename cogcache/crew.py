@@ -161,7 +161,7 @@ class Crew(AbstractContextManager["Crew"]):
         """Yield jobs with what became of them, as they get done.
 
         Args:
-            jobs: taken up as there is room for them, in the caller's thread.
+            jobs: taken up as there is room, in the caller's thread; None: there is none just now.
 
         Raises:
             Exception: what else than a ClipError a worker met.
@@ -189,8 +189,7 @@ class Crew(AbstractContextManager["Crew"]):
             ]
 
     def _is_over(self, more: bool) -> bool:
-        in_hand = any(desk.in_hand for desk in self.desks)
-        if in_hand or any(self.waiting):
+        if (in_hand := any(desk.in_hand for desk in self.desks)) or any(self.waiting):
             silent_s = time.monotonic() - self._heard_s
             return bool(self.stop) and not in_hand and silent_s > _PATIENCE_S
         return not more or bool(self.stop)
@@ -204,6 +203,8 @@ class Crew(AbstractContextManager["Crew"]):
                 job = next(jobs)
             except StopIteration:
                 return False
+            if job is None:
+                return True
             self.waiting[0].append(_Load(job, next(self._tickets)))
             self._give_out()
         return True

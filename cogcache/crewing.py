@@ -147,9 +147,9 @@ class MakingByCrew:
     crew: Crew
     neighbours: Neighbours
 
-    def make(self, clips: Iterable[Clip]) -> Iterator[Sequence[Outcome]]:
+    def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
         """Yield what became of clips, as they get done."""
-        jobs = (ClipJob(clip, tuple(self.neighbours(clip))) for clip in clips)
+        jobs = (clip and ClipJob(clip, tuple(self.neighbours(clip))) for clip in clips)
         for settled in self.crew.map(jobs):
             yield [(job.clip, outcome) for job, outcome in settled]
 

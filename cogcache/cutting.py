@@ -1,18 +1,18 @@
 """Which clips each video is cut into; what that takes to know is found once and remembered.
 
-Segments need a video's length, which its head tells. Scenes need all of its frames: they are
-searched for in worker processes, with time-outs and failures as at decoding.
+Segments need a video's length, which its head tells. Scenes need all of its frames: `searching`
+looks at those while clips of other videos are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,16 +21,13 @@ from cogcache.canonical import digest
 from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.config import Settings
 from cogcache.errors import ClipError, ConfigError
-from cogcache.scenes import THRESHOLDS, Extent, Span, extent_of, pieces_of, search, spans_of
+from cogcache.scenes import THRESHOLDS, Span, spans_of
 from cogcache.settings_clips import Clips
 from cogcache.spool import Fetching, Spool
 from cogcache.stopping import ended_by_signals
 from cogcache.urls import is_url
 from cogcache.video import VideoInfo, cut, probe
 from cogcache.workers import decode_limits, map_unordered
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -43,6 +40,8 @@ class Cuts:
     """Videos that cannot be cut, why, and the key under which that is remembered."""
     known_failures: list[Path] = field(default_factory=list)
     """Videos that could not be cut in an earlier run, and were left alone in this one."""
+    unsearched: list[Path] = field(default_factory=list)
+    """Videos of which it has yet to be found where their scenes begin."""
 
 
 def known_spans(digests: Collection[str], clips: Clips, catalog: Catalog) -> dict[str, list[Span]]:
@@ -66,7 +65,7 @@ def cut_videos(
     failed: Collection[str],
     whole_key: Callable[[str], str],
 ) -> Cuts:
-    """Find out how each video is cut.
+    """Find out how each video is cut, as far as that takes no look at all its frames.
 
     Args:
         digests: of the videos' bytes.
@@ -80,15 +79,17 @@ def cut_videos(
     """
     cuts = Cuts()
     clips = settings.clips
-    key_of = (lambda each: digest({"": scene_name(each, clips)})) if clips.scenes else whole_key
+    key_of = (lambda each: search_key(each, clips)) if clips.scenes else whole_key
     known = known_spans(set(digests.values()), clips, catalog)
     unknown = {video: each for video, each in digests.items() if each not in known}
     cuts.known_failures = [video for video, each in unknown.items() if key_of(each) in failed]
     for video in cuts.known_failures:
         del unknown[video]
-    find = _find_scenes if clips.scenes else _find_lengths
+    if clips.scenes and unknown:
+        _check_extra()
+        cuts.unsearched, unknown = [*unknown], {}
     with ended_by_signals():
-        errors = find(unknown, settings, catalog) if unknown else {}
+        errors = _find_lengths(unknown, settings, catalog) if unknown else {}
     cuts.failures = [(video, error, key_of(unknown[video])) for video, error in errors.items()]
     found = set(unknown.values()) - {unknown[video] for video in errors}
     catalog.clear_failed([key_of(each) for each in found])
@@ -99,7 +100,26 @@ def cut_videos(
 
 def scene_name(video_digest: str, clips: Clips) -> str:
     """Return the name under which the catalog remembers where scenes of a video begin."""
-    return f"scenes {clips.scene_detector} {_threshold(clips):g} {video_digest}"
+    return f"scenes {clips.scene_detector} {threshold_of(clips):g} {video_digest}"
+
+
+def search_key(video_digest: str, clips: Clips) -> str:
+    """Return the key under which a search for scenes is claimed, and that it failed is known."""
+    return digest({"": scene_name(video_digest, clips)})
+
+
+def remember_scenes(
+    video_digest: str, begins_s: Iterable[float], end_s: float, clips: Clips, catalog: Catalog
+) -> list[Span]:
+    """Remember where the scenes of a video begin, and return the clips that it is cut into."""
+    value = {"begins_s": sorted(begins_s), "end_s": end_s, **_made_with()}
+    catalog.remember(scene_name(video_digest, clips), value)
+    return _scene_spans(value, clips)
+
+
+def threshold_of(clips: Clips) -> float:
+    """Return how much a frame has to differ to begin a scene."""
+    return clips.scene_threshold or THRESHOLDS[clips.scene_detector]
 
 
 def video_row(video: Path, video_digest: str, info: VideoInfo) -> VideoRow:
@@ -128,10 +148,6 @@ def size_bytes(video: Path) -> int:
         return 0
 
 
-def _threshold(clips: Clips) -> float:
-    return clips.scene_threshold or THRESHOLDS[clips.scene_detector]
-
-
 def _scene_spans(value: Mapping[str, Any], clips: Clips) -> list[Span]:
     return spans_of(
         value["begins_s"], value["end_s"], clips.min_scene_s, clips.segment_s, clips.overlap_s
@@ -143,8 +159,9 @@ def _find_lengths(
 ) -> dict[Path, ClipError]:
     """Look at the heads of videos, and return what cannot be looked at."""
     errors, rows = {}, []
-    with _bar(len(videos), "probing new videos", "video") as bar:
-        for video, result in _in_workers(probe, videos, settings):
+    bar = tqdm(total=len(videos), desc="probing new videos", unit="video", disable=None)
+    with bar:
+        for video, result in _probed(videos, settings):
             bar.update()
             if isinstance(result, ClipError):
                 errors[video] = result
@@ -154,71 +171,19 @@ def _find_lengths(
     return errors
 
 
-def _find_scenes(
-    videos: Mapping[Path, str], settings: Settings, catalog: Catalog
-) -> dict[Path, ClipError]:
-    """Search all frames of videos for cuts, and return what cannot be searched.
-
-    What is found of a video is remembered when all its pieces are done.
-    """
-    _check_extra()
-    once = {each: video for video, each in reversed(list(videos.items()))}
-    extents, errors = _extents(list(once.values()), settings)
-    clips = settings.clips
-    pieces = (
-        piece
-        for video, extent in extents.items()
-        for piece in pieces_of(video, extent, clips.scene_detector, _threshold(clips))
-        if video not in errors
-    )
-    begins_s: dict[Path, list[float]] = {video: [] for video in extents}
-    left = {video: extent.num_frames for video, extent in extents.items()}
-    with _bar(sum(left.values()), "finding scenes", "frame") as bar:
-        for piece, result in _in_workers(search, pieces, settings):
-            video, num_frames = piece.video, piece.stop - piece.first
-            bar.update(num_frames)
-            if isinstance(result, ClipError):
-                errors[video] = result
-                continue
-            begins_s[video] += result
-            left[video] -= num_frames
-            if not left[video]:
-                value = {"begins_s": sorted(begins_s[video]), "end_s": extents[video].end_s}
-                catalog.remember(scene_name(videos[video], clips), {**value, **_made_with()})
-    return {video: errors[once[each]] for video, each in videos.items() if once[each] in errors}
-
-
-def _extents(
-    videos: Sequence[Path], settings: Settings
-) -> tuple[dict[Path, Extent], dict[Path, ClipError]]:
-    extents: dict[Path, Extent] = {}
-    errors: dict[Path, ClipError] = {}
-    with _bar(len(videos), "counting frames", "video") as bar:
-        for video, result in _in_workers(extent_of, videos, settings):
-            bar.update()
-            if isinstance(result, ClipError):
-                errors[video] = result
-            else:
-                extents[video] = result
-    return extents, errors
-
-
-def _in_workers(
-    task: Callable[[Job], Result], jobs: Iterable[Job], settings: Settings
-) -> Iterator[tuple[Job, Result | ClipError]]:
+def _probed(
+    videos: Iterable[Path], settings: Settings
+) -> Iterator[tuple[Path, VideoInfo | ClipError]]:
     # In processes of their own: a container can crash a decoder before its first frame.
     vision, spool = settings.vision, Spool.of_this_machine(settings.machines.spool_gib)
-    return map_unordered(
-        Fetching(task, spool),
-        jobs,
+    results = map_unordered(
+        Fetching(probe, spool),
+        videos,
         workers=vision.decode_workers,
         limits=decode_limits(vision),
         ahead=4 * vision.decode_workers,
     )
-
-
-def _bar(total: int, what: str, unit: str) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=total > 10_000, disable=None)
+    return (each for each in results if each is not None)
 
 
 def _check_extra() -> None:

@@ -9,7 +9,7 @@ A bad video is a failure row and the run goes on; any other error is a bug and e
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, at_work
 from cogcache.runs import Counts, RunReport, Split
+from cogcache.searching import SceneSearch
 from cogcache.sharing import Sharing
 from cogcache.store import FeatureStore
 from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work, unseen
@@ -83,10 +84,10 @@ def extract(
             report = RunReport(
                 run, "extract", settings.model, counts, split, settings.machines.shard
             )
-            report.notes += unseen(work.missing, settings)
             for bad in work.failures:
                 note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
-            if work.missing:
+            if work.missing or work.unsearched:
+                counts.unsearched = len(work.unsearched)
                 with at_work(cache, report, settings.limits, monitor.started_s) as at:
                     _Extraction(wanted, store, catalog, report, at).run(work)
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
@@ -118,15 +119,17 @@ class _Extraction:
             desc="extract",
             disable=None,
         )
-        with self._making() as making, self.bar:
+        searching = SceneSearch(work, self.wanted, self.sharing, self.report)
+        with self._making() as making, self.bar, searching as search:
             try:
-                self._pass(making, work.missing)
+                self._pass(making, self._shown(search.clips()))
                 # What other runs had in hand is made by now, or theirs no more.
                 while held := self.sharing.wait_for_others():
                     self._pass(making, held)
                 self.writer.note_held()
             finally:
                 self.claims.release_all()
+        self.report.notes += unseen(search.num_unseen, self.wanted.settings)
 
     def _making(self) -> AbstractContextManager[Making]:
         """Return what makes features: this process, or a crew."""
@@ -146,7 +149,14 @@ class _Extraction:
         found = self.catalog.overlapping(clip.key.video_digest, *clip.span)
         return [key for key in found if key in self.store]
 
-    def _pass(self, making: Making, clips: Sequence[Clip]) -> None:
+    def _shown(self, clips: Iterable[Clip | None]) -> Iterator[Clip | None]:
+        """Hand clips on, and show how far the run is while there is none."""
+        for clip in clips:
+            if clip is None:
+                self._show()
+            yield clip
+
+    def _pass(self, making: Making, clips: Iterable[Clip | None]) -> None:
         ours = self.sharing.claim(clips, self.wanted.settings.limits.limit)
         for outcomes in making.make(ours):
             self.writer.take(outcomes)
@@ -159,4 +169,7 @@ class _Extraction:
         counts = self.report.counts
         counts.cached += self.sharing.made.drain()
         counts.skipped += self.sharing.failed.drain()
+        self.bar.total = counts.found
+        told = f"{counts.unsearched:,} videos to search" if counts.unsearched else ""
+        self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(counts.settled - self.bar.n)

@@ -5,10 +5,11 @@ It knows no catalog and no claims: clips in, what became of them out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from math import ceil
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from cogcache.config import Settings
 from cogcache.errors import ClipError
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 Prepared = tuple[Clip, PreparedClip | ClipError]
 
 
+class _End:
+    """Comes after the last of something."""
+
+
+_END: Final = _End()
+
+
 def decoded_ahead(settings: Settings) -> int:
     """Return how many clips may be in the decoders' hands, or decoded, while others are encoded.
 
@@ -46,8 +54,12 @@ def decoded_ahead(settings: Settings) -> int:
 class Making(Protocol):
     """Makes the features of clips, here or elsewhere."""
 
-    def make(self, clips: Iterable[Clip]) -> Iterator[Sequence[Outcome]]:
-        """Yield what became of clips, as they get done; they are taken up as there is room."""
+    def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
+        """Yield what became of clips, as they get done; they are taken up as there is room.
+
+        Args:
+            clips: None says that there is none just now; what is in hand is made meanwhile.
+        """
 
 
 class MakingHere(AbstractContextManager["MakingHere"]):
@@ -80,13 +92,19 @@ class MakingHere(AbstractContextManager["MakingHere"]):
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def make(self, clips: Iterable[Clip]) -> Iterator[Sequence[Outcome]]:
+    def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
         """Yield what became of clips, as they get done."""
         # Before the weights: the workers decode while those are read.
         prepared = self._prepare(clips)
         maker = self._loaded()
         batch: list[tuple[Clip, PreparedClip]] = []
-        for clip, result in self._timed(prepared):
+        for each in self._timed(prepared):
+            if each is None:  # a search may last: what waits for company is made without
+                yield maker.make(batch) if batch else []
+                yield maker.finish()
+                batch = []
+                continue
+            clip, result = each
             if isinstance(result, ClipError):
                 yield [(clip, result)]
             else:
@@ -107,13 +125,19 @@ class MakingHere(AbstractContextManager["MakingHere"]):
             self._maker = self._open.enter_context(maker)
         return self._maker
 
-    def _prepare(self, clips: Iterable[Clip]) -> Iterator[Prepared]:
-        """Start the decode workers; the iterator gives each clip, prepared or failed."""
+    def _prepare(self, clips: Iterable[Clip | None]) -> Iterator[Prepared | None]:
+        """Start the decode workers; the iterator gives each clip, prepared or failed.
+
+        It gives None while there is no clip just now and none is in hand.
+        """
         settings, vision = self.settings, self.settings.vision
         clips_of: dict[ClipSource, Clip] = {}
 
-        def sources() -> Iterator[ClipSource]:
+        def sources() -> Iterator[ClipSource | None]:
             for clip in clips:
+                if clip is None:
+                    yield None
+                    continue
                 source = ClipSource(
                     clip.video,
                     *clip.span,
@@ -139,13 +163,15 @@ class MakingHere(AbstractContextManager["MakingHere"]):
             ),
             second_try=without_decord,
         )
-        return ((clips_of.pop(source), result) for source, result in results)
+        return (each and (clips_of.pop(each[0]), each[1]) for each in results)
 
-    def _timed(self, prepared: Iterator[Prepared]) -> Iterator[Prepared]:
-        """Count the time spent waiting for the decoders."""
+    def _timed(self, prepared: Iterator[Prepared | None]) -> Iterator[Prepared | None]:
+        """Count the time spent waiting for the decoders, and for clips to decode."""
         while True:
-            with self.report.split.time("wait_for_frames"):
-                item = next(prepared, None)
-            if item is None:
+            began_s = time.perf_counter()
+            item = next(prepared, _END)
+            part = "wait_for_scenes" if item is None else "wait_for_frames"
+            self.report.split.add(part, time.perf_counter() - began_s)
+            if isinstance(item, _End):
                 return
             yield item

@@ -70,7 +70,7 @@ class _Watch:
         """Look, and return what others are shown."""
         self.look()
         counts, now, rate = self.report.counts, sample(), self._rate()
-        left = counts.found - counts.settled
+        left, expected = counts.found - counts.settled, self.report.expected
         found = {
             "run": self.report.run,
             "command": self.report.command,
@@ -78,7 +78,8 @@ class _Watch:
             "shard": self.report.shard,
             **asdict(counts),
             "per_s": rate,
-            "eta_s": left / rate if rate else None,
+            "eta_s": (left + expected) / rate if rate and expected is not None else None,
+            "searching": self.report.searching,
             "host_bytes": now.host_bytes,
             "device_bytes": now.device_bytes,
             "stopping": self.stop.reason,
@@ -161,10 +162,25 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "command": f"{row['command']} {shard}" if shard else row["command"],
-        "progress": f"{gone} of {row['found']}" if "found" in row else "",
+        "progress": f"{gone} of {row['found']}{_to_search(row)}" if "found" in row else "",
         "failed": row.get("failed", 0) + row.get("skipped", 0),
         "rate": f"{rate * 60:.3g} a minute" if rate else "",
-        "left": format_seconds(eta_s) if eta_s is not None else "",
+        "left": f"{_about(row)}{format_seconds(eta_s)}" if eta_s is not None else "",
         "memory": format_bytes(memory) if memory else "",
-        "state": f"stopping: {row['stopping']}" if row.get("stopping") else row["state"],
+        "state": f"stopping: {row['stopping']}" if row.get("stopping") else _state(row),
     }
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    searching = f"searching: {row['searching']}" if row.get("searching") else ""
+    return ", ".join(part for part in (row["state"], searching) if part)
+
+
+def _to_search(row: Mapping[str, Any]) -> str:
+    """Say that more clips will be found than are."""
+    number = row.get("unsearched", 0)
+    return f" and those of {number:,} to search" if number else ""
+
+
+def _about(row: Mapping[str, Any]) -> str:
+    return "about " if row.get("unsearched") else ""

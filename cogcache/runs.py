@@ -34,11 +34,19 @@ class Counts:
     """Failed in an earlier run and not tried again."""
     copies: int = 0
     """Clips of files with the same bytes as another; listed, and not made again."""
+    searched: int = 0
+    """Videos that this run has searched for scenes."""
+    unsearched: int = 0
+    """Videos whose clips are not among `found` yet, as it is not known where their scenes begin."""
 
     @property
     def settled(self) -> int:
         """Those of `found` that nothing more is to be done about."""
         return self.cached + self.done + self.failed + self.skipped
+
+
+def _videos(number: int) -> str:
+    return "1 video" if number == 1 else f"{number:,} videos"
 
 
 class Split:
@@ -54,8 +62,11 @@ class Split:
         try:
             yield
         finally:
-            passed = time.perf_counter() - started
-            self.seconds[part] = self.seconds.get(part, 0.0) + passed
+            self.add(part, time.perf_counter() - started)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Count time under `part`."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,10 @@ class RunReport:
     """Whether it ended so for something that has to be mended."""
     total_s: float = 0.0
     timeline: list[MemorySample] = field(default_factory=list)
+    searching: str = ""
+    """What the search for scenes is at, while the run goes."""
+    expected: float | None = 0.0
+    """Clips that are expected in videos not searched yet; None where nothing is known to go by."""
 
     def finish(self, monitor: MemoryMonitor) -> None:
         """Take over what was measured."""
@@ -160,11 +175,13 @@ class RunReport:
         parts += [f"{counts.copies} the same as others"] if counts.copies else []
         parts += [f"{counts.failed} failed"] if counts.failed else []
         parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
-        if not counts.found and not self.shard:
+        if not counts.found and not counts.unsearched and not self.shard:
             parts = ["the cache holds no clips of these videos; `cogcache extract` makes them"]
         total = format_seconds(self.total_s)
         shard = f", shard {self.shard}" if self.shard else ""
         lines = [f"{self.command}{shard}: {', '.join(parts)}, in {total}"]
+        if counts.unsearched:
+            lines.append(f"  scenes: {_videos(counts.unsearched)} not searched for them yet")
         if self.stopped:
             lines.append(f"  stopped early ({self.stopped}); run the same command to go on")
         if not counts.done:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.frame_index import FrameIndex, index_frames
+from cogcache.inputs import Seen, check_unchanged
 from cogcache.pyav_reader import frames_from
 from cogcache.video import cut
 
@@ -44,6 +45,19 @@ class Piece:
     stop: int
     detector: Detector
     threshold: float
+    digest: str = ""
+    """SHA-256 that the video's bytes had; "" where that is not known."""
+    seen: Seen | None = None
+    """What the file was when that was found; None where nobody can change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """A video to be measured before it is searched."""
+
+    video: Path
+    digest: str
+    """SHA-256 that its bytes had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,20 @@ def extent_of(video: Path) -> Extent:
     index = index_frames(video)
     end_s = round(float(index.times_s[-1]) + 1 / index.fps, 6)
     return Extent(len(index.times_s), end_s, index.by_timestamp)
+
+
+def look(job: Film | Piece) -> Extent | list[float]:
+    """Do what a search is made of: measure a video, or search a piece of it.
+
+    Raises:
+        VideoError: the video cannot be read, or is not what it was.
+    """
+    if isinstance(job, Film):
+        return extent_of(job.video)
+    found = search(job)
+    if job.seen is not None:  # not before: it may change while it is read
+        check_unchanged(job.video, job.digest, job.seen)
+    return found
 
 
 def pieces_of(video: Path, extent: Extent, detector: Detector, threshold: float) -> Iterator[Piece]:
@@ -137,8 +165,12 @@ def _cuts(piece: Piece, index: FrameIndex) -> Iterator[int]:
 
 
 def _detector(piece: Piece) -> Any:
+    import cv2
     from scenedetect import AdaptiveDetector, ContentDetector
 
+    # Several workers share the machine already, and a job's seconds of the processor are those
+    # of all threads together.
+    cv2.setNumThreads(1)
     # How long a scene has to be is decided over all pieces: `spans_of`.
     if piece.detector == "adaptive":
         return AdaptiveDetector(adaptive_threshold=piece.threshold, min_scene_len=0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from cogcache.catalog import Catalog, path_to_text
@@ -47,17 +48,19 @@ class Sharing:
     def __post_init__(self) -> None:
         self.failed_before = self._failures()
 
-    def claim(self, clips: Sequence[Clip], limit: int | None) -> Iterator[Clip]:
+    def claim(self, clips: Iterable[Clip | None], limit: int | None) -> Iterator[Clip | None]:
         """Yield the clips that are this run's, until it is to stop.
 
         Args:
-            clips: to look at, in this order.
+            clips: to look at, in this order; None, where there is none just now, is handed on.
             limit: most clips of the whole run.
         """
         for clip in clips:
             if self.stop:
                 return
-            if not self.claims.take(clip.key.digest):
+            if clip is None:
+                yield None
+            elif not self.claims.take(clip.key.digest):
                 self.held.append(clip)
             elif self._settled(clip):
                 self.claims.release(clip.key.digest)
@@ -74,11 +77,14 @@ class Sharing:
             damaged = list_sealed([clip], self.store, self.catalog)
             self.made.number += not damaged
             return not damaged
-        now = self._failures(path_to_text(clip.video)).get(clip.key.digest)
-        if now == self.failed_before.get(clip.key.digest):
-            return False
-        self.failed.number += 1
-        return True
+        failed = self.failed_since(clip.video, clip.key.digest)
+        self.failed.number += failed
+        return failed
+
+    def failed_since(self, video: Path, key: str) -> bool:
+        """Say whether what has this key has failed in another run since the list was made."""
+        now = self._failures(path_to_text(video)).get(key)
+        return now is not None and now != self.failed_before.get(key)
 
     def _failures(self, video: str | None = None) -> dict[str, int]:
         """Return how often each clip has failed so far, by key."""

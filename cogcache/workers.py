@@ -10,8 +10,8 @@ import atexit
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import islice
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from cogcache.config import Vision
 from cogcache.errors import ClipError
@@ -22,6 +22,8 @@ from cogcache.worker_process import Bug, Program
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+_ASK_EVERY_S: Final = 0.2
+"""How often a source of jobs is asked that has none just now."""
 
 
 def decode_limits(vision: Vision) -> WorkerLimits:
@@ -37,7 +39,7 @@ def decode_limits(vision: Vision) -> WorkerLimits:
 
 def map_unordered(
     task: Callable[[Job], Result],
-    jobs: Iterable[Job],
+    jobs: Iterable[Job | None],
     *,
     workers: int,
     limits: WorkerLimits,
@@ -45,7 +47,7 @@ def map_unordered(
     initializer: Callable[..., object] | None = None,
     initargs: tuple[object, ...] = (),
     second_try: Callable[[Job, str], Job | None] | None = None,
-) -> Generator[tuple[Job, Result | ClipError], None, None]:
+) -> Generator[tuple[Job, Result | ClipError] | None, None, None]:
     """Yield each job with ``task(job)`` or the error that it ended in, as they are done.
 
     The first jobs are given out at the call, before anything is asked of the generator.
@@ -54,7 +56,8 @@ def map_unordered(
 
     Args:
         task: a function that a new process can import; its job and result travel as pickles.
-        jobs: is read lazily, in the caller's thread.
+        jobs: is read lazily, in the caller's thread; None says that there is no job just now, and
+            has it asked again soon.
         workers: number of processes.
         limits: what a worker may take, and when it is replaced by a fresh one.
         ahead: jobs taken from ``jobs`` whose results are not yet taken by the caller, at most.
@@ -66,7 +69,8 @@ def map_unordered(
     Yields:
         ``(job, result)``, or ``(job, error)`` for a ClipError that the task raised, for a crash
         (VideoError ``decoder_crashed``), and for a job that took too long (``timeout``) or too
-        much memory (``decode_memory``).
+        much memory (``decode_memory``). None while there is no job and none is in hand: to be
+        used for what else waits.
 
     Raises:
         Exception: what else the task or the initializer raised: a bug. A note on it holds the
@@ -74,30 +78,63 @@ def map_unordered(
         CogcacheError: a worker cannot be started.
     """
     program = Program(task, limits, initializer, initargs, second_try)
-    pool = _Pool(program, workers)
-    source = iter(jobs)
-    return _results(pool, source, pool.give_out(source, max(ahead, 1)))
+    source = _Source(Pool(program, workers), iter(jobs), max(ahead, 1))
+    source.give_out()
+    return _results(source)
 
 
-def _results(
-    pool: _Pool, source: Iterator[Job], in_flight: int
-) -> Generator[tuple[Job, Any], None, None]:
+def _results(source: _Source) -> Generator[tuple[Any, Any] | None, None, None]:
+    pool = source.pool
     try:
-        while in_flight:
-            done, outcome = pool.results.get()
-            if isinstance(outcome, Bug):
-                raise outcome.error
+        while source.more or pool.in_flight:
+            done = pool.take(_ASK_EVERY_S if source.more and not source.is_full else None)
             # Before the caller goes to work on this one, so that no worker waits meanwhile.
-            in_flight += pool.give_out(source, 1) - 1
-            yield done, outcome
+            source.give_out()
+            if done is not None or (source.more and not pool.in_flight):
+                yield done
     finally:
         pool.close()
 
 
-class _Pool:
-    """Threads that each drive one worker process."""
+@dataclass
+class _Source:
+    """Jobs on their way into a pool."""
+
+    pool: Pool
+    jobs: Iterator[Any]
+    ahead: int
+    more: bool = True
+    """Whether there may be jobs beyond those given out."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many jobs are given out as may be."""
+        return self.pool.in_flight >= self.ahead
+
+    def give_out(self) -> None:
+        """Give out jobs as far as there is room, and there are some just now."""
+        while self.more and not self.is_full:
+            try:
+                job = next(self.jobs)
+            except StopIteration:
+                self.more = False
+                return
+            if job is None:
+                return
+            self.pool.give(job)
+
+
+class Pool:
+    """Threads that each drive one worker process; used from one thread.
+
+    Args:
+        program: what the workers run.
+        workers: number of processes, each started when there is a job for it.
+    """
 
     def __init__(self, program: Program, workers: int) -> None:
+        self.in_flight = 0
+        """Jobs given out whose results are not yet taken."""
         self.jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.results: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self.workers = [Worker(program) for _ in range(workers)]
@@ -117,15 +154,33 @@ class _Pool:
                 self.results.put((job, worker.run(job)))
         worker.stop()
 
-    def give_out(self, jobs: Iterator[Any], most: int) -> int:
-        """Put up to ``most`` jobs before the workers; return how many there were."""
-        count = 0
-        for job in islice(jobs, most):
-            self.jobs.put(job)
-            count += 1
-        return count
+    def give(self, job: Any) -> None:
+        """Put a job before the workers."""
+        self.in_flight += 1
+        self.jobs.put(job)
+
+    def take(self, timeout_s: float | None) -> tuple[Any, Any] | None:
+        """Return a job that is done and its result or ClipError; None if none is by then.
+
+        Args:
+            timeout_s: how long to wait; None for as long as it takes.
+
+        Raises:
+            Exception: what else than a ClipError a worker met.
+        """
+        if not self.in_flight and timeout_s is None:
+            return None
+        try:
+            done, outcome = self.results.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        self.in_flight -= 1
+        if isinstance(outcome, Bug):
+            raise outcome.error
+        return done, outcome
 
     def close(self) -> None:
+        """End the workers for certain."""
         for worker in self.workers:
             worker.close()
         # Not before all are closed: a thread that is not would take the word of another's end

@@ -6,7 +6,7 @@ Loads no torch: a run that finds nothing to do must end in seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,10 +70,16 @@ class Worklist:
     failures: list[Unusable] = field(default_factory=list)
     copies: dict[str, list[Path]] = field(default_factory=dict)
     """By feature key: further files with the same bytes, for which nothing is made again."""
+    unsearched: dict[str, list[Path]] = field(default_factory=dict)
+    """By digest: files of which it has yet to be found where their scenes begin."""
+    failed: Collection[str] = ()
+    """Keys of what failed in earlier runs and is not to be made again."""
+    seen: Mapping[Path, Seen] = field(default_factory=dict)
+    """What files were when their digests were taken."""
 
     @property
     def num_clips(self) -> int:
-        """All clips, done or not."""
+        """All clips that are known, done or not."""
         return len(self.missing) + len(self.cached) + len(self.known_failures) + len(self.failures)
 
 
@@ -125,30 +131,51 @@ def list_work(
     """
     work = Worklist()
     shard = Shard.parse(wanted.settings.machines.shard)
-    digests, unread, seen = read_digests(
+    digests, unread, work.seen = read_digests(
         videos, catalog, shard, Spool.of_this_machine(wanted.settings.machines.spool_gib)
     )
     work.failures += [Unusable(video, error) for video, error in unread]
-    failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
-    spans = _spans(digests, wanted, failed, catalog, work)
+    work.failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
+    spans = _spans(digests, wanted, catalog, work)
+    each_span = ((v, d, span) for v, d in digests.items() for span in spans.get(v, ()))
+    sort_clips(work, each_span, wanted, store.present())
+    put_damaged_away(work, store, catalog)
+    return work
+
+
+def sort_clips(
+    work: Worklist,
+    spans: Iterable[tuple[Path, str, Span]],
+    wanted: Wanted,
+    there: Set[str] | FeatureStore,
+) -> None:
+    """Add clips to a list by what is to be done about each.
+
+    Args:
+        work: to add to; all files of a video are in the same one.
+        spans: videos, their digests, and the bounds of their clips.
+        wanted: how clips are made.
+        there: keys of features that are in the store.
+    """
     first: dict[str, Path] = {}
-    there = store.present()
-    for video, video_digest in digests.items():
-        for span in spans.get(video, ()):
-            clip = Clip(video, wanted.key(video_digest, span), seen.get(video))
-            key = clip.key.digest
-            if first.setdefault(key, video) != video:
-                work.copies.setdefault(key, []).append(video)
-            elif key in there:
-                work.cached.append(clip)
-            elif key in failed:
-                work.known_failures.append(clip)
-            else:
-                work.missing.append(clip)
+    for video, video_digest, span in spans:
+        clip = Clip(video, wanted.key(video_digest, span), work.seen.get(video))
+        key = clip.key.digest
+        if first.setdefault(key, video) != video:
+            work.copies.setdefault(key, []).append(video)
+        elif key in there:
+            work.cached.append(clip)
+        elif key in work.failed:
+            work.known_failures.append(clip)
+        else:
+            work.missing.append(clip)
+
+
+def put_damaged_away(work: Worklist, store: FeatureStore, catalog: Catalog) -> None:
+    """See that cached clips are in the catalog; those whose file is damaged are missing."""
     damaged = list_sealed(work.cached, store, catalog)
     work.cached = [clip for clip in work.cached if clip not in damaged]
     work.missing += damaged
-    return work
 
 
 def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) -> list[Clip]:
@@ -174,7 +201,6 @@ def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) ->
 def _spans(
     digests: Mapping[Path, str],
     wanted: Wanted,
-    failed: Collection[str],
     catalog: Catalog,
     work: Worklist,
 ) -> Mapping[Path, Sequence[Span]]:
@@ -186,7 +212,9 @@ def _spans(
     def whole_key(video_digest: str) -> str:
         return wanted.key(video_digest, WHOLE).digest
 
-    cuts = cut_videos(digests, wanted.settings, catalog, failed, whole_key)
+    cuts = cut_videos(digests, wanted.settings, catalog, work.failed, whole_key)
+    for video in cuts.unsearched:
+        work.unsearched.setdefault(digests[video], []).append(video)
     work.failures += [Unusable(video, error, key) for video, error, key in cuts.failures]
     work.known_failures += [
         Clip(video, wanted.key(digests[video], WHOLE)) for video in cuts.known_failures
@@ -194,14 +222,18 @@ def _spans(
     return cuts.spans
 
 
-def unseen(clips: Sequence[Clip], settings: Settings) -> list[str]:
-    """Return what there is to say of clips whose end no frame will be taken of."""
+def num_unseen(clips: Iterable[Clip], settings: Settings) -> int:
+    """Return the number of clips whose end no frame will be taken of."""
     sampling = settings.sampling
     if sampling.strategy != "per_second":
-        return []
-    count = sum((end_s or 0.0) - start_s > sampling.max_frames + 0.5 for start_s, end_s in (
-        clip.span for clip in clips
-    ))  # fmt: skip
+        return 0
+    spans = (clip.span for clip in clips)
+    return sum((end_s or 0.0) - start_s > sampling.max_frames + 0.5 for start_s, end_s in spans)
+
+
+def unseen(count: int, settings: Settings) -> list[str]:
+    """Return what there is to say of so many clips whose end no frame is taken of."""
+    sampling = settings.sampling
     told = f"per_second sees the first {sampling.max_frames} s of a clip, and {count} are longer"
     return [f"{told}: --strategy spread sees all of each"] if count else []
 

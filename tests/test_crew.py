@@ -56,6 +56,21 @@ def test_every_job_comes_back_once(engine):
         assert outcomes(crew, range(30)) == {number: number for number in range(30)}
 
 
+def test_a_source_without_a_job_just_now_is_asked_again(engine):
+    came: list[object] = []
+
+    def jobs():
+        yield 1
+        while not came:
+            yield None
+        yield 2
+
+    with crew_of(engine, posts(1)) as crew:
+        for settled in crew.map(jobs()):
+            came += settled
+    assert came == [(1, 1), (2, 2)]
+
+
 def test_a_poisonous_job_fails_after_its_tries_and_its_neighbours_do_not(engine):
     jobs = [*range(6), "poison", *range(6, 12)]
     with crew_of(engine, posts(1, tasks.Together(), room=4)) as crew:

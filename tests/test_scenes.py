@@ -3,72 +3,45 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from scenes import settings
+from films import FPS, LENGTHS, write_film
+from scenes import catalog_of, settings
 from videos import real_videos
 
 from cogcache import scenes
 from cogcache.catalog import Catalog
-from cogcache.cutting import Cuts, cut_videos, known_spans
+from cogcache.checkpoint import Checkpoint
+from cogcache.claims import Claims
+from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.inputs import file_digest
-from cogcache.scenes import THRESHOLDS, Piece, extent_of, pieces_of, search, spans_of
+from cogcache.live import LiveRun
+from cogcache.models.identity import identify
+from cogcache.models.registry import family_of
+from cogcache.runs import Counts, RunReport, Split
+from cogcache.scenes import THRESHOLDS, Piece, Span, extent_of, pieces_of, search, spans_of
+from cogcache.searching import SceneSearch
+from cogcache.sharing import Sharing
+from cogcache.stopping import Stop
+from cogcache.store import FeatureStore
+from cogcache.worklist import Clip, Wanted, list_work
 
-FPS = 10
-LENGTHS = (30, 50, 20, 7, 40, 25)
-"""Frames of each scene."""
 FIRSTS = tuple(int(n) for n in np.cumsum(LENGTHS)[:-1])
 STEPS_S = (0.1, 0.25, 0.04, 0.5)
 SETTINGS = settings(scenes=True)
 
 
-def write_film(
-    path: Path,
-    lengths: Sequence[int] = LENGTHS,
-    times_s: Sequence[float] | None = None,
-    codec: str = "libx264",
-    max_b_frames: int = 0,
-) -> Path:
-    """Write scenes of coarse random colours in each of which a white square moves."""
-    rng = np.random.default_rng(0)
-    pictures = [
-        np.kron(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((8, 12, 1), np.uint8))
-        for _ in lengths
-    ]
-    frames = [pic.copy() for pic, n in zip(pictures, lengths, strict=True) for _ in range(n)]
-    times_s = [n / FPS for n in range(len(frames))] if times_s is None else times_s
-    time_base = Fraction(1, FPS) if path.suffix == ".avi" else Fraction(1, 1000)
-    with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        stream.gop_size, stream.max_b_frames, stream.thread_count = 12, max_b_frames, 1
-        stream.codec_context.time_base = stream.time_base = time_base
-        for number, pixels in enumerate(frames):
-            pixels[number % 8 * 4 :, :6][:6] = 255
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.time_base, frame.pts = time_base, round(times_s[number] / time_base)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
     return write_film(tmp_path_factory.mktemp("film") / "film.mp4")
-
-
-@pytest.fixture
-def catalog(tmp_path) -> Catalog:
-    with Catalog(tmp_path / "catalog.sqlite") as opened:
-        yield opened
 
 
 def searched(path: Path, detector: str = "adaptive") -> list[float]:
@@ -77,10 +50,41 @@ def searched(path: Path, detector: str = "adaptive") -> list[float]:
     return search(Piece(path, 0, count, detector, THRESHOLDS[detector]))
 
 
-def cut_up(catalog: Catalog, *videos: Path, failed: Sequence[str] = (), **options: object) -> Cuts:
-    digests = {video: file_digest(video) for video in videos}
-    made = settings(scenes=True, **options)
-    return cut_videos(digests, made, catalog, failed, lambda each: f"whole {each}")
+@dataclass
+class Found:
+    """What a search gave."""
+
+    counts: Counts
+    clips: list[Clip]
+    catalog: Catalog
+
+    @property
+    def spans(self) -> list[Span]:
+        return [clip.span for clip in self.clips]
+
+
+@pytest.fixture
+def search_all(tmp_path) -> Iterator[Callable[..., Found]]:
+    """Search videos as stage one does, and make none of the clips."""
+    cache = tmp_path / "cache"
+    store = FeatureStore.create_or_open(cache)
+    family = family_of(Checkpoint.open("tiny"))
+
+    def do(*videos: Path, retry_failed: bool = False, **options: object) -> Found:
+        asked = settings(scenes=True, **options)
+        wanted = Wanted(asked, family, identify(family, "vision", catalog), (), retry_failed)
+        work = list_work(videos, wanted, store, catalog)
+        counts = Counts(found=work.num_clips, skipped=len(work.known_failures))
+        run_id = catalog.start_run("extract", "tiny", {})
+        report = RunReport(run_id, "extract", "tiny", counts, Split())
+        with LiveRun(cache, dict).beating() as run:
+            sharing = Sharing(Claims(run), store, catalog, Stop())
+            with SceneSearch(work, wanted, sharing, report) as search:
+                clips = [clip for clip in search.clips() if clip is not None]
+        return Found(counts, clips, catalog)
+
+    with catalog_of(cache) as catalog:
+        yield do
 
 
 @pytest.mark.parametrize("detector", THRESHOLDS)
@@ -149,13 +153,13 @@ def test_a_video_without_cuts_is_one_clip():
     assert spans_of([], 30.0, 2.0) == [(0.0, None)]
 
 
-def test_what_was_found_is_remembered_with_how_it_was_found(film, catalog):
-    spans = cut_up(catalog, film).spans[film]
-    (name,) = [f"scenes adaptive 3 {file_digest(film)}"]
-    value = catalog.recall(name)
+def test_what_was_found_is_remembered_with_how_it_was_found(film, search_all):
+    found = search_all(film)
+    value = found.catalog.recall(f"scenes adaptive 3 {file_digest(film)}")
     assert value["begins_s"] == [first / FPS for first in FIRSTS]
     assert value["made_with"].startswith("scenedetect")
-    assert known_spans([file_digest(film)], SETTINGS.clips, catalog) == {file_digest(film): spans}
+    known = known_spans([file_digest(film)], SETTINGS.clips, found.catalog)
+    assert known == {file_digest(film): found.spans}
 
 
 def test_a_second_run_decodes_nothing(film, tmp_path):
@@ -170,26 +174,50 @@ def test_a_second_run_decodes_nothing(film, tmp_path):
     assert (second.counts.cached, second.counts.failed) == (first.counts.done, 0)
 
 
-def test_other_lengths_of_scenes_need_no_second_search(film, tmp_path, catalog, monkeypatch):
-    cut_up(catalog, film)
+def test_other_lengths_of_scenes_need_no_second_search(film, search_all, monkeypatch):
+    assert search_all(film).counts.searched == 1
     monkeypatch.setitem(sys.modules, "scenedetect", None)
-    spans = cut_up(catalog, film, min_scene_s=0.1, segment_s=2.0).spans[film]
-    assert len(spans) > len(LENGTHS)
+    again = search_all(film, min_scene_s=0.1, segment_s=2.0)
+    assert again.counts.searched == 0
+    assert len(again.clips) > len(LENGTHS)
 
 
-def test_a_video_that_cannot_be_searched_is_one_failure(film, tmp_path, catalog):
+def test_a_video_that_cannot_be_searched_is_one_failure(film, tmp_path, search_all):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video" * 100)
-    cuts = cut_up(catalog, bad, film)
-    assert [(video, error.reason) for video, error, _ in cuts.failures] == [(bad, "not_a_video")]
-    assert [*cuts.spans] == [film]
-    (key,) = [key for _, _, key in cuts.failures]
-    again = cut_up(catalog, bad, film, failed=[key])
-    assert (again.known_failures, again.failures) == ([bad], [])
+    found = search_all(bad, film)
+    (row,) = found.catalog.failures()
+    assert (row["video"], row["reason"], row["stage"]) == (str(bad), "not_a_video", "extract")
+    assert (found.counts.failed, found.counts.searched) == (1, 1)
+    assert found.counts.found == len(found.clips) + 1
+    again = search_all(bad, film)
+    assert (again.counts.skipped, again.counts.failed) == (1, 0)
+    once_more = search_all(bad, film, retry_failed=True)
+    assert (once_more.counts.skipped, once_more.counts.failed) == (0, 1)
 
 
-def test_without_the_extra_the_error_says_how_to_install_it(film, catalog, monkeypatch):
+def test_files_with_the_same_bytes_are_searched_once(film, tmp_path, search_all):
+    copy = tmp_path / "copy.mp4"
+    copy.write_bytes(film.read_bytes())
+    found = search_all(film, copy)
+    assert found.counts.searched == 1
+    assert found.counts.found == len(found.clips) == found.counts.copies
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(film, search_all, monkeypatch):
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     with pytest.raises(ConfigError, match="needs PySceneDetect") as caught:
-        cut_up(catalog, film)
+        search_all(film)
     assert caught.value.hint == "pip install 'cogcache[scenes]'"
+
+
+def test_a_search_takes_one_thread(film):
+    """What a worker may take of the processor is counted over all its threads."""
+    script = (
+        "import sys, cv2; from pathlib import Path; from cogcache.scenes import Piece, search;"
+        "cv2.setNumThreads(8); search(Piece(Path(sys.argv[1]), 0, 9, 'adaptive', 3.0));"
+        "print(cv2.getNumThreads())"
+    )
+    command = [sys.executable, "-c", script, str(film)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]

@@ -56,6 +56,26 @@ def test_every_job_comes_back_with_its_result():
     assert run(range(50), task=tasks.double) == {number: 2 * number for number in range(50)}
 
 
+def test_a_source_without_a_job_just_now_is_asked_again_and_the_caller_goes_on():
+    jobs = iter([1, None, 2, None, None, 3])
+    results = [*map_unordered(tasks.double, jobs, workers=1, limits=A_MINUTE, ahead=1)]
+    assert [each for each in results if each is not None] == [(1, 2), (2, 4), (3, 6)]
+    assert results.count(None) == 1
+
+
+def test_a_job_in_hand_comes_back_while_the_source_has_no_other():
+    came: list[object] = []
+
+    def jobs():
+        yield 1
+        while not came:
+            yield None
+
+    for each in map_unordered(tasks.double, jobs(), workers=1, limits=A_MINUTE, ahead=2):
+        came += [] if each is None else [each]
+    assert came == [(1, 2)]
+
+
 def test_work_is_shared_by_the_workers():
     assert len(set(run(range(200), task=tasks.process_id, ahead=50).values())) == 2
 

@@ -17,7 +17,7 @@ from cogcache.keys import FeatureKey
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.store import FeatureStore
-from cogcache.worklist import Clip, Wanted, Worklist, list_work, unseen
+from cogcache.worklist import Clip, Wanted, Worklist, list_work, num_unseen, unseen
 
 BAD = VideoError("decode_failed", "it cannot be read", "fetch it anew")
 
@@ -216,6 +216,6 @@ def test_clips_of_which_the_end_is_not_seen_are_told(desk):
     video = desk.video("a.mp4")
     spans = ((0.0, 24.5), (0.0, 30.0), (1.0, 60.0))
     work = desk.list(video, spans=spans)
-    (note,) = unseen(work.missing, settings())
+    (note,) = unseen(num_unseen(work.missing, settings()), settings())
     assert "first 24 s of a clip, and 2 are longer" in note
-    assert unseen(work.missing, settings(strategy="spread")) == []
+    assert unseen(num_unseen(work.missing, settings(strategy="spread")), settings()) == []
