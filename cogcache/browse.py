@@ -16,6 +16,7 @@ from threading import RLock
 from typing import Any, Final, NamedTuple, Self
 
 from cogcache.catalog import Catalog
+from cogcache.database import uri_of
 from cogcache.errors import CatalogError
 
 Row = dict[str, Any]
@@ -97,7 +98,9 @@ class Browser:
         self.path, self._deadline_s = path, deadline_s
         self._lock = RLock()
         self._ends_at = 0.0
-        self._conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._conn = sqlite3.connect(
+            uri_of(path), isolation_level=None, check_same_thread=False, uri=True
+        )
         self._conn.row_factory = sqlite3.Row
         self._conn.execute("PRAGMA query_only = ON")
         self._conn.set_progress_handler(lambda: time.monotonic() > self._ends_at, 10_000)

@@ -14,9 +14,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
-from cogcache.database import CatalogFile
+from cogcache.database import CatalogFile, read_only_uri
 from cogcache.errors import CatalogError
 from cogcache.shards import Shard
 
@@ -59,7 +58,7 @@ def snapshot(path: Path) -> Iterator[Path]:
         copy = Path(folder, "catalog.sqlite")
         try:
             with (
-                closing(sqlite3.connect(_read_only(path), uri=True)) as theirs,
+                closing(sqlite3.connect(read_only_uri(path), uri=True)) as theirs,
                 closing(sqlite3.connect(copy)) as ours,
             ):
                 theirs.backup(ours)
@@ -68,13 +67,6 @@ def snapshot(path: Path) -> Iterator[Path]:
             raise CatalogError(f"{path} cannot be read as a catalog: {error}", hint) from error
         CatalogFile(copy).close()
         yield copy
-
-
-def _read_only(path: Path) -> str:
-    log = path.with_name(f"{path.name}-wal")
-    # Without a log nothing is at work on it, and its folder need not be writable.
-    idle = not log.exists() or not log.stat().st_size
-    return f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if idle else ''}"
 
 
 def keep_shard(path: Path, shard: Shard) -> None:

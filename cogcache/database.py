@@ -6,12 +6,14 @@ Every transaction is on the disk when it returns. ``catalog`` says what the tabl
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 from cogcache.catalog_version import VERSION
 from cogcache.errors import CatalogError, DamagedCatalogError
@@ -28,11 +30,32 @@ _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
+def uri_of(path: Path) -> str:
+    """Return SQLite's own name for a catalog: for reading alone where it cannot be written."""
+    if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
+        return _uri(path)
+    return read_only_uri(path)
+
+
+def read_only_uri(path: Path) -> str:
+    """Return SQLite's own name for a file that is read and left as it is.
+
+    Without a log beside it nothing is at work on it, and its folder need not be writable.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    idle = not log.exists() or not log.stat().st_size
+    return f"{_uri(path)}?mode=ro{'&immutable=1' if idle else ''}"
+
+
+def _uri(path: Path) -> str:
+    return f"file:{quote(os.fsencode(path.absolute()))}"
+
+
 class CatalogFile:
     """An open catalog file; a context manager, for any number of threads and processes.
 
     Args:
-        path: the SQLite file; made if absent.
+        path: the SQLite file; made if absent. Who may not write it can read it.
 
     Raises:
         CatalogError: it is no catalog, is of a newer version, or cannot be opened.
@@ -44,7 +67,11 @@ class CatalogFile:
         with self._errors():
             # One connection for all threads: the lock keeps them apart.
             self._conn = sqlite3.connect(
-                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+                uri_of(path),
+                timeout=_BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
             )
             try:
                 self._prepare()

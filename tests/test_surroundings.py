@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from scenes import catalog_of
+from scenes import catalog_of, settings, write_scene
 from videos import write_video
 
+from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.cli.surroundings import printable_lines
+from cogcache.extract import extract
 from cogcache.progress import line, state_of
 
 COGCACHE = [sys.executable, "-m", "cogcache"]
@@ -140,3 +142,31 @@ def test_a_line_of_a_log_file_counts_all_that_is_settled():
     told = "extract: 100 of 200, 20 failed, 30 a minute, 3 min 20 s left"
     assert line(row) == told
     assert line({**row, "stopping": "SIGTERM"}) == f"{told}, stopping: SIGTERM"
+
+
+@pytest.mark.parametrize(
+    "asked", [["ls"], ["failures"], ["search", "shape"], ["status"], ["verify"], ["ls", "runs"]]
+)
+def test_a_cache_that_cannot_be_written_can_be_read(read_only, asked):
+    line = '"$@"'
+    if os.geteuid() == 0:  # who may write everything otherwise
+        line = 'setpriv --bounding-set=-all --inh-caps=-all "$@"'
+    ended = shell(line, *asked, "--cache", read_only)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(read_only.glob("catalog*")) == [read_only / "catalog.sqlite"]
+
+
+@pytest.fixture(scope="module")
+def read_only(tmp_path_factory):
+    """A cache of one captioned clip whose folder nobody may write to."""
+    folder = tmp_path_factory.mktemp("read only")
+    write_scene(folder / "a.mp4", 0, num_frames=20)
+    extract([folder / "a.mp4"], folder / "cache", settings())
+    caption(folder / "cache", settings(quantization="none", max_new_tokens=2, retry=False))
+    for path in (folder / "cache").rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    (folder / "cache").chmod(0o555)
+    yield folder / "cache"
+    for path in (folder / "cache", *(folder / "cache").rglob("*")):
+        if path.is_dir():
+            path.chmod(0o755)
