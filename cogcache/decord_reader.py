@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -35,6 +36,9 @@ KEPT_PIXELS = 2_500_000
 """Largest picture whose reader stays open: one of 4K holds some 300 MB meanwhile."""
 Frames = NDArray[np.uint8]
 _LAST: Last[Any] = Last()
+if sys.platform != "win32":
+    # A reader has threads, which a forked process lacks: there, letting go of it is a crash.
+    os.register_at_fork(before=_LAST.drop)
 
 
 def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Frames | None:

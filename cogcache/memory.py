@@ -25,6 +25,8 @@ TIMELINE_POINTS = 600
 """Most points a timeline keeps; beyond it every second one goes and the interval doubles."""
 _M_MMAP_THRESHOLD = -3
 """Parameter of glibc's mallopt, from malloc.h."""
+_SMALL_BYTES, _MOST_BYTES = 1 << 20, 1 << 25
+"""Size from which blocks are mapped: so that they go back when freed, and what glibc comes to."""
 _STATUS = Path("/proc/self/status")
 
 
@@ -187,16 +189,33 @@ def blocks_given_back() -> Iterator[None]:
     then leave holes in the heap: 1.7 GiB beside the flagship's 5.3 (docs/measurements.md).
     Where there is no glibc this does nothing.
     """
-    mallopt = getattr(_libc(), "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    _map_blocks_from(_SMALL_BYTES)
     try:
         yield
     finally:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 25)
+        _map_blocks_from(_Heap.mapped_from_bytes)
         give_back()
+
+
+def keep_giving_back(wanted: bool) -> None:
+    """Have freed blocks go back at once from here on, as in `blocks_given_back`; or no more.
+
+    Weights that pass through one block after the other, between activations that stay, leave
+    holes too: with the flagship's 63 blocks 0.6 GB at the end of a pass (docs/measurements.md).
+    """
+    _Heap.mapped_from_bytes = _SMALL_BYTES if wanted else _MOST_BYTES
+    _map_blocks_from(_Heap.mapped_from_bytes)
+
+
+class _Heap:
+    """What is so of this process' heap."""
+
+    mapped_from_bytes = _MOST_BYTES
+
+
+def _map_blocks_from(size_bytes: int) -> None:
+    if mallopt := getattr(_libc(), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, size_bytes)
 
 
 def _libc() -> ctypes.CDLL | None:

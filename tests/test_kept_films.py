@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scenes import settings
+from scenes import settings, write_scene
 from videos import numbers_in, write_video
 
 from benchmarks.long_videos import write_film
@@ -75,6 +77,31 @@ def test_one_film_is_open_at_a_time(film, tmp_path):
     assert open_files(film) == 1
     read_clip(other, SPREAD)
     assert (open_files(film), open_files(other)) == (0, 1)
+
+
+FORKING = """
+import os, sys
+from pathlib import Path
+import torch
+from cogcache.config import Sampling
+from cogcache.video import read_clip
+
+def read(path):
+    return read_clip(Path(path), Sampling(strategy="spread", max_frames=6), 0.0, None)
+
+assert read(sys.argv[1]).decoder == "decord"
+if (child := os.fork()) == 0:
+    os._exit(int(len(read(sys.argv[2]).frames) == 0))
+sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_can_read_another_film(tmp_path):
+    films = [tmp_path / f"{number}.mp4" for number in range(2)]
+    for number, film in enumerate(films):
+        write_scene(film, number)
+    subprocess.run([sys.executable, "-c", FORKING, *films], check=True, timeout=60)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")

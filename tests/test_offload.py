@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from checkpoints import write_checkpoint
@@ -10,12 +12,14 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.loading import VisionLoader
+from cogcache.memory import sample
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.head import HeadInParts
 from cogcache.models.offload import Offload
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import block_paths, half_sizes
 from cogcache.quantization import Quantization, quantized_linear
+from cogcache.units import MIB
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,21 @@ def test_waiting_blocks_are_not_in_memory(whole):
     first, second = (model.get_submodule(p) for p in block_paths(model.named_parameters()))
     assert {p.device.type for p in first.parameters()} == {"cpu"}
     assert {p.device.type for p in second.parameters()} == {"meta"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+@pytest.mark.parametrize("waiting", [Offload(0), None])
+def test_memory_between_what_stays_goes_back_while_blocks_wait(whole, waiting):
+    half = load_half(whole, "vision", offload=waiting)
+    passing, staying = [], []
+    for _ in range(40):
+        passing.append(torch.ones(4 * MIB, dtype=torch.uint8))
+        staying.append(torch.ones(MIB // 4, dtype=torch.uint8))
+    full_bytes = sample().anonymous_bytes
+    passing.clear()
+    given_back = full_bytes - sample().anonymous_bytes > 100 * MIB
+    assert given_back == (waiting is not None)
+    assert half
 
 
 def test_sizes_add_up_to_the_half(whole):

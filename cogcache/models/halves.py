@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, TensorMismatchError
-from cogcache.memory import blocks_given_back
+from cogcache.memory import blocks_given_back, keep_giving_back
 from cogcache.models.offload import Offload, Placement
 from cogcache.models.partition import (
     Half,
@@ -158,6 +158,7 @@ def load_half(
         else:
             options["quantization_config"] = settings
     kind = half_class(whole.cls, half, whole.partition.modules)
+    keep_giving_back(placement.moves and device == "cpu")
     with ExitStack() as undo:
         folder = undo.enter_context(closing(Scratch())).path
         whole.checkpoint.view(names, folder)
