@@ -94,7 +94,7 @@ def caption(
             )
             if work.missing or follow:
                 limit = settings.limits.limit
-                following = Following(cache, listed, counts, limit, follow)
+                following = Following(cache, listed, work, counts, limit, follow)
                 with at_work(cache, report, settings.limits, monitor.started_s) as at:
                     job = _Captioning(settings, family, identity, store, catalog, report, at)
                     job.run(work, following)

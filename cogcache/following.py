@@ -27,6 +27,8 @@ class Following:
     Args:
         cache: folder of the cache.
         listed: lists the captions as they are now.
+        first: the list that `counts` were taken from. What others make from then on is found as it
+            is claimed; a second list would leave it out, and it would be counted nowhere.
         counts: of the run; its `found` grows with the cache.
         limit: most captions of the whole run.
         follow: whether to wait for stage one at all.
@@ -34,6 +36,7 @@ class Following:
 
     cache: Path
     listed: Callable[[], CaptionList]
+    first: CaptionList
     counts: Counts
     limit: int | None
     follow: bool
@@ -45,7 +48,8 @@ class Following:
         """Return captions to make that were not handed out before; none: all is done."""
         while not stop:
             growing = self.follow and self._growing()  # before the list: nothing falls between
-            self.last = last = self.listed()
+            begins = self.first.missing and not self.last.num_found
+            self.last = last = self.first if begins else self.listed()
             tasks = [task for task in last.missing if task.key.digest not in self.handed_out]
             left = None if self.limit is None else self.limit - len(self.handed_out)
             if tasks and left == 0:

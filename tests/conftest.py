@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may reach for the net; those of downloads serve a hub of their own on loopback.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+# Whoever runs the tests in the background may have these ignored, and what they start inherits it.
+for _ending in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_ending) is signal.SIG_IGN:
+        signal.signal(_ending, signal.SIG_DFL)
 
 
 @pytest.fixture

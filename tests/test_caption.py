@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_a_second_run_makes_nothing(cache):
     assert (report.counts.done, report.counts.cached) == (0, NUM_CLIPS)
     assert report.bytes_by_shard == {}
     assert len(captions(cache)) == NUM_CLIPS
+
+
+def test_captions_that_another_run_makes_as_this_one_begins_are_counted(cache, monkeypatch):
+    stage_two = import_module("cogcache.caption")
+    begin = stage_two.at_work
+
+    def late(*arguments):
+        monkeypatch.setattr(stage_two, "at_work", begin)
+        caption(cache, asked())
+        return begin(*arguments)
+
+    monkeypatch.setattr(stage_two, "at_work", late)
+    counts = caption(cache, asked()).counts
+    assert counts.done == 0 < counts.found == counts.cached
 
 
 def test_a_new_prompt_adds_captions_beside_the_old(cache):

@@ -37,8 +37,8 @@ def cogcache(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def here(*arguments: object) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(main, [str(each) for each in arguments])
+    """Run a command in this process, wide enough for the paths of a test."""
+    return CliRunner(env={"COLUMNS": "240"}).invoke(main, [str(each) for each in arguments])
 
 
 def listed(*arguments: object) -> list[dict]:
