@@ -72,13 +72,19 @@ def ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, handle) for number in asking_to_end()}
     try:
         yield
+    except Exception as error:
+        if asked:  # a library took the SystemExit in its midst for an error of its own
+            raise SystemExit(128 + asked[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from cogcache.stopping import stop_on_signals
+from cogcache.stopping import ended_by_signals, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -22,6 +22,20 @@ def test_the_second_signal_stops_at_once():
         with pytest.raises(SystemExit) as ended:
             os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_a_library_that_takes_the_end_for_its_own_error_does_not_hide_the_signal():
+    with pytest.raises(SystemExit) as ended, ended_by_signals():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except SystemExit as error:  # as safetensors does, between C and Python
+            raise ValueError("could not determine the shape") from error
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_an_error_without_a_signal_stays_one():
+    with pytest.raises(ValueError, match="a fault"), ended_by_signals():
+        raise ValueError("a fault")
 
 
 def test_handlers_are_put_back():
