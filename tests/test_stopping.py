@@ -24,12 +24,17 @@ def test_the_second_signal_stops_at_once():
     assert ended.value.code == 128 + signal.SIGTERM
 
 
+def interrupted_within_a_library():
+    """Fail as safetensors does where SystemExit comes between C and Python."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as error:
+        raise ValueError("could not determine the shape") from error
+
+
 def test_a_library_that_takes_the_end_for_its_own_error_does_not_hide_the_signal():
     with pytest.raises(SystemExit) as ended, ended_by_signals():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except SystemExit as error:  # as safetensors does, between C and Python
-            raise ValueError("could not determine the shape") from error
+        interrupted_within_a_library()
     assert ended.value.code == 128 + signal.SIGTERM
 
 
