@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -48,42 +48,49 @@ def stop_on_signals() -> Iterator[Stop]:
     Outside the main thread, where Python takes no signals, it is never set by one.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
-    def handle(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int) -> None:
         if stop:
             raise SystemExit(128 + number)
         stop.ask(signal.Signals(number).name)
         logger.warning("%s: finishing what is in hand; once more stops at once", stop.reason)
 
-    before = {number: signal.signal(number, handle) for number in asking_to_end()}
-    try:
+    with _handled_by(handle):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Have SIGINT, SIGTERM and SIGHUP end the process by SystemExit: what is open is undone."""
+
+    def handle(number: int) -> None:
+        raise SystemExit(128 + number)
+
+    with _handled_by(handle):
+        yield
+
+
+@contextmanager
+def _handled_by(handle: Callable[[int], None]) -> Iterator[None]:
+    """Have the signals that ask to end handled while a `with` block runs, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
+    ends: list[SystemExit] = []
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        asked.append(number)
-        raise SystemExit(128 + number)
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        try:
+            handle(number)
+        except SystemExit as end:
+            ends.append(end)
+            raise
 
-    before = {number: signal.signal(number, handle) for number in asking_to_end()}
+    before = {number: signal.signal(number, on_signal) for number in asking_to_end()}
     try:
         yield
     except Exception as error:
-        if asked:  # a library took the SystemExit in its midst for an error of its own
-            raise SystemExit(128 + asked[0]) from error
+        if ends:  # a library took the SystemExit in its midst for an error of its own
+            raise SystemExit(ends[0].code) from error
         raise
     finally:
         for number, handler in before.items():

@@ -38,6 +38,18 @@ def test_a_library_that_takes_the_end_for_its_own_error_does_not_hide_the_signal
     assert ended.value.code == 128 + signal.SIGTERM
 
 
+def interrupted_again_within_a_library():
+    with stop_on_signals() as stop:
+        stop.ask("SIGTERM")
+        interrupted_within_a_library()
+
+
+def test_a_second_signal_within_a_library_is_not_hidden():
+    with pytest.raises(SystemExit) as ended:
+        interrupted_again_within_a_library()
+    assert ended.value.code == 128 + signal.SIGTERM
+
+
 def test_an_error_without_a_signal_stays_one():
     with pytest.raises(ValueError, match="a fault"), ended_by_signals():
         raise ValueError("a fault")
