@@ -106,7 +106,7 @@ def _publishing(own: Path, cache: Path, name: str) -> Iterator[None]:
         while not stop.wait(PUBLISH_EVERY_S):
             try:
                 publish(own, cache, name)
-            except CogcacheError as error:  # tried again, and at the end once more
+            except (CogcacheError, OSError) as error:  # tried again, at the end once more
                 logger.warning("%s", error)
 
     thread = threading.Thread(target=keep_publishing, daemon=True)

@@ -120,10 +120,14 @@ class MemoryMonitor:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._record(sample(self.started_s))
+        self._take()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
+            self._take()
+
+    def _take(self) -> None:
+        with suppress(OSError):  # no more files to open: the stage says so where it matters
             self._record(sample(self.started_s))
 
     def _record(self, now: MemorySample) -> None:

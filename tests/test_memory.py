@@ -75,6 +75,21 @@ def test_measuring_does_not_load_torch():
     assert done.stdout == "False\n"
 
 
+def test_a_moment_without_files_to_open_is_left_out_and_watching_goes_on():
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with MemoryMonitor() as monitor:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            time.sleep(3 * memory.SAMPLE_EVERY_S)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        seen = len(monitor.timeline)
+        time.sleep(6 * memory.SAMPLE_EVERY_S)
+        assert len(monitor.timeline) > seen
+
+
 def test_the_timeline_is_bounded_and_keeps_the_whole_of_the_time(monkeypatch):
     monkeypatch.setattr(memory, "TIMELINE_POINTS", 20)
     monkeypatch.setattr(memory, "SAMPLE_EVERY_S", 0.001)
