@@ -130,10 +130,9 @@ class CatalogFile:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:  # without the finer part
                 hint = "`cogcache rebuild` makes it anew, with the captions that can be read"
                 raise DamagedCatalogError(problem, hint) from error
-            raise CatalogError(
-                problem,
-                "see that its disk, and that of TMPDIR, is writable and has space",
-            ) from error
+            # SQLite does not say which it was: it gives no error number of the system.
+            hint = "see that its disk, and that of TMPDIR, is writable and has space, and that "
+            raise CatalogError(problem, f"{hint}`ulimit -n` is ample (4096)") from error
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

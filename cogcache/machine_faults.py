@@ -56,14 +56,22 @@ def machine_error(error: BaseException) -> CogcacheError | None:
     """Return an error of any library as a message, if the machine is its reason; else None.
 
     Libraries tell of it in errors of their own kinds, raised from the system's or with its words.
+    An error of ours that came from a file that could not be opened may blame that file: where no
+    other could be opened either, it is not to blame.
     """
     if isinstance(error, CogcacheError):
-        return error
+        return _no_more_files(error) or error
     for each in _chain(error):
         told = _told(each, OF_THE_SYSTEM if each is error else SCARCE)
         if told is not None:
             return MachineError(told, _hint(told))
     return None
+
+
+def _no_more_files(error: CogcacheError) -> CogcacheError | None:
+    came_from = () if isinstance(error, MachineError) else _chain(error)
+    told = (_told(each, EXHAUSTED) for each in came_from if not isinstance(each, CogcacheError))
+    return next((MachineError(each, FILES) for each in told if each and _hint(each) == FILES), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -13,6 +13,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from cogcache.errors import CogcacheError
+from cogcache.machine_faults import machine_error
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -58,7 +59,11 @@ def _answer(pipe: Connection[Any, Any], function: Callable[[Any], Any], job: Any
 
 
 def _travelling(error: Exception) -> Exception:
-    """Return an error with its traceback on it, in a form that can be sent."""
+    """Return an error with its traceback on it, in a form that can be sent.
+
+    What it came from cannot be: if that says that the machine is the reason, it is told now.
+    """
+    error = machine_error(error) or error
     note = "In a process of its own:\n" + "".join(traceback.format_exception(error))
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))

@@ -20,12 +20,11 @@ LAYERS = {
         "likeness",
         "machine",
         "machine_faults",
-        "own_process",
         "totals",
         "units",
         "urls",
     },
-    0.2: {"catalog_version", "remote", "worker_limits"},
+    0.2: {"catalog_version", "own_process", "remote", "worker_limits"},
     1.0: {
         "canonical",
         "headers",

@@ -18,7 +18,9 @@ from scenes import settings, write_scene
 from test_faults import traces
 from videos import write_video
 
-from cogcache.errors import MachineError, VideoError
+from cogcache.checkpoint import Checkpoint
+from cogcache.errors import CheckpointError, MachineError, VideoError
+from cogcache.headers import read_header
 from cogcache.inputs import file_digest
 from cogcache.machine_faults import MOST_IN_A_ROW, DiskWatch, machine_error
 from cogcache.video import probe, read_clip
@@ -66,6 +68,20 @@ def test_a_video_is_not_to_blame_that_no_more_files_can_be_opened(read, videos, 
         read(Path(path))
     assert "ulimit -n" in caught.value.hint
     read(Path(path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("file", ["config.json", "model-00002-of-00004.safetensors"])
+def test_no_file_is_to_be_fetched_anew_because_no_more_files_can_be_opened(file, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(Checkpoint.open("tiny").folder, folder)
+    read = {"config.json": lambda: Checkpoint.open(str(folder)).config}
+    with no_more_files(), pytest.raises(CheckpointError) as caught:
+        read.get(file, lambda: read_header(folder / file))()
+    told = machine_error(caught.value)
+    assert isinstance(told, MachineError)
+    assert "ulimit -n" in str(told)
+    assert "anew" not in str(told)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")

@@ -26,7 +26,6 @@ from cogcache.cli.stages import caption, extract, run
 from cogcache.cli.surroundings import make_ready, printable_lines
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.web import gallery, report, serve
-from cogcache.errors import CogcacheError
 from cogcache.machine_faults import machine_error
 
 BUG = 70
@@ -47,8 +46,6 @@ class CogcacheGroup(click.Group):
         """Run the command; the one place where our errors become click's."""
         try:
             return super().invoke(ctx)
-        except CogcacheError as error:
-            raise _Shown(str(error)) from error
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort):
