@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,24 +64,58 @@ def test_a_run_without_time_or_space_makes_nothing_and_says_why(videos, cache):
     assert "--max-hours" in late.stopped
 
 
-def test_following_captions_what_is_added_and_ends_when_stage_one_does(videos, cache):
+@contextmanager
+def follower(cache, *options):
+    """Caption what is added to a cache until the stage one that is played here ends."""
+    options = [*options, "--quantization", "none", "--max-new-tokens", "2"]
+    command = [sys.executable, "-m", "cogcache", "caption", "--follow", "--cache", cache]
     with LiveRun(cache, lambda: {"command": "extract"}).beating():
-        options = ["--quantization", "none", "--max-new-tokens", "2", "--frames-per-batch", "1"]
-        command = [sys.executable, "-m", "cogcache", "caption", "--follow", "--cache", cache]
-        follower = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(
+            [*command, *options, "--frames-per-batch", "1"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        yield process
+    process.output, process.error = process.communicate(timeout=90)
+
+
+def wait_for_captions(cache, number):
+    ends_s = time.monotonic() + 90
+    while num_captions(cache) < number and time.monotonic() < ends_s:
+        time.sleep(0.2)
+    assert num_captions(cache) == number
+
+
+def test_following_captions_what_is_added_and_ends_when_stage_one_does(videos, cache):
+    with follower(cache) as process:
         extract(videos[:1], cache, settings(**QUICK))
-        ends_s = time.monotonic() + 90
-        while num_captions(cache) < 1 and time.monotonic() < ends_s:
-            time.sleep(0.2)
-        assert num_captions(cache) == 1
-        assert follower.poll() is None
+        wait_for_captions(cache, 1)
+        assert process.poll() is None
         extract(videos, cache, settings(**QUICK))
-    output, error = follower.communicate(timeout=90)
-    assert follower.returncode == 0, error
-    assert "3 captions made" in output
+    assert process.returncode == 0, process.error
+    assert "3 captions made" in process.output
     assert num_captions(cache) == 3
+
+
+def test_following_makes_whole_chains_of_the_clips_that_are_added(videos, cache, tmp_path):
+    prompts = tmp_path / "prompts.toml"
+    prompts.write_text(
+        "[prompts]\nlast = 'And {caption.words}?'\nwords = 'Say {caption.first} again'\n"
+        "first = 'What is it?'\n"
+    )
+    with follower(cache, "--prompts", prompts, "--text-only", "words") as process:
+        extract(videos[:1], cache, settings(**QUICK))
+        wait_for_captions(cache, 3)
+        assert process.poll() is None
+        extract(videos, cache, settings(**QUICK))
+    assert process.returncode == 0, process.error
+    assert "9 captions made, 0 there already" in process.output
+    with catalog_of(cache) as catalog:
+        rows = {(row["video"], row["prompt_name"]): row for row in catalog.captions()}
+    assert len(rows) == 9
+    for (video, name), row in rows.items():
+        if name != "first":
+            before = rows[video, "words" if name == "last" else "first"]["caption"]
+            assert before in row["prompt"]
 
 
 def test_without_following_stage_two_ends_at_once(cache):
