@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from clusters import ROOT, cluster_of
+from films import write_film
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
@@ -98,6 +99,18 @@ def test_features_of_a_ray_cluster_are_those_of_one_process(plain, tmp_path):
     assert done.stdout.startswith(f"extract: {NUM_CLIPS} clips made, 0 there already, 1 failed")
     (line,) = done.stderr.splitlines()
     assert "text.mp4" in line
+
+
+@pytest.mark.slow  # two runs, one with a process that loads a half
+def test_scenes_of_a_crew_are_those_of_one_process(tmp_path):
+    films = [write_film(tmp_path / f"{seed}.mp4", seed=seed) for seed in range(2)]
+    asked = {"scenes": True, "max_frames": 2}
+    extract(films, tmp_path / "plain", settings(**asked))
+    report = extract(films, tmp_path / "crew", settings(**asked, devices="cpu,cpu"))
+    assert report.counts.done == report.counts.found == 10
+    assert features(tmp_path / "crew") == features(tmp_path / "plain")
+    again = extract(films, tmp_path / "crew", settings(**asked, devices="cpu,cpu"))
+    assert (again.counts.done, again.counts.cached) == (0, 10)
 
 
 def test_a_signal_ends_a_run_with_workers_in_order(plain, tmp_path):

@@ -26,6 +26,7 @@ from cogcache.store import FeatureStore
 from cogcache.upkeep import collect, verify
 from cogcache.urls import path_of_url, url_of
 from tests.caches import key_of, make_cache, write_clip_features
+from tests.films import write_film
 from tests.s3_server import SECRET, Fault, serving
 
 GIVEN = {"max_frames": 2, "max_new_tokens": 2, "quantization": "none", "decode_workers": 1}
@@ -334,6 +335,26 @@ class TestARunOverAStore:
         faults.append(Fault("HEAD", "videos/", 10_000, "503 SlowDown"))
         assert collect(tmp_path / "cache") == []
         s3.put("videos/1.mp4", content)
+
+
+def test_scenes_of_objects_are_those_of_files(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path = write_film(tmp_path / "film.mp4")
+    s3.put("films/film.mp4", path.read_bytes())
+    s3.put("films/none.mp4", b"no video")
+    settings = load_settings(None, {**GIVEN, "scenes": True})
+    extract([path], tmp_path / "local", settings)
+    report = extract(["s3://bucket/films/"], tmp_path / "remote", settings)
+    assert (report.counts.done, report.counts.failed) == (5, 1)
+    clips = [rows_of(tmp_path / name, "clips") for name in ("local", "remote")]
+    keys = [{row["feature_key"] for row in rows} for rows in clips]
+    assert keys[0] == keys[1]
+    (failure,) = rows_of(tmp_path / "remote", "failures")
+    assert failure["video"] == "s3://bucket/films/none.mp4"
+    s3.asked.clear()
+    again = extract(["s3://bucket/films/"], tmp_path / "remote", settings)
+    assert (again.counts.done, again.counts.cached) == (0, 5)
+    assert s3.count("GET", "film.mp4") == 0
 
 
 @pytest.mark.parametrize("url", ["file:///tmp/features", "features", "s3://id:word@bucket/f"])
