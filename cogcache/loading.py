@@ -15,6 +15,7 @@ from cogcache.budget import (
     choose_vision,
     plan_language,
     usable_bytes,
+    whole_bytes,
 )
 from cogcache.config import Settings
 from cogcache.devices import free_bytes, pick_device
@@ -29,7 +30,7 @@ from cogcache.models.waiting import settle
 from cogcache.plan import ITEM_BYTES
 from cogcache.quantization import Quantization
 from cogcache.runs import RunReport, StagePlan
-from cogcache.units import format_bytes, parse_bytes
+from cogcache.units import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -239,12 +240,24 @@ def memory_for(settings: Settings, device: str) -> int:
 
 def _first(choose: Callable[[int], Choice], settings: Settings, stage: str) -> Choice:
     device = pick_device(settings.device)
-    given = memory_for(settings, device)
-    choice = choose(usable_bytes(given, on_device=device != "cpu"))
+    given, on_device = memory_for(settings, device), device != "cpu"
+    choice = choose(usable_bytes(given, on_device=on_device))
     if not choice.fits:
-        problem = f"stage {stage} does not fit {format_bytes(given)}: {choice.reason}"
-        raise ConfigError(problem, "`cogcache plan` says what fits; give more with --memory")
+        needed = whole_bytes(choice.smallest_bytes, on_device=on_device)
+        raise _too_little(settings.memory, given, needed, f"stage {stage}", choice.reason)
     return choice
+
+
+def _too_little(memory: str, given: int, needed: int, what: str, reason: str) -> ConfigError:
+    """Say what would do, of the same memory that was given: of all, or of what is free."""
+    if memory == "auto":
+        problem = f"{what} does not fit the {format_bytes(given)} that are free: {reason}"
+        return ConfigError(problem, f"free {format_bytes(needed)} or more")
+    taken = parse_bytes(memory) - given
+    held = f", of which the process itself holds {format_bytes(taken)}" if taken else ""
+    enough = f"{-(-(needed + taken) // MIB)}MiB"  # as an option takes it, rounded up
+    problem = f"{what} does not fit {memory}{held}: {reason}"
+    return ConfigError(problem, f"give --memory {enough} or more")
 
 
 def less(choose: Callable[[int], Choice], choice: Choice) -> Choice | None:

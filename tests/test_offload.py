@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 import torch
 from checkpoints import write_checkpoint
 
+from cogcache import loading
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import load_settings
 from cogcache.errors import ConfigError
@@ -19,7 +21,7 @@ from cogcache.models.offload import Offload
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import block_paths, half_sizes
 from cogcache.quantization import Quantization, quantized_linear
-from cogcache.units import MIB
+from cogcache.units import KIB, MIB
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,22 @@ def test_sizes_add_up_to_the_half(whole):
         assert sizes.num_layers == 2
 
 
+def first_choice(whole, memory):
+    settings = load_settings(None, {"model": str(whole.checkpoint.folder), "memory": memory})
+    return VisionLoader(family_of(whole.checkpoint), settings).first()
+
+
 def test_a_memory_that_holds_nothing_is_refused_with_what_would_do(whole):
-    settings = load_settings(None, {"model": str(whole.checkpoint.folder), "memory": "1MiB"})
-    with pytest.raises(ConfigError, match="does not fit"):
-        VisionLoader(family_of(whole.checkpoint), settings).first()
+    with pytest.raises(ConfigError, match="not fit 1MiB, of which the process itself") as refused:
+        first_choice(whole, "1MiB")
+    enough = re.search(r"--memory (\d+)MiB or more", refused.value.hint)
+    assert enough
+    assert int(enough[1]) * MIB - sample().host_bytes < 64 * MIB
+    assert first_choice(whole, f"{int(enough[1]) + 16}MiB").fits  # it may have grown meanwhile
+
+
+def test_free_memory_that_does_not_do_is_refused_with_what_would(whole, monkeypatch):
+    monkeypatch.setattr(loading, "free_bytes", lambda _: KIB)
+    with pytest.raises(ConfigError, match="not fit the 1 KiB that are free") as refused:
+        first_choice(whole, "auto")
+    assert re.fullmatch(r"free .* KiB or more", refused.value.hint)
