@@ -113,10 +113,14 @@ def fits_kernel(layer: nn.Linear) -> bool:
 
 
 def import_bitsandbytes() -> Any:
-    """Import bitsandbytes without its advice to install a package that fetches code at run time."""
+    """Import bitsandbytes without its advice to install a package that fetches code at run time.
+
+    Nor with a line for each product of each int8 layer, that its inputs are cast to float16.
+    """
     import logging
 
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for name in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
     import bitsandbytes
 
     return bitsandbytes

@@ -136,6 +136,13 @@ def test_products_are_those_of_the_quantised_weights(folder, kind):
     assert (found - wanted).norm() / wanted.norm() < (0.2 if kind == "int8" else 0.05)
 
 
+def test_products_in_int8_are_no_line_each(folder, caplog):
+    half = load(folder, kind="int8").model
+    with torch.inference_mode():
+        half(torch.arange(4, 40)[None])
+    assert not caplog.records
+
+
 def test_layers_of_shapes_that_the_product_cannot_take_are_left_out_and_named():
     """Of the golden checkpoint `down_proj` has 160 columns; a block has 64 weights."""
     loaded = load(MINI)
