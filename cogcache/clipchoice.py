@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
 
@@ -44,17 +43,17 @@ def choose_clips(
     listed = within(listed, spans, settings.clips, catalog)
     # Files with the same bytes share a clip, and are listed each.
     clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
-    fitting, differing = [], Counter[str]()
+    fitting, differing = [], list[list[str]]()
     for clip in clips:
         made_with = {name: clip["settings"].get(name) for name in wanted}
         if differs := differences(made_with, wanted):
-            differing.update(differs)
+            differing.append(differs)
         else:
             fitting.append(clip)
     if clips and not fitting:
-        most = "; ".join(text for text, _ in differing.most_common(5))
+        nearest = "; ".join(min(differing, key=len)[:5])
         raise CacheError(
-            f"none of the {len(clips)} clips in the cache was made with these settings: {most}",
+            f"none of the {len(clips)} clips in the cache was made with these settings: {nearest}",
             "give the options or the --config that `cogcache extract` was given",
         )
     if "vision_digest" not in wanted:
