@@ -107,7 +107,8 @@ class Captioner:
             self.kept = self.kept or self._kept(half.model.device.type)
             return Decoder(half.model, self.family, rows, self.kept)
         reason = "beams" if beams > 1 else "layers that do not keep all keys"
-        self.report.notes.append(f"prompts of a clip share no prefill: {reason}")
+        kept = ", and --keep-prefix keeps none" if self.settings.language.keep_prefix else ""
+        self.report.notes.append(f"prompts of a clip share no prefill: {reason}{kept}")
         return Batches(half.model, self.family, rows)
 
     def _make_room(self) -> bool:

@@ -66,7 +66,7 @@ class Prefixes:
         inputs["attention_mask"] = inputs["attention_mask"][:, :cut]
         cache = head.for_rows() if head else DynamicCache(config=self.model.config)
         output = forward(self.model, cache, position_ids=positions[..., start:cut], **inputs)
-        self.statistics.prefixes += 1
+        self.statistics.prefixes += bool(request.row.features.tensors)  # words alone have none
         self.statistics.prefix_tokens += cut - start
         prefix = Prefix.of(output.past_key_values)
         return prefix.behind(head) if head else prefix

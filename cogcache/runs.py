@@ -189,7 +189,7 @@ class RunReport:
         lines += [f"  {self.quantization}"] if self.quantization else []
         lines += [f"  {note}" for note in self.notes]
         split = (f"{part} {format_seconds(s)}" for part, s in self.split.seconds.items())
-        lines.append(f"  time: {', '.join(split)}")
+        lines += [f"  time: {', '.join(split)}"] if self.split.seconds else []
         lines.append(f"  peak memory: {self._peak_line()}")
         return lines
 

@@ -148,6 +148,7 @@ def test_a_stop_text_is_left_out(cache):
 
 
 def test_beams_share_nothing_and_the_report_says_so(cache):
-    report, rows = made(cache, num_beams=2)
+    report, rows = made(cache, num_beams=2, keep_prefix=str(cache / "prefixes"))
     assert len(rows) == 2 * NUM_CLIPS
-    assert any("share no prefill: beams" in line for line in report.lines())
+    told = "share no prefill: beams, and --keep-prefix keeps none"
+    assert any(told in line for line in report.lines())

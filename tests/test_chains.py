@@ -266,6 +266,7 @@ def test_text_only_captions_need_no_features(cache):
         FeatureStore.open(cache).path_of(key).unlink()
     report = caption(cache, asked(prompts=CHAIN, **WORDS))
     assert (report.counts.done, report.counts.failed) == (NUM_CLIPS, 0)
+    assert any("decoding: 0 prefills of a video part" in line for line in report.notes)
 
 
 def test_beams_do_not_mix_rows_with_and_without_a_video(cache):

@@ -209,6 +209,7 @@ def test_the_command_says_what_it_did_and_what_it_left(pooled):
     done = run("--cache-point", "projected")
     assert done.exit_code == 0
     assert f"convert: {NUM_CLIPS} clips made, 0 there already" in done.output
+    assert "time:" not in done.output  # of which nothing is measured
     again = run("--cache-point", "projected")
     assert f"{NUM_CLIPS} left as they are: they are projected, not pooled" in again.output
     assert run("--compression", "none").exit_code == 0
