@@ -207,7 +207,7 @@ def test_of_clips_that_all_differ_the_nearest_is_told(tmp_path):
     write_scene(tmp_path / "a.mp4", 0)
     for vision_dtype in ("float32", "bfloat16"):
         extract([tmp_path / "a.mp4"], tmp_path / "cache", settings(vision_dtype=vision_dtype))
-    with pytest.raises(CacheError, match="settings: sampling.max_frames is") as told:
+    with pytest.raises(CacheError, match=r"settings: sampling\.max_frames is") as told:
         caption(tmp_path / "cache", asked(max_frames=5))
     assert "dtype" not in told.value.problem
 

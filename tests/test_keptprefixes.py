@@ -108,7 +108,7 @@ def test_a_prompt_about_no_clip_is_not_kept(lab, tmp_path):
     family = lab[0]
     row = family.text_row("Sum this up: a ball, a box.", "chat")
     _, runs, kept = decode(lab, tmp_path, [[Request(row, "0", 0, GREEDY, (0, 0))]])
-    assert (runs, kept.num_written) == (1, 0)
+    assert (runs, kept.num_read, kept.num_written) == (0, 0, 0)
 
 
 def test_nothing_is_kept_below_the_space_that_must_stay_free(lab, tmp_path, caplog):
