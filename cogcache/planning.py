@@ -19,11 +19,12 @@ from cogcache.budget import (
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
 from cogcache.devices import free_bytes, pick_device
+from cogcache.memory import sample
 from cogcache.models.family import Family
 from cogcache.models.halves import WholeModel
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import HalfSizes, LanguageSizes, half_sizes, language_sizes
-from cogcache.plan import ITEM_BYTES, feature_bytes, prefix_bytes, row_tokens
+from cogcache.plan import ITEM_BYTES, feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
 from cogcache.quantization import Kind, Quantization
 from cogcache.units import GIB, format_bytes, parse_bytes
 
@@ -64,7 +65,7 @@ class _Model:
             self.whole.partition.modules,
             quantization,
             ITEM_BYTES[dtype],
-            on_cpu=False,
+            on_cpu=self.settings.device == "cpu",
         )
 
     @cached_property
@@ -76,6 +77,35 @@ class _Model:
         vision = choose_vision(self.vision, self.config, self.settings, usable)
         tokens = row_tokens(self.config, frames)
         return vision, choose_language(self.asked, self.config, self.settings, usable, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """A memory to plan for."""
+
+    size_bytes: int
+    on_device: bool = True
+    held_bytes: int = 0
+    """By the process before any weight, where it is the whole process' memory: on the CPU."""
+
+    @property
+    def usable(self) -> int:
+        return usable_bytes(self.size_bytes - self.held_bytes, on_device=self.on_device)
+
+    def least(self, usable: int) -> int:
+        """Return the size at which `usable` may be planned with."""
+        return whole_bytes(usable, on_device=self.on_device) + self.held_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """Return the size, and what is left free of it and why."""
+        held = f"{format_bytes(self.held_bytes)} of the process itself, and "
+        driver = f"{format_bytes(DEVICE_CONTEXT_BYTES)} of the driver's own, and "
+        reason = driver if self.on_device else held if self.held_bytes else ""
+        return {
+            "memory_bytes": self.size_bytes,
+            "margin_bytes": self.size_bytes - max(self.usable, 0),
+            "margin_reason": f"{reason}5% for fragments of the allocator",
+        }
 
 
 def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict[str, Any]:
@@ -95,19 +125,15 @@ def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict
     points = {point: _Model(family.at(point), settings) for point in family.cache_points}
     model = points[family.at(settings.vision.cache_point).cache_point]
     rows = []
-    for name, memory_bytes in _memories(settings).items():
-        usable = usable_bytes(memory_bytes, on_device=True)
-        chosen = {point: each.choices(usable, frames) for point, each in points.items()}
+    for name, memory in _memories(model).items():
+        chosen = {point: each.choices(memory.usable, frames) for point, each in points.items()}
         vision, language = chosen[model.family.cache_point]
         rows.append(
             {
                 "memory": name,
-                "memory_bytes": memory_bytes,
-                "margin_bytes": memory_bytes - max(usable, 0),
-                "margin_reason": f"{format_bytes(DEVICE_CONTEXT_BYTES)} of the driver's own, and "
-                "5% for fragments of the allocator",
-                "vision": _stage(vision) | {"frames_per_batch": vision.frames_per_batch},
-                "language": _stage(language)
+                **memory.facts(),
+                "vision": _stage(vision, memory) | {"frames_per_batch": vision.frames_per_batch},
+                "language": _stage(language, memory)
                 | {
                     "clips_per_batch": language.clips_per_batch,
                     "embedding_waits": language.embedding_waits,
@@ -126,15 +152,19 @@ def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict
     }
 
 
-def _memories(settings: Settings) -> dict[str, int]:
+def _memories(model: _Model) -> dict[str, _Memory]:
+    """Return the memories to plan for: of cards, unless the device is said to be the CPU."""
+    settings, on_device = model.settings, model.settings.device != "cpu"
+    # A stage imports what the layout of the model does, and counts it as this process would.
+    held = 0 if on_device or not model.whole else sample().host_bytes
     if settings.memory != "auto":
-        return {settings.memory: parse_bytes(settings.memory)}
+        return {settings.memory: _Memory(parse_bytes(settings.memory), on_device, held)}
     device = pick_device(settings.device)
-    usual = {f"{gib} GiB": gib * GIB for gib in USUAL_GIB}
-    return usual | {f"free here ({device})": free_bytes(device)}
+    usual = {f"{gib} GiB": _Memory(gib * GIB, on_device, held) for gib in USUAL_GIB}
+    return usual | {f"free here ({device})": _Memory(free_bytes(device), device != "cpu")}
 
 
-def _stage(choice: VisionChoice | LanguageChoice) -> dict[str, Any]:
+def _stage(choice: VisionChoice | LanguageChoice, memory: _Memory) -> dict[str, Any]:
     """What was chosen for one stage, in bytes."""
     return {
         "fits": choice.fits,
@@ -142,7 +172,7 @@ def _stage(choice: VisionChoice | LanguageChoice) -> dict[str, Any]:
         "num_layers": choice.num_layers,
         **asdict(choice.plan),
         "peak_bytes": choice.plan.peak_bytes,
-        "smallest_bytes": whole_bytes(choice.smallest_bytes, on_device=True),
+        "smallest_bytes": memory.least(choice.smallest_bytes),
         "reason": choice.reason,
     }
 
@@ -206,7 +236,18 @@ def _clip(model: _Model, frames: int, prompts: int) -> dict[str, Any]:
         "prompts": prompts,
         "row_tokens": tokens,
         "reason": f"{tokens:,} tokens a row; the video part once for {prompts} prompts",
+        "over_context": _over_context(model, tokens),
     }
+
+
+def _over_context(model: _Model, tokens: int) -> str | None:
+    """Say where rows, with captions, are too long; None where they are not, or nobody knows."""
+    context = (model.config.get("text_config") or model.config).get("max_position_embeddings")
+    new = model.settings.generation.max_new_tokens
+    if not context or tokens_per_frame(model.config) is None or tokens + new <= context:
+        return None
+    over = f"with {new:,} new ones that is more than the model's context of {context:,}"
+    return f"{over}: take fewer frames, or fewer --max-new-tokens"
 
 
 def _disk(model: _Model, frames: int, prompts: int, clips: int) -> dict[str, Any]:

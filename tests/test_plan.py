@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scenes import settings
@@ -9,11 +11,15 @@ from scenes import settings
 from cogcache.budget import LanguageChoice, choose_language, choose_vision
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
+from cogcache.loading import VisionLoader
+from cogcache.memory import sample
 from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.registry import family_of
 from cogcache.models.sizes import half_sizes, language_sizes
 from cogcache.plan import frame_bytes
+from cogcache.planning import make_plan
 from cogcache.quantization import Quantization
-from cogcache.units import GIB
+from cogcache.units import GIB, MIB
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +82,26 @@ def test_only_one_prefill_is_in_memory_at_once(tiny):
 def test_a_config_without_intermediate_sizes_can_be_planned():
     config = {"vision_config": {"embed_dim": 64, "patch_size": 14, "image_size": 56}}
     assert frame_bytes(config, settings()) > 0
+
+
+def plan_of(memory: str, frames: int = 24, **asked: object) -> dict[str, Any]:
+    return make_plan(settings(memory=memory, **asked), frames, 1, 10)
+
+
+def test_without_a_gpu_the_memory_of_the_process_itself_is_planned_for():
+    asked = {"device": "cpu", "vision_dtype": "float32"}
+    [refused] = plan_of("1MiB", **asked)["memories"]
+    enough = refused["vision"]["smallest_bytes"]
+    assert not refused["vision"]["fits"]
+    assert enough - sample().host_bytes < 64 * MIB
+    given = settings(memory=f"{enough // MIB + 64}MiB", **asked)
+    assert VisionLoader(family_of(Checkpoint.open("tiny")), given).first().fits
+    [margin] = (row["margin_reason"] for row in plan_of("8GiB", **asked)["memories"])
+    assert "of the process itself" in margin
+    assert "driver" in plan_of("8GiB")["memories"][0]["margin_reason"]
+
+
+def test_rows_that_are_too_long_for_the_context_are_told():
+    assert plan_of("8GiB")["clip"]["over_context"] is None
+    assert "context of 2,048" in plan_of("8GiB", frames=300)["clip"]["over_context"]
+    assert "context of 2,048" in plan_of("8GiB", max_new_tokens=2000)["clip"]["over_context"]

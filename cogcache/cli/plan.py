@@ -42,6 +42,7 @@ def _lines(made: dict[str, Any]) -> list[str]:
         *(_half(half) for half in made["halves"]),
         *(_disk(disk) for disk in made["disk"] if disk["features_bytes"] is not None),
         f"  {made['clip']['reason']}",
+        *(f"  {over}" for over in [made["clip"]["over_context"]] if over),
         "",
         as_table([_row(memory) for memory in memories], columns),
     ]
