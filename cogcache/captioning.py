@@ -21,7 +21,6 @@ from cogcache.errors import ClipError, CogcacheError, ConfigError
 from cogcache.generation import Finished, NoRoom, Request
 from cogcache.guards import changes_for, flags_of
 from cogcache.made import GivenUp, Made
-from cogcache.memory import sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.runs import RunReport
@@ -69,9 +68,6 @@ class Captioner:
 
     def __post_init__(self) -> None:
         self.grammar = self._grammar()  # before the weights: it may be one that cannot be held
-        import cogcache.loading  # noqa: F401 - torch is no part of what the weights take
-
-        self.report.base_bytes = sample().host_bytes
         self.kept: KeptPrefixes | None = None
         self.loader: LanguageLoader | None = None
         self.half: Fitted[LanguageChoice] | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.loading import Fitted, VisionLoader
-from cogcache.memory import running_out, sample
+from cogcache.memory import running_out
 from cogcache.models.family import ClipTensors, Family
 from cogcache.runs import RunReport
 
@@ -34,7 +34,6 @@ class Encoder:
     report: RunReport
 
     def __post_init__(self) -> None:
-        self.report.base_bytes = sample().host_bytes
         self.half = Fitted(VisionLoader(self.family, self.settings), self.report)
         self.frames_per_batch = self.half.choice.frames_per_batch
 

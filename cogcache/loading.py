@@ -189,6 +189,8 @@ class Fitted(Generic[Choice]):
         self.loader: Loader[Choice] = loader
         self.report = report
         self.choice: Choice = loader.first()
+        # By now the model's classes are imported: they are no part of what the weights take.
+        report.base_bytes = sample().host_bytes
         self.loaded: LoadedHalf | None = None
         if not self._load() and not self.make_room():
             raise CogcacheError("memory runs out while weights load", "give the stage more memory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from scenes import catalog_of, partial_files, write_scene
 
 from cogcache.cli import BUG, main
 from cogcache.store import FeatureStore
+from cogcache.units import MIB, format_bytes
 
 COLOR = "color=What color is the shape?"
 WITHOUT_TORCH = """
@@ -78,6 +80,17 @@ def test_run_prints_what_both_stages_did_and_no_traceback(ran):
     assert "Traceback" not in done.stderr
 
 
+def test_run_ends_with_planned_and_measured_peaks_of_both_stages_in_one_table(ran):
+    _, cache, done, _ = ran
+    *_, header, _, one, two = done.stdout.rstrip().splitlines()
+    names = ("planned_peak_bytes", "measured_peak_bytes")
+    assert header.split() == ["stage", "before_loading_bytes", *names]
+    for line, run in zip((one, two), listed("ls", "runs", f"--cache={cache}"), strict=True):
+        stage, _, *peaks = re.split(r"\s{2,}", line)
+        assert stage == run["command"]
+        assert peaks == [format_bytes(run[name]) for name in names]
+
+
 def spent_s() -> float:
     """Processor time of all processes that this one has waited for, and theirs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -92,6 +105,15 @@ def test_a_second_run_does_no_work_says_so_and_takes_under_3_seconds(ran):
     assert spent_s() - before_s < 3
     assert "extract: 0 clips made, 2 there already" in done.stdout
     assert "caption: 0 captions made, 2 there already" in done.stdout
+
+
+def test_what_a_stage_imports_late_is_no_part_of_what_its_weights_take(ran):
+    """Where digests are remembered, nothing of the model is imported before it is loaded."""
+    videos, cache, _, _ = ran
+    prompt = "count=How many shapes are there?"
+    cogcache("caption", videos, f"--cache={cache}", "--prompt", prompt)
+    run = listed("ls", "runs", f"--cache={cache}")[-1]
+    assert 0 < run["measured_peak_bytes"] - run["planned_peak_bytes"] < 150 * MIB
 
 
 @pytest.mark.parametrize("command", ["extract", "caption"])

@@ -8,10 +8,12 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.peaks import peak_lines, peaks_option, write_peaks
 from cogcache.config import Settings
 from cogcache.options import as_arguments, cache_option, settings_options
 
@@ -90,6 +92,7 @@ videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
 @retry_option
 @catalog_option
 @features_option
+@peaks_option
 @settings_options(*STAGE_ONE)
 def extract(
     videos: tuple[str, ...],
@@ -98,6 +101,7 @@ def extract(
     retry_failed: bool,
     catalog_path: Path | None,
     features: str | None,
+    peaks_path: Path | None,
     settings: Settings,
 ) -> None:
     """Stage one: encode VIDEOS with the vision half and cache the features.
@@ -110,7 +114,8 @@ def extract(
         run(
             videos, cache, settings,
             spans=spans, retry_failed=retry_failed, catalog_path=catalog_path, features=features,
-        )
+        ),
+        peaks_path,
     )  # fmt: skip
 
 
@@ -120,6 +125,7 @@ def extract(
 @click.option("--follow", is_flag=True, help="Wait for clips that a running extract still adds.")
 @clip_option
 @catalog_option
+@peaks_option
 @settings_options(*STAGE_TWO, prompts=True)
 def caption(
     videos: tuple[str, ...],
@@ -127,6 +133,7 @@ def caption(
     follow: bool,
     spans: tuple[Span, ...],
     catalog_path: Path | None,
+    peaks_path: Path | None,
     settings: Settings,
 ) -> None:
     """Stage two: caption from the cache with the language half alone.
@@ -140,7 +147,8 @@ def caption(
         run(
             cache, settings,
             videos=videos or None, follow=follow, catalog_path=catalog_path, spans=spans,
-        )
+        ),
+        peaks_path,
     )  # fmt: skip
 
 
@@ -165,6 +173,24 @@ def run(
 
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """
+    with TemporaryDirectory(prefix="cogcache-run-") as folder:
+        peaks = [Path(folder, stage) for stage in ("extract", "caption")]
+        status = _both(videos, cache, spans, retry_failed, catalog_path, features, settings, peaks)
+        _print(peak_lines(peaks))
+    raise SystemExit(status)
+
+
+def _both(
+    videos: tuple[str, ...],
+    cache: Path,
+    spans: tuple[Span, ...],
+    retry_failed: bool,
+    catalog_path: Path | None,
+    features: str | None,
+    settings: Settings,
+    peaks: Sequence[Path],
+) -> int:
+    """Run the stages, which write their peaks to `peaks`; return the exit status."""
     from cogcache.stages import Hours, run_stage, second_limits
 
     hours = Hours(settings.limits.max_hours)
@@ -174,37 +200,43 @@ def run(
     common = [f"--cache={cache}", *own]
     one = as_arguments(settings, *STAGE_ONE)
     clips = _clip_arguments(spans)
-    first = run_stage(["extract", *common, *clips, *retry, *one, "--", *videos])
+    first = run_stage(
+        ["extract", *common, f"--peaks={peaks[0]}", *clips, *retry, *one, "--", *videos]
+    )
     if first not in (0, 1):
-        raise SystemExit(first)
+        return first
     if hours.are_over:
         click.echo("caption: not begun, as --max-hours are over; run the same command to go on")
-        raise SystemExit(first)
+        return first
     limits = second_limits(settings, hours)
     two = as_arguments(settings.model_copy(update={"limits": limits}), *STAGE_TWO, prompts=True)
     # What is whole in this run is not to be captioned in the pieces of another one.
     cut = spans or settings.clips.segment_s or settings.clips.scenes
     clips = _clip_arguments(spans if cut else [WHOLE])
-    second = run_stage(["caption", *common, *clips, *two, "--", *videos])
-    raise SystemExit(max(first, second))
+    second = run_stage(["caption", *common, f"--peaks={peaks[1]}", *clips, *two, "--", *videos])
+    return max(first, second)
 
 
 def _clip_arguments(spans: Sequence[Span]) -> list[str]:
     return [f"--clip={start}:{'' if end is None else end}" for start, end in spans]
 
 
-def _finish(report: RunReport) -> None:
-    """Print a stage's report and end with its exit status.
+def _finish(report: RunReport, peaks_path: Path | None) -> None:
+    """Print a stage's report and end with its exit status."""
+    _print(report.lines())
+    if peaks_path is not None:
+        write_peaks(report, peaks_path)
+    raise SystemExit(report.exit_status)
 
-    Where it cannot be printed, the work is done all the same: `run` has to go on.
-    """
+
+def _print(lines: Sequence[str]) -> None:
+    """Print; where that cannot be, the work is done all the same, and `run` has to go on."""
     try:
-        for line in report.lines():
+        for line in lines:
             click.echo(line)
     except OSError as error:
         logger.warning("the report cannot be printed: %s; see `cogcache ls runs`", error.strerror)
         _let_go_of_stdout()
-    raise SystemExit(report.exit_status)
 
 
 def _let_go_of_stdout() -> None:
