@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,8 +90,24 @@ class CatalogFile:
         self._conn.execute("PRAGMA foreign_keys = ON")
         self._conn.execute("PRAGMA synchronous = FULL")
         if self._version() < VERSION:
-            self._conn.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead()
             self._migrate()
+
+    def _write_ahead(self) -> None:
+        """Have a new file written to through a log.
+
+        SQLite has no patience here: of processes that open it together one would be refused.
+        """
+        ends_s = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._conn.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > ends_s:
+                    raise
+            time.sleep(0.01)
 
     def _version(self) -> int:
         version, owner = (

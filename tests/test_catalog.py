@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -367,6 +368,17 @@ def test_file_that_is_no_database_is_refused(tmp_path):
 def test_folder_that_is_not_there_is_an_error_with_a_reason(tmp_path):
     with pytest.raises(CatalogError, match="unable to open database file"):
         Catalog(tmp_path / "absent" / "catalog.sqlite")
+
+
+def test_a_new_catalog_that_another_process_is_about_to_make_is_waited_for(tmp_path):
+    path = tmp_path / "catalog.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        later = threading.Timer(0.3, other.execute, ["COMMIT"])
+        later.start()
+        with Catalog(path) as catalog:
+            assert catalog.clips() == []
+        later.join()
 
 
 def test_catalog_can_be_used_from_several_threads(catalog):
