@@ -1,12 +1,12 @@
 """Which clips each video is cut into; what that takes to know is found once and remembered.
 
-Segments need a video's length, which its head tells. Scenes need all of its frames: `searching`
-looks at those while clips of other videos are made.
+Segments need a video's length, which its head tells; scenes need all of its frames. `searching`
+looks at them while clips of other videos are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,20 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cogcache import remote
 from cogcache.canonical import digest
 from cogcache.catalog import Catalog, VideoRow, path_to_text
-from cogcache.config import Settings
-from cogcache.errors import ClipError, ConfigError
+from cogcache.errors import ConfigError
 from cogcache.scenes import THRESHOLDS, Span, spans_of
 from cogcache.settings_clips import Clips
-from cogcache.spool import Fetching, Spool
-from cogcache.stopping import ended_by_signals
 from cogcache.urls import is_url
-from cogcache.video import VideoInfo, cut, probe
-from cogcache.workers import decode_limits, map_unordered
+from cogcache.video import VideoInfo, cut
 
 
 @dataclass(slots=True)
@@ -35,13 +29,11 @@ class Cuts:
     """How videos are cut."""
 
     spans: dict[Path, list[Span]] = field(default_factory=dict)
-    """Of those that are known or could be found."""
-    failures: list[tuple[Path, ClipError, str]] = field(default_factory=list)
-    """Videos that cannot be cut, why, and the key under which that is remembered."""
+    """Of those of which it is known."""
     known_failures: list[Path] = field(default_factory=list)
-    """Videos that could not be cut in an earlier run, and were left alone in this one."""
+    """Videos that could not be cut in an earlier run, and are left alone in this one."""
     unsearched: list[Path] = field(default_factory=list)
-    """Videos of which it has yet to be found where their scenes begin."""
+    """Videos that have to be looked at for it."""
 
 
 def known_spans(digests: Collection[str], clips: Clips, catalog: Catalog) -> dict[str, list[Span]]:
@@ -60,41 +52,34 @@ def known_spans(digests: Collection[str], clips: Clips, catalog: Catalog) -> dic
 
 def cut_videos(
     digests: Mapping[Path, str],
-    settings: Settings,
+    clips: Clips,
     catalog: Catalog,
     failed: Collection[str],
-    whole_key: Callable[[str], str],
+    failure_key: Callable[[str], str],
 ) -> Cuts:
-    """Find out how each video is cut, as far as that takes no look at all its frames.
+    """Find out how each video is cut, as far as that is known without a look at it.
 
     Args:
         digests: of the videos' bytes.
-        settings: how to cut, and what workers may do.
-        catalog: remembers what is found.
+        clips: how to cut.
+        catalog: remembers what was found.
         failed: keys of what failed in earlier runs and is not to be tried again.
-        whole_key: gives the key of a whole video by its digest.
+        failure_key: gives the key, by a digest, under which it is known that a video cannot be cut.
 
     Raises:
         ConfigError: scenes are asked for, and PySceneDetect is not installed.
     """
-    cuts = Cuts()
-    clips = settings.clips
-    key_of = (lambda each: search_key(each, clips)) if clips.scenes else whole_key
     known = known_spans(set(digests.values()), clips, catalog)
-    unknown = {video: each for video, each in digests.items() if each not in known}
-    cuts.known_failures = [video for video, each in unknown.items() if key_of(each) in failed]
-    for video in cuts.known_failures:
-        del unknown[video]
-    if clips.scenes and unknown:
+    cuts = Cuts()
+    for video, each in digests.items():
+        if each in known:
+            cuts.spans[video] = known[each]
+        elif failure_key(each) in failed:
+            cuts.known_failures.append(video)
+        else:
+            cuts.unsearched.append(video)
+    if clips.scenes and cuts.unsearched:
         _check_extra()
-        cuts.unsearched, unknown = [*unknown], {}
-    with ended_by_signals():
-        errors = _find_lengths(unknown, settings, catalog) if unknown else {}
-    cuts.failures = [(video, error, key_of(unknown[video])) for video, error in errors.items()]
-    found = set(unknown.values()) - {unknown[video] for video in errors}
-    catalog.clear_failed([key_of(each) for each in found])
-    known |= known_spans(found, clips, catalog)
-    cuts.spans = {video: known[each] for video, each in digests.items() if each in known}
     return cuts
 
 
@@ -104,8 +89,9 @@ def scene_name(video_digest: str, clips: Clips) -> str:
 
 
 def search_key(video_digest: str, clips: Clips) -> str:
-    """Return the key under which a search for scenes is claimed, and that it failed is known."""
-    return digest({"": scene_name(video_digest, clips)})
+    """Return the key under which the look at a video that tells how it is cut is claimed."""
+    length = f"length {video_digest}"
+    return digest({"": scene_name(video_digest, clips) if clips.scenes else length})
 
 
 def remember_scenes(
@@ -152,38 +138,6 @@ def _scene_spans(value: Mapping[str, Any], clips: Clips) -> list[Span]:
     return spans_of(
         value["begins_s"], value["end_s"], clips.min_scene_s, clips.segment_s, clips.overlap_s
     )
-
-
-def _find_lengths(
-    videos: Mapping[Path, str], settings: Settings, catalog: Catalog
-) -> dict[Path, ClipError]:
-    """Look at the heads of videos, and return what cannot be looked at."""
-    errors, rows = {}, []
-    bar = tqdm(total=len(videos), desc="probing new videos", unit="video", disable=None)
-    with bar:
-        for video, result in _probed(videos, settings):
-            bar.update()
-            if isinstance(result, ClipError):
-                errors[video] = result
-            else:
-                rows.append(video_row(video, videos[video], result))
-    catalog.add_videos(rows)
-    return errors
-
-
-def _probed(
-    videos: Iterable[Path], settings: Settings
-) -> Iterator[tuple[Path, VideoInfo | ClipError]]:
-    # In processes of their own: a container can crash a decoder before its first frame.
-    vision, spool = settings.vision, Spool.of_this_machine(settings.machines.spool_gib)
-    results = map_unordered(
-        Fetching(probe, spool),
-        videos,
-        workers=vision.decode_workers,
-        limits=decode_limits(vision),
-        ahead=4 * vision.decode_workers,
-    )
-    return (each for each in results if each is not None)
 
 
 def _check_extra() -> None:

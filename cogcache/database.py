@@ -102,12 +102,13 @@ class CatalogFile:
         while True:
             try:
                 self._conn.execute("PRAGMA journal_mode = WAL")
-                return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() > ends_s:
                     raise
-            time.sleep(0.01)
+                time.sleep(0.01)
+            else:
+                return
 
     def _version(self) -> int:
         version, owner = (

@@ -1,16 +1,20 @@
-"""The digests of the videos of a run: remembered while a file has not changed, else read now."""
+"""The digests of the videos of a run: remembered while a file has not changed, else read.
+
+What has to be read is read while clips are made: a run need not have read all videos to begin.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
-
-from tqdm import tqdm
+from typing import Final, Self, TypeVar
 
 from cogcache.catalog import Catalog, path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
@@ -23,76 +27,146 @@ from cogcache.spool import Spool
 from cogcache.urls import is_url
 
 _THREADS: Final = 4
-_REMEMBER_EVERY_S: Final = 5.0
+_READ_AHEAD: Final = 16
+"""Videos that may be read, or wait to be, beyond those that were asked for."""
+_FORGET_EVERY_S: Final = 5.0
+"""It goes through all files that the catalog knows."""
 _ASKING_THREADS: Final = 16
 """A store answers slowly, and many questions at once."""
 Result = TypeVar("Result")
 Unread = list[tuple[Path, ClipError]]
 
 
-def read_digests(
-    videos: Sequence[Path], catalog: Catalog, shard: Shard, spool: Spool
-) -> tuple[dict[Path, str], Unread, dict[Path, Seen]]:
-    """Return the digest of each video of the shard, in the order given, and what has none.
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What is known of videos before any of them is read."""
 
-    The last of the three says what each file was when its digest was taken.
+    digests: dict[Path, str]
+    """Of those of the shard that have not changed since they were read."""
+    unread: dict[Path, Stat]
+    """Those whose bytes have to be read; only their digests tell whether they are the shard's."""
+    failures: Unread
+    """Those that cannot even be looked at."""
+    seen: dict[Path, Seen]
+    """What each file is now."""
 
-    Videos that another shard has are read as well: that they are its is decided by their digest.
-    Objects of stores are fetched into the spool for it.
+
+def look_up(videos: Sequence[Path], catalog: Catalog, shard: Shard) -> Looked:
+    """Find out which videos are known, and which have to be read.
+
+    Raises:
+        MachineError: the disk is gone that they are on.
     """
     asking = _ASKING_THREADS if any(map(is_url, videos)) else 1
     stats: dict[Path, Stat]
-    stats, unread = _sort(videos, _each(_stat, videos, asking))
+    stats, failures = _sort(videos, _each(_stat, videos, asking))
     known = catalog.digests_of(stats)
-    unknown = [video for video in stats if video not in known]
-    results = _each(partial(_digest, spool), unknown, _THREADS)
-    bar = tqdm(results, total=len(unknown), desc="new videos", unit="video", disable=None)
-    with closing(remembered(unknown, bar, stats, catalog)) as fresh:
-        found, bad = _sort(unknown, fresh)
-    catalog.forget_gone(set(found.values()))
-    digests = known | found
-    catalog.clear_void_failures(
-        *([path_to_text(video) for video in some] for some in (digests, found))
-    )
-    return (
-        {v: digests[v] for v in videos if v in digests and shard.has(digests[v])},
-        [(v, error) for v, error in unread + bad if shard.has_name(path_to_text(v))],
+    catalog.clear_void_failures([path_to_text(video) for video in known], ())
+    return Looked(
+        {v: known[v] for v in videos if v in known and shard.has(known[v])},
+        {video: stat for video, stat in stats.items() if video not in known},
+        [(v, error) for v, error in failures if shard.has_name(path_to_text(v))],
         {v: (stat.st_size, stat.st_mtime_ns) for v, stat in stats.items() if not is_url(v)},
     )
+
+
+class DigestReader(AbstractContextManager["DigestReader"]):
+    """Reads new videos in threads, in the order given, a little ahead of those that are taken.
+
+    Digests are in the catalog before they are handed out. Objects of stores are fetched into the
+    spool, where they lie when they are decoded.
+
+    Args:
+        unread: videos to read, and what each file is.
+        catalog: remembers digests; is spoken to in the caller's thread only.
+        shard: of the run.
+        spool: for objects of stores.
+    """
+
+    def __init__(
+        self, unread: Mapping[Path, Stat], catalog: Catalog, shard: Shard, spool: Spool
+    ) -> None:
+        self._stats, self._catalog, self._shard = unread, catalog, shard
+        self._waiting = deque(unread)
+        self._reading: deque[tuple[Path, Future[str | ClipError]]] = deque()
+        self._ending = threading.Event()
+        self._task = partial(_tried, partial(_digest, spool, self._ending))
+        self._new: set[str] = set()
+        self._forgot_s = time.monotonic()
+
+    @property
+    def num_left(self) -> int:
+        """Videos that are not taken yet."""
+        return len(self._waiting) + len(self._reading)
+
+    def __enter__(self) -> Self:
+        self._pool = ThreadPoolExecutor(_THREADS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._pool.shutdown(cancel_futures=True)
+        self._forget_moved()
+
+    def take(self, timeout_s: float) -> list[tuple[Path, str | ClipError]]:
+        """Return what has been read, with its digest or why there is none, and read on.
+
+        What another shard has is left out.
+
+        Args:
+            timeout_s: how long to wait for the first.
+
+        Raises:
+            MachineError: nothing more can be read, and that is no video's fault.
+        """
+        self._read_on()
+        if self._reading:
+            wait([self._reading[0][1]], timeout_s)
+        done = []
+        while self._reading and self._reading[0][1].done():
+            video, future = self._reading.popleft()
+            done.append((video, future.result()))
+        self._remember({v: found for v, found in done if not isinstance(found, ClipError)})
+        return [(video, found) for video, found in done if self._is_ours(video, found)]
+
+    def _read_on(self) -> None:
+        while self._waiting and len(self._reading) < _READ_AHEAD:
+            video = self._waiting.popleft()
+            self._reading.append((video, self._pool.submit(self._task, video)))
+
+    def _is_ours(self, video: Path, found: str | ClipError) -> bool:
+        if isinstance(found, ClipError):
+            return self._shard.has_name(path_to_text(video))
+        return self._shard.has(found)
+
+    def _remember(self, digests: Mapping[Path, str]) -> None:
+        if not digests:
+            return
+        self._catalog.remember_digests((v, self._stats[v], each) for v, each in digests.items())
+        texts = [path_to_text(video) for video in digests]
+        self._catalog.clear_void_failures(texts, texts)
+        self._new |= {*digests.values()}
+        if time.monotonic() - self._forgot_s > _FORGET_EVERY_S:
+            self._forget_moved()
+
+    def _forget_moved(self) -> None:
+        """Forget where files were that have been found elsewhere."""
+        self._catalog.forget_gone(self._new)
+        self._new, self._forgot_s = set(), time.monotonic()
 
 
 def _each(
     task: Callable[[Path], Result], videos: Sequence[Path], threads: int
 ) -> Iterator[Result | ClipError]:
-    def tried(video: Path) -> Result | ClipError:
-        try:
-            return task(video)
-        except VideoError as error:
-            return error
-
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(tried, videos)
+        yield from pool.map(partial(_tried, task), videos)
 
 
-def remembered(
-    videos: Sequence[Path],
-    digests: Iterable[str | ClipError],
-    stats: Mapping[Path, Stat],
-    catalog: Catalog,
-) -> Generator[str | ClipError, None, None]:
-    """Pass digests on, and remember them as they come: to read a night's videos takes an hour."""
-    fresh: list[tuple[Path, Stat, str]] = []
-    remembered_s = time.monotonic()
+def _tried(task: Callable[[Path], Result], video: Path) -> Result | ClipError:
     try:
-        for video, found in zip(videos, digests, strict=True):
-            if not isinstance(found, ClipError):
-                fresh.append((video, stats[video], found))
-            if time.monotonic() - remembered_s > _REMEMBER_EVERY_S:
-                catalog.remember_digests(fresh)
-                fresh, remembered_s = [], time.monotonic()
-            yield found
-    finally:
-        catalog.remember_digests(fresh)
+        return task(video)
+    except VideoError as error:
+        return error
 
 
 def _sort(
@@ -130,5 +204,5 @@ def _stat(video: Path) -> Stat:
         raise unreadable(video, error) from error
 
 
-def _digest(spool: Spool, video: Path) -> str:
-    return spool.digest(video) if is_url(video) else file_digest(video)
+def _digest(spool: Spool, ending: threading.Event, video: Path) -> str:
+    return spool.digest(video, ending) if is_url(video) else file_digest(video, ending)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.claims import Claims, sweep
 from cogcache.config import Settings
 from cogcache.extraction import Making, MakingHere
+from cogcache.finding import Finding
 from cogcache.inputs import find_videos
 from cogcache.local_catalog import open_catalog
 from cogcache.memory import MemoryMonitor
@@ -28,10 +31,9 @@ from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, at_work
 from cogcache.runs import Counts, RunReport, Split
-from cogcache.searching import SceneSearch
 from cogcache.sharing import Sharing
 from cogcache.store import FeatureStore
-from cogcache.worklist import Clip, Span, Wanted, Worklist, list_work, unseen
+from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen
 from cogcache.writing import ClipWriter, note_failure
 
 logger = logging.getLogger(__name__)
@@ -85,9 +87,8 @@ def extract(
                 run, "extract", settings.model, counts, split, settings.machines.shard
             )
             for bad in work.failures:
-                note_failure(catalog, report, [bad.video], bad.span, bad.error, bad.key)
-            if work.missing or work.unsearched:
-                counts.unsearched = len(work.unsearched)
+                note_failure(catalog, report, [bad.video], WHOLE, bad.error, None)
+            if work.missing or work.unsearched or work.unread:
                 with at_work(cache, report, settings.limits, monitor.started_s) as at:
                     _Extraction(wanted, store, catalog, report, at).run(work)
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
@@ -111,27 +112,34 @@ class _Extraction:
     def run(self, work: Worklist) -> None:
         """Make every missing clip that no other run makes, or as many as there is time for."""
         self.writer.copies = work.copies
-        total = work.num_clips
+        finding = Finding(work, self.wanted, self.sharing, self.report)
+        counts = self.report.counts
         self.bar: tqdm[Any] = tqdm(
-            total=total,
-            initial=total - len(work.missing),
-            unit="clip",
-            desc="extract",
-            disable=None,
+            total=counts.found, initial=counts.settled, unit="clip", desc="extract", disable=None
         )
-        searching = SceneSearch(work, self.wanted, self.sharing, self.report)
-        with self._making() as making, self.bar, searching as search:
+        with self.bar, finding, ExitStack() as self._open:
             try:
-                self._pass(making, self._shown(search.clips()))
+                ours = self._claim(self._shown(finding.clips()))
+                for clip in ours:
+                    # Nothing is loaded for videos that turn out to be there already. A search for
+                    # scenes lasts as long as that takes.
+                    if clip is not None or finding.is_searching:
+                        self._make(chain([clip], ours))
                 # What other runs had in hand is made by now, or theirs no more.
                 while held := self.sharing.wait_for_others():
-                    self._pass(making, held)
+                    self._make(self._claim(held))
                 self.writer.note_held()
+                self.writer.note_late_copies()
             finally:
                 self.claims.release_all()
-        self.report.notes += unseen(search.num_unseen, self.wanted.settings)
+            self._show()
+        self.report.notes += unseen(finding.found.num_unseen, self.wanted.settings)
 
-    def _making(self) -> AbstractContextManager[Making]:
+    @cached_property
+    def _making(self) -> Making:
+        return self._open.enter_context(self._makers())
+
+    def _makers(self) -> AbstractContextManager[Making]:
         """Return what makes features: this process, or a crew."""
         wanted = self.wanted
         if not wanted.settings.machines.has_crew:
@@ -156,9 +164,11 @@ class _Extraction:
                 self._show()
             yield clip
 
-    def _pass(self, making: Making, clips: Iterable[Clip | None]) -> None:
-        ours = self.sharing.claim(clips, self.wanted.settings.limits.limit)
-        for outcomes in making.make(ours):
+    def _claim(self, clips: Iterable[Clip | None]) -> Iterator[Clip | None]:
+        return self.sharing.claim(clips, self.wanted.settings.limits.limit)
+
+    def _make(self, ours: Iterable[Clip | None]) -> None:
+        for outcomes in self._making.make(ours):
             self.writer.take(outcomes)
             if self.writer.disk.is_gone:
                 self.at.stop.ask(self.writer.disk.told(), fault=True)
@@ -170,6 +180,6 @@ class _Extraction:
         counts.cached += self.sharing.made.drain()
         counts.skipped += self.sharing.failed.drain()
         self.bar.total = counts.found
-        told = f"{counts.unsearched:,} videos to search" if counts.unsearched else ""
+        told = f"{counts.unsearched:,} videos to cut" if counts.unsearched else ""
         self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(counts.settled - self.bar.n)

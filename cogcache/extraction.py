@@ -99,7 +99,7 @@ class MakingHere(AbstractContextManager["MakingHere"]):
         maker = self._loaded()
         batch: list[tuple[Clip, PreparedClip]] = []
         for each in self._timed(prepared):
-            if each is None:  # a search may last: what waits for company is made without
+            if each is None:  # reading or a search may last: what waits for company is made without
                 yield maker.make(batch) if batch else []
                 yield maker.finish()
                 batch = []
@@ -170,7 +170,7 @@ class MakingHere(AbstractContextManager["MakingHere"]):
         while True:
             began_s = time.perf_counter()
             item = next(prepared, _END)
-            part = "wait_for_scenes" if item is None else "wait_for_frames"
+            part = "wait_for_clips" if item is None else "wait_for_frames"
             self.report.split.add(part, time.perf_counter() - began_s)
             if isinstance(item, _End):
                 return

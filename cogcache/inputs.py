@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 from cogcache import remote
 from cogcache.errors import ConfigError, VideoError
@@ -229,16 +232,33 @@ def unreadable(path: Path, error: OSError) -> VideoError:
     return VideoError("unreadable", f"{path} cannot be read: {error.strerror}", hint)
 
 
-def file_digest(path: Path) -> str:
+class _Endable(io.FileIO):
+    """A file whose reading ends once nobody waits for it."""
+
+    def __init__(self, path: Path, ending: Event | None) -> None:
+        super().__init__(path)
+        self._ending = ending
+
+    def readinto(self, buffer: Any) -> int:
+        if self._ending is not None and self._ending.is_set():
+            raise VideoError("not_wanted", f"{self.name} was not read to its end", "run again")
+        return super().readinto(buffer) or 0
+
+
+def file_digest(path: Path, ending: Event | None = None) -> str:
     """Return the SHA-256 of the file's bytes, in hexadecimal.
 
+    Args:
+        path: of the file.
+        ending: once it is set, the file is read no further.
+
     Raises:
-        VideoError: the file is missing, unreadable, empty, no regular file, or was written to
-            meanwhile (``changing``).
+        VideoError: the file is missing, unreadable, empty, no regular file, was written to
+            meanwhile (``changing``), or not read to its end.
     """
     before = check_file(path)
     try:
-        with path.open("rb") as file:
+        with _Endable(path, ending) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
     except OSError as error:

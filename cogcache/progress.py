@@ -179,7 +179,7 @@ def _state(row: Mapping[str, Any]) -> str:
 def _to_search(row: Mapping[str, Any]) -> str:
     """Say that more clips will be found than are."""
     number = row.get("unsearched", 0)
-    return f" and those of {number:,} to search" if number else ""
+    return f" and those of {number:,} to cut" if number else ""
 
 
 def _about(row: Mapping[str, Any]) -> str:

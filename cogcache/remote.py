@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO, Final, TypeVar
 from uuid import uuid4
 
@@ -156,8 +157,13 @@ def _facts(info: Mapping[str, Any]) -> RemoteFacts:
     )
 
 
-def fetch(path: Path, target: BinaryIO) -> str:
+def fetch(path: Path, target: BinaryIO, ending: Event | None = None) -> str:
     """Write all bytes of an object to a file; where the connection is lost, go on from there.
+
+    Args:
+        path: URL of the object.
+        target: to write to.
+        ending: once it is set, nothing more is fetched.
 
     Returns:
         The SHA-256 of the bytes.
@@ -177,6 +183,8 @@ def fetch(path: Path, target: BinaryIO) -> str:
             while block := source.read(BLOCK_BYTES):
                 target.write(block)
                 digest.update(block)
+                if ending is not None and ending.is_set():
+                    raise VideoError("not_wanted", f"{url} was not fetched to its end", "run again")
         if before.st_size and target.tell() < before.st_size:
             raise ConnectionError(f"ended after {target.tell()} of {before.st_size} bytes")
 

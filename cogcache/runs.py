@@ -37,7 +37,7 @@ class Counts:
     searched: int = 0
     """Videos that this run has searched for scenes."""
     unsearched: int = 0
-    """Videos whose clips are not among `found` yet, as it is not known where their scenes begin."""
+    """Videos whose clips are not among `found` yet, as it is not known how they are cut."""
 
     @property
     def settled(self) -> int:
@@ -116,7 +116,7 @@ class RunReport:
     searching: str = ""
     """What the search for scenes is at, while the run goes."""
     expected: float | None = 0.0
-    """Clips that are expected in videos not searched yet; None where nothing is known to go by."""
+    """Clips that are expected in videos not cut yet; None where nothing is known to go by."""
 
     def finish(self, monitor: MemoryMonitor) -> None:
         """Take over what was measured."""
@@ -175,13 +175,13 @@ class RunReport:
         parts += [f"{counts.copies} the same as others"] if counts.copies else []
         parts += [f"{counts.failed} failed"] if counts.failed else []
         parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
-        if not counts.found and not counts.unsearched and not self.shard:
+        if not (counts.found or counts.unsearched or self.shard or self.stopped):
             parts = ["the cache holds no clips of these videos; `cogcache extract` makes them"]
         total = format_seconds(self.total_s)
         shard = f", shard {self.shard}" if self.shard else ""
         lines = [f"{self.command}{shard}: {', '.join(parts)}, in {total}"]
         if counts.unsearched:
-            lines.append(f"  scenes: {_videos(counts.unsearched)} not searched for them yet")
+            lines.append(f"  {_videos(counts.unsearched)} not cut into clips yet")
         if self.stopped:
             lines.append(f"  stopped early ({self.stopped}); run the same command to go on")
         if not counts.done:

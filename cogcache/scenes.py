@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cogcache.frame_index import FrameIndex, index_frames
 from cogcache.inputs import Seen, check_unchanged
 from cogcache.pyav_reader import frames_from
-from cogcache.video import cut
+from cogcache.video import VideoInfo, cut, probe
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -53,7 +53,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A video to be measured before it is searched."""
+    """A video to be measured before it is cut."""
 
     video: Path
     digest: str
@@ -95,6 +95,15 @@ def look(job: Film | Piece) -> Extent | list[float]:
     if job.seen is not None:  # not before: it may change while it is read
         check_unchanged(job.video, job.digest, job.seen)
     return found
+
+
+def measure(job: Film) -> VideoInfo:
+    """Find out how long a video is; runs in a worker process.
+
+    Raises:
+        VideoError: the video cannot be opened.
+    """
+    return probe(job.video)
 
 
 def pieces_of(video: Path, extent: Extent, detector: Detector, threshold: float) -> Iterator[Piece]:

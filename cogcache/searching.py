@@ -1,44 +1,32 @@
-"""The search for scenes beside the making of clips: videos are cut while others are encoded.
+"""The look at videos that tells how they are cut, beside the making of clips of others.
 
-It runs in worker processes of its own, a little ahead of the clips that wait, and is looked at
-whenever a clip is asked for: one thread alone speaks to the catalog. What is found of a video is
-in the catalog before its first clip is handed out. A video is claimed while it is searched, so
-that of several runs one does it; a search that is broken off leaves nothing but that to undo.
+For segments that is a look at their heads, for scenes a search through all their frames. It runs
+in worker processes of its own, a little ahead of the clips that wait: one thread alone speaks to
+the catalog. What is found of a video is in the catalog before its first clip is handed out. A
+video is claimed while it is searched, so that of several runs one does it; a search that is
+broken off leaves nothing but that to undo.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from cogcache.cutting import known_spans, remember_scenes, search_key, threshold_of
+from cogcache.cutting import known_spans, remember_scenes, search_key, threshold_of, video_row
 from cogcache.errors import ClipError
-from cogcache.machine_faults import DiskWatch
-from cogcache.runs import RunReport
-from cogcache.scenes import Extent, Film, Piece, look, pieces_of
-from cogcache.sharing import Sharing
+from cogcache.foundclips import FoundClips
+from cogcache.scenes import Extent, Film, Piece, look, measure, pieces_of
 from cogcache.spool import Fetching, Spool
+from cogcache.video import VideoInfo
 from cogcache.worker_process import Program
 from cogcache.workers import Pool, decode_limits
-from cogcache.worklist import (
-    WHOLE,
-    Clip,
-    Span,
-    Wanted,
-    Worklist,
-    num_unseen,
-    put_damaged_away,
-    sort_clips,
-)
-from cogcache.writing import note_failure
+from cogcache.worklist import Span, sort_clips
 
-CLIPS_AHEAD: Final = 64
-"""Clips that may wait to be made before the search begins with no other video."""
 _LOOK_EVERY_S: Final = 0.5
 
 
@@ -61,70 +49,65 @@ class _Search:
     def told(self) -> str:
         """How far the search is."""
         if self.extent is None:
-            return f"counting the frames of {self.video.name}"
+            return f"measuring {self.video.name}"
         return f"{self.num_done:,} of {self.extent.num_frames:,} frames of {self.video.name}"
 
 
-class SceneSearch(AbstractContextManager["SceneSearch"]):
-    """Clips to make, of which some are still to be found.
+class CutSearch(AbstractContextManager["CutSearch"]):
+    """Videos that have to be looked at to know their clips.
 
     Args:
-        work: what is known; takes up the copies of what is found.
-        wanted: how clips are made.
-        sharing: has the claims, and the cache.
-        report: its counts grow with what is found.
+        found: takes up their clips.
     """
 
-    def __init__(self, work: Worklist, wanted: Wanted, sharing: Sharing, report: RunReport) -> None:
-        self.work, self.wanted, self.sharing, self.report = work, wanted, sharing, report
-        self.settings, self.limit = wanted.settings, wanted.settings.limits.limit
-        self.num_unseen = num_unseen(work.missing, self.settings)
-        """Clips whose end no frame is taken of."""
-        self._ready = deque(work.missing)
-        self._waiting = deque(_Search(v, d, rest) for d, (v, *rest) in work.unsearched.items())
+    def __init__(self, found: FoundClips) -> None:
+        self.found, self.sharing, self.report = found, found.sharing, found.report
+        self.wanted, self.settings = found.wanted, found.wanted.settings
+        self._waiting: deque[_Search] = deque()
         self._held: list[_Search] = []
         """Videos that other runs search."""
         self._active: dict[Path, _Search] = {}
-        self._disk = DiskWatch()
-        self._num_clips = self._looked_s = 0.0
+        self._films: dict[str, _Search] = {}
+        """By digest: all that are not left yet."""
+        self._looked_s = 0.0
         self._most_jobs = 2 * self.settings.vision.decode_workers
-        self._tell()
+        self.add(found.work.unsearched)
 
     def __enter__(self) -> Self:
         vision = self.settings.vision
-        task = Fetching(look, Spool.of_this_machine(self.settings.machines.spool_gib))
-        workers = vision.decode_workers if self.work.unsearched else 0
+        spool = Spool.of_this_machine(self.settings.machines.spool_gib)
+        task: Fetching[Any] = Fetching(look if self.settings.clips.scenes else measure, spool)
+        workers = vision.decode_workers if self.wanted.is_cut else 0
         self._pool = Pool(Program(task, decode_limits(vision)), workers)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None:  # a run that was asked to stop keeps what is found
-            self._hear_all()
-            self._note_held()
+            self._hear_all(0)
         self._pool.close()
         self.report.searching = ""
 
-    def clips(self) -> Iterator[Clip | None]:
-        """Yield the clips to make; None where there is none just now."""
-        while True:
-            if self._num_left:
-                self._look()
-            if self._ready:
-                yield self._ready.popleft()
-            elif self._num_left:
-                if self.sharing.taken == self.limit:  # found out without a search for one more
-                    self.sharing.stop.ask(f"--limit {self.limit}")
-                yield None
+    def add(self, unsearched: Mapping[str, Sequence[Path]]) -> None:
+        """Take up videos, by digest the files that hold them."""
+        for digest, files in unsearched.items():
+            if known := self._films.get(digest):
+                known.copies += files
             else:
-                return
+                film = self._films[digest] = _Search(files[0], digest, [*files[1:]])
+                self._waiting.append(film)
 
     @property
-    def _num_left(self) -> int:
-        return len(self._waiting) + len(self._active) + len(self._held)
+    def num_left(self) -> int:
+        """Videos of which it is not known yet how they are cut."""
+        return len(self._films)
 
-    def _look(self) -> None:
-        """Take what is found, and go on with the search."""
-        self._hear_all()
+    def look(self, timeout_s: float) -> None:
+        """Take what is found, and go on with the search.
+
+        Args:
+            timeout_s: how long to wait for something to be found.
+        """
+        self._hear_all(timeout_s)
         self._look_at_held()
         while self._begins_another():
             self._begin(self._waiting.popleft())
@@ -136,24 +119,24 @@ class SceneSearch(AbstractContextManager["SceneSearch"]):
     def _begins_another(self) -> bool:
         """Say whether there is work for the workers in no video that is begun, and a need."""
         jobs = self._pool.in_flight + sum(len(film.jobs) for film in self._active.values())
-        room = CLIPS_AHEAD
-        if self.limit is not None:
-            room = min(room, self.limit - self.sharing.taken)
-        return bool(self._waiting) and jobs < self._most_jobs and len(self._ready) < room
+        return bool(self._waiting) and jobs < self._most_jobs and self.found.has_room
 
     def _begin(self, film: _Search) -> None:
-        key = search_key(film.digest, self.settings.clips)
-        if not self.sharing.claims.take(key):
+        if not self.sharing.claims.take(search_key(film.digest, self.settings.clips)):
             self._held.append(film)
             return
-        catalog, clips = self.sharing.catalog, self.settings.clips
-        if spans := known_spans([film.digest], clips, catalog).get(film.digest):
+        if spans := self._known_spans(film):
             self._settle(film, spans)  # by another run, since the list was made
-        elif self.sharing.failed_since(film.video, key):
-            self._know_failure(film)
+        elif self.sharing.failed_since(film.video, self.wanted.failure_key(film.digest)):
+            self.found.know_failure(1 + len(film.copies))
+            self._leave(film)
         else:
             film.jobs.append(Film(film.video, film.digest))
             self._active[film.video] = film
+
+    def _known_spans(self, film: _Search) -> Sequence[Span]:
+        clips, catalog = self.settings.clips, self.sharing.catalog
+        return known_spans([film.digest], clips, catalog).get(film.digest, ())
 
     def _look_at_held(self) -> None:
         """Take up videos again that no other run searches any more."""
@@ -176,9 +159,12 @@ class SceneSearch(AbstractContextManager["SceneSearch"]):
 
     # ---- hearing ----------------------------------------------------------------------------
 
-    def _hear_all(self) -> None:
-        while done := self._pool.take(0):
+    def _hear_all(self, timeout_s: float) -> None:
+        if not self._pool.in_flight:  # others search what is left
+            time.sleep(timeout_s)
+        while self._pool.in_flight and (done := self._pool.take(timeout_s)):
             self._hear(*done)
+            timeout_s = 0
         self._tell()
 
     def _hear(self, job: Film | Piece, result: Any) -> None:
@@ -186,80 +172,50 @@ class SceneSearch(AbstractContextManager["SceneSearch"]):
         if film is None:  # another piece of it has failed
             return
         if isinstance(result, ClipError):
-            self._lose(film, result)
+            self._leave(film)
+            key = self.wanted.failure_key(film.digest)
+            self.found.lose([film.video, *film.copies], result, key)
+        elif isinstance(result, VideoInfo):
+            self.sharing.catalog.add_videos([video_row(film.video, film.digest, result)])
+            self._find(film, self._known_spans(film))
         elif isinstance(job, Film):
             film.extent, clips = result, self.settings.clips
             pieces = pieces_of(job.video, result, clips.scene_detector, threshold_of(clips))
-            seen = self.work.seen.get(film.video)
+            seen = self.found.work.seen.get(film.video)
             film.jobs.extend(replace(piece, digest=film.digest, seen=seen) for piece in pieces)
         else:
             film.begins_s += result
             film.num_done += job.stop - job.first
             if film.extent is not None and film.num_done == film.extent.num_frames:
-                self._find(film, film.extent)
+                self._find_scenes(film, film.extent)
 
-    def _find(self, film: _Search, extent: Extent) -> None:
-        """Remember where the scenes of a video begin, and take up its clips."""
+    def _find_scenes(self, film: _Search, extent: Extent) -> None:
+        """Remember where the scenes of a video begin."""
         catalog, clips = self.sharing.catalog, self.settings.clips
-        spans = remember_scenes(film.digest, film.begins_s, extent.end_s, clips, catalog)
-        catalog.clear_failed([search_key(film.digest, clips)])
         self.report.counts.searched += 1
-        self._note_held()
+        self._find(film, remember_scenes(film.digest, film.begins_s, extent.end_s, clips, catalog))
+
+    def _find(self, film: _Search, spans: Iterable[Span]) -> None:
+        """Take up the clips of a video that has been looked at just now."""
+        self.sharing.catalog.clear_failed([self.wanted.failure_key(film.digest)])
+        self.found.note_held()
         self._settle(film, spans)
 
     def _settle(self, film: _Search, spans: Iterable[Span]) -> None:
         """Take up the clips of a video that need to be made."""
-        found = Worklist(failed=self.work.failed, seen=self.work.seen)
+        found = self.found.work.more()
         bounds = [(v, film.digest, span) for v in (film.video, *film.copies) for span in spans]
         sort_clips(found, bounds, self.wanted, self.sharing.store)
-        put_damaged_away(found, self.sharing.store, self.sharing.catalog)
-        counts = self.report.counts
-        counts.found += found.num_clips
-        counts.cached += len(found.cached)
-        counts.skipped += len(found.known_failures)
-        counts.copies += sum(map(len, found.copies.values()))
-        self.work.copies.update(found.copies)
-        self.num_unseen += num_unseen(found.missing, self.settings)
-        self._num_clips += found.num_clips
-        self._ready.extend(found.missing)
-        self._leave(film)
-
-    def _lose(self, film: _Search, error: ClipError) -> None:
-        """Note that a video cannot be searched, unless it is the disk that is gone."""
-        self._leave(film)
-        if not self._disk.holds(film, film.video, error):
-            self._fail(film, error)
-        elif self._disk.is_gone:
-            self.sharing.stop.ask(self._disk.told(), fault=True)
-
-    def _note_held(self) -> None:
-        for film, error in self._disk.proven():
-            self._fail(film, error)
-
-    def _fail(self, film: _Search, error: ClipError) -> None:
-        """Note that a video cannot be searched, under each file that holds it."""
-        key = search_key(film.digest, self.settings.clips)
-        for video in (film.video, *film.copies):
-            note_failure(self.sharing.catalog, self.report, [video], WHOLE, error, key)
-            self.report.counts.found += 1
-
-    def _know_failure(self, film: _Search) -> None:
-        """Count a video that another run has failed to search."""
-        number = 1 + len(film.copies)
-        self.report.counts.found += number
-        self.report.counts.skipped += number
+        self.found.add(found)
         self._leave(film)
 
     def _leave(self, film: _Search) -> None:
         self._active.pop(film.video, None)
+        self._films.pop(film.digest, None)
         self.sharing.claims.release(search_key(film.digest, self.settings.clips))
 
     def _tell(self) -> None:
-        """Let others know what the search is at, and what may be expected of it."""
-        begun, left = [*self._active.values()], self._num_left
-        self.report.counts.unsearched = left
+        """Let others know what the search is at."""
         self.report.searching = "; ".join(
-            film.told for film in begun if not film.jobs or film.extent
+            film.told for film in self._active.values() if not film.jobs or film.extent
         )
-        cut = len(self.work.unsearched) - left
-        self.report.expected = left * self._num_clips / cut if cut else None if left else 0.0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Final, Generic, TypeVar
 
 from cogcache.errors import VideoError
@@ -39,13 +40,17 @@ class Spool:
         user = os.getuid() if hasattr(os, "getuid") else "user"
         return cls(Path(tempfile.gettempdir(), f"cogcache-spool-{user}"), int(most_gib * GIB))
 
-    def digest(self, video: Path) -> str:
+    def digest(self, video: Path, ending: Event | None = None) -> str:
         """Return the SHA-256 of an object's bytes, which are fetched and kept for a while.
+
+        Args:
+            video: its URL, as a path.
+            ending: once it is set, nothing more is fetched.
 
         Raises:
             VideoError: it cannot be had, or is larger than the spool.
         """
-        return self._fetch(video).stem.partition("-")[2]
+        return self._fetch(video, ending).stem.partition("-")[2]
 
     @contextmanager
     def local(self, video: Path, digest: str = "") -> Iterator[Path]:
@@ -76,7 +81,7 @@ class Spool:
             raise VideoError("changing", problem, "run again when it is complete")
         return _link(path)
 
-    def _fetch(self, video: Path) -> Path:
+    def _fetch(self, video: Path, ending: Event | None = None) -> Path:
         self._make()
         with as_video_errors(video):
             size_bytes = facts(video).st_size
@@ -86,7 +91,7 @@ class Spool:
             partial = partial_name(self.folder / f"fetching{video.suffix}")
             try:
                 with partial.open("xb") as file:
-                    digest = fetch(video, file)
+                    digest = fetch(video, file, ending)
                 path = self.folder / f"{_begin(video)}-{digest}{video.suffix}"
                 partial.replace(path)
             finally:

@@ -15,16 +15,16 @@ from typing import Any
 from cogcache.canonical import Template
 from cogcache.catalog import Catalog, ClipRow, path_to_text
 from cogcache.config import Settings
-from cogcache.cutting import cut_videos, size_bytes
-from cogcache.digesting import read_digests
+from cogcache.cutting import cut_videos, search_key, size_bytes
+from cogcache.digesting import look_up
 from cogcache.errors import ClipError, CorruptFeaturesError
+from cogcache.file_memory import Stat
 from cogcache.inputs import Seen
 from cogcache.keys import FeatureKey, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
 from cogcache.shards import Shard
-from cogcache.spool import Spool
 from cogcache.store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -54,9 +54,6 @@ class Unusable:
 
     video: Path
     error: ClipError
-    key: str | None = None
-    """Digest of the key that the whole video has; None where not even its bytes are known."""
-    span: Span = WHOLE
 
 
 @dataclass(slots=True)
@@ -71,11 +68,19 @@ class Worklist:
     copies: dict[str, list[Path]] = field(default_factory=dict)
     """By feature key: further files with the same bytes, for which nothing is made again."""
     unsearched: dict[str, list[Path]] = field(default_factory=dict)
-    """By digest: files of which it has yet to be found where their scenes begin."""
+    """By digest: files of which it has yet to be found how they are cut."""
+    unread: Mapping[Path, Stat] = field(default_factory=dict)
+    """Videos whose bytes have yet to be read, and what each file is."""
     failed: Collection[str] = ()
     """Keys of what failed in earlier runs and is not to be made again."""
     seen: Mapping[Path, Seen] = field(default_factory=dict)
     """What files were when their digests were taken."""
+    holders: dict[str, Path] = field(default_factory=dict)
+    """By feature key: the file that a clip is made of."""
+
+    def more(self) -> Worklist:
+        """Return an empty list for what is found of further videos of the same run."""
+        return Worklist(failed=self.failed, seen=self.seen, holders=self.holders)
 
     @property
     def num_clips(self) -> int:
@@ -93,6 +98,23 @@ class Wanted:
     spans: Sequence[Span] = ()
     """Parts to take of each video; none takes it whole, or cut as the settings say."""
     retry_failed: bool = False
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a video has to be looked at to know its clips."""
+        clips = self.settings.clips
+        return not self.spans and bool(clips.scenes or clips.segment_s)
+
+    @cached_property
+    def fixed_spans(self) -> Sequence[Span]:
+        """The clips that every video has; none where it is cut."""
+        return () if self.is_cut else list(dict.fromkeys(self.spans)) or [WHOLE]
+
+    def failure_key(self, video_digest: str) -> str:
+        """Return the key under which it is known that a video cannot be cut."""
+        if self.settings.clips.scenes:
+            return search_key(video_digest, self.settings.clips)
+        return self.key(video_digest, WHOLE).digest
 
     @cached_property
     def _shared(self) -> dict[str, Any]:
@@ -127,20 +149,29 @@ def list_work(
 ) -> Worklist:
     """Find out which clips of `videos` are missing from the store.
 
-    A clip that two files hold alike is made once. Of several shards, one has all of a video.
+    A clip that two files hold alike is made once. Of several shards, one has all of a video. New
+    videos are not read here, and none is looked at to be cut.
     """
-    work = Worklist()
-    shard = Shard.parse(wanted.settings.machines.shard)
-    digests, unread, work.seen = read_digests(
-        videos, catalog, shard, Spool.of_this_machine(wanted.settings.machines.spool_gib)
-    )
-    work.failures += [Unusable(video, error) for video, error in unread]
+    looked = look_up(videos, catalog, Shard.parse(wanted.settings.machines.shard))
+    work = Worklist(unread=looked.unread, seen=looked.seen)
+    work.failures += [Unusable(video, error) for video, error in looked.failures]
     work.failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
-    spans = _spans(digests, wanted, catalog, work)
-    each_span = ((v, d, span) for v, d in digests.items() for span in spans.get(v, ()))
-    sort_clips(work, each_span, wanted, store.present())
+    sort_videos(work, looked.digests, wanted, store.present(), catalog)
     put_damaged_away(work, store, catalog)
     return work
+
+
+def sort_videos(
+    work: Worklist,
+    digests: Mapping[Path, str],
+    wanted: Wanted,
+    there: Set[str] | FeatureStore,
+    catalog: Catalog,
+) -> None:
+    """Add the clips of videos to a list, and the videos that have to be looked at to be cut."""
+    spans = _spans(digests, wanted, catalog, work)
+    each_span = ((v, d, span) for v, d in digests.items() for span in spans.get(v, ()))
+    sort_clips(work, each_span, wanted, there)
 
 
 def sort_clips(
@@ -152,16 +183,15 @@ def sort_clips(
     """Add clips to a list by what is to be done about each.
 
     Args:
-        work: to add to; all files of a video are in the same one.
+        work: to add to.
         spans: videos, their digests, and the bounds of their clips.
         wanted: how clips are made.
         there: keys of features that are in the store.
     """
-    first: dict[str, Path] = {}
     for video, video_digest, span in spans:
         clip = Clip(video, wanted.key(video_digest, span), work.seen.get(video))
         key = clip.key.digest
-        if first.setdefault(key, video) != video:
+        if work.holders.setdefault(key, video) != video:
             work.copies.setdefault(key, []).append(video)
         elif key in there:
             work.cached.append(clip)
@@ -205,17 +235,11 @@ def _spans(
     work: Worklist,
 ) -> Mapping[Path, Sequence[Span]]:
     """Bounds of the clips of each video."""
-    clips = wanted.settings.clips
-    if wanted.spans or not (clips.scenes or clips.segment_s):
-        return {video: list(dict.fromkeys(wanted.spans)) or [WHOLE] for video in digests}
-
-    def whole_key(video_digest: str) -> str:
-        return wanted.key(video_digest, WHOLE).digest
-
-    cuts = cut_videos(digests, wanted.settings, catalog, work.failed, whole_key)
+    if not wanted.is_cut:
+        return dict.fromkeys(digests, wanted.fixed_spans)
+    cuts = cut_videos(digests, wanted.settings.clips, catalog, work.failed, wanted.failure_key)
     for video in cuts.unsearched:
         work.unsearched.setdefault(digests[video], []).append(video)
-    work.failures += [Unusable(video, error, key) for video, error, key in cuts.failures]
     work.known_failures += [
         Clip(video, wanted.key(digests[video], WHOLE)) for video in cuts.known_failures
     ]

@@ -34,6 +34,8 @@ class ClipWriter:
     copies: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     """By feature key: further files that hold a clip."""
     disk: DiskWatch = field(default_factory=DiskWatch)
+    _failed: list[tuple[Clip, ClipError, int]] = field(default_factory=list)
+    """Clips that failed, and the number of their copies that were known then."""
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         """Put sealed clips, in one transaction, and failures into the catalog."""
@@ -74,9 +76,17 @@ class ClipWriter:
     def _fail(self, clip: Clip, error: ClipError) -> None:
         """Note that a clip could not be done."""
         key = clip.key.digest
-        videos = [clip.video, *self.copies.get(key, ())]
+        copies = self.copies.get(key, ())
+        videos = [clip.video, *copies]
         note_failure(self.catalog, self.report, videos, clip.span, error, key)
         self.claims.release(key)
+        self._failed.append((clip, error, len(copies)))
+
+    def note_late_copies(self) -> None:
+        """Note failures under files as well that were read only after their clip had failed."""
+        for clip, error, number in self._failed:
+            for video in self.copies.get(clip.key.digest, ())[number:]:
+                _add_failure(self.catalog, self.report, video, clip.span, error, clip.key.digest)
 
 
 def note_failure(
@@ -89,6 +99,12 @@ def note_failure(
 ) -> None:
     """Note that a clip could not be done, under each file that holds it."""
     for video in videos:
-        catalog.add_failure(failure_row(video, span, "extract", error, run=report.run, key=key))
+        _add_failure(catalog, report, video, span, error, key)
     report.counts.failed += 1
     logger.warning("%s", printable(error.problem))
+
+
+def _add_failure(
+    catalog: Catalog, report: RunReport, video: Path, span: Span, error: ClipError, key: str | None
+) -> None:
+    catalog.add_failure(failure_row(video, span, "extract", error, run=report.run, key=key))

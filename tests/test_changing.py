@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,13 @@ from scenes import catalog_of, settings
 from videos import write_video
 
 from cogcache.catalog import Catalog
-from cogcache.digesting import remembered
+from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.extract import extract
-from cogcache.file_memory import Stat
 from cogcache.inputs import check_unchanged, file_digest
+from cogcache.shards import Shard
+from cogcache.spool import Spool
+from cogcache.store import FeatureStore
 
 
 def append_once_at_work(cache: Path, video: Path) -> threading.Thread:
@@ -25,8 +26,9 @@ def append_once_at_work(cache: Path, video: Path) -> threading.Thread:
 
     def wait() -> None:
         until_s = time.monotonic() + 60
-        while not [*cache.glob("working/*.json")] and time.monotonic() < until_s:
-            time.sleep(0.002)
+        with catalog_of(cache) as catalog:
+            while not catalog.digests_of({video: video.stat()}) and time.monotonic() < until_s:
+                time.sleep(0.002)
         with video.open("ab") as file:
             file.write(b"\0\0\0\x08free")
 
@@ -39,6 +41,7 @@ def test_what_has_grown_since_its_digest_was_taken_is_not_sealed_under_it(tmp_pa
     cache = tmp_path / "cache"
     still = write_video(tmp_path / "a.mp4", num_frames=5)
     grown = write_video(tmp_path / "b.mp4", num_frames=6)
+    FeatureStore.create_or_open(cache)
     thread = append_once_at_work(cache, grown)
     report = extract([still, grown], cache, settings())
     thread.join()
@@ -62,13 +65,22 @@ def test_a_file_that_was_only_touched_has_not_changed(tmp_path):
 
 def test_digests_that_were_read_before_a_run_was_broken_off_are_remembered(tmp_path):
     paths = [write_video(tmp_path / f"{number}.mp4", num_frames=1) for number in range(3)]
-    stats: dict[Path, Stat] = {path: path.stat() for path in paths}
-
-    def interrupted() -> Iterator[str]:
-        yield from ("aa" * 32, "bb" * 32)
-        raise KeyboardInterrupt
-
+    stats = {path: path.stat() for path in paths}
     with Catalog(tmp_path / "catalog.sqlite") as catalog:
-        with pytest.raises(KeyboardInterrupt):
-            list(remembered(paths, interrupted(), stats, catalog))
-        assert catalog.digests_of(stats) == {paths[0]: "aa" * 32, paths[1]: "bb" * 32}
+        reader = DigestReader(stats, catalog, Shard(), Spool(tmp_path, 0))
+        with reader:
+            taken = dict(reader.take(60.0))
+        assert taken
+        assert catalog.digests_of(stats) == taken
+
+
+def test_a_long_file_is_read_no_further_once_the_run_ends(tmp_path):
+    path = tmp_path / "long.mp4"
+    with path.open("wb") as file:
+        file.truncate(40 << 30)  # a minute and more to read, of which nothing lies on the disk
+    with Catalog(tmp_path / "catalog.sqlite") as catalog:
+        with DigestReader({path: path.stat()}, catalog, Shard(), Spool(tmp_path, 0)) as reader:
+            assert reader.take(0.1) == []
+            began_s = time.monotonic()
+        assert time.monotonic() - began_s < 5
+        assert reader.num_left == 1

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,17 @@ def test_a_stage_without_work_loads_no_torch(ran, command):
     assert "torch was loaded" not in done.stderr
     assert "0 c" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_videos_that_were_moved_are_found_to_be_there_without_torch(ran, tmp_path):
+    videos, cache, _, _ = ran
+    shutil.copytree(videos, tmp_path / "moved", ignore=shutil.ignore_patterns("bad.mp4"))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "extract", tmp_path / "moved", f"--cache={cache}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "extract: 0 clips made, 2 there already" in done.stdout
 
 
 def until(found: Callable[[], object], process: subprocess.Popen[str]) -> None:

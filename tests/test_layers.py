@@ -90,8 +90,9 @@ LAYERS = {
     4.19: {"captioning", "encoding", "reuse"},
     4.195: {"featuremaking", "place"},
     4.196: {"extraction", "writing"},
-    4.197: {"caption_role", "clip_roles", "searching"},
-    4.198: {"crewing"},
+    4.197: {"caption_role", "clip_roles", "foundclips"},
+    4.198: {"crewing", "searching"},
+    4.199: {"finding"},
     4.2: {"caption", "conversion", "extract", "precision_check", "splitting", "stages", "whole"},
     4.9: {"caption_import", "queries", "selection"},
     5.0: {

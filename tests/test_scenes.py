@@ -22,13 +22,13 @@ from cogcache.claims import Claims
 from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
+from cogcache.finding import Finding
 from cogcache.inputs import file_digest
 from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Split
 from cogcache.scenes import THRESHOLDS, Piece, Span, extent_of, pieces_of, search, spans_of
-from cogcache.searching import SceneSearch
 from cogcache.sharing import Sharing
 from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
@@ -79,8 +79,8 @@ def search_all(tmp_path) -> Iterator[Callable[..., Found]]:
         report = RunReport(run_id, "extract", "tiny", counts, Split())
         with LiveRun(cache, dict).beating() as run:
             sharing = Sharing(Claims(run), store, catalog, Stop())
-            with SceneSearch(work, wanted, sharing, report) as search:
-                clips = [clip for clip in search.clips() if clip is not None]
+            with Finding(work, wanted, sharing, report) as finding:
+                clips = [clip for clip in finding.clips() if clip is not None]
         return Found(counts, clips, catalog)
 
     with catalog_of(cache) as catalog:

@@ -122,7 +122,7 @@ def test_a_run_without_time_or_space_searches_nothing_and_says_what_is_left(film
     late = extract(films, cache, settings(max_hours=1e-9, **QUICK))
     assert (late.counts.done, searched(cache), late.exit_status) == (0, set(), 0)
     assert "--max-hours" in (late.stopped or "")
-    assert f"  scenes: {NUM_FILMS} videos not searched for them yet" in late.lines()
+    assert f"  {NUM_FILMS} videos not cut into clips yet" in late.lines()
     full = extract(films, cache, settings(min_free_gib=1e9, **QUICK))
     assert (searched(cache), full.exit_status) == (set(), 1)
 
@@ -148,7 +148,7 @@ def test_a_signal_ends_a_search_within_seconds_and_what_was_found_is_kept(
     assert time.monotonic() - began_s < 10
     assert process.returncode == 128 + signal.SIGINT, error
     assert f"{SCENES_EACH} clips made" in output
-    assert "1 video not searched for them yet" in output
+    assert "1 video not cut into clips yet" in output
     assert "Traceback" not in error
     assert len(searched(cache)) == 1
     assert not [*(cache / "claims").iterdir(), *(cache / "working").iterdir()]
@@ -183,7 +183,7 @@ def test_status_tells_how_far_the_search_is_and_what_is_left(films, long_film, c
     # One film has given two clips, so the other is taken for two.
     assert seen["eta_s"] == pytest.approx(SCENES_EACH / seen["per_s"])
     told = shown(seen)
-    assert told["progress"] == f"{SCENES_EACH} of {SCENES_EACH} and those of 1 to search"
+    assert told["progress"] == f"{SCENES_EACH} of {SCENES_EACH} and those of 1 to cut"
     assert told["left"].startswith("about ")
     assert told["state"].startswith("at work, searching: ")
 
@@ -226,7 +226,7 @@ def test_a_crew_makes_clips_while_films_are_searched(films, long_film, cache, ru
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "1 video not searched for them yet" in output
+    assert "1 video not cut into clips yet" in output
 
 
 def test_a_crew_makes_all_clips_of_films(films, cache):

@@ -12,13 +12,34 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.catalog import Catalog, failure_row
 from cogcache.checkpoint import Checkpoint
+from cogcache.claims import Claims
+from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
+from cogcache.finding import Finding
 from cogcache.keys import FeatureKey
+from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
+from cogcache.runs import Counts, RunReport, Split
+from cogcache.shards import Shard
+from cogcache.sharing import Sharing
+from cogcache.spool import Spool
+from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
-from cogcache.worklist import Clip, Wanted, Worklist, list_work, num_unseen, unseen
+from cogcache.worklist import (
+    WHOLE,
+    Clip,
+    Wanted,
+    Worklist,
+    list_work,
+    num_unseen,
+    put_damaged_away,
+    sort_videos,
+    unseen,
+)
+from cogcache.writing import ClipWriter
 
+NO_SPOOL = Spool(Path(), 0)
 BAD = VideoError("decode_failed", "it cannot be read", "fetch it anew")
 
 
@@ -35,8 +56,29 @@ class Desk:
         write_scene(path, seed)
         return path
 
-    def list(self, *videos: Path, **wanted: object) -> Worklist:
-        return list_work(videos, replace(self.wanted, **wanted), self.store, self.catalog)
+    def list(self, *videos: Path, **changed: object) -> Worklist:
+        """List the clips of videos, of which the new ones are read first."""
+        wanted = replace(self.wanted, **changed)
+        work = list_work(videos, wanted, self.store, self.catalog)
+        digests = {}
+        with DigestReader(work.unread, self.catalog, Shard(), NO_SPOOL) as reader:
+            while reader.num_left:
+                digests.update(reader.take(60.0))
+        sort_videos(work, digests, wanted, self.store, self.catalog)
+        put_damaged_away(work, self.store, self.catalog)
+        return work
+
+    def find(self, *videos: Path, **changed: object) -> tuple[list[Clip], Counts]:
+        """Find the clips of videos as a run does, and make none."""
+        wanted = replace(self.wanted, **changed)
+        work = list_work(videos, wanted, self.store, self.catalog)
+        run = self.catalog.start_run("extract", "tiny", {})
+        report = RunReport(run, "extract", "tiny", Counts(found=work.num_clips), Split())
+        report.counts.skipped = len(work.known_failures)
+        with LiveRun(self.store.root, dict).beating() as live:
+            sharing = Sharing(Claims(live), self.store, self.catalog, Stop())
+            with Finding(work, wanted, sharing, report) as finding:
+                return [clip for clip in finding.clips() if clip is not None], report.counts
 
     def fail(self, clip: Clip) -> None:
         row = failure_row(clip.video, clip.span, "extract", BAD, key=clip.key.digest)
@@ -111,12 +153,27 @@ def test_a_file_that_failed_and_was_changed_is_missing_and_its_failure_forgotten
     assert desk.catalog.failures() == []
 
 
+def test_a_copy_that_is_read_after_its_clip_has_failed_is_listed_with_it(desk):
+    (clip,) = desk.list(desk.video("a.mp4")).missing
+    run = desk.catalog.start_run("extract", "tiny", {})
+    report = RunReport(run, "extract", "tiny", Counts(), Split())
+    with LiveRun(desk.store.root, dict).beating() as live:
+        writer = ClipWriter("tiny", desk.catalog, report, Claims(live))
+        writer.copies = copies = {}
+        writer.take([(clip, BAD)])
+        copies[clip.key.digest] = [desk.folder / "copy.mp4"]
+        writer.note_late_copies()
+    videos = [Path(row["video"]).name for row in desk.catalog.failures()]
+    assert videos == ["a.mp4", "copy.mp4"]
+    assert report.counts.failed == 1
+
+
 def test_a_file_that_was_gone_and_is_back_leaves_no_failure(desk):
     video = desk.video("a.mp4")
     desk.list(video)
     away = video.rename(video.with_suffix(".away"))
     (gone,) = desk.list(video).failures
-    desk.catalog.add_failure(failure_row(video, gone.span, "extract", gone.error))
+    desk.catalog.add_failure(failure_row(video, WHOLE, "extract", gone.error))
     away.rename(video)
     assert names(desk.list(video).missing) == ["a.mp4"]
     assert desk.catalog.failures() == []
@@ -196,20 +253,23 @@ def test_a_video_that_cannot_be_cut_fails_once_and_is_known_then(desk):
     video = desk.folder / "text.mp4"
     video.write_text("no video")
     cutting = {"settings": settings(segment_s=2.0)}
-    (bad,) = desk.list(video, **cutting).failures
-    assert bad.error.reason == "not_a_video"
-    row = failure_row(video, bad.span, "extract", bad.error, key=bad.key)
-    desk.catalog.add_failure(row)
-    again = desk.list(video, **cutting)
-    assert (len(again.known_failures), len(again.failures)) == (1, 0)
+    _, first = desk.find(video, **cutting)
+    assert (first.found, first.failed) == (1, 1)
+    (row,) = desk.catalog.failures()
+    assert row["reason"] == "not_a_video"
+    _, again = desk.find(video, **cutting)
+    assert (again.found, again.failed, again.skipped) == (1, 0, 1)
+    _, retried = desk.find(video, **cutting, retry_failed=True)
+    assert (retried.found, retried.failed) == (1, 1)
 
 
 def test_a_long_video_is_cut_into_segments(desk):
-    work = desk.list(desk.video("a.mp4"), settings=settings(segment_s=1.0))
-    starts = [clip.key.start_s for clip in work.missing]
+    clips, counts = desk.find(desk.video("a.mp4"), settings=settings(segment_s=1.0))
+    starts = [clip.key.start_s for clip in clips]
     assert starts == [float(second) for second in range(len(starts))]
     assert len(starts) >= 3
-    assert work.missing[-1].key.end_s is None
+    assert clips[-1].key.end_s is None
+    assert (counts.found, counts.unsearched) == (len(clips), 0)
 
 
 def test_clips_of_which_the_end_is_not_seen_are_told(desk):
