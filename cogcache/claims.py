@@ -68,7 +68,7 @@ class Claims:
 
 def sweep(root: Path) -> list[Path]:
     """Remove the claims and files of runs that are dead; return the claims removed."""
-    claims = [*(root / FOLDER).glob("*")]
+    claims = [path for path in (root / FOLDER).glob("*") if path.is_file()]
     now_s = clock_s(root) if claims else 0.0
     dead = [path for path in claims if not _lives(root, path, now_s)]
     for path in dead:
@@ -79,8 +79,9 @@ def sweep(root: Path) -> list[Path]:
 
 def _lives(root: Path, path: Path, now_s: float) -> bool:
     try:
-        name = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        # What somebody else has put there names no run.
+        name = path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, IsADirectoryError):
         return False
     # An empty claim is one that is being written, or whose writer died at it.
     return is_alive(root, name, now_s) if name else _is_fresh(path, now_s)
@@ -88,12 +89,13 @@ def _lives(root: Path, path: Path, now_s: float) -> bool:
 
 def _is_fresh(path: Path, now_s: float) -> bool:
     try:
-        return now_s - path.stat().st_mtime < 2.0
+        return abs(now_s - path.stat().st_mtime) < 2.0  # the clock may have been set back
     except FileNotFoundError:
         return False
 
 
 def _create(path: Path, name: str) -> bool:
+    make_folder(path.parent)  # somebody may have removed it meanwhile
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:

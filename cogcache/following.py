@@ -76,4 +76,4 @@ class Following:
 
     def _growing(self) -> bool:
         rows = live_runs(self.cache)
-        return any(row["command"] == "extract" and row["state"] == "at work" for row in rows)
+        return any(row.get("command") == "extract" and row["state"] == "at work" for row in rows)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ FOLDER: Final = "working"
 BEAT_S: Final = 3.0
 EXPIRY_S: Final = 60.0
 """Silence after which a run on another machine is taken for dead."""
+_NAME: Final = re.compile(r"(?P<host>[^./\x00]{,150})\.(?P<pid>\d{1,18})\.[0-9a-f]{,32}", re.ASCII)
 Facts = Mapping[str, Any]
 
 
@@ -48,7 +50,6 @@ class LiveRun:
     @contextmanager
     def beating(self) -> Iterator[LiveRun]:
         """Keep the file fresh while a `with` block runs, then remove it."""
-        make_folder(self.path.parent)
         self.beat()
         stop = threading.Event()
         thread = threading.Thread(target=self._beat_until, args=(stop,), daemon=True)
@@ -69,6 +70,7 @@ class LiveRun:
         """Write the file anew, whole or not at all."""
         facts = {"pid": os.getpid(), "host": platform.node(), "started_at": self.started_at}
         text = json.dumps({**facts, **self._facts()}, default=str)
+        make_folder(self.path.parent)  # somebody may have removed it meanwhile
         fresh = self.path.with_suffix(".new")
         fresh.write_text(text, encoding="utf-8")
         fresh.replace(self.path)
@@ -89,6 +91,8 @@ def is_alive(root: Path, name: str, now_s: float) -> bool:
         name: of a `LiveRun`.
         now_s: the time by the clock of the machine that holds the folder.
     """
+    if not (known := _NAME.fullmatch(name)):
+        return False
     try:
         # Opened, not only asked for: a network file system then asks its server anew, where it
         # would else tell what it has known for up to a minute.
@@ -96,8 +100,10 @@ def is_alive(root: Path, name: str, now_s: float) -> bool:
             silent_s = now_s - os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return False
-    host, pid, _ = name.split(".")
-    return silent_s < EXPIRY_S and (host != machine() or _runs(int(pid)))
+    # A time that is yet to come is one from before the clock was set back, or from where a copy of
+    # the cache was made: whoever lives has the right one at the next beat.
+    beats = abs(silent_s) < EXPIRY_S
+    return beats and (known["host"] != machine() or _runs(int(known["pid"])))
 
 
 def live_runs(root: Path) -> list[dict[str, Any]]:
@@ -109,7 +115,8 @@ def live_runs(root: Path) -> list[dict[str, Any]]:
             row = json.loads(path.read_text(encoding="utf-8"))
             silent_s = max(now_s - path.stat().st_mtime, 0.0)
             state = "at work" if is_alive(root, path.stem, now_s) else "dead"
-            rows.append({**row, "state": state, "silent_s": round(silent_s, 1)})
+            if isinstance(row, dict) and "started_at" in row:  # else no run has written it
+                rows.append({**row, "state": state, "silent_s": round(silent_s, 1)})
     return sorted(rows, key=lambda row: str(row["started_at"]))
 
 
@@ -129,7 +136,7 @@ def forget_dead(root: Path) -> list[str]:
 def _begins(root: Path, name: str, now_s: float) -> bool:
     """Say whether a run is writing its first word just now."""
     try:
-        return now_s - (root / FOLDER / f"{name}.new").stat().st_mtime < 2 * BEAT_S
+        return abs(now_s - (root / FOLDER / f"{name}.new").stat().st_mtime) < 2 * BEAT_S
     except FileNotFoundError:
         return False
 

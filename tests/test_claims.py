@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,6 +36,22 @@ def run(tmp_path):
 def other(tmp_path):
     with LiveRun(tmp_path, dict).beating() as run:
         yield run
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A run of a machine with our host name, and of a process that does not exist here."""
+    boot = tmp_path / "boot_id"
+    boot.write_text("another start of another machine of this name")
+    with monkeypatch.context() as patch:
+        patch.setattr(machines, "_BOOT", boot)
+        patch.setattr(os, "getpid", lambda: 2**22 + 1)
+        machines.machine.cache_clear()
+        run = LiveRun(tmp_path, dict)
+    machines.machine.cache_clear()
+    run.path.parent.mkdir(exist_ok=True)
+    run.beat()
+    return run
 
 
 def age(path: Path, seconds: float) -> None:
@@ -107,21 +124,6 @@ class TestAClaim:
 class TestAnotherMachine:
     """Its process ids mean nothing here, and its clock need not agree with ours."""
 
-    @pytest.fixture
-    def elsewhere(self, tmp_path, monkeypatch):
-        """A run of a machine with our host name, and of a process that does not exist here."""
-        boot = tmp_path / "boot_id"
-        boot.write_text("another start of another machine of this name")
-        with monkeypatch.context() as patch:
-            patch.setattr(machines, "_BOOT", boot)
-            patch.setattr(os, "getpid", lambda: 2**22 + 1)
-            machines.machine.cache_clear()
-            run = LiveRun(tmp_path, dict)
-        machines.machine.cache_clear()
-        run.path.parent.mkdir(exist_ok=True)
-        run.beat()
-        return run
-
     def test_of_the_same_name_is_told_apart(self, elsewhere):
         name, here = elsewhere.name.split(".")[0], machines.machine()
         assert name != here
@@ -151,6 +153,57 @@ class TestAnotherMachine:
         assert sealing.remove_dead([tmp_path]) == []
         age(partial, 25 * 3600)
         assert sealing.remove_dead([tmp_path]) == [partial]
+
+
+class TestWhatSomebodyDidToTheFiles:
+    """Nothing is lost by it, and nobody waits for what will not come."""
+
+    @pytest.mark.parametrize("content", [b"", b"\xff\x00/", b"notes", b"a.b.c"])
+    def test_a_claim_that_names_no_run_may_be_taken(self, run, content):
+        path = run.root / "claims" / f"{KEY}.1"
+        claims = Claims(run)
+        path.write_bytes(content)
+        age(path, -3600)  # by a clock that has been set back since
+        assert claims.is_free(KEY)
+        assert claims.take(KEY)
+
+    def test_a_folder_in_the_place_of_a_claim_is_none(self, run):
+        (run.root / "claims" / f"{KEY}.1").mkdir(parents=True)
+        assert sweep(run.root) == []
+        assert Claims(run).take(KEY)
+
+    @pytest.mark.parametrize("folder", ["claims", "working"])
+    def test_a_folder_that_is_gone_is_made_again(self, run, other, folder):
+        claims = Claims(run)
+        assert claims.take("cd" * 32)
+        shutil.rmtree(run.root / folder)
+        run.beat()
+        assert claims.take(KEY)
+        assert not Claims(other).take(KEY)
+        claims.release_all()
+        assert Claims(other).take(KEY)
+
+    def test_files_that_no_run_has_written_are_no_runs(self, run):
+        for name in ("a.b.c.json", "a.b.c.d.json", f"{run.name}.json~", "list.json", "row.json"):
+            (run.root / "working" / name).write_text("[]" if name == "list.json" else "{}")
+        assert [row["pid"] for row in live_runs(run.root)] == [os.getpid()]
+        sweep(run.root)
+        assert run.path.exists()
+
+    def test_of_a_dead_run_whose_clock_was_ahead_may_be_taken(self, elsewhere, run):
+        Claims(elsewhere).take(KEY)
+        age(elsewhere.path, -3600)
+        assert Claims(run).take(KEY)
+
+    def test_a_living_run_keeps_its_claims_when_the_clock_was_set(self, run, other):
+        claims = Claims(run)
+        claims.take(KEY)
+        for seconds in (3600, -3600):
+            age(run.path, seconds)
+            run.beat()
+            assert not Claims(other).take(KEY)
+        sweep(other.root)
+        assert not Claims(other).take(KEY)
 
 
 class TestALiveRun:
