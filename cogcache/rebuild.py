@@ -19,8 +19,9 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, ClipRow, VideoRow
+from cogcache.catalog_version import VERSION
 from cogcache.database import CatalogFile
-from cogcache.errors import CacheError
+from cogcache.errors import CacheError, CatalogError
 from cogcache.live import live_runs
 from cogcache.recovery import rows_of
 from cogcache.sealing import seal
@@ -57,7 +58,8 @@ def rebuild(cache: Path) -> Rebuilt:
         cache: folder of the cache.
 
     Raises:
-        CacheError: the folder is no cache, cannot be written, or a run is at work on it.
+        CacheError: the folder is no cache, cannot be written, or a run is at work on it;
+            its catalog is of a newer version, or cannot be opened.
     """
     store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
     if any(row["state"] == "at work" for row in live_runs(cache)):
@@ -66,6 +68,7 @@ def rebuild(cache: Path) -> Rebuilt:
     with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
         fresh = Path(folder, "catalog.sqlite")
         if path.exists():
+            _check_usable(path)
             _save(path, fresh, result)
         with Catalog(fresh) as catalog:
             for rows in _batches(store, result):
@@ -101,6 +104,22 @@ def _save(path: Path, fresh: Path, result: Rebuilt) -> None:
             rows = _readable(old, table, columns, result)
             with into.transaction() as conn:
                 result.saved[table] = sum(_insert(conn, table, columns, row) for row in rows)
+
+
+def _check_usable(path: Path) -> None:
+    """Refuse an old catalog that may be sound: it would be taken for a damaged one."""
+    try:
+        with closing(sqlite3.connect(path)) as old:
+            (version,) = old.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            hint = "see that its disk is writable, and that `ulimit -n` is ample (4096)"
+            raise CatalogError(f"{path} cannot be opened: {error}", hint) from error
+        return
+    if version > VERSION:
+        problem = f"{path} is of version {version}; this cogcache knows {VERSION}"
+        hint = "update cogcache: pip install --upgrade cogcache; or move the file away"
+        raise CatalogError(problem, hint)
 
 
 def _shared_columns(into: CatalogFile, old: sqlite3.Connection, table: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from contextlib import closing
 
 import pytest
 from caches import key_of, make_cache, write_clip_features
@@ -284,3 +285,20 @@ class TestRebuild:
     def test_refuses_while_a_run_is_at_work(self, cache):
         with LiveRun(cache, dict).beating(), pytest.raises(CacheError, match="at work"):
             rebuild(cache)
+
+    def test_refuses_a_catalog_of_a_newer_version_and_leaves_it(self, cache):
+        path = cache / "catalog.sqlite"
+        with closing(sqlite3.connect(path)) as catalog, catalog:
+            catalog.execute("PRAGMA user_version = 999")
+        with pytest.raises(CatalogError, match="version 999"):
+            rebuild(cache)
+        assert path.is_file()
+        assert not [*cache.glob("quarantine/catalog*")]
+
+    def test_refuses_a_catalog_that_cannot_be_opened_and_leaves_it(self, cache):
+        path = cache / "catalog.sqlite"
+        path.rename(path.with_suffix(".away"))
+        path.mkdir()
+        with pytest.raises(CatalogError, match="cannot be opened"):
+            rebuild(cache)
+        assert path.is_dir()
