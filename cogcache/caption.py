@@ -34,7 +34,7 @@ from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, at_work
 from cogcache.readahead import read_ahead
-from cogcache.runs import Counts, RunReport, Split
+from cogcache.runs import Counts, RunReport, Split, error_noted
 from cogcache.scenes import Span
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
@@ -92,16 +92,17 @@ def caption(
             report = RunReport(
                 run, "caption", settings.model, counts, split, settings.machines.shard
             )
-            if work.missing or follow:
-                limit = settings.limits.limit
-                following = Following(cache, listed, work, counts, limit, follow)
-                with at_work(cache, report, settings.limits, monitor.started_s) as at:
-                    job = _Captioning(settings, family, identity, store, catalog, report, at)
-                    job.run(work, following)
-                report.stopped, report.fault = at.stop.reason, at.stop.fault
-                work = following.last
-            if not report.stopped:
-                note_refused(work, catalog, report)
+            with error_noted(report, catalog, monitor):
+                if work.missing or follow:
+                    limit = settings.limits.limit
+                    following = Following(cache, listed, work, counts, limit, follow)
+                    with at_work(cache, report, settings.limits, monitor.started_s) as at:
+                        job = _Captioning(settings, family, identity, store, catalog, report, at)
+                        job.run(work, following)
+                    report.stopped, report.fault = at.stop.reason, at.stop.fault
+                    work = following.last
+                if not report.stopped:
+                    note_refused(work, catalog, report)
         report.finish(monitor)
         catalog.finish_run(run, **report.row())
     return report

@@ -31,7 +31,7 @@ from cogcache.models.registry import family_of
 from cogcache.progress import at_work
 from cogcache.recovery import rows_of
 from cogcache.repacking import compression_of, repack
-from cogcache.runs import Counts, RunReport, Split, versions
+from cogcache.runs import Counts, RunReport, Split, error_noted, versions
 from cogcache.store import Compression, FeatureStore
 from cogcache.units import format_bytes
 
@@ -80,12 +80,13 @@ def convert(
             job.run = run
             report = RunReport(run, "convert", settings.model, job.counts, Split())
             job.counts.found = job.counts.cached + len(tasks)
-            with at_work(cache, report, settings.limits, monitor.started_s) as at:
-                for task in tqdm(tasks, unit="clip", desc="convert", disable=None):
-                    if at.stop:
-                        break
-                    job.do(task)
-            report.stopped, report.fault = at.stop.reason, at.stop.fault
+            with error_noted(report, catalog, monitor):
+                with at_work(cache, report, settings.limits, monitor.started_s) as at:
+                    for task in tqdm(tasks, unit="clip", desc="convert", disable=None):
+                        if at.stop:
+                            break
+                        job.do(task)
+                report.stopped, report.fault = at.stop.reason, at.stop.fault
         report.notes += job.lines()
         report.finish(monitor)
         catalog.finish_run(run, **report.row())

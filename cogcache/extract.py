@@ -30,7 +30,7 @@ from cogcache.memory import MemoryMonitor
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, at_work
-from cogcache.runs import Counts, RunReport, Split
+from cogcache.runs import Counts, RunReport, Split, error_noted
 from cogcache.sharing import Sharing
 from cogcache.store import FeatureStore
 from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen
@@ -86,12 +86,13 @@ def extract(
             report = RunReport(
                 run, "extract", settings.model, counts, split, settings.machines.shard
             )
-            for bad in work.failures:
-                note_failure(catalog, report, [bad.video], WHOLE, bad.error, None)
-            if work.missing or work.unsearched or work.unread:
-                with at_work(cache, report, settings.limits, monitor.started_s) as at:
-                    _Extraction(wanted, store, catalog, report, at).run(work)
-                report.stopped, report.fault = at.stop.reason, at.stop.fault
+            with error_noted(report, catalog, monitor):
+                for bad in work.failures:
+                    note_failure(catalog, report, [bad.video], WHOLE, bad.error, None)
+                if work.missing or work.unsearched or work.unread:
+                    with at_work(cache, report, settings.limits, monitor.started_s) as at:
+                        _Extraction(wanted, store, catalog, report, at).run(work)
+                    report.stopped, report.fault = at.stop.reason, at.stop.fault
         report.finish(monitor)
         catalog.finish_run(run, **report.row())
     return report

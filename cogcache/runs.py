@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from cogcache.catalog import Catalog
+from cogcache.errors import CogcacheError
 from cogcache.memory import MemoryMonitor, MemorySample
 from cogcache.units import format_bytes, format_seconds
 
@@ -111,6 +113,8 @@ class RunReport:
     """Why the run ended before its work did."""
     fault: bool = False
     """Whether it ended so for something that has to be mended."""
+    error: str | None = None
+    """What ended the run, if that was an error."""
     total_s: float = 0.0
     timeline: list[MemorySample] = field(default_factory=list)
     searching: str = ""
@@ -133,7 +137,9 @@ class RunReport:
 
     @property
     def status(self) -> str:
-        """`done`, `stopped`, or `failures` where some clips could not be done."""
+        """`done`, `stopped`, `error`, or `failures` where some clips could not be done."""
+        if self.error:
+            return "error"
         if self.stopped:
             return "stopped"
         return "failures" if self.counts.failed or self.counts.skipped else "done"
@@ -160,7 +166,7 @@ class RunReport:
                 "bytes_by_shard": dict(self.bytes_by_shard),
                 "quantization": self.quantization,
                 "notes": list(self.notes),
-                "stopped": self.stopped,
+                "stopped": self.error or self.stopped,
                 "shard": self.shard,
                 "total_s": self.total_s,
                 "versions": versions(),
@@ -204,3 +210,22 @@ class RunReport:
         anonymous, mapped = format_bytes(peak.anonymous_bytes), format_bytes(peak.file_bytes)
         total, base = format_bytes(peak.host_bytes), format_bytes(self.base_bytes)
         return f"{total} ({anonymous} its own, {mapped} mapped; {base} before loading){plan}"
+
+
+@contextmanager
+def error_noted(report: RunReport, catalog: Catalog, monitor: MemoryMonitor) -> Iterator[None]:
+    """Note in the catalog that a run ends with an error, if a `with` block does: it was not killed.
+
+    Args:
+        report: of the run.
+        catalog: has the run's row.
+        monitor: of the run's memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        report.error = error.problem if isinstance(error, CogcacheError) else repr(error)
+        report.finish(monitor)
+        with suppress(CogcacheError):  # it may be the catalog that fails
+            catalog.finish_run(report.run, **report.row())
+        raise

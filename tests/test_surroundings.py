@@ -17,6 +17,7 @@ from videos import write_video
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.cli.surroundings import printable_lines
+from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.progress import line, state_of
 
@@ -134,6 +135,16 @@ def test_a_run_that_was_killed_is_dead_and_one_at_work_is_running(tmp_path):
     assert state_of(run, [{"run": run["run"], "state": "dead"}]) == "dead"
     assert state_of(run, [{"run": run["run"], "state": "at work"}]) == "running"
     assert state_of({**run, "status": "done"}, []) == "done"
+
+
+def test_a_run_that_an_error_ends_says_so_and_is_not_dead(tmp_path):
+    write_scene(tmp_path / "a.mp4", 0)
+    with pytest.raises(ConfigError) as caught:
+        extract([tmp_path / "a.mp4"], tmp_path / "cache", settings(memory="64MiB"))
+    with catalog_of(tmp_path / "cache") as catalog:
+        (run,) = catalog.runs()
+    assert run["status"] == state_of(run, []) == "error"
+    assert run["report"]["stopped"] == caught.value.problem
 
 
 def test_a_line_of_a_log_file_counts_all_that_is_settled():
