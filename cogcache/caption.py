@@ -32,7 +32,7 @@ from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
-from cogcache.progress import AtWork, at_work
+from cogcache.progress import AtWork, announced, at_work
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Split, error_noted
 from cogcache.scenes import Span
@@ -80,7 +80,10 @@ def caption(
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with open_catalog(cache, catalog_path, settings.machines.shard) as catalog:
+    with (
+        announced(cache, "caption", settings) as live,
+        open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
+    ):
         with MemoryMonitor() as monitor:
             split = Split()
             with split.time("digest"):
@@ -96,7 +99,7 @@ def caption(
                 if work.missing or follow:
                     limit = settings.limits.limit
                     following = Following(cache, listed, work, counts, limit, follow)
-                    with at_work(cache, report, settings.limits, monitor.started_s) as at:
+                    with at_work(live, report, settings.limits, monitor.started_s) as at:
                         job = _Captioning(settings, family, identity, store, catalog, report, at)
                         job.run(work, following)
                     report.stopped, report.fault = at.stop.reason, at.stop.fault

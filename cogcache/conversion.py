@@ -28,7 +28,7 @@ from cogcache.models.family import ClipTensors
 from cogcache.models.identity import identify
 from cogcache.models.projection import load_projector
 from cogcache.models.registry import family_of
-from cogcache.progress import at_work
+from cogcache.progress import announced, at_work
 from cogcache.recovery import rows_of
 from cogcache.repacking import compression_of, repack
 from cogcache.runs import Counts, RunReport, Split, error_noted, versions
@@ -70,7 +70,10 @@ def convert(
         CogcacheError: the checkpoint or the cache is not usable.
     """
     store = FeatureStore.open(cache)
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with (
+        announced(cache, "convert", settings) as live,
+        Catalog(cache / "catalog.sqlite") as catalog,
+    ):
         job = _Conversion(settings, store, catalog, compression)
         with MemoryMonitor() as monitor:
             clips = _clips(catalog, videos)
@@ -81,7 +84,7 @@ def convert(
             report = RunReport(run, "convert", settings.model, job.counts, Split())
             job.counts.found = job.counts.cached + len(tasks)
             with error_noted(report, catalog, monitor):
-                with at_work(cache, report, settings.limits, monitor.started_s) as at:
+                with at_work(live, report, settings.limits, monitor.started_s) as at:
                     for task in tqdm(tasks, unit="clip", desc="convert", disable=None):
                         if at.stop:
                             break

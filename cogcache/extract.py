@@ -29,7 +29,7 @@ from cogcache.local_catalog import open_catalog
 from cogcache.memory import MemoryMonitor
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.progress import AtWork, at_work
+from cogcache.progress import AtWork, announced, at_work
 from cogcache.runs import Counts, RunReport, Split, error_noted
 from cogcache.sharing import Sharing
 from cogcache.store import FeatureStore
@@ -72,7 +72,10 @@ def extract(
     sweep(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with open_catalog(cache, catalog_path, settings.machines.shard) as catalog:
+    with (
+        announced(cache, "extract", settings) as live,
+        open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
+    ):
         with MemoryMonitor() as monitor:
             split = Split()
             with split.time("digest"):
@@ -90,7 +93,7 @@ def extract(
                 for bad in work.failures:
                     note_failure(catalog, report, [bad.video], WHOLE, bad.error, None)
                 if work.missing or work.unsearched or work.unread:
-                    with at_work(cache, report, settings.limits, monitor.started_s) as at:
+                    with at_work(live, report, settings.limits, monitor.started_s) as at:
                         _Extraction(wanted, store, catalog, report, at).run(work)
                     report.stopped, report.fault = at.stop.reason, at.stop.fault
         report.finish(monitor)

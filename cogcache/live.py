@@ -61,6 +61,11 @@ class LiveRun:
             thread.join()
             self.path.unlink(missing_ok=True)
 
+    def show(self, facts: Callable[[], Facts]) -> None:
+        """Have something else shown from here on, see `LiveRun`."""
+        self._facts = facts
+        self.beat()
+
     def _beat_until(self, stop: threading.Event) -> None:
         while not stop.wait(BEAT_S):
             with suppress(OSError):  # a full disk is noticed where it matters

@@ -8,13 +8,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog import Catalog
-from cogcache.config import Limits
+from cogcache.config import Limits, Settings
 from cogcache.live import LiveRun, live_runs
 from cogcache.memory import sample
 from cogcache.runs import RunReport
@@ -38,20 +38,28 @@ class AtWork:
 
 
 @contextmanager
-def at_work(cache: Path, report: RunReport, limits: Limits, began_s: float) -> Iterator[AtWork]:
+def at_work(live: LiveRun, report: RunReport, limits: Limits, began_s: float) -> Iterator[AtWork]:
     """Show a run to others while a `with` block does it, and have it stop at its limits.
 
     Args:
-        cache: folder of the cache.
+        live: the run, known to others already.
         report: of the run; its counts are shown.
         limits: when to stop.
         began_s: when the run began, by the monotonic clock.
     """
     with stop_on_signals() as stop:
-        watch = _Watch(cache, report, limits, stop, began_s)
+        watch = _Watch(live.root, report, limits, stop, began_s)
         watch.look()
-        with LiveRun(cache, watch.facts).beating() as run:
-            yield AtWork(stop, run)
+        live.show(watch.facts)
+        yield AtWork(stop, live)
+
+
+def announced(cache: Path, command: str, settings: Settings) -> AbstractContextManager[LiveRun]:
+    """Show others, while a `with` block runs, that a run is at work on a cache.
+
+    To be entered before the catalog is opened: nobody must put that away meanwhile.
+    """
+    return LiveRun(cache, lambda: {"command": command, "model": settings.model}).beating()
 
 
 @dataclass

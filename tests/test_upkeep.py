@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
+import time
 from contextlib import closing
 
 import pytest
 from caches import key_of, make_cache, write_clip_features
 from click.testing import CliRunner
+from scenes import settings, write_scene
 
 from cogcache.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CacheError, CatalogError, DamagedCatalogError
-from cogcache.live import LiveRun
+from cogcache.extract import extract
+from cogcache.live import LiveRun, live_runs
 from cogcache.rebuild import rebuild
 from cogcache.store import FeatureStore
 from cogcache.upkeep import collect, verify
@@ -285,6 +289,22 @@ class TestRebuild:
     def test_refuses_while_a_run_is_at_work(self, cache):
         with LiveRun(cache, dict).beating(), pytest.raises(CacheError, match="at work"):
             rebuild(cache)
+
+    def test_refuses_while_a_run_has_yet_to_begin(self, cache, tmp_path):
+        write_scene(tmp_path / "late.mp4", 77)
+        run = threading.Thread(
+            target=extract, args=([tmp_path / "late.mp4"], cache, settings(limit=1))
+        )
+        with closing(sqlite3.connect(cache / "catalog.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # it waits to note that it begins
+            run.start()
+            while not live_runs(cache):
+                time.sleep(0.01)
+            with pytest.raises(CacheError, match="at work"):
+                rebuild(cache)
+            other.execute("COMMIT")
+        run.join()
+        assert len(clips(cache)) == 4
 
     def test_refuses_a_catalog_of_a_newer_version_and_leaves_it(self, cache):
         path = cache / "catalog.sqlite"
