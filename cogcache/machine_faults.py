@@ -52,6 +52,19 @@ def raise_if_exhausted(error: Exception) -> None:
         raise machine_error(error) or error
 
 
+def raise_if_there(error: OSError, folder: Path) -> None:
+    """Raise an error anew as the machine's if it says that a file is missing, and all are there.
+
+    safetensors says so of every file that it cannot open, whatever the system said of it.
+
+    Raises:
+        MachineError: no more files can be opened.
+    """
+    files = [*folder.iterdir()]
+    if isinstance(error, FileNotFoundError) and all(os.access(file, os.R_OK) for file in files):
+        raise MachineError(f"{folder}: {os.strerror(errno.EMFILE)}", FILES) from error
+
+
 def machine_error(error: BaseException) -> CogcacheError | None:
     """Return an error of any library as a message, if the machine is its reason; else None.
 

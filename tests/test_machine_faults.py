@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from scenes import settings, write_scene
 from test_faults import traces
 from videos import write_video
@@ -22,7 +23,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, MachineError, VideoError
 from cogcache.headers import read_header
 from cogcache.inputs import file_digest
-from cogcache.machine_faults import MOST_IN_A_ROW, DiskWatch, machine_error
+from cogcache.machine_faults import MOST_IN_A_ROW, DiskWatch, machine_error, raise_if_there
 from cogcache.video import probe, read_clip
 from cogcache.worker_process import bug_of
 
@@ -82,6 +83,19 @@ def test_no_file_is_to_be_fetched_anew_because_no_more_files_can_be_opened(file,
     assert isinstance(told, MachineError)
     assert "ulimit -n" in str(told)
     assert "anew" not in str(told)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_shard_that_safetensors_calls_missing_and_that_is_there_is_not_to_blame(tmp_path):
+    shard = tmp_path / "model.safetensors"
+    shutil.copy(Checkpoint.open("tiny").folder / "model-00002-of-00004.safetensors", shard)
+    with no_more_files(), pytest.raises(FileNotFoundError) as caught:
+        safe_open(shard, framework="pt")
+    with pytest.raises(MachineError, match=NO_MORE):
+        raise_if_there(caught.value, tmp_path)
+    shard.rename(tmp_path / "moved")
+    shard.symlink_to("gone")
+    raise_if_there(caught.value, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")

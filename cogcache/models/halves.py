@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, TensorMismatchError
+from cogcache.machine_faults import raise_if_there
 from cogcache.memory import blocks_given_back, keep_giving_back
 from cogcache.models.offload import Offload, Placement
 from cogcache.models.partition import (
@@ -262,6 +263,7 @@ def _from_pretrained(
         hint = "its config.json and its weights may be of different models"
         raise TensorMismatchError(f"{problem} config says: {shortened(misshapen)}", hint) from error
     except OSError as error:
+        raise_if_there(error, Path(folder))
         raise CheckpointError(f"{whole.checkpoint.model}: {error}", hint) from error
     if missing := info["missing_keys"]:
         names = _names_on_disk(whole, missing)
