@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from cogcache.catalog import Catalog
 from cogcache.config import Settings, load_settings
@@ -43,6 +45,9 @@ def decode_here(task: Callable[[Any], Any], jobs: Iterable[Any], **how: Any) -> 
     """Do what `map_unordered` does, in this process."""
     how["initializer"](*how["initargs"])
     for job in jobs:
+        if job is None:  # none just now
+            yield None
+            continue
         try:
             yield job, task(job)
         except ClipError as error:
@@ -90,6 +95,7 @@ class Torture:
         """Run ``work`` in a child; return whether it was killed before its end."""
         pid = os.fork()
         if pid == 0:
+            tqdm.set_lock(threading.RLock())  # its own one is shared, and may have died held
             with open(os.devnull, "w") as nowhere:  # noqa: PTH123
                 os.dup2(nowhere.fileno(), 2)
             status = 1
