@@ -282,9 +282,12 @@ def test_a_signal_ends_the_run_in_order_and_the_next_run_does_the_rest(made, fau
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [ValueError("a fault of ours"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("a fault of ours"), "error"), (KeyboardInterrupt(), "running")],
+)
 def test_a_bug_and_a_second_ctrl_c_end_the_run_at_once_and_leave_nothing_unfinished(
-    made, fault, tmp_path, error
+    made, fault, tmp_path, error, status
 ):
     def break_off(real, *arguments):
         if len(fault.passes) == 2:
@@ -297,7 +300,7 @@ def test_a_bug_and_a_second_ctrl_c_end_the_run_at_once_and_leave_nothing_unfinis
         extract(videos, cache, settings(frames_per_batch=1))
     assert partial_files(cache) == []
     with catalog_of(cache) as catalog:
-        assert catalog.runs()[-1]["status"] == "running"
+        assert catalog.runs()[-1]["status"] == status
         assert catalog.failures() == []
 
 
