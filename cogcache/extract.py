@@ -83,9 +83,8 @@ def extract(
                 wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
                 work = list_work(paths, wanted, store, catalog)
             run = catalog.start_run("extract", settings.model, settings.model_dump(mode="json"))
-            counts = Counts(found=work.num_clips, cached=len(work.cached))
-            counts.skipped = len(work.known_failures)
-            counts.copies = sum(map(len, work.copies.values()))
+            counts = Counts()
+            work.add_to(counts)
             report = RunReport(
                 run, "extract", settings.model, counts, split, settings.machines.shard
             )

@@ -49,11 +49,7 @@ class FoundClips:
     def add(self, found: Worklist) -> None:
         """Take up a list of further clips, which began with `Worklist.more`."""
         put_damaged_away(found, self.sharing.store, self.sharing.catalog)
-        counts = self.report.counts
-        counts.found += found.num_clips
-        counts.cached += len(found.cached)
-        counts.skipped += len(found.known_failures)
-        counts.copies += sum(map(len, found.copies.values()))
+        found.add_to(self.report.counts)
         for key, videos in found.copies.items():
             self.work.copies.setdefault(key, []).extend(videos)
         self.num_unseen += num_unseen(found.missing, self.wanted.settings)

@@ -24,6 +24,7 @@ from cogcache.keys import FeatureKey, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
+from cogcache.runs import Counts
 from cogcache.shards import Shard
 from cogcache.store import FeatureStore
 
@@ -86,6 +87,13 @@ class Worklist:
     def num_clips(self) -> int:
         """All clips that are known, done or not."""
         return len(self.missing) + len(self.cached) + len(self.known_failures) + len(self.failures)
+
+    def add_to(self, counts: Counts) -> None:
+        """Add what is known of the clips to the counts of a run."""
+        counts.found += self.num_clips
+        counts.cached += len(self.cached)
+        counts.skipped += len(self.known_failures)
+        counts.copies += sum(map(len, self.copies.values()))
 
 
 @dataclass(frozen=True)
