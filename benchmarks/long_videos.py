@@ -1,12 +1,11 @@
 """Does memory grow with a video's length? Films of 10 minutes and 3 hours through both stages.
 
     python -m benchmarks.long_videos [--minutes 10 --minutes 180]
-    python -m benchmarks.long_videos --open [--minutes 10 --minutes 180]
+    python -m benchmarks.long_videos --decoders [--minutes 10 --minutes 60]
     python -m benchmarks.long_videos --search FILM
 
-The second tells what a clip takes of the processor at the begin, in the middle and at the end of a
-film, with a film opened anew for each clip and with one that stays open, and what a process that
-does nothing else holds. The third tells what the search for scenes takes, beside decoding alone.
+The second tells what a clip of a film takes with decord, which reads on beyond it, and with PyAV.
+The third tells what the search for scenes takes, beside decoding alone.
 
 Each film has 25 small frames a second and a cut every 20 seconds. The peak of each kind of process
 is the most that was seen of one of them, without what it has mapped from files.
@@ -15,6 +14,7 @@ is the most that was seen of one of them, without what it has mapped from files.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import subprocess
 import sys
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,7 +33,6 @@ import psutil
 
 from cogcache import decord_reader
 from cogcache.container import open_video
-from cogcache.frame_index import index_frames
 from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
 from cogcache.settings_clips import Sampling
 from cogcache.video import read_clip
@@ -42,8 +42,9 @@ SCENE_S = 20
 NUM_SCENES = 6
 GOP = 250
 CLIP_S = 24
-CLIPS = 5
+CLIPS = 15
 MIB = 1024**2
+ANY = 2**60
 RUNS = {
     "extract --segment 60": ["extract", "FILM", "--segment", "60"],
     "extract --scenes": ["extract", "FILM", "--scenes"],
@@ -52,17 +53,18 @@ RUNS = {
 COMMON = ["--strategy", "spread", "--max-frames", "8", "--decode-workers", "1", "--min-free", "0"]
 
 
-def write_film(path: Path, minutes: int) -> Path:
+def write_film(path: Path, minutes: int, scale: int = 1) -> Path:
     """Write H.264 scenes of coarse random colours that move; return ``path``.
 
-    Only a few scenes are encoded; hours of film repeat their packets, which takes seconds.
+    Only a few scenes are encoded; hours of film repeat their packets, which takes seconds. The
+    pictures have 160 x 120 pixels times ``scale``.
     """
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 160 * scale, 120 * scale, "yuv420p"
         stream.gop_size, stream.thread_count, stream.max_b_frames = GOP, 1, 0
         stream.time_base = Fraction(1, FPS)
-        packets = [*_moving_scenes(stream), *stream.encode(None)]
+        packets = [*_moving_scenes(stream, scale), *stream.encode(None)]
         kept = [(bytes(packet), packet.is_keyframe) for packet in packets]
         for number in range(minutes * 60 * FPS):
             data, is_key = kept[number % len(kept)]
@@ -74,13 +76,13 @@ def write_film(path: Path, minutes: int) -> Path:
     return path
 
 
-def _moving_scenes(stream: av.VideoStream) -> Iterator[av.Packet]:
+def _moving_scenes(stream: av.VideoStream, scale: int) -> Iterator[av.Packet]:
     rng = np.random.default_rng(0)
     for number in range(NUM_SCENES * SCENE_S * FPS):
         if number % (SCENE_S * FPS) == 0:
             cells = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)
-            pixels = np.kron(cells, np.ones((8, 8, 1), np.uint8))
-        shifted = np.ascontiguousarray(np.roll(pixels, number % 160, axis=1))
+            pixels = np.kron(cells, np.ones((8 * scale, 8 * scale, 1), np.uint8))
+        shifted = np.ascontiguousarray(np.roll(pixels, scale * (number % 160), axis=1))
         frame = av.VideoFrame.from_ndarray(shifted, format="rgb24")
         frame.time_base, frame.pts = Fraction(1, FPS), number
         yield from stream.encode(frame)
@@ -135,39 +137,25 @@ def search_cost(film: Path) -> str:
     return f"| {film.name} | {size} | {count} | {best} | {len(begins_s)} |"
 
 
-def opening_cost(minutes: int) -> Iterator[str]:
-    """Yield lines of a table; runs in a process of its own."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a process took that did nothing but read clips of one film."""
+
+    peak_mib: float
+    """Beyond what it began with."""
+    cpu_s: float
+    """A clip."""
+    read_mb: float
+    """A clip, of the file."""
+
+
+def held(minutes: int, scale: int = 1, read_ahead_bytes: int | None = None) -> Held:
+    """Read clips all over a film; ``read_ahead_bytes`` stands in for the bound upon decord."""
+    decord_reader.READ_AHEAD_BYTES = read_ahead_bytes or decord_reader.READ_AHEAD_BYTES
     with tempfile.TemporaryDirectory() as folder:
-        film = write_film(Path(folder, "film.mp4"), minutes)
-        began = time.process_time()
-        index_frames(film)
-        index_s = time.process_time() - began
-        yield f"| {minutes} min | its index, once a process | {index_s:.2f} s | | |"
-        for place, share in (("begin", 0.0), ("middle", 0.5), ("end", 1.0)):
-            first_s = share * (minutes * 60 - CLIPS * CLIP_S)
-            anew, kept = (clips_from(film, first_s, keep=keep) for keep in (False, True))
-            ratio = anew / kept
-            yield f"| | {place} | {anew:.3f} s | {kept:.3f} s | {ratio:.1f} |"
-
-
-def clips_from(film: Path, first_s: float, *, keep: bool) -> float:
-    """Return processor seconds a clip."""
-    rule = Sampling(strategy="spread", max_frames=24)
-    read_clip(film, rule, first_s, first_s + CLIP_S)
-    began = time.process_time()
-    for number in range(CLIPS):
-        if not keep:
-            decord_reader.close()
-        start_s = first_s + number * CLIP_S
-        assert read_clip(film, rule, start_s, start_s + CLIP_S).decoder == "decord"
-    return (time.process_time() - began) / CLIPS
-
-
-def held(minutes: int) -> tuple[float, float]:
-    """Return MiB that reading clips of a film takes, at the peak and at the end."""
-    with tempfile.TemporaryDirectory() as folder:
-        film, rule = Path(folder, "film.mp4"), Sampling(strategy="spread", max_frames=24)
-        subprocess.run([sys.executable, __file__, "--write", film, str(minutes)], check=True)
+        film = Path(folder, "film.mp4")
+        command = [sys.executable, __file__, "--write", film, str(minutes), str(scale)]
+        subprocess.run(command, check=True)
         this, peak, over = psutil.Process(), [0], threading.Event()
         fresh = anonymous_bytes(this)
 
@@ -177,19 +165,28 @@ def held(minutes: int) -> tuple[float, float]:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        for number in range(3 * CLIPS):
-            start_s = number * (minutes * 60 - CLIP_S) / (3 * CLIPS - 1)
-            read_clip(film, rule, start_s, start_s + CLIP_S)
+        cpu_s, read_mb = read_clips(film, minutes)
         over.set()
         thread.join()
-        now = (anonymous_bytes(this) - fresh) / MIB
-        return (peak[0] - fresh) / MIB, now
+        return Held((peak[0] - fresh) / MIB, cpu_s, read_mb)
 
 
-def held_by_process(minutes: int) -> tuple[float, float]:
+def read_clips(film: Path, minutes: int) -> tuple[float, float]:
+    """Return seconds of the processor and megabytes read a clip, once the film has its index."""
+    rule, this = Sampling(strategy="spread", max_frames=24), psutil.Process()
+    read_clip(film, rule, 0.0, CLIP_S)
+    began_s, began_bytes = time.process_time(), this.io_counters().read_chars
+    for number in range(CLIPS):
+        start_s = (number + 0.5) * (minutes * 60 - CLIP_S) / CLIPS
+        read_clip(film, rule, start_s, start_s + CLIP_S)
+    read_bytes = this.io_counters().read_chars - began_bytes
+    return (time.process_time() - began_s) / CLIPS, read_bytes / CLIPS / 1e6
+
+
+def held_by_process(*arguments: int) -> Held:
     """Return what `held` does in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(held, minutes).result()
+        return pool.submit(held, *arguments).result()
 
 
 def main() -> None:
@@ -197,14 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=int, action="append")
     parser.add_argument("--search", type=Path, action="append", metavar="FILM")
-    parser.add_argument("--open", action="store_true")
-    parser.add_argument("--write", nargs=2, metavar=("FILM", "MINUTES"))
+    parser.add_argument("--decoders", action="store_true")
+    parser.add_argument("--write", nargs=3, metavar=("FILM", "MINUTES", "SCALE"))
     given = parser.parse_args()
     if given.write:
-        write_film(Path(given.write[0]), int(given.write[1]))
+        write_film(Path(given.write[0]), int(given.write[1]), int(given.write[2]))
         return
-    if given.open:
-        opening(given.minutes or [10, 60, 180])
+    if given.decoders:
+        decoders(given.minutes or [1, 10, 60])
         return
     if given.search:
         print("| film | size | frames | decoded alone, a frame | searched, a frame | cuts |")
@@ -215,18 +212,16 @@ def main() -> None:
     memory(given.minutes or [10, 180])
 
 
-def opening(lengths: list[int]) -> None:
-    """Print what clips of films of these lengths cost."""
-    print("| film | clips of 24 s | opened anew | stays open | ratio |")
-    print("| --- | --- | --- | --- | --- |")
-    for minutes in lengths:
-        for line in opening_cost(minutes):
-            print(line, flush=True)
-    print("| film | peak beyond a fresh process | held at the end |")
-    print("| --- | --- | --- |")
-    for minutes in lengths:
-        peak, now = held_by_process(minutes)
-        print(f"| {minutes} min | {peak:.0f} MiB | {now:.0f} MiB |", flush=True)
+def decoders(lengths: list[int]) -> None:
+    """Print what clips of films of these lengths take with each decoder."""
+    print("| pictures | film | decoder | processor, a clip | read, a clip | peak |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for scale, minutes in itertools.product((1, 9), lengths):
+        for decoder, bound in (("decord", ANY), ("PyAV", 1)):
+            told = held_by_process(minutes, scale, bound)
+            cost = f"{told.cpu_s:.3f} s | {told.read_mb:.1f} MB | {told.peak_mib:.0f} MiB"
+            film = f"{160 * scale} x {120 * scale} | {minutes} min"
+            print(f"| {film} | {decoder} | {cost} |", flush=True)
 
 
 def memory(lengths: list[int]) -> None:

@@ -2,7 +2,8 @@
 
 decord 0.6 opens some files and shows wrong frames of them; those are left to PyAV: pictures that
 are to be turned or mirrored, edit lists, key frames that are none in full (behind which it drops
-frames unseen, and counts on), MPEG streams, and AVI whose frames come out of order.
+frames unseen, and counts on), MPEG streams, and AVI whose frames come out of order. So are long
+films: while its decoder is at work it reads on, to the end of the file and as fast as it can.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.frame_index import FrameIndex
-from cogcache.kept import Last
+from cogcache.units import GIB
 
 logger = logging.getLogger(__name__)
 
@@ -32,67 +32,46 @@ BATCH = 4
 """decord holds a batch three times over: one for a clip takes 850 MB of Full HD instead of 460."""
 PART = 1 << 14
 """Time stamps compared at once."""
-KEPT_PIXELS = 2_500_000
-"""Largest picture whose reader stays open: one of 4K holds some 300 MB meanwhile."""
+READ_AHEAD_BYTES = 4 * GIB
+"""Pictures of a whole file: where its decoder gets no processor, decord comes to hold them all."""
 Frames = NDArray[np.uint8]
-_LAST: Last[Any] = Last()
-if sys.platform != "win32":
-    # A reader has threads, which a forked process lacks: there, letting go of it is a crash.
-    os.register_at_fork(before=_LAST.drop)
 
 
 def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Frames | None:
     """Return the frames ``numbers``, ascending, or None where decord is not to be trusted.
 
-    decord goes through all of a file to open it. The reader of the last file stays open until
-    another index comes, as it does when the file changes. Shape [len(numbers), H, W, 3].
+    Shape [len(numbers), H, W, 3].
     """
-    _make_ready(index)
     decord = _decord() if _suits(index) else None
     if decord is None:
         return None
     try:
         with _logged_errors() as errors:
-            reader = _LAST.of(index, lambda: _opened(decord, path, index))
-            frames = None if reader is None else _batches(reader, index, numbers)
+            frames = _read(decord, path, index, numbers)
     # ValueError: it takes no path that is not UTF-8, and may give frames of another size.
     except (decord.DECORDError, RuntimeError, AssertionError, ValueError) as error:
         logger.debug("decord cannot read %r: %s", path, error)
-        _LAST.drop()
         return None
-    if errors or index.size[0] * index.size[1] > KEPT_PIXELS:
-        _LAST.drop()
     # After an error PyAV reads it again, and says what is damaged.
     return None if errors else frames
 
 
-def close() -> None:
-    """Close the file that is open, if any."""
-    _LAST.drop()
-
-
-def _make_ready(index: FrameIndex) -> None:
-    """Set the open reader to its beginning, as if new; close it if it is another file's."""
-    try:
-        if not _LAST.has(index):
-            _LAST.drop()
-        elif (reader := _LAST.of(index, lambda: None)) is not None:
-            reader.seek(0)
-    except AssertionError:
-        _LAST.drop()
-
-
-def _opened(decord: Any, path: Path, index: FrameIndex) -> Any:
-    """Return a reader of the file; None if what it finds there is not what the index says."""
+def _read(decord: Any, path: Path, index: FrameIndex, numbers: Sequence[int]) -> Frames | None:
+    """Return the frames; None if what decord finds in the file is not what the index says."""
     reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # noqa: PTH100
-    return reader if _agrees(reader, index) else None
+    return _batches(reader, index, numbers) if _agrees(reader, index) else None
 
 
 def _suits(index: FrameIndex) -> bool:
     known = any(name in index.container.split(",") for name in CONTAINERS)
     # With defects not only because of the frames: decord would print what it cannot open.
     sound = not index.has_false_keys and not index.defects
-    return known and sound and index.turn is None
+    return known and sound and index.turn is None and _pictures_bytes(index) <= READ_AHEAD_BYTES
+
+
+def _pictures_bytes(index: FrameIndex) -> int:
+    width, height = index.size
+    return len(index.times_s) * width * height * 3
 
 
 def _batches(reader: Any, index: FrameIndex, numbers: Sequence[int]) -> Frames:

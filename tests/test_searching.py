@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from films import write_film
 from scenes import catalog_of, settings
@@ -93,6 +95,23 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+@contextmanager
+def stood_still(process: subprocess.Popen[str], cache: Path, film: Path) -> Iterator[None]:
+    """Have a film's search stand still, once it has begun, until the block ends."""
+    wait_until(lambda: f"of {LONG_FRAMES:,} frames of {film.name}" in searching(cache), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    readers = [each for each in children if str(film) in str(each.open_files())]
+    assert readers
+    try:
+        for each in readers:
+            each.suspend()
+        yield
+    finally:
+        for each in readers:
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
+
+
 def test_clips_of_the_first_film_are_made_before_the_last_is_searched(films, cache):
     report = extract(films, cache, settings(limit=1, **QUICK))
     assert (report.counts.done, report.stopped) == (1, "--limit 1")
@@ -141,8 +160,9 @@ def test_a_signal_ends_a_search_within_seconds_and_what_was_found_is_kept(
 ):
     process = start(cache, films[0], long_film)
     running.append(process)
-    wait_until(lambda: num_clips(cache) == SCENES_EACH, process)
-    process.send_signal(signal.SIGINT)
+    with stood_still(process, cache, long_film):
+        wait_until(lambda: num_clips(cache) == SCENES_EACH, process)
+        process.send_signal(signal.SIGINT)
     began_s = time.monotonic()
     output, error = process.communicate(timeout=60)
     assert time.monotonic() - began_s < 10
@@ -174,11 +194,9 @@ def test_status_tells_how_far_the_search_is_and_what_is_left(films, long_film, c
     def row() -> dict[str, Any]:
         return next(iter(statuses(cache)), {})
 
-    wait_until(
-        lambda: f"of {LONG_FRAMES:,} frames of long.mp4" in row().get("searching", ""), process
-    )
-    wait_until(lambda: row().get("done") == SCENES_EACH, process)
-    seen = row()
+    with stood_still(process, cache, long_film):
+        wait_until(lambda: row().get("done") == SCENES_EACH, process)
+        seen = row()
     assert (seen["found"], seen["unsearched"], seen["searched"]) == (SCENES_EACH, 1, 1)
     # One film has given two clips, so the other is taken for two.
     assert seen["eta_s"] == pytest.approx(SCENES_EACH / seen["per_s"])
@@ -205,12 +223,12 @@ def test_two_runs_search_no_film_twice_and_make_no_clip_twice(films, long_film, 
 def test_a_film_is_searched_by_another_run_once_the_one_that_did_is_dead(long_film, cache, running):
     first = start(cache, long_film, **FEW)
     running.append(first)
-    wait_until(lambda: "frames of long.mp4" in searching(cache), first)
-    second = start(cache, long_film, **FEW)
-    running.append(second)
-    wait_until(lambda: len(live_runs(cache)) == 2, second)
-    assert not searched(cache)
-    first.kill()
+    with stood_still(first, cache, long_film):
+        second = start(cache, long_film, **FEW)
+        running.append(second)
+        wait_until(lambda: len(live_runs(cache)) == 2, second)
+        assert not searched(cache)
+        first.kill()
     output, error = second.communicate(timeout=120)
     assert second.returncode == 0, output + error
     with catalog_of(cache) as catalog:
@@ -221,9 +239,9 @@ def test_a_film_is_searched_by_another_run_once_the_one_that_did_is_dead(long_fi
 def test_a_crew_makes_clips_while_films_are_searched(films, long_film, cache, running):
     process = start(cache, films[0], long_film, devices="cpu,cpu")
     running.append(process)
-    wait_until(lambda: num_clips(cache) == SCENES_EACH, process)
-    assert "frames of long.mp4" in searching(cache)
-    process.send_signal(signal.SIGTERM)
+    with stood_still(process, cache, long_film):
+        wait_until(lambda: num_clips(cache) == SCENES_EACH, process)
+        process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "1 video not cut into clips yet" in output
