@@ -10,6 +10,7 @@ from cogcache.browse import Browser, CaptionSet, Page, Row
 from cogcache.settings_clips import PART, SUMMARY
 
 RUNS_PER_PAGE: Final = 20
+STAGES: Final = ("extract", "caption")
 _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_bytes"
 
 
@@ -51,7 +52,7 @@ def last_runs(browser: Browser) -> dict[str, Row]:
     sql = """SELECT * FROM runs WHERE run = (
             SELECT max(run) FROM runs
             WHERE command = :command AND json_extract(counts, '$.done') > 0)"""
-    stages = {stage: browser.rows(sql, {"command": stage}) for stage in ("extract", "caption")}
+    stages = {stage: browser.rows(sql, {"command": stage}) for stage in STAGES}
     return {stage: rows[0] for stage, rows in stages.items() if rows}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,19 +41,20 @@ class Findings:
     """What the picture shows."""
 
     stages: Mapping[str, Row]
-    """The last run of each stage that made something."""
+    """The runs asked for; else the last one of each stage that made something."""
     collection: Row
     reasons: Mapping[str, int]
     rates: Mapping[str, float]
     """Clips or captions a second of the last runs that made something."""
 
 
-def write_report(cache: Path, out: Path) -> Path:
+def write_report(cache: Path, out: Path, runs: Sequence[int] = ()) -> Path:
     """Write the picture of a cache's runs; return its path.
 
     Args:
         cache: folder of the cache.
         out: a file whose suffix names the format: ``.png``, ``.svg`` or ``.html``.
+        runs: numbers of those whose memory is drawn, one a stage; none for the last ones.
 
     Raises:
         CogcacheError: the suffix is another one, the catalog cannot be used, or nothing has run.
@@ -62,23 +63,40 @@ def write_report(cache: Path, out: Path) -> Path:
     if kind not in FORMATS:
         raise ConfigError(f"{out} does not end in .png, .svg or .html", "name such a file")
     with Browser(cache / "catalog.sqlite") as browser:
-        findings = find(browser)
+        findings = find(browser, runs)
     picture = draw(findings, "svg" if kind == "html" else kind)
     seal(out, _page(findings, picture) if kind == "html" else picture)
     return out
 
 
-def find(browser: Browser) -> Findings:
+def find(browser: Browser, runs: Sequence[int] = ()) -> Findings:
     """Read what the picture shows.
 
     Raises:
-        ConfigError: no run has made anything yet.
+        ConfigError: no run has made anything yet, or one that is asked for cannot be drawn.
     """
-    stages = figures.last_runs(browser)
+    stages = _asked_for(browser, runs) if runs else figures.last_runs(browser)
     if not stages:
         raise ConfigError("no run has made anything yet", "start one with `cogcache run`")
     reasons = dict(figures.failure_reasons(browser).most_common())
     return Findings(stages, figures.collection(browser), reasons, _rates(browser))
+
+
+def _asked_for(browser: Browser, runs: Sequence[int]) -> dict[str, Row]:
+    """Return these runs by their stages, in the stages' order."""
+    hint = "`cogcache ls runs` lists them; name one of each stage at most"
+    found: dict[str, Row] = {}
+    for number in sorted(runs):
+        run = figures.run(browser, number)
+        if run is None:
+            raise ConfigError(f"--run {number}: the catalog has no such run", hint)
+        if not run["report"].get("timeline"):
+            problem = f"--run {number}: its memory was not recorded to its end ({run['status']})"
+            raise ConfigError(problem, hint)
+        if found.setdefault(run["command"], run) is not run:
+            other = found[run["command"]]["run"]
+            raise ConfigError(f"--run {other} and --run {number} are both {run['command']}", hint)
+    return {stage: found[stage] for stage in figures.STAGES if stage in found} | found
 
 
 def _rates(browser: Browser) -> dict[str, float]:
@@ -256,7 +274,9 @@ def _words(findings: Findings) -> dict[str, str]:
     }
     for stage, run in findings.stages.items():
         made = f"{run['counts']['done']:,} made in {format_seconds(run['report']['total_s'])}"
-        words[f"Last {stage}"] = f"{made}, peak {format_bytes(run['measured_peak_bytes'] or 0)}"
+        words[f"Run {run['run']}, {stage}"] = (
+            f"{made}, peak {format_bytes(run['measured_peak_bytes'] or 0)}"
+        )
     if whole := whole_bytes(findings.stages):
         words["The whole model"] = f"{format_bytes(whole)} before its first step"
     return words

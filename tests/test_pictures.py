@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from collection import HOSTILE_NAME, SCRIPT, Collection, make_collection
+from scenes import catalog_of
 
 from cogcache.browse import Browser
 from cogcache.catalog import Catalog
@@ -113,6 +114,40 @@ def test_the_whole_model_is_both_halves_and_the_libraries(collection):
 def test_rates_are_what_was_made_a_second(collection):
     with Browser(collection.cache / "catalog.sqlite") as browser:
         assert find(browser).rates == {"run 2, captions": 2.0, "run 1, clips": 2.0}
+
+
+def drawn(cache: Path, out: Path, *runs: int) -> str:
+    options = [f"--run={run}" for run in runs]
+    done = CliRunner().invoke(main, ["report", str(out), f"--cache={cache}", *options])
+    return out.read_text() if done.exit_code == 0 else done.output
+
+
+def test_a_report_draws_the_runs_that_are_asked_for(tmp_path):
+    collection = make_collection(tmp_path)
+    with catalog_of(collection.cache) as catalog:
+        first = catalog.runs()[0]
+        again = catalog.start_run("extract", first["model"], {})
+        catalog.finish_run(again, "done", counts={"done": 1}, report=first["report"])
+    assert "<!-- extract, run 3: " in drawn(collection.cache, tmp_path / "last.svg")
+    picture = drawn(collection.cache, tmp_path / "asked.svg", 2, 1)
+    assert picture.index("<!-- extract, run 1: ") < picture.index("<!-- caption, run 2: ")
+    assert "the whole model in one piece" in picture
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [((9,), "--run 9: the catalog has no such run"), ((1, 3), "--run 1 and --run 3 are both"),
+     ((4,), "--run 4: its memory was not recorded to its end (running)")],
+)  # fmt: skip
+def test_a_run_that_cannot_be_drawn_is_refused(tmp_path, runs, said):
+    collection = make_collection(tmp_path)
+    with catalog_of(collection.cache) as catalog:
+        again = catalog.start_run("extract", "m", {})
+        timeline = catalog.runs()[0]["report"]["timeline"]
+        catalog.finish_run(again, "done", report={"timeline": timeline})
+        catalog.start_run("extract", "m", {})
+    assert said in drawn(collection.cache, tmp_path / "a.svg", *runs)
+    assert not (tmp_path / "a.svg").exists()
 
 
 def test_without_a_run_there_is_no_report(tmp_path):

@@ -76,15 +76,24 @@ def gallery(
 @click.command()
 @_out
 @cache_option
+@click.option(
+    "--run",
+    "runs",
+    type=click.IntRange(1),
+    metavar="RUN",
+    multiple=True,
+    help="Run whose memory is drawn, as `cogcache ls runs` numbers them; one of each stage, in "
+    "place of the last ones.",
+)
 @_force
-def report(out: Path, cache: Path, force: bool) -> None:
+def report(out: Path, cache: Path, runs: tuple[int, ...], force: bool) -> None:
     """Draw memory, time, throughput, lengths and failures into OUT: .png, .svg or .html."""
     _need("plot")
     from cogcache.report import write_report
 
     catalog_of(cache)
     _may_write(out, force=force)
-    click.echo(write_report(cache, out))
+    click.echo(write_report(cache, out, runs))
 
 
 def _need(extra: str) -> None:
