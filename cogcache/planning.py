@@ -21,7 +21,7 @@ from cogcache.config import Settings
 from cogcache.devices import free_bytes, pick_device
 from cogcache.memory import sample
 from cogcache.models.family import Family
-from cogcache.models.halves import WholeModel
+from cogcache.models.halves import WholeModel, is_stored
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import HalfSizes, LanguageSizes, half_sizes, language_sizes
 from cogcache.plan import ITEM_BYTES, feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
@@ -73,6 +73,13 @@ class _Model:
         language = self.settings.language
         return self.language_held(Quantization.of(language), language.compute_dtype)
 
+    def check_stored(self) -> None:
+        """Refuse a split of other precisions than those asked for, as the stages do."""
+        names, language = self.whole.partition.names, self.settings.language
+        is_stored(self.whole, names("vision"), self.settings.vision.vision_dtype)
+        quantization = Quantization.of(language)
+        is_stored(self.whole, names("language"), language.compute_dtype, quantization)
+
     def choices(self, usable: int, frames: int) -> tuple[VisionChoice, LanguageChoice]:
         vision = choose_vision(self.vision, self.config, self.settings, usable)
         tokens = row_tokens(self.config, frames)
@@ -120,10 +127,14 @@ def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict
     Returns:
         `model`, `halves` (each at every precision), `disk` (for each cache point), and
         `memories`, what was chosen for each memory and why. Bytes are whole numbers.
+
+    Raises:
+        CogcacheError: there is no such checkpoint, or it is a split of other precisions.
     """
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     points = {point: _Model(family.at(point), settings) for point in family.cache_points}
     model = points[family.at(settings.vision.cache_point).cache_point]
+    model.check_stored()
     rows = []
     for name, memory in _memories(model).items():
         chosen = {point: each.choices(memory.usable, frames) for point, each in points.items()}

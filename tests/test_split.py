@@ -176,6 +176,11 @@ def test_the_plan_of_a_split_is_that_of_the_original(pair):
     assert found["memories"] == wanted["memories"]
 
 
+def test_what_a_split_does_not_hold_is_not_planned(pair):
+    with pytest.raises(QuantizationError, match="holds its language half as kind nf4"):
+        make_plan(settings_of(pair[1], quantization="int8"), 24, 2, 100)
+
+
 def test_each_half_is_read_without_the_files_of_the_other(parts):
     (parts / "language-00001.safetensors").unlink()
     (parts / "originals-00001.safetensors").unlink()

@@ -146,7 +146,7 @@ def load_half(
     names = whole.partition.names(half)
     whole.checkpoint.tensors(names)
     sources = {whole.partition.targets[name]: name for name in names}
-    stored = _is_stored(whole, names, dtype, quantization)
+    stored = is_stored(whole, names, str(dtype).removeprefix("torch."), quantization)
     placement = Placement(
         whole.meta, whole.partition.modules, half, offload or Offload(), device, quantization,
         stored=stored,
@@ -180,16 +180,20 @@ def load_half(
     return LoadedHalf(loaded, half, whole.partition, read, seconds, folder, report)
 
 
-def _is_stored(
+def is_stored(
     whole: WholeModel,
     names: Collection[str],
-    dtype: torch.dtype,
-    quantization: Quantization | None,
+    dtype: str,
+    quantization: Quantization | None = None,
 ) -> bool:
-    """Say whether layers are stored as they are asked for, and only need to be read."""
+    """Say whether layers are stored as they are asked for, and only need to be read.
+
+    Raises:
+        QuantizationError: they are stored in a form from which that cannot be had.
+    """
     asked = quantization if quantization and quantization.kind != "none" else None
     fields = replace(asked, head="none").fields() if asked else {}
-    return whole.checkpoint.is_stored_as(names, str(dtype).removeprefix("torch."), fields)
+    return whole.checkpoint.is_stored_as(names, dtype, fields)
 
 
 def _reading_as_stored(whole: WholeModel, settings: Any) -> WholeModel:
