@@ -242,11 +242,12 @@ def _halves(model: _Model) -> list[dict[str, Any]]:
 
 def _clip(model: _Model, frames: int, prompts: int) -> dict[str, Any]:
     tokens = row_tokens(model.config, frames)
+    number = f"{prompts} prompts" if prompts > 1 else "1 prompt"
     return {
         "frames": frames,
         "prompts": prompts,
         "row_tokens": tokens,
-        "reason": f"{tokens:,} tokens a row; the video part once for {prompts} prompts",
+        "reason": f"{tokens:,} tokens a row; the video part once for {number}",
         "over_context": _over_context(model, tokens),
     }
 

@@ -23,6 +23,8 @@ _WANTED = {
     "string_too_short": "a text that is not empty",
     "too_short": "a table with at least one line",
 }
+_PROMPTS = ("prompts", "prompt_sets")
+"""Keys that two options fill: one text of one, a file of the other."""
 _PATTERNS = {
     "device": "one of auto, cpu, cuda, cuda:1, mps, xpu",
     "memory": "auto, or a size such as 8GiB",
@@ -96,11 +98,7 @@ def _problem(
     shown = (
         "" if isinstance(value, dict) or found["loc"][-1] == "[key]" else f", not {_toml(value)}"
     )
-    place = (
-        f"prompt {name!r}"
-        if keys[:-1] and keys[0] in ("prompts", "prompt_sets")
-        else _place(name, tables)
-    )
+    place = f"prompt {name!r}" if keys[:-1] and keys[0] in _PROMPTS else _place(name, tables)
     return f"{origin}: {place} must be {_wanted(found, keys)}{shown}"
 
 
@@ -120,7 +118,7 @@ def _place(name: str, tables: Mapping[str, str]) -> str:
 
 
 def _option(name: str) -> str:
-    return "--" + {"prompt_sets": "prompts"}.get(name, name).replace("_", "-")
+    return "--prompt or --prompts" if name in _PROMPTS else "--" + name.replace("_", "-")
 
 
 def _toml(value: object) -> str:

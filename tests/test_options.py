@@ -145,3 +145,8 @@ def test_stop_texts_can_be_repeated_and_taken_back(toml):
 def test_arguments_give_another_process_the_same_settings(overrides):
     settings = load_settings(None, overrides)
     assert settings_of(*as_arguments(settings, *TABLES, prompts=True)) == settings
+
+
+def test_a_prompt_that_cannot_be_used_is_blamed_on_the_options_that_give_prompts():
+    with pytest.raises(ConfigError, match=r"^--prompt or --prompts: prompt 'a'"):
+        settings_of("--prompt", "a={video.nosuch}")
