@@ -10,30 +10,18 @@ Value = TypeVar("Value")
 
 
 class Last(threading.local, Generic[Value]):
-    """One value and its key; each thread has its own, as readers of files bear only one.
+    """One value and its key; each thread has its own, as threads read different files.
 
     The clips of a video are read one after the other: more than the last one is rarely of use,
     and would be held in memory.
     """
 
     def __init__(self) -> None:
-        self._key: Hashable = None
-        self._value: Value | None = None
-        self._is_there = False
+        self._last: tuple[Hashable, Value] | None = None
 
     def of(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """Return the value of a key; made if it is not the last one, which is let go of first."""
-        if not self.has(key):
-            self.drop()
-            self._value = make()
-            self._key, self._is_there = key, True
-        assert self._is_there
-        return self._value  # type: ignore[return-value]
-
-    def has(self, key: Hashable) -> bool:
-        """Say whether the value of a key is at hand."""
-        return self._is_there and self._key == key
-
-    def drop(self) -> None:
-        """Let go of what is kept."""
-        self._key, self._value, self._is_there = None, None, False
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            self._last = key, make()
+        return self._last[1]
