@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from math import ceil
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -163,6 +163,8 @@ class MakingHere(AbstractContextManager["MakingHere"]):
             ),
             second_try=without_decord,
         )
+        # What ends a run early holds on to the generator, and so to its workers, for a while.
+        self._open.enter_context(closing(results))
         return (each and (clips_of.pop(each[0]), each[1]) for each in results)
 
     def _timed(self, prepared: Iterator[Prepared | None]) -> Iterator[Prepared | None]:
