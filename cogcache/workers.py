@@ -78,14 +78,17 @@ def map_unordered(
         CogcacheError: a worker cannot be started.
     """
     program = Program(task, limits, initializer, initargs, second_try)
-    source = _Source(Pool(program, workers), iter(jobs), max(ahead, 1))
-    source.give_out()
-    return _results(source)
+    results = _results(_Source(Pool(program, workers), iter(jobs), max(ahead, 1)))
+    next(results)  # to close a generator that was never begun would leave its workers
+    return results
 
 
 def _results(source: _Source) -> Generator[tuple[Any, Any] | None, None, None]:
+    """Yield None once the first jobs are given out, then what `map_unordered` does."""
     pool = source.pool
     try:
+        source.give_out()
+        yield None
         while source.more or pool.in_flight:
             done = pool.take(_ASK_EVERY_S if source.more and not source.is_full else None)
             # Before the caller goes to work on this one, so that no worker waits meanwhile.

@@ -249,6 +249,24 @@ def test_closing_early_leaves_no_process():
     assert time.monotonic() - started < 5
 
 
+def test_closing_before_anything_is_asked_for_leaves_no_process():
+    results = map_unordered(tasks.double, range(4), workers=2, limits=A_MINUTE, ahead=2)
+    assert wait_until(child_processes)
+    results.close()
+    assert child_processes() == []
+
+
+def test_jobs_that_cannot_be_told_leave_no_process():
+    def jobs() -> Iterator[int]:
+        yield 1
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more") as held:
+        map_unordered(tasks.double, jobs(), workers=2, limits=A_MINUTE, ahead=2)
+    assert held.tb is not None
+    assert child_processes() == []
+
+
 def test_the_end_leaves_no_process():
     run(range(3))
     assert child_processes() == []
