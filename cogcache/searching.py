@@ -82,9 +82,11 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:  # a run that was asked to stop keeps what is found
-            self._hear_all(0)
-        self._pool.close()
+        try:
+            if error is None:  # a run that was asked to stop keeps what is found
+                self._hear_all(0)
+        finally:
+            self._pool.close()
         self.report.searching = ""
 
     def add(self, unsearched: Mapping[str, Sequence[Path]]) -> None:
