@@ -33,6 +33,7 @@ import psutil
 
 from cogcache import decord_reader
 from cogcache.container import open_video
+from cogcache.decord_reader import READ_AHEAD_BYTES
 from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
 from cogcache.settings_clips import Sampling
 from cogcache.video import read_clip
@@ -149,9 +150,9 @@ class Held:
     """A clip, of the file."""
 
 
-def held(minutes: int, scale: int = 1, read_ahead_bytes: int | None = None) -> Held:
+def held(minutes: int, scale: int = 1, read_ahead_bytes: int = READ_AHEAD_BYTES) -> Held:
     """Read clips all over a film; ``read_ahead_bytes`` stands in for the bound upon decord."""
-    decord_reader.READ_AHEAD_BYTES = read_ahead_bytes or decord_reader.READ_AHEAD_BYTES
+    decord_reader.READ_AHEAD_BYTES = read_ahead_bytes
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder, "film.mp4")
         command = [sys.executable, __file__, "--write", film, str(minutes), str(scale)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict, get_args
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cogcache.canonical import Field
@@ -13,6 +13,8 @@ from cogcache.errors import ClipError
 from cogcache.urls import is_url, url_of
 
 Stage: TypeAlias = Literal["extract", "caption"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+"""In the order in which they run."""
 
 _FILE: Final = "file:"
 

@@ -66,12 +66,8 @@ def _suits(index: FrameIndex) -> bool:
     known = any(name in index.container.split(",") for name in CONTAINERS)
     # With defects not only because of the frames: decord would print what it cannot open.
     sound = not index.has_false_keys and not index.defects
-    return known and sound and index.turn is None and _pictures_bytes(index) <= READ_AHEAD_BYTES
-
-
-def _pictures_bytes(index: FrameIndex) -> int:
-    width, height = index.size
-    return len(index.times_s) * width * height * 3
+    is_short = len(index.times_s) * index.picture_bytes <= READ_AHEAD_BYTES
+    return known and sound and index.turn is None and is_short
 
 
 def _batches(reader: Any, index: FrameIndex, numbers: Sequence[int]) -> Frames:

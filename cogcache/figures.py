@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cogcache.browse import Browser, CaptionSet, Page, Row
+from cogcache.catalog_rows import STAGES
 from cogcache.settings_clips import PART, SUMMARY
 
 RUNS_PER_PAGE: Final = 20
-STAGES: Final = ("extract", "caption")
 _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_bytes"
 
 

@@ -54,6 +54,12 @@ class FrameIndex:
     defects: tuple[str, ...]
     """What is wrong with the file as far as can be seen without decoding it."""
 
+    @property
+    def picture_bytes(self) -> int:
+        """What one picture takes, decoded to RGB."""
+        width, height = self.size
+        return width * height * 3
+
 
 _LAST: Last[FrameIndex] = Last()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cogcache import figures
 from cogcache.browse import Browser, Row
+from cogcache.catalog_rows import STAGES
 from cogcache.errors import ConfigError
 from cogcache.sealing import seal
 from cogcache.units import GIB, MIB, format_bytes, format_seconds
@@ -96,7 +97,7 @@ def _asked_for(browser: Browser, runs: Sequence[int]) -> dict[str, Row]:
         if found.setdefault(run["command"], run) is not run:
             other = found[run["command"]]["run"]
             raise ConfigError(f"--run {other} and --run {number} are both {run['command']}", hint)
-    return {stage: found[stage] for stage in figures.STAGES if stage in found} | found
+    return {stage: found[stage] for stage in STAGES if stage in found} | found
 
 
 def _rates(browser: Browser) -> dict[str, float]:

@@ -154,9 +154,9 @@ def read_clip(
 
 
 def _check_size(path: Path, index: FrameIndex, num_frames: int) -> None:
-    width, height = index.size
-    size_bytes = num_frames * width * height * 3
+    size_bytes = num_frames * index.picture_bytes
     if size_bytes > MAX_CLIP_BYTES:
+        width, height = index.size
         raise VideoError(
             "too_large",
             f"{path}: {num_frames} frames of {width} x {height} take {format_bytes(size_bytes)}",

@@ -11,9 +11,9 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from processes import child_processes
 from scenes import catalog_of, partial_files, settings, write_scene
 
 from cogcache.catalog import FailureRow
@@ -297,12 +297,11 @@ def test_a_bug_and_a_second_ctrl_c_end_the_run_at_once_and_leave_nothing_unfinis
     fault.act = break_off
     cache = tmp_path / "cache"
     videos = [made.videos / "a.mp4", made.videos / "b.mp4"]
-    before = set(psutil.Process().children(recursive=True))
+    before = set(child_processes())
     with pytest.raises(type(error)) as held:
         extract(videos, cache, settings(frames_per_batch=1))
     assert held.value is error
-    left = set(psutil.Process().children(recursive=True)) - before
-    assert not [each for each in left if "resource_tracker" not in str(each.cmdline())]
+    assert not set(child_processes()) - before
     assert partial_files(cache) == []
     with catalog_of(cache) as catalog:
         assert catalog.runs()[-1]["status"] == status

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import worker_tasks as tasks
+from processes import child_processes
 
 from cogcache.errors import CogcacheError, VideoError
 from cogcache.units import MIB
@@ -30,12 +31,6 @@ A_MINUTE = WorkerLimits(60.0)
 def run(jobs, *, task=tasks.answer, workers=2, ahead=4, limits=None, **more):
     limits = limits or A_MINUTE
     return dict(map_unordered(task, jobs, workers=workers, limits=limits, ahead=ahead, **more))
-
-
-def child_processes() -> list[psutil.Process]:
-    """Return the processes that this one has, without the tracker that Python itself keeps."""
-    children = psutil.Process().children(recursive=True)
-    return [each for each in children if "resource_tracker" not in " ".join(each.cmdline())]
 
 
 def wait_until(condition, seconds=20.0) -> bool:

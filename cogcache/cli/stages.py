@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.catalog_rows import STAGES
 from cogcache.cli.peaks import peak_lines, peaks_option, write_peaks
 from cogcache.config import Settings
 from cogcache.options import as_arguments, cache_option, settings_options
@@ -174,7 +175,7 @@ def run(
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """
     with TemporaryDirectory(prefix="cogcache-run-") as folder:
-        peaks = [Path(folder, stage) for stage in ("extract", "caption")]
+        peaks = [Path(folder, stage) for stage in STAGES]
         status = _both(videos, cache, spans, retry_failed, catalog_path, features, settings, peaks)
         _print(peak_lines(peaks))
     raise SystemExit(status)
