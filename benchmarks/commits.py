@@ -19,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import CaptionRow, Catalog, ClipRow, VideoRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import CaptionRow, ClipRow, VideoRow
 from cogcache.config import load_settings
 from cogcache.local_catalog import publish
 from cogcache.merging import merge

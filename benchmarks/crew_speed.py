@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.crews import Bench, bench_of, cluster_of
 from benchmarks.torture import hold
-from cogcache.crew import Crew, Engine, Post
+from cogcache.crew import Engine, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.crew_ray import RayEngine
-from cogcache.inbox import Answer, Inbox
+from cogcache.inbox import JobQueue, Result
 from cogcache.stopping import Stop
 
 PARCEL_BYTES = 24 * 3 * 224 * 224 * 2
@@ -34,11 +34,11 @@ class Preparing:
         """Be ready."""
         return self
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         """Answer with a parcel."""
         parcel = bytes(PARCEL_BYTES)
         while item := inbox.next(wait=True):
-            yield Answer(item.ticket, None, parcel)
+            yield Result(item.ticket, None, parcel)
 
     def told(self) -> None:
         """Say nothing."""
@@ -50,15 +50,17 @@ class Preparing:
 class Taking(Preparing):
     """A role that takes a parcel, and answers at once."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         """Answer with the parcel's size."""
         while item := inbox.next(wait=True):
-            yield Answer(item.ticket, len(item.parcel))
+            yield Result(item.ticket, len(item.parcel))
 
 
 def overhead_s(engine: Engine, jobs: int = 300) -> float:
     """Return the seconds a clip takes on its way through two workers that do nothing."""
-    with Crew(engine, [[Post(Preparing())], [Post(Taking(), room=4)]], Stop()) as crew:
+    with Scheduler(
+        engine, [[WorkerSpec(Preparing())], [WorkerSpec(Taking(), room=4)]], Stop()
+    ) as crew:
         hold(len([*crew.map(iter(range(10)))]) > 0, "nothing was done")
         began_s = time.perf_counter()
         done = sum(map(len, crew.map(iter(range(jobs)))))

@@ -29,7 +29,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cogcache.catalog import CaptionRow, Catalog, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import CaptionRow, path_to_text
 from cogcache.errors import CogcacheError
 from cogcache.keys import FeatureKey
 from cogcache.recovery import rows_of

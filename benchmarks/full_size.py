@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.control_group import run_limited, status
 from cogcache.config import Settings, load_settings
 from cogcache.memory import MemoryMonitor, blocks_given_back
-from cogcache.runs import Counts, RunReport, Split
+from cogcache.runs import Counts, RunReport, Timings
 from cogcache.units import format_bytes, parse_bytes
 
 PROMPT = "Please describe this video in detail."
@@ -151,7 +151,7 @@ class Stage:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.split = settings, Laps()
-        self.report = RunReport(0, "full size", settings.model, Counts(), Split())
+        self.report = RunReport(0, "full size", settings.model, Counts(), Timings())
         self.base = status("RssAnon")
         self.monitor = MemoryMonitor()
         self.monitor.__enter__()
@@ -201,7 +201,7 @@ def request_for(folder: Path, settings: Settings) -> Any:
 
     from cogcache.generation import Request
     from cogcache.models.cogvlm2 import layout
-    from cogcache.models.family import ClipTensors, Row
+    from cogcache.models.family import ClipTensors, PromptRow
     from cogcache.store import FeatureStore
 
     features = FeatureStore.open(folder / "cache").read(CACHE_KEY).tensors
@@ -215,7 +215,7 @@ def request_for(folder: Path, settings: Settings) -> Any:
         "input_ids": torch.tensor(built.input_ids),
         "token_type_ids": torch.tensor(built.token_type_ids),
     }
-    return Request(Row(ClipTensors(features), sequences), CACHE_KEY, 0, settings.generation)
+    return Request(PromptRow(ClipTensors(features), sequences), CACHE_KEY, 0, settings.generation)
 
 
 def read_video(folder: Path) -> Any:
@@ -223,7 +223,7 @@ def read_video(folder: Path) -> Any:
     import av
     import numpy as np
 
-    from cogcache.config import Sampling
+    from cogcache.settings_clips import Sampling
     from cogcache.video import read_clip
 
     path = folder / "clip.mp4"

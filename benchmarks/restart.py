@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from cogcache.catalog import Catalog, ClipRow, VideoRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, VideoRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Settings
 from cogcache.models.identity import identify

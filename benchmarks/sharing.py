@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one, stage_two
 from cogcache.catalog import Catalog
-from cogcache.claims import sweep
+from cogcache.claims import remove_dead_claims
 from cogcache.config import load_settings
 from cogcache.runs import RunReport
 from cogcache.store import FeatureStore
@@ -88,7 +88,7 @@ def share(torture: Torture, runs: int, clips: int, *, kill: bool) -> list[dict[s
     hold(made(torture) == clips, f"{made(torture)} of {clips} are made")
     hold(verify(torture.cache) == [], "the cache is not sound")
     FeatureStore.open(torture.cache).sweep()  # both as the next start does
-    sweep(torture.cache)
+    remove_dead_claims(torture.cache)
     hold(not torture.litter(), f"litter is left: {torture.litter()}")
     for each in counts:
         hold(each["done"] + each["cached"] == clips, f"one counts otherwise: {each}")

@@ -19,7 +19,7 @@ from cogcache.catalog import Catalog
 from cogcache.database import uri_of
 from cogcache.errors import CatalogError
 
-Row = dict[str, Any]
+BrowseRow = dict[str, Any]
 
 PAGE_SIZE: Final = 48
 DEADLINE_S: Final = 2.0
@@ -46,7 +46,7 @@ class CaptionSet(NamedTuple):
 class Page:
     """One page of a longer list."""
 
-    rows: list[Row]
+    rows: list[BrowseRow]
     number: int
     total: int
     more: bool = False
@@ -116,7 +116,7 @@ class Browser:
         with self._lock:
             self._conn.close()
 
-    def rows(self, sql: str, values: Mapping[str, object] | None = None) -> list[Row]:
+    def rows(self, sql: str, values: Mapping[str, object] | None = None) -> list[BrowseRow]:
         """Return what a query selects, JSON columns read.
 
         Raises:
@@ -185,7 +185,7 @@ class Browser:
             ORDER BY id"""
         return self.page(total, number, sql, values)
 
-    def clip(self, feature_key: str) -> Row | None:
+    def clip(self, feature_key: str) -> BrowseRow | None:
         """Return a clip, or what its captions tell of one whose features are gone."""
         values = {"key": feature_key}
         for table in ("clips", "captions"):
@@ -206,12 +206,12 @@ class Browser:
         found = self.rows(sql, {"key": feature_key})
         return str(found[0]["feature_key"]) if found else feature_key
 
-    def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[Row]:
+    def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[BrowseRow]:
         """Return the rows of a clip in ``clips``, ``captions`` or ``failures``, of any model."""
         span = {name: clip[name] for name in ("video", "start_s", "end_s")}
         return self.rows(f"SELECT * FROM {table} WHERE {_CLIP} ORDER BY rowid", span)
 
-    def beside(self, clip: Mapping[str, Any]) -> tuple[Row | None, Row | None]:
+    def beside(self, clip: Mapping[str, Any]) -> tuple[BrowseRow | None, BrowseRow | None]:
         """Return the clips before and after one in the order of all clips."""
         here = (clip["video"], clip["start_s"])
         values = {"video": here[0], "start_s": here[1]}
@@ -223,12 +223,12 @@ class Browser:
         )
         return (before[0] if before else None), (after[0] if after else None)
 
-    def video(self, digest: str) -> Row | None:
+    def video(self, digest: str) -> BrowseRow | None:
         """Return a video by the digest of its bytes."""
         found = self.rows("SELECT * FROM videos WHERE digest = :digest", {"digest": digest})
         return found[0] if found else None
 
-    def video_at(self, path: str) -> Row | None:
+    def video_at(self, path: str) -> BrowseRow | None:
         """Return a video by its path."""
         found = self.rows("SELECT * FROM videos WHERE path = :path", {"path": path})
         return found[0] if found else None
@@ -244,7 +244,7 @@ class Browser:
 
     def differences(
         self, one: CaptionSet, other: CaptionSet, after: int = 0
-    ) -> tuple[list[Row], int | None]:
+    ) -> tuple[list[BrowseRow], int | None]:
         """Return clips of which two sets say different things.
 
         Args:
@@ -276,7 +276,7 @@ class Browser:
         return found, int(seen[-1]["id"]) if len(seen) == SCANNED else None
 
 
-def _row(row: sqlite3.Row) -> Row:
+def _row(row: sqlite3.Row) -> BrowseRow:
     columns = dict(zip(row.keys(), row, strict=True))
     read = {name: json.loads(columns[name] or "null") for name in _JSON_COLUMNS & columns.keys()}
     return columns | read

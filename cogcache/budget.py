@@ -9,13 +9,7 @@ from typing import Any, Self
 
 from cogcache.config import Settings
 from cogcache.models.sizes import HalfSizes, LanguageSizes
-from cogcache.plan import (
-    ITEM_BYTES,
-    frame_bytes,
-    kv_bytes,
-    logit_bytes,
-    prefill_bytes,
-)
+from cogcache.plan import ITEM_BYTES, frame_bytes, kv_bytes, logit_bytes, prefill_bytes
 from cogcache.runs import StagePlan
 from cogcache.units import MIB, format_bytes
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cogcache.caption_sharing import CaptionSharing
+from cogcache.caption_sharing import CaptionClaims
 from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog import CaptionRow, Catalog, ClipRow, Said, failure_row, text_to_path
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import Claims, sweep
+from cogcache.claims import Claims, remove_dead_claims
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
@@ -34,7 +35,7 @@ from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
 from cogcache.readahead import read_ahead
-from cogcache.runs import Counts, RunReport, Split, error_noted
+from cogcache.runs import Counts, RunReport, Timings, error_noted
 from cogcache.scenes import Span
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
@@ -77,7 +78,7 @@ def caption(
         QuantizationError: the language half is not quantised as asked.
     """
     store = FeatureStore.open(cache)
-    sweep(cache)
+    remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
     with (
@@ -85,7 +86,7 @@ def caption(
         open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
     ):
         with MemoryMonitor() as monitor:
-            split = Split()
+            split = Timings()
             with split.time("digest"):
                 identity = identify(family, "language", catalog)
                 listed = partial(list_all, settings, family, identity, catalog, videos, spans)
@@ -149,7 +150,7 @@ class _Captioning:
 
     def __post_init__(self) -> None:
         claims, stop = Claims(self.at.run), self.at.stop
-        self.sharing = CaptionSharing(claims, self.catalog, self.report.counts, stop)
+        self.sharing = CaptionClaims(claims, self.catalog, self.report.counts, stop)
 
     def run(self, work: CaptionList, following: Following) -> None:
         """Make every missing caption that no other run makes, or as many as there is time for."""
@@ -177,10 +178,10 @@ class _Captioning:
         """Yield what makes captions: the language half in this process, or a crew."""
         settings, report, stop = self.settings, self.report, self.at.stop
         if settings.machines.has_crew:
-            from cogcache.crewing import captioning_by_crew
+            from cogcache.crewing import distributed_captioning
 
             root = self.store.root
-            with captioning_by_crew(settings, root, self.identity, stop, report) as crew:
+            with distributed_captioning(settings, root, self.identity, stop, report) as crew:
                 yield lambda tasks: self._by_crew(crew.captions(self.sharing.ours(tasks)))
         else:
             captioner = Captioner(settings, self.family, self.identity, report)
@@ -190,7 +191,7 @@ class _Captioning:
 
     def _further_of(self, following: Following, made: Made) -> list[Task]:
         """Return what can be asked about a clip now that a caption of it is made."""
-        said = Said(made.text, list(made.flags))
+        said = FlaggedCaption(made.text, list(made.flags))
         return list(self.sharing.ours(following.further(made.task, said)))
 
     def _by_crew(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from cogcache.catalog import CaptionRow, Catalog, ClipRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import CaptionRow, ClipRow
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 
 _HINT: Final = "nothing was imported; lines are those of `cogcache export OUT.jsonl`"
 
-Place: TypeAlias = tuple[str, float, float | None]
+CaptionPlace: TypeAlias = tuple[str, float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def _fault(row: Mapping[str, Any]) -> str:
     return ""
 
 
-def _place(row: Mapping[str, Any] | ClipRow) -> Place:
+def _place(row: Mapping[str, Any] | ClipRow) -> CaptionPlace:
     end_s = row.get("end_s")
     start_s, end = float(row.get("start_s") or 0), None if end_s is None else float(end_s)
     return str(row.get("video")), start_s, end

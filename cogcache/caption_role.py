@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING
 from cogcache.captionlist import Task
 from cogcache.config import Settings
 from cogcache.errors import ClipError
-from cogcache.inbox import Answer, Inbox, Item
+from cogcache.inbox import Job, JobQueue, Result
 from cogcache.made import GivenUp, Made
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors
 from cogcache.models.identity import HalfIdentity
-from cogcache.place import Place, watched
+from cogcache.place import WorkerEnvironment, watched
 from cogcache.readahead import read_clip_features
 from cogcache.runs import RunReport
 from cogcache.store import FeatureStore
-from cogcache.telling import Told
+from cogcache.telling import WorkerReport
 
 if TYPE_CHECKING:
     from cogcache.captioning import Captioner
 
 
 @dataclass(frozen=True)
-class Captioning:
+class CaptionSpec:
     """Captions clips whose features are in the cache."""
 
     settings: Settings
-    place: Place
+    place: WorkerEnvironment
     identity: HalfIdentity
     needs_process = True
 
-    def start(self) -> CaptioningDuty:
+    def start(self) -> CaptionActor:
         """Load the language half."""
         from cogcache.captioning import Captioner
 
@@ -47,21 +47,21 @@ class Captioning:
         store = FeatureStore.open(self.place.cache)
         family = self.place.family(self.settings)
         captioner = Captioner(self.settings, family, self.identity, report)
-        return CaptioningDuty(captioner, store, report, monitor)
+        return CaptionActor(captioner, store, report, monitor)
 
 
 @dataclass
 class _InHand:
     """A clip whose captions are being made."""
 
-    item: Item
+    item: Job
     made: list[Made] = field(default_factory=list)
     given_up: list[ClipError] = field(default_factory=list)
     """Why captions could not be made; one of them is the clip's failure."""
 
 
 @dataclass
-class CaptioningDuty:
+class CaptionActor:
     """A captioner at work."""
 
     captioner: Captioner
@@ -69,13 +69,13 @@ class CaptioningDuty:
     report: RunReport
     monitor: MemoryMonitor
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "features"))
-    ahead: deque[tuple[Item, Future[ClipTensors | ClipError]]] = field(default_factory=deque)
+    ahead: deque[tuple[Job, Future[ClipTensors | ClipError]]] = field(default_factory=deque)
     """Clips whose features are being read."""
     in_hand: dict[str, _InHand] = field(default_factory=dict)
     """By the keys of the captions that are still to be made."""
-    failed: deque[Answer] = field(default_factory=deque)
+    failed: deque[Result] = field(default_factory=deque)
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         """Answer with the captions of a clip, when all of them are made."""
         with self.reader:
             while not inbox.closed:
@@ -85,7 +85,7 @@ class CaptioningDuty:
                     yield from self._failed()
                 yield from self._failed()
 
-    def _clips(self, inbox: Inbox) -> Iterator[tuple[list[Task], ClipTensors]]:
+    def _clips(self, inbox: JobQueue) -> Iterator[tuple[list[Task], ClipTensors]]:
         """Yield clips to begin with; one without tasks where there is none just now."""
         while True:
             self._take_up(inbox)
@@ -98,19 +98,19 @@ class CaptioningDuty:
             with self.report.split.time("wait_for_features"):
                 features = reading.result()
             if isinstance(features, ClipError):
-                self.failed.append(Answer(item.ticket, features))
+                self.failed.append(Result(item.ticket, features))
             else:
                 begun = _InHand(item)
                 self.in_hand |= {task.key.digest: begun for task in item.job}
                 yield item.job, features
 
-    def _take_up(self, inbox: Inbox) -> None:
+    def _take_up(self, inbox: JobQueue) -> None:
         """Have the features of what waits be read; wait where there is nothing to do."""
         while item := inbox.next(wait=not (self.in_hand or self.ahead or self.failed)):
             reading = self.reader.submit(_features_of, item.job[0], self.store)
             self.ahead.append((item, reading))
 
-    def _kept(self, made: Made | GivenUp) -> Answer | None:
+    def _kept(self, made: Made | GivenUp) -> Result | None:
         clip = self.in_hand.pop(made.task.key.digest)
         if isinstance(made, GivenUp):
             clip.given_up.append(made.error)
@@ -118,15 +118,15 @@ class CaptioningDuty:
             clip.made.append(made)
         if len(clip.made) + len(clip.given_up) < len(clip.item.job):
             return None
-        return Answer(clip.item.ticket, clip.given_up[0] if clip.given_up else clip.made)
+        return Result(clip.item.ticket, clip.given_up[0] if clip.given_up else clip.made)
 
-    def _failed(self) -> Iterator[Answer]:
+    def _failed(self) -> Iterator[Result]:
         while self.failed:
             yield self.failed.popleft()
 
-    def told(self) -> Told:
+    def told(self) -> WorkerReport:
         """Return memory, times and what was loaded."""
-        return Told.of(self.report, self.monitor)
+        return WorkerReport.of(self.report, self.monitor)
 
     def close(self) -> None:
         """Nothing: who has a process of its own ends with it."""

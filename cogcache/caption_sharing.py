@@ -17,7 +17,7 @@ _LOOK_EVERY_S: Final = 0.5
 
 
 @dataclass
-class CaptionSharing:
+class CaptionClaims:
     """Hands out captions one by one, each under a claim."""
 
     claims: Claims

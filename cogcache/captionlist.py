@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cogcache import schemas
-from cogcache.canonical import Template
-from cogcache.catalog import Catalog, ClipRow, Said
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, FlaggedCaption
 from cogcache.clipchoice import choose_clips
 from cogcache.config import Generation, Settings
 from cogcache.errors import ClipError
 from cogcache.filling import Filled, Filler
-from cogcache.keys import CaptionKey, Field
+from cogcache.keys import CaptionKey, Field, Template
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.quantization import Quantization
@@ -43,7 +43,7 @@ class Task:
     """The number among captions of one clip with one prompt."""
 
 
-def _nothing_further(_: Task, __: Said) -> list[Task]:
+def _nothing_further(_: Task, __: FlaggedCaption) -> list[Task]:
     return []
 
 
@@ -60,7 +60,7 @@ class CaptionList:
     clips: Sequence[ClipRow] = ()
     summed_up: dict[str, str] = field(default_factory=dict)
     """Keys of the captions that summaries are made from, there or not, by feature key."""
-    further: Callable[[Task, Said], list[Task]] = _nothing_further
+    further: Callable[[Task, FlaggedCaption], list[Task]] = _nothing_further
     """Told of a caption that was made, returns what can be asked of its clip now that it is there;
     what it leaves out the next list has."""
 
@@ -152,7 +152,7 @@ class _Listing:
         words = prompt if name in self.settings.language.text_only else None
         return Task(clip, name, prompt, key, from_flagged, words, draw=draw)
 
-    def further(self, made: Task, said: Said) -> list[Task]:
+    def further(self, made: Task, said: FlaggedCaption) -> list[Task]:
         """Return what can be asked of the video now that one of its clip's captions is there."""
         if made.words is not None or made.prompt_name not in self.filler.needed:
             return []  # what was asked without the video has none at hand

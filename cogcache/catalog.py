@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
 
-from cogcache.canonical import Field
 from cogcache.catalog_rows import (
     CaptionRow,
     ClipRow,
     FailureRow,
+    FlaggedCaption,
     RunRow,
-    Said,
     Stage,
     VideoRow,
     failure_row,
@@ -28,15 +27,16 @@ from cogcache.catalog_rows import (
     video_digest_of,
 )
 from cogcache.database import CatalogFile, excluded, insertion
-from cogcache.file_memory import FileMemory
+from cogcache.file_memory import FileFacts
+from cogcache.keys import Field
 
 __all__ = [
     "CaptionRow",
     "Catalog",
     "ClipRow",
     "FailureRow",
+    "FlaggedCaption",
     "RunRow",
-    "Said",
     "Stage",
     "VideoRow",
     "failure_row",
@@ -60,7 +60,7 @@ _CAPTIONS = _each_file(
 )
 
 
-class Catalog(FileMemory):
+class Catalog(FileFacts):
     """An open catalog; a context manager. Any number of threads and processes may share one.
 
     What a method wrote is on the disk when it returns. Each call waits for the disk once: give
@@ -169,12 +169,15 @@ class Catalog(FileMemory):
         """Return those of the keys that are a caption's."""
         return self._file.known("captions", "caption_key", caption_keys)
 
-    def said(self, caption_keys: Collection[str]) -> dict[str, Said]:
+    def said(self, caption_keys: Collection[str]) -> dict[str, FlaggedCaption]:
         """Return what the captions of these keys say, those that there are."""
         sql = """SELECT caption_key, caption, flags FROM captions
             WHERE caption_key IN (SELECT value FROM json_each(:keys))"""
         rows = self._file.query(sql, {"keys": json.dumps([*caption_keys])})
-        return {row["caption_key"]: Said(row["caption"], json.loads(row["flags"])) for row in rows}
+        return {
+            row["caption_key"]: FlaggedCaption(row["caption"], json.loads(row["flags"]))
+            for row in rows
+        }
 
     def captions(
         self,

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from cogcache.database import CatalogFile, read_only_uri
 from cogcache.errors import CatalogError
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 
 OWN: Final = "catalog/"
 """Begin of the names under which a catalog remembers what concerns itself alone."""
@@ -69,7 +69,7 @@ def snapshot(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def keep_shard(path: Path, shard: Shard) -> None:
+def keep_shard(path: Path, shard: WorkShare) -> None:
     """Delete from a copy of a catalog the clips and captions of other shards."""
     with closing(CatalogFile(path)) as file, file.transaction() as conn:
         conn.create_function("in_shard", 1, shard.has, deterministic=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict, get_args
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from cogcache.canonical import Field
 from cogcache.errors import ClipError
+from cogcache.keys import Field
 from cogcache.urls import is_url, url_of
 
 Stage: TypeAlias = Literal["extract", "caption"]
@@ -78,7 +78,7 @@ class CaptionRow(TypedDict):
     run: NotRequired[int | None]
 
 
-class Said(NamedTuple):
+class FlaggedCaption(NamedTuple):
     """A caption, and what is suspicious about it."""
 
     text: str

@@ -66,7 +66,7 @@ class Claims:
         return _lives(self._run.root, path, clock_s(self._run.root))
 
 
-def sweep(root: Path) -> list[Path]:
+def remove_dead_claims(root: Path) -> list[Path]:
     """Remove the claims and files of runs that are dead; return the claims removed."""
     claims = [path for path in (root / FOLDER).glob("*") if path.is_file()]
     now_s = clock_s(root) if claims else 0.0

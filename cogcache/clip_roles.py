@@ -10,21 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cogcache.config import Settings
-from cogcache.inbox import Answer, Inbox
+from cogcache.inbox import JobQueue, Result
 from cogcache.memory import MemoryMonitor
-from cogcache.place import Place, watched
-from cogcache.preparation import (
-    ClipSource,
-    PreparedClip,
-    prepare,
-    start_worker,
-    without_decord,
-)
+from cogcache.place import WorkerEnvironment, watched
+from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker, without_decord
 from cogcache.runs import RunReport
 from cogcache.settings_clips import Sampling
 from cogcache.store import FeatureStore
-from cogcache.telling import Told
-from cogcache.worker import Worker
+from cogcache.telling import WorkerReport
+from cogcache.worker import DecodeWorker
 from cogcache.worker_process import Bug, Program
 from cogcache.workers import decode_limits
 from cogcache.worklist import Clip
@@ -43,14 +37,14 @@ class ClipJob:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodeSpec:
     """Decodes and preprocesses clips."""
 
     settings: Settings
-    place: Place
+    place: WorkerEnvironment
     needs_process = False
 
-    def start(self) -> DecodingDuty:
+    def start(self) -> DecodeActor:
         """Make a worker ready that may crash or hang, within the limits of every decoder."""
         settings, vision = self.settings, self.settings.vision
         program = Program(
@@ -65,17 +59,17 @@ class Decoding:
             ),
             without_decord,
         )
-        return DecodingDuty(settings.sampling, Worker(program))
+        return DecodeActor(settings.sampling, DecodeWorker(program))
 
 
 @dataclass
-class DecodingDuty:
+class DecodeActor:
     """A decoder at work, in a process of its own."""
 
     sampling: Sampling
-    worker: Worker
+    worker: DecodeWorker
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         """Answer with the prepared clip as the parcel."""
         try:
             while item := inbox.next(wait=True):
@@ -86,9 +80,9 @@ class DecodingDuty:
                 if isinstance(made, Bug):
                     raise made.error
                 if isinstance(made, PreparedClip):
-                    yield Answer(item.ticket, None, made, made.num_frames)
+                    yield Result(item.ticket, None, made, made.num_frames)
                 else:
-                    yield Answer(item.ticket, made)
+                    yield Result(item.ticket, made)
         finally:
             self.worker.stop()
 
@@ -101,14 +95,14 @@ class DecodingDuty:
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodeSpec:
     """Encodes prepared clips and seals their features in the cache."""
 
     settings: Settings
-    place: Place
+    place: WorkerEnvironment
     needs_process = True
 
-    def start(self) -> EncodingDuty:
+    def start(self) -> EncodeActor:
         """Load the vision half."""
         from cogcache.featuremaking import FeatureMaker
 
@@ -119,11 +113,11 @@ class Encoding:
         maker = FeatureMaker(
             self.settings, family, store, report, lambda clip: neighbours[clip.key.digest]
         )
-        return EncodingDuty(maker, report, monitor, neighbours)
+        return EncodeActor(maker, report, monitor, neighbours)
 
 
 @dataclass
-class EncodingDuty:
+class EncodeActor:
     """An encoder at work."""
 
     maker: FeatureMaker
@@ -134,7 +128,7 @@ class EncodingDuty:
     tickets: dict[str, int] = field(default_factory=dict)
     """Of the clips in hand, by feature key."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         """Answer with what the catalog has to know of each clip."""
         with self.maker:
             while True:
@@ -142,11 +136,11 @@ class EncodingDuty:
                 outcomes = self.maker.make(batch) if batch else self.maker.finish()
                 for clip, outcome in outcomes:
                     del self.neighbours[clip.key.digest]
-                    yield Answer(self.tickets.pop(clip.key.digest), outcome)
+                    yield Result(self.tickets.pop(clip.key.digest), outcome)
                 if inbox.closed and not self.tickets:
                     return
 
-    def _batch(self, inbox: Inbox) -> list[tuple[Clip, PreparedClip]]:
+    def _batch(self, inbox: JobQueue) -> list[tuple[Clip, PreparedClip]]:
         """Take what waits, as far as it goes into one pass; wait where there is nothing to do."""
         batch: list[tuple[Clip, PreparedClip]] = []
         frames = 0
@@ -161,9 +155,9 @@ class EncodingDuty:
             frames += item.parcel.num_frames
         return batch
 
-    def told(self) -> Told:
+    def told(self) -> WorkerReport:
         """Return memory, times and what was loaded."""
-        return Told.of(self.report, self.monitor)
+        return WorkerReport.of(self.report, self.monitor)
 
     def close(self) -> None:
         """Nothing: who has a process of its own ends with it."""

@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, path_to_text, text_to_path
 from cogcache.clipspans import within
 from cogcache.config import Settings
 from cogcache.errors import CacheError
@@ -16,7 +17,7 @@ from cogcache.keys import Field, computes_in, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import recall
 from cogcache.scenes import Span
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 from cogcache.urls import is_url
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def choose_clips(
         CacheError: there are clips, but all were made with other settings.
     """
     wanted = _feature_fields(settings, family, catalog)
-    shard = Shard.parse(settings.machines.shard)
+    shard = WorkShare.parse(settings.machines.shard)
     listed = [clip for clip in catalog.clips() if shard.has(clip["video_digest"])]
     if videos is not None:
         names = names_of(videos, {clip["video"] for clip in listed})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cogcache.catalog import Catalog, ClipRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow
 from cogcache.cutting import known_spans
 from cogcache.scenes import Span
 from cogcache.settings_clips import Clips

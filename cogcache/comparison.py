@@ -57,7 +57,7 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class CaptionPair:
     """What two sets say of one clip; None where a set says nothing."""
 
     place: _Place
@@ -101,7 +101,7 @@ class Pair:
 class Comparison:
     """Two sets of captions, side by side, by video and time."""
 
-    pairs: list[Pair]
+    pairs: list[CaptionPair]
     num_older: int
     """Captions left out, since a newer one of the same set speaks of the same clip."""
 
@@ -159,7 +159,7 @@ def compare(catalog: Path, one: Selection, other: Selection) -> Comparison:
         names = {*one.prompts, *other.prompts}
         a, b = ({p: c for p, c in some.items() if p.prompt_name in names} for some in (a, b))
     places = sorted({**a, **b}, key=lambda place: (*place[:2], place.end_s or 0.0, *place[3:]))
-    pairs = [Pair(place, a.get(place), b.get(place)) for place in places]
+    pairs = [CaptionPair(place, a.get(place), b.get(place)) for place in places]
     return Comparison(pairs, older_a + older_b)
 
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, ClipRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import names_of
 from cogcache.config import Settings
 from cogcache.devices import pick_device
 from cogcache.errors import ConfigError, CorruptFeaturesError
+from cogcache.feature_file import Compression
 from cogcache.keys import FeatureKey
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors
@@ -31,8 +33,8 @@ from cogcache.models.registry import family_of
 from cogcache.progress import announced, at_work
 from cogcache.recovery import rows_of
 from cogcache.repacking import compression_of, repack
-from cogcache.runs import Counts, RunReport, Split, error_noted, versions
-from cogcache.store import Compression, FeatureStore
+from cogcache.runs import Counts, RunReport, Timings, error_noted, versions
+from cogcache.store import FeatureStore
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def convert(
             tasks += job.repackings(clips) if compression else []
             run = catalog.start_run("convert", settings.model, settings.model_dump(mode="json"))
             job.run = run
-            report = RunReport(run, "convert", settings.model, job.counts, Split())
+            report = RunReport(run, "convert", settings.model, job.counts, Timings())
             job.counts.found = job.counts.cached + len(tasks)
             with error_noted(report, catalog, monitor):
                 with at_work(live, report, settings.limits, monitor.started_s) as at:

@@ -20,7 +20,7 @@ from itertools import count
 from typing import Any, Final, Protocol
 
 from cogcache.errors import ClipError, CogcacheError
-from cogcache.inbox import Answer, Item, Role
+from cogcache.inbox import ActorSpec, Job, Result
 from cogcache.stopping import Stop
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,10 @@ _PATIENCE_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
+class WorkerSpec:
     """A place in a crew, filled by one worker after another if need be."""
 
-    role: Role
+    role: ActorSpec
     room: int = 1
     """Sizes of jobs that may be in its worker's hands before it is given no more."""
     cpus: float = 0
@@ -51,7 +51,7 @@ class Worker(Protocol):
 
     name: str
 
-    def give(self, item: Item) -> None:
+    def give(self, item: Job) -> None:
         """Hand it a job; returns at once. That it is lost is heard of by `Engine.wait`."""
 
     def end(self) -> None:
@@ -63,7 +63,7 @@ class Event:
     """Something was heard of a worker: an answer, that it is lost, or else that it is ready."""
 
     worker: Worker
-    answer: Answer | None = None
+    answer: Result | None = None
     told: Any = None
     lost: str | None = None
     """How it was."""
@@ -74,7 +74,7 @@ class Event:
 class Engine(Protocol):
     """Starts workers and listens to them."""
 
-    def hire(self, post: Post) -> Worker:
+    def hire(self, post: WorkerSpec) -> Worker:
         """Start a worker; returns at once."""
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -89,7 +89,7 @@ class Engine(Protocol):
 
 
 @dataclass(eq=False)
-class _Load:
+class _Pending:
     """A job on its way."""
 
     job: Any
@@ -100,38 +100,38 @@ class _Load:
 
 
 @dataclass(eq=False)
-class _Desk:
+class _Slot:
     """A post and the worker that fills it."""
 
-    post: Post
+    post: WorkerSpec
     phase: int
     worker: Worker
     ready: bool = False
-    in_hand: dict[int, _Load] = field(default_factory=dict)
+    in_hand: dict[int, _Pending] = field(default_factory=dict)
 
     @property
     def used(self) -> int:
         """How much of its room is taken."""
         return sum(load.size for load in self.in_hand.values())
 
-    def can_take(self, load: _Load | None = None) -> bool:
+    def can_take(self, load: _Pending | None = None) -> bool:
         """Say whether there is room for a job; None asks for a new one."""
         if not self.in_hand or not self.ready:
             return self.ready
         alone = any(each.losses for each in self.in_hand.values())
         return self.used < self.post.room and not alone and not (load and load.losses)
 
-    def give(self, load: _Load) -> None:
+    def give(self, load: _Pending) -> None:
         """Hand its worker a job."""
         self.in_hand[load.ticket] = load
-        self.worker.give(Item(load.ticket, load.job, load.parcel))
+        self.worker.give(Job(load.ticket, load.job, load.parcel))
 
 
 Settled = tuple[Any, Any]
 """A job and its result, a ClipError where it failed."""
 
 
-class Crew(AbstractContextManager["Crew"]):
+class Scheduler(AbstractContextManager["Scheduler"]):
     """Does jobs with the workers of an engine.
 
     Args:
@@ -140,10 +140,10 @@ class Crew(AbstractContextManager["Crew"]):
         stop: ends the waiting for workers that do not come.
     """
 
-    def __init__(self, engine: Engine, phases: Sequence[Sequence[Post]], stop: Stop) -> None:
+    def __init__(self, engine: Engine, phases: Sequence[Sequence[WorkerSpec]], stop: Stop) -> None:
         self.engine, self.posts, self.stop = engine, phases, stop
-        self.desks: list[_Desk] = []
-        self.waiting: list[deque[_Load]] = [deque() for _ in phases]
+        self.desks: list[_Slot] = []
+        self.waiting: list[deque[_Pending]] = [deque() for _ in phases]
         self.losses = [0 for _ in phases]
         """Of workers, by phase, since the phase has done anything."""
         self.given_again = 0
@@ -183,7 +183,7 @@ class Crew(AbstractContextManager["Crew"]):
     def _fill_posts(self) -> None:
         if not self.desks:
             self.desks = [
-                _Desk(post, phase, self.engine.hire(post))
+                _Slot(post, phase, self.engine.hire(post))
                 for phase, posts in enumerate(self.posts)
                 for post in posts
             ]
@@ -205,7 +205,7 @@ class Crew(AbstractContextManager["Crew"]):
                 return False
             if job is None:
                 return True
-            self.waiting[0].append(_Load(job, next(self._tickets)))
+            self.waiting[0].append(_Pending(job, next(self._tickets)))
             self._give_out()
         return True
 
@@ -245,7 +245,7 @@ class Crew(AbstractContextManager["Crew"]):
         self.told[event.worker.name] = event.told
         return self._answered(desk, event.answer)
 
-    def _answered(self, desk: _Desk, answer: Answer) -> list[Settled]:
+    def _answered(self, desk: _Slot, answer: Result) -> list[Settled]:
         load = desk.in_hand.pop(answer.ticket)
         self.losses[desk.phase] = self.given_up = 0
         if isinstance(answer.result, ClipError) or desk.phase + 1 == len(self.posts):
@@ -254,7 +254,7 @@ class Crew(AbstractContextManager["Crew"]):
         self.waiting[desk.phase + 1].append(load)
         return []
 
-    def _replace(self, desk: _Desk, how: str) -> list[Settled]:
+    def _replace(self, desk: _Slot, how: str) -> list[Settled]:
         """Put another worker in the place of one that was lost."""
         self.losses[desk.phase] += 1
         if self.losses[desk.phase] > TRIES * (1 + len(self.posts[desk.phase])):
@@ -262,17 +262,17 @@ class Crew(AbstractContextManager["Crew"]):
                 f"workers are lost one after another: {how}",
                 "see their messages; with Ray, those are in the logs of its session",
             )
-        loads = _emptied(desk)
+        loads = _taken_back(desk)
         desk.worker.end()
         self._hire(desk)
         logger.warning("a worker was lost (%s); given out again: %d clips", how, len(loads))
         return self._again(desk, loads, how)
 
-    def _hire(self, desk: _Desk) -> None:
+    def _hire(self, desk: _Slot) -> None:
         desk.ready = False
         desk.worker = self.engine.hire(desk.post)
 
-    def _again(self, desk: _Desk, loads: Sequence[_Load], how: str) -> list[Settled]:
+    def _again(self, desk: _Slot, loads: Sequence[_Pending], how: str) -> list[Settled]:
         """Have jobs begun anew, save those that were lost too often."""
         settled: list[Settled] = []
         for load in loads:
@@ -288,7 +288,7 @@ class Crew(AbstractContextManager["Crew"]):
         return settled
 
 
-def _emptied(desk: _Desk) -> list[_Load]:
+def _taken_back(desk: _Slot) -> list[_Pending]:
     loads = [*desk.in_hand.values()]
     desk.in_hand.clear()
     return loads

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeAlias
 
-from cogcache.crew import Event, Post
-from cogcache.inbox import Answer, Duty, Inbox, Item, Role
+from cogcache.crew import Event, WorkerSpec
+from cogcache.inbox import Actor, ActorSpec, Job, JobQueue, Result
 from cogcache.worker import CONTEXT, ending, signals_blocked
 from cogcache.worker_process import Bug, bug_of, end_with_parent
 
@@ -24,24 +24,24 @@ READY = "ready"
 Pipe: TypeAlias = "Connection[Any, Any]"
 
 
-class _Spoken:
+class _Message:
     """A worker at the other end of a pipe."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.pipe, self.theirs = CONTEXT.Pipe()
 
-    def give(self, item: Item) -> None:
+    def give(self, item: Job) -> None:
         """Send it a job."""
         # That it is gone is seen when it is listened to.
         with suppress(OSError):
             _send(self.pipe, (item.ticket, item.job), item.parcel)
 
 
-class ProcessWorker(_Spoken):
+class ProcessWorker(_Message):
     """A process."""
 
-    def __init__(self, role: Role, name: str) -> None:
+    def __init__(self, role: ActorSpec, name: str) -> None:
         super().__init__(name)
         self.process: multiprocessing.process.BaseProcess = CONTEXT.Process(
             target=serve, args=(self.theirs, role), name=name, daemon=True
@@ -64,12 +64,12 @@ class ProcessWorker(_Spoken):
         return ending(self.process.exitcode if code is None else code)
 
 
-class ThreadWorker(_Spoken):
+class ThreadWorker(_Message):
     """A thread of this process, for a role that drives a process of its own."""
 
-    def __init__(self, role: Role, name: str) -> None:
+    def __init__(self, role: ActorSpec, name: str) -> None:
         super().__init__(name)
-        self.duty: Duty = role.start()
+        self.duty: Actor = role.start()
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
@@ -96,7 +96,7 @@ class ProcessEngine:
         self.workers: list[ProcessWorker | ThreadWorker] = []
         self._numbers = count(1)
 
-    def hire(self, post: Post) -> ProcessWorker | ThreadWorker:
+    def hire(self, post: WorkerSpec) -> ProcessWorker | ThreadWorker:
         """Start a process, or a thread that drives one."""
         kind = ProcessWorker if post.role.needs_process else ThreadWorker
         worker = kind(post.role, f"{type(post.role).__name__}-{next(self._numbers)}")
@@ -117,7 +117,7 @@ class ProcessEngine:
             if said == READY:
                 return Event(worker)
             ticket, result, size, told = said
-            answer = Answer(ticket, result, worker.pipe.recv_bytes(), size)
+            answer = Result(ticket, result, worker.pipe.recv_bytes(), size)
         except (EOFError, ConnectionError):
             return Event(worker, lost=worker.ended())
         return Event(worker, answer, told)
@@ -129,7 +129,7 @@ class ProcessEngine:
                 worker.end()
 
 
-def serve(pipe: Pipe, role: Role) -> None:
+def serve(pipe: Pipe, role: ActorSpec) -> None:
     """Run in the worker: become ready, then do jobs until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
@@ -142,8 +142,8 @@ def serve(pipe: Pipe, role: Role) -> None:
     _work(pipe, duty)
 
 
-def _work(pipe: Pipe, duty: Duty) -> None:
-    inbox = Inbox()
+def _work(pipe: Pipe, duty: Actor) -> None:
+    inbox = JobQueue()
     threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
     with suppress(OSError):  # the parent has hung up
         _say(pipe, READY)
@@ -155,13 +155,13 @@ def _work(pipe: Pipe, duty: Duty) -> None:
             _say(pipe, bug_of(error))
 
 
-def _listen(pipe: Pipe, inbox: Inbox) -> None:
+def _listen(pipe: Pipe, inbox: JobQueue) -> None:
     """Put what comes into the inbox, at once: the parent must never wait for a worker."""
     with suppress(EOFError, OSError):
         while True:
             ticket, job = ForkingPickler.loads(pipe.recv_bytes())
             parcel = pipe.recv_bytes()
-            inbox.put(Item(ticket, job, ForkingPickler.loads(parcel) if parcel else None))
+            inbox.put(Job(ticket, job, ForkingPickler.loads(parcel) if parcel else None))
     inbox.close()
 
 

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
-from cogcache.crew import Event, Post
+from cogcache.crew import Event, WorkerSpec
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.inbox import Answer, Inbox, Item, Role
+from cogcache.inbox import ActorSpec, Job, JobQueue, Result
 from cogcache.stopping import asking_to_end
 from cogcache.worker_process import Bug, bug_of
 
@@ -33,11 +33,11 @@ QUIET = {
 """Ray reports nothing home, and what it has to say of lost workers stays in its logs."""
 
 
-class RayPost:
+class RayActor:
     """What an actor is: a role at work in a thread, and the calls that wait for its answers."""
 
-    def __init__(self, role: Role) -> None:
-        self.inbox = Inbox()
+    def __init__(self, role: ActorSpec) -> None:
+        self.inbox = JobQueue()
         self.ready: Future[Bug | None] = Future()
         self.waiting: dict[int, Future[Any]] = {}
         # One thread for all of it: torch counts its threads by the thread that set their number.
@@ -51,11 +51,11 @@ class RayPost:
         """Return what is said to the driver, and the parcel for the next actor."""
         answer: Future[Any] = Future()
         self.waiting[ticket] = answer
-        self.inbox.put(Item(ticket, job, parcel))
+        self.inbox.put(Job(ticket, job, parcel))
         said = await asyncio.wrap_future(answer)
         return (said, None) if isinstance(said, Bug) else said
 
-    def _work(self, role: Role) -> None:
+    def _work(self, role: ActorSpec) -> None:
         try:
             duty = role.start()
             self.ready.set_result(None)
@@ -76,7 +76,7 @@ class RayWorker:
     def __init__(self, engine: RayEngine, actor: Any, name: str) -> None:
         self.engine, self.actor, self.name = engine, actor, name
 
-    def give(self, item: Item) -> None:
+    def give(self, item: Job) -> None:
         """Call it; a parcel goes as a reference, which Ray fetches to its node beforehand."""
         call = self.actor.do.options(num_returns=2)
         said, parcel = call.remote(item.ticket, item.job, item.parcel)
@@ -112,11 +112,11 @@ class RayEngine:
         found = self.ray.cluster_resources()
         return nodes, found.get("CPU", 0.0), found.get("GPU", 0.0)
 
-    def hire(self, post: Post) -> RayWorker:
+    def hire(self, post: WorkerSpec) -> RayWorker:
         """Start an actor."""
         # Spread: the loss of a node should cost few of them.
         options = {"num_cpus": post.cpus, "num_gpus": post.gpus, "scheduling_strategy": "SPREAD"}
-        actor = self.ray.remote(RayPost).options(**options, max_restarts=0).remote(post.role)
+        actor = self.ray.remote(RayActor).options(**options, max_restarts=0).remote(post.role)
         worker = RayWorker(self, actor, f"{type(post.role).__name__}-{next(self._numbers)}")
         self.calls[actor.become_ready.remote()] = (worker, None, None)
         return worker
@@ -149,7 +149,7 @@ class RayEngine:
         if said is None:
             return Event(worker)
         number, result, size, told = said
-        return Event(worker, Answer(number, result, parcel, size), told)
+        return Event(worker, Result(number, result, parcel, size), told)
 
     def forget(self, worker: RayWorker) -> None:
         """Wait for nothing more from a worker."""

@@ -10,16 +10,16 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.caption_role import Captioning
+from cogcache.caption_role import CaptionSpec
 from cogcache.captionlist import Task
-from cogcache.clip_roles import ClipJob, Decoding, Encoding
+from cogcache.clip_roles import ClipJob, DecodeSpec, EncodeSpec
 from cogcache.config import Settings
-from cogcache.crew import Crew, Engine, Post
+from cogcache.crew import Engine, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, ConfigError
 from cogcache.main_memory import available_bytes
 from cogcache.models.identity import HalfIdentity
-from cogcache.place import Place
+from cogcache.place import WorkerEnvironment
 from cogcache.readahead import CLIPS_AHEAD
 from cogcache.reuse import Neighbours
 from cogcache.runs import RunReport
@@ -36,27 +36,27 @@ PASSES_IN_HAND = 2
 
 
 @dataclass(frozen=True)
-class _Seat:
+class _HalfWorker:
     """Where one worker that loads a half shall be."""
 
     settings: Settings
     """Of the run, with the worker's own device and memory."""
-    place: Place
+    place: WorkerEnvironment
     cpus: float = 0
     gpus: float = 0
 
 
 @dataclass(frozen=True)
-class Staff:
+class WorkerLayout:
     """An engine, and where it is to put the workers that load a half."""
 
     engine: Engine
-    seats: Sequence[_Seat]
+    seats: Sequence[_HalfWorker]
     decoders: int
     """How many decoders there may be in all."""
 
     @classmethod
-    def of(cls, settings: Settings, cache: Path, *, decodes: bool) -> Staff:
+    def of(cls, settings: Settings, cache: Path, *, decodes: bool) -> WorkerLayout:
         """Start the engine that the settings name.
 
         Args:
@@ -68,18 +68,18 @@ class Staff:
             ConfigError: the devices are not there, or Ray is not installed.
         """
         if settings.machines.engine == "ray":
-            return _on_ray(settings, cache, settings.vision.decode_workers if decodes else 0)
-        return _here(settings, cache)
+            return _ray_layout(settings, cache, settings.vision.decode_workers if decodes else 0)
+        return _local_layout(settings, cache)
 
 
-def _here(settings: Settings, cache: Path) -> Staff:
+def _local_layout(settings: Settings, cache: Path) -> WorkerLayout:
     names = settings.machines.device_names
     on_cpu = sum(name.startswith("cpu") for name in names)
-    seats = [_seat_here(settings, cache, name, on_cpu) for name in names]
-    return Staff(ProcessEngine(), seats, settings.vision.decode_workers * len(names))
+    seats = [_local_worker(settings, cache, name, on_cpu) for name in names]
+    return WorkerLayout(ProcessEngine(), seats, settings.vision.decode_workers * len(names))
 
 
-def _seat_here(settings: Settings, cache: Path, device: str, on_cpu: int) -> _Seat:
+def _local_worker(settings: Settings, cache: Path, device: str, on_cpu: int) -> _HalfWorker:
     changes: dict[str, Any] = {"device": device}
     threads = None
     if device.startswith("cpu"):
@@ -87,10 +87,10 @@ def _seat_here(settings: Settings, cache: Path, device: str, on_cpu: int) -> _Se
             changes["memory"] = f"{available_bytes() // on_cpu}B"
         if "OMP_NUM_THREADS" not in os.environ:
             threads = max(1, (os.cpu_count() or 1) // on_cpu)
-    return _Seat(settings.model_copy(update=changes), _place(settings, cache, threads))
+    return _HalfWorker(settings.model_copy(update=changes), _environment(settings, cache, threads))
 
 
-def _on_ray(settings: Settings, cache: Path, decode_workers: int) -> Staff:
+def _ray_layout(settings: Settings, cache: Path, decode_workers: int) -> WorkerLayout:
     from cogcache.crew_ray import RayEngine
 
     if ":" in settings.device:
@@ -107,21 +107,23 @@ def _on_ray(settings: Settings, cache: Path, decode_workers: int) -> Staff:
     count = usual if machines.workers == "auto" else int(machines.workers)
     count = max(1, count)
     cpus_each = 0 if gpus_each else max(1, int(cpus / count) - decode_workers)
-    seat = _Seat(
+    seat = _HalfWorker(
         settings if gpus_each else settings.model_copy(update={"device": "cpu"}),
-        _place(settings, cache, cpus_each or None),
+        _environment(settings, cache, cpus_each or None),
         cpus_each,
         gpus_each,
     )
     decoders = min(decode_workers * count, max(1, int(cpus) - cpus_each * (count - 1)))
-    return Staff(engine, [seat] * count, decoders)
+    return WorkerLayout(engine, [seat] * count, decoders)
 
 
-def _place(settings: Settings, cache: Path, threads: int | None) -> Place:
+def _environment(settings: Settings, cache: Path, threads: int | None) -> WorkerEnvironment:
     """Workers may stand in another folder: paths go to them whole."""
     folder = Path(settings.model)
     is_folder = settings.model != "tiny" and folder.is_dir()
-    return Place(str(folder.absolute()) if is_folder else settings.model, cache.absolute(), threads)
+    return WorkerEnvironment(
+        str(folder.absolute()) if is_folder else settings.model, cache.absolute(), threads
+    )
 
 
 def _with_whole_paths(settings: Settings) -> Settings:
@@ -134,17 +136,17 @@ def _with_whole_paths(settings: Settings) -> Settings:
     )
 
 
-def _post(number: int, seat: _Seat, role: Any, room: int) -> Post:
+def _spec(number: int, seat: _HalfWorker, role: Any, room: int) -> WorkerSpec:
     # The first of each phase asks for no CPU: another phase, or a node's death, could otherwise
     # leave none for it, and all would wait for ever.
-    return Post(role, room, cpus=seat.cpus if number else 0, gpus=seat.gpus)
+    return WorkerSpec(role, room, cpus=seat.cpus if number else 0, gpus=seat.gpus)
 
 
 @dataclass
-class MakingByCrew:
+class DistributedEncoding:
     """Makes the features of clips with the workers of a crew."""
 
-    crew: Crew
+    crew: Scheduler
     neighbours: Neighbours
 
     def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
@@ -155,28 +157,28 @@ class MakingByCrew:
 
 
 @contextmanager
-def making_by_crew(
+def distributed_encoding(
     settings: Settings, cache: Path, neighbours: Neighbours, stop: Stop, report: RunReport
-) -> Iterator[MakingByCrew]:
+) -> Iterator[DistributedEncoding]:
     """Have a crew for stage one while a `with` block needs it; the report is told of it."""
-    staff = Staff.of(settings, cache, decodes=True)
+    staff = WorkerLayout.of(settings, cache, decodes=True)
     vision = settings.vision
     room = PASSES_IN_HAND * vision.frames_per_batch
     encoders = [
-        _post(number, seat, Encoding(seat.settings, seat.place), room)
+        _spec(number, seat, EncodeSpec(seat.settings, seat.place), room)
         for number, seat in enumerate(staff.seats)
     ]
-    decoding = Decoding(settings, _place(settings, cache, None))
-    decoders = [Post(decoding, cpus=1 if number else 0) for number in range(staff.decoders)]
-    with _watched(Crew(staff.engine, [decoders, encoders], stop), report) as crew:
-        yield MakingByCrew(crew, neighbours)
+    decoding = DecodeSpec(settings, _environment(settings, cache, None))
+    decoders = [WorkerSpec(decoding, cpus=1 if number else 0) for number in range(staff.decoders)]
+    with _watched(Scheduler(staff.engine, [decoders, encoders], stop), report) as crew:
+        yield DistributedEncoding(crew, neighbours)
 
 
 @dataclass
-class CaptioningByCrew:
+class DistributedCaptioning:
     """Makes captions with the workers of a crew."""
 
-    crew: Crew
+    crew: Scheduler
 
     def captions(
         self, tasks: Iterable[Task]
@@ -193,24 +195,24 @@ class CaptioningByCrew:
 
 
 @contextmanager
-def captioning_by_crew(
+def distributed_captioning(
     settings: Settings, cache: Path, identity: HalfIdentity, stop: Stop, report: RunReport
-) -> Iterator[CaptioningByCrew]:
+) -> Iterator[DistributedCaptioning]:
     """Have a crew for stage two while a `with` block needs it; the report is told of it."""
-    staff = Staff.of(_with_whole_paths(settings), cache, decodes=False)
+    staff = WorkerLayout.of(_with_whole_paths(settings), cache, decodes=False)
     rows = settings.language.clips_per_batch
     captions = len(settings.prompts) * settings.generation.n
     room = -(-rows // captions) + CLIPS_AHEAD
     posts = [
-        _post(number, seat, Captioning(seat.settings, seat.place, identity), room)
+        _spec(number, seat, CaptionSpec(seat.settings, seat.place, identity), room)
         for number, seat in enumerate(staff.seats)
     ]
-    with _watched(Crew(staff.engine, [posts], stop), report) as crew:
-        yield CaptioningByCrew(crew)
+    with _watched(Scheduler(staff.engine, [posts], stop), report) as crew:
+        yield DistributedCaptioning(crew)
 
 
 @contextmanager
-def _watched(crew: Crew, report: RunReport) -> Iterator[Crew]:
+def _watched(crew: Scheduler, report: RunReport) -> Iterator[Scheduler]:
     """Close a crew after use, and put into the report what was heard of it."""
     with crew:
         try:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cogcache import remote
-from cogcache.canonical import digest
-from cogcache.catalog import Catalog, VideoRow, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import VideoRow, path_to_text
 from cogcache.errors import ConfigError
+from cogcache.keys import digest
 from cogcache.scenes import THRESHOLDS, Span, spans_of
 from cogcache.settings_clips import Clips
 from cogcache.urls import is_url

@@ -16,13 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from cogcache.catalog import Catalog, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
 from cogcache.file_memory import Stat
 from cogcache.inputs import Seen, file_digest, unreadable
 from cogcache.machine_faults import DiskWatch
 from cogcache.remote import as_video_errors, facts
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 from cogcache.spool import Spool
 from cogcache.urls import is_url
 
@@ -51,7 +52,7 @@ class Looked:
     """What each file is now."""
 
 
-def look_up(videos: Sequence[Path], catalog: Catalog, shard: Shard) -> Looked:
+def look_up(videos: Sequence[Path], catalog: Catalog, shard: WorkShare) -> Looked:
     """Find out which videos are known, and which have to be read.
 
     Raises:
@@ -84,7 +85,7 @@ class DigestReader(AbstractContextManager["DigestReader"]):
     """
 
     def __init__(
-        self, unread: Mapping[Path, Stat], catalog: Catalog, shard: Shard, spool: Spool
+        self, unread: Mapping[Path, Stat], catalog: Catalog, shard: WorkShare, spool: Spool
     ) -> None:
         self._stats, self._catalog, self._shard = unread, catalog, shard
         self._waiting = deque(unread)

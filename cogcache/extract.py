@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import Claims, sweep
+from cogcache.claims import Claims, remove_dead_claims
 from cogcache.config import Settings
-from cogcache.extraction import Making, MakingHere
+from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
 from cogcache.inputs import find_videos
 from cogcache.local_catalog import open_catalog
@@ -30,8 +30,8 @@ from cogcache.memory import MemoryMonitor
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
-from cogcache.runs import Counts, RunReport, Split, error_noted
-from cogcache.sharing import Sharing
+from cogcache.runs import Counts, RunReport, Timings, error_noted
+from cogcache.sharing import ClipClaims
 from cogcache.store import FeatureStore
 from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen
 from cogcache.writing import ClipWriter, note_failure
@@ -69,7 +69,7 @@ def extract(
     paths = find_videos([str(video) for video in videos])
     store = FeatureStore.create_or_open(cache, features)
     store.sweep()
-    sweep(cache)
+    remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
     with (
@@ -77,7 +77,7 @@ def extract(
         open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
     ):
         with MemoryMonitor() as monitor:
-            split = Split()
+            split = Timings()
             with split.time("digest"):
                 identity = identify(family, "vision", catalog)
                 wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
@@ -109,7 +109,7 @@ class _Extraction:
         self.wanted, self.store, self.catalog, self.report = wanted, store, catalog, report
         self.at = at
         self.claims = Claims(at.run)
-        self.sharing = Sharing(self.claims, store, catalog, at.stop)
+        self.sharing = ClipClaims(self.claims, store, catalog, at.stop)
         self.writer = ClipWriter(wanted.settings.model, catalog, report, self.claims)
 
     def run(self, work: Worklist) -> None:
@@ -139,19 +139,19 @@ class _Extraction:
         self.report.notes += unseen(finding.found.num_unseen, self.wanted.settings)
 
     @cached_property
-    def _making(self) -> Making:
+    def _making(self) -> Encoding:
         return self._open.enter_context(self._makers())
 
-    def _makers(self) -> AbstractContextManager[Making]:
+    def _makers(self) -> AbstractContextManager[Encoding]:
         """Return what makes features: this process, or a crew."""
         wanted = self.wanted
         if not wanted.settings.machines.has_crew:
-            return MakingHere(
+            return LocalEncoding(
                 wanted.settings, wanted.family, self.store, self.report, self._neighbours
             )
-        from cogcache.crewing import making_by_crew
+        from cogcache.crewing import distributed_encoding
 
-        return making_by_crew(
+        return distributed_encoding(
             wanted.settings, self.store.root, self._neighbours, self.at.stop, self.report
         )
 

@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.models.family import Family
-from cogcache.preparation import (
-    ClipSource,
-    PreparedClip,
-    prepare,
-    start_worker,
-    without_decord,
-)
+from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker, without_decord
 from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
 from cogcache.spool import Fetching, Spool
@@ -51,7 +45,7 @@ def decoded_ahead(settings: Settings) -> int:
     return of_a_batch + 2 * settings.vision.decode_workers
 
 
-class Making(Protocol):
+class Encoding(Protocol):
     """Makes the features of clips, here or elsewhere."""
 
     def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
@@ -62,7 +56,7 @@ class Making(Protocol):
         """
 
 
-class MakingHere(AbstractContextManager["MakingHere"]):
+class LocalEncoding(AbstractContextManager["LocalEncoding"]):
     """Makes the features of clips in this process.
 
     Args:

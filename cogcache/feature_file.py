@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5z
 
-from cogcache.canonical import Field
 from cogcache.feature_format import (
     FORMAT,
     MAX_EXPANSION,
@@ -21,12 +20,13 @@ from cogcache.feature_format import (
     block_rows,
     check_name,
     encode_attribute,
-    file_digest,
     fixed_text,
     hash_block,
     hashing,
+    seal_digest,
     tensor_digest,
 )
+from cogcache.keys import Field
 
 Compression: TypeAlias = Literal["none", "zstd", "blosc2"]
 
@@ -65,7 +65,7 @@ def encode(
             dataset.attrs["sha256"] = fixed_text(digests[name])
         if thumbnail is not None:
             _write_array(file, "thumbnail", _as_bits(thumbnail), "none")
-        file.attrs["cogcache_sha256"] = fixed_text(file_digest(key, attributes, digests, thumbnail))
+        file.attrs["cogcache_sha256"] = fixed_text(seal_digest(key, attributes, digests, thumbnail))
         file.attrs["cogcache_format"] = FORMAT
         file.attrs["cogcache_key"] = fixed_text(key)
         for name, value in sorted(attributes.items(), key=itemgetter(0)):

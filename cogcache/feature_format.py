@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from h5py import h5t
 
-from cogcache.canonical import Field, digest
 from cogcache.errors import FeaturesError
+from cogcache.keys import Field, digest
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +146,7 @@ def tensor_digest(bits: Bits, hashes: Sequence[Future[str]]) -> str:
     return digest({"dtype": bits.dtype, "shape": bits.array.shape, "blocks": done})
 
 
-def file_digest(
+def seal_digest(
     key: str,
     attributes: Mapping[str, Field],
     tensors: Mapping[str, str],

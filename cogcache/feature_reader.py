@@ -18,7 +18,6 @@ import h5py
 import numpy as np
 from h5py import h5d, h5l, h5s
 
-from cogcache.canonical import Field
 from cogcache.errors import CacheError, CorruptFeaturesError
 from cogcache.feature_format import (
     FORMAT,
@@ -28,11 +27,12 @@ from cogcache.feature_format import (
     Array,
     Bits,
     decode_attribute,
-    file_digest,
     hash_block,
     hashing,
+    seal_digest,
     tensor_digest,
 )
+from cogcache.keys import Field
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +163,7 @@ def _read_head(file: h5py.File, key: str) -> _Head:
     thumbnail = None
     if "thumbnail" in file:
         thumbnail = _read_bits(_dataset(file, "thumbnail"), None)[0].array.tobytes()
-    made = file_digest(key, attributes, digests, thumbnail)
+    made = seal_digest(key, attributes, digests, thumbnail)
     _expect(stored["cogcache_sha256"] == made, "its SHA-256 is not the sealed one")
     return _Head(attributes, digests, thumbnail)
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cogcache.browse import Browser, CaptionSet, Page, Row
+from cogcache.browse import Browser, BrowseRow, CaptionSet, Page
 from cogcache.catalog_rows import STAGES
 from cogcache.settings_clips import PART, SUMMARY
 
@@ -41,13 +41,13 @@ def runs(browser: Browser, number: int = 1) -> Page:
     return browser.page(total, number, sql, {}, RUNS_PER_PAGE)
 
 
-def run(browser: Browser, number: int) -> Row | None:
+def run(browser: Browser, number: int) -> BrowseRow | None:
     """Return one run with all that it reported."""
     found = browser.rows("SELECT * FROM runs WHERE run = :run", {"run": number})
     return found[0] if found else None
 
 
-def last_runs(browser: Browser) -> dict[str, Row]:
+def last_runs(browser: Browser) -> dict[str, BrowseRow]:
     """Return the last run of each stage that made something."""
     sql = """SELECT * FROM runs WHERE run = (
             SELECT max(run) FROM runs
@@ -63,7 +63,7 @@ def whole_model_bytes(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
     return sum(read) if len(read) == 2 and all(read) and one_model else None
 
 
-def collection(browser: Browser) -> Row:
+def collection(browser: Browser) -> BrowseRow:
     """Return the figures of the whole collection.
 
     Returns:
@@ -90,7 +90,7 @@ def collection(browser: Browser) -> Row:
     return figures | captions(browser) | {"seconds": _seconds(browser)}
 
 
-def captions(browser: Browser) -> Row:
+def captions(browser: Browser) -> BrowseRow:
     """Return the part of `collection` that is about captions."""
     totals = browser.rows("SELECT * FROM caption_totals WHERE captions > 0")
     flags: Counter[str] = Counter()
@@ -107,7 +107,7 @@ def captions(browser: Browser) -> Row:
     }
 
 
-def _count(rows: list[Row], name: str, counted: str) -> Counter[Any]:
+def _count(rows: list[BrowseRow], name: str, counted: str) -> Counter[Any]:
     counts: Counter[Any] = Counter()
     for row in rows:
         counts[row[name]] += row[counted]

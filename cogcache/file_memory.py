@@ -18,7 +18,7 @@ from cogcache.urls import is_url
 Stat: TypeAlias = os.stat_result | RemoteFacts
 
 
-class FileMemory:
+class FileFacts:
     """Digests by path, size, time and inode; and values by name, made from files."""
 
     def __init__(self, file: CatalogFile) -> None:

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from cogcache import templates
-from cogcache.catalog import Catalog, ClipRow, Said, text_to_path
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, FlaggedCaption, text_to_path
 from cogcache.errors import ClipError
 
 NO_FIRST_CAPTION: Final = "no_first_caption"
@@ -41,7 +42,7 @@ class Filler:
     clips: Sequence[ClipRow]
     catalog: Catalog
     plain: Callable[[str], str]
-    said: dict[tuple[str, str, int], Said] = field(default_factory=dict)
+    said: dict[tuple[str, str, int], FlaggedCaption] = field(default_factory=dict)
     """Captions by prompt, feature key and draw."""
 
     def __post_init__(self) -> None:

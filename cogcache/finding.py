@@ -15,8 +15,8 @@ from cogcache.errors import ClipError
 from cogcache.foundclips import CLIPS_AHEAD, FoundClips
 from cogcache.runs import RunReport
 from cogcache.searching import CutSearch
-from cogcache.shards import Shard
-from cogcache.sharing import Sharing
+from cogcache.shards import WorkShare
+from cogcache.sharing import ClipClaims
 from cogcache.spool import Spool
 from cogcache.worklist import Clip, Wanted, Worklist, sort_videos
 
@@ -34,10 +34,12 @@ class Finding(AbstractContextManager["Finding"]):
         report: its counts grow with what is found.
     """
 
-    def __init__(self, work: Worklist, wanted: Wanted, sharing: Sharing, report: RunReport) -> None:
+    def __init__(
+        self, work: Worklist, wanted: Wanted, sharing: ClipClaims, report: RunReport
+    ) -> None:
         self.wanted, self.sharing, self.report = wanted, sharing, report
         machines = wanted.settings.machines
-        self._shard = Shard.parse(machines.shard)
+        self._shard = WorkShare.parse(machines.shard)
         self.found = FoundClips(work, wanted, sharing, report)
         spool = Spool.of_this_machine(machines.spool_gib)
         self._reader = DigestReader(work.unread, sharing.catalog, self._shard, spool)

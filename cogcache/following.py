@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog import Said
+from cogcache.catalog_rows import FlaggedCaption
 from cogcache.live import live_runs
 from cogcache.runs import Counts
 from cogcache.stopping import Stop
@@ -67,7 +67,7 @@ class Following:
                 time.sleep(_LOOK_EVERY_S)
         return []
 
-    def further(self, task: Task, said: Said) -> list[Task]:
+    def further(self, task: Task, said: FlaggedCaption) -> list[Task]:
         """Return captions that another was waited for by, as far as the limit leaves them."""
         tasks = self.last.further(task, said)
         left = None if self.limit is None else self.limit - len(self.handed_out)

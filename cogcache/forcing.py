@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cogcache.models.family import Family, Row
+from cogcache.models.family import Family, PromptRow
 
 
 @torch.inference_mode()
 def log_probabilities(
-    model: PreTrainedModel, family: Family, row: Row, tokens: Sequence[int]
+    model: PreTrainedModel, family: Family, row: PromptRow, tokens: Sequence[int]
 ) -> Tensor:
     """Return the log probabilities of every token at each place of a caption, and behind it.
 
@@ -33,7 +33,7 @@ def log_probabilities(
         name: torch.cat((each, torch.tensor(tokens) if name == "input_ids" else _zeros(tokens)))
         for name, each in row.sequences.items()
     }
-    inputs = family.model_inputs([Row(row.features, sequences)], model)
+    inputs = family.model_inputs([PromptRow(row.features, sequences)], model)
     others = {name: value for name, value in inputs.items() if name != "input_ids"}
     # The positions that `generate` and our own loop give these tokens: those of a longer prompt.
     positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)

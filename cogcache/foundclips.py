@@ -10,7 +10,7 @@ from typing import Final
 from cogcache.errors import ClipError
 from cogcache.machine_faults import DiskWatch
 from cogcache.runs import RunReport
-from cogcache.sharing import Sharing
+from cogcache.sharing import ClipClaims
 from cogcache.worklist import WHOLE, Wanted, Worklist, num_unseen, put_damaged_away
 from cogcache.writing import note_failure
 
@@ -28,7 +28,9 @@ class FoundClips:
         report: of the run.
     """
 
-    def __init__(self, work: Worklist, wanted: Wanted, sharing: Sharing, report: RunReport) -> None:
+    def __init__(
+        self, work: Worklist, wanted: Wanted, sharing: ClipClaims, report: RunReport
+    ) -> None:
         self.work, self.wanted, self.sharing, self.report = work, wanted, sharing, report
         self.limit = wanted.settings.limits.limit
         self.ready = deque(work.missing)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from cogcache.browse import Browser, Row
+from cogcache.browse import Browser, BrowseRow
 from cogcache.errors import CacheError, ConfigError
 from cogcache.sealing import seal
 from cogcache.search import CaptionSearch
@@ -52,7 +52,7 @@ def write_gallery(
     store, catalog = FeatureStore.open(cache), cache / "catalog.sqlite"
     some = selection or Selection()
     captions = _found(catalog, text, some, limit) if text else _selected(catalog, some, limit)
-    clips: dict[str, Row] = {}
+    clips: dict[str, BrowseRow] = {}
     for row in captions:
         clip = clips.setdefault(row["feature_key"], {**row, "captions": []})
         clip["captions"].append(row)
@@ -81,7 +81,7 @@ def _found(catalog: Path, text: str, selection: Selection, limit: int) -> list[A
     return [hit.caption for hit in found.hits]
 
 
-def _selected(catalog: Path, selection: Selection, limit: int) -> list[Row]:
+def _selected(catalog: Path, selection: Selection, limit: int) -> list[BrowseRow]:
     where, values = selection.where()
     tests = f"WHERE {where}" if where else ""
     with Browser(catalog, deadline_s=math.inf) as browser:
@@ -99,7 +99,7 @@ def _selected(catalog: Path, selection: Selection, limit: int) -> list[Row]:
         )
 
 
-def _with_picture(store: FeatureStore, browser: Browser, clip: Row) -> Row:
+def _with_picture(store: FeatureStore, browser: Browser, clip: BrowseRow) -> BrowseRow:
     key = clip["feature_key"]
     try:
         key = key if key in store else browser.pictured(key)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache import endings
 from cogcache.config import Generation
-from cogcache.models.family import Family, Row
+from cogcache.models.family import Family, PromptRow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class Request:
         grammar: what the tokens have to follow.
     """
 
-    row: Row
+    row: PromptRow
     clip: str
     seed: int
     generation: Generation
@@ -154,7 +154,7 @@ def room_for(positions: Tensor, context: int | None) -> float:
 def generate(
     model: PreTrainedModel,
     family: Family,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     generation: Generation,
     *,
     seed: int | None = None,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Job:
     """A job for a worker."""
 
     ticket: int
@@ -20,7 +20,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Result:
     """What a worker has made of a job."""
 
     ticket: int
@@ -32,14 +32,14 @@ class Answer:
     """How much room the job takes at the worker that goes on with it."""
 
 
-class Inbox:
+class JobQueue:
     """Jobs that wait for a worker; any thread may put them in."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.closed = False
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Job) -> None:
         """Add a job."""
         self._queue.put(item)
 
@@ -47,7 +47,7 @@ class Inbox:
         """Say that no more jobs will come."""
         self._queue.put(None)
 
-    def next(self, *, wait: bool) -> Item | None:
+    def next(self, *, wait: bool) -> Job | None:
         """Return a job; None where there is none just now, or there will be no more.
 
         Args:
@@ -63,10 +63,10 @@ class Inbox:
         return item
 
 
-class Duty(Protocol):
+class Actor(Protocol):
     """What a worker does once it is ready."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         """Do jobs until the inbox is closed; several may be in hand at a time."""
 
     def told(self) -> Any:
@@ -76,11 +76,11 @@ class Duty(Protocol):
         """Have `work` come to its end soon; callable from any thread."""
 
 
-class Role(Protocol):
+class ActorSpec(Protocol):
     """How a worker becomes ready. Travels to it as a pickle."""
 
     needs_process: bool
     """False for one that only drives a process of its own, and can do so from a thread."""
 
-    def start(self) -> Duty:
+    def start(self) -> Actor:
         """Make the process ready; called in the worker, in the thread that then works."""

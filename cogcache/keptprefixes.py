@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cogcache.canonical import Field, digest
 from cogcache.errors import CacheError, CorruptFeaturesError, FeaturesError
 from cogcache.feature_format import Bits, hash_block, hashing, tensor_digest
+from cogcache.keys import Field, digest
 from cogcache.kvcache import Prefix
 from cogcache.sealing import Part, make_folder, remove_dead, seal_parts
 from cogcache.units import format_bytes

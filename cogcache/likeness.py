@@ -45,7 +45,7 @@ def similarity(one: str, other: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ComparedCaptions:
     """What both precisions said about one clip, asked one prompt."""
 
     video: str
@@ -91,7 +91,7 @@ class Bounds:
         ]
 
 
-def summary(pairs: Sequence[Pair]) -> dict[str, float]:
+def summary(pairs: Sequence[ComparedCaptions]) -> dict[str, float]:
     """Return the figures over all pairs; those of places are weighted by their number."""
     places = sum(pair.expectations.positions for pair in pairs)
     count = len(pairs)
@@ -115,6 +115,6 @@ def summary(pairs: Sequence[Pair]) -> dict[str, float]:
     return {**found, "flagged_more": flagged - before}
 
 
-def worst(pairs: Sequence[Pair]) -> list[Pair]:
+def worst(pairs: Sequence[ComparedCaptions]) -> list[ComparedCaptions]:
     """Return the pairs that are furthest apart, in words and then in expectations."""
     return sorted(pairs, key=lambda pair: (pair.similarity, -pair.expectations.kl))[:WORST]

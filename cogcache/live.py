@@ -30,7 +30,7 @@ BEAT_S: Final = 3.0
 EXPIRY_S: Final = 60.0
 """Silence after which a run on another machine is taken for dead."""
 _NAME: Final = re.compile(r"(?P<host>[^./\x00]{,150})\.(?P<pid>\d{1,18})\.[0-9a-f]{,32}", re.ASCII)
-Facts = Mapping[str, Any]
+RunFacts = Mapping[str, Any]
 
 
 class LiveRun:
@@ -41,7 +41,7 @@ class LiveRun:
         facts: is called at each beat, in a thread; what `cogcache status` shows.
     """
 
-    def __init__(self, root: Path, facts: Callable[[], Facts]) -> None:
+    def __init__(self, root: Path, facts: Callable[[], RunFacts]) -> None:
         self.root, self._facts = root, facts
         self.name = f"{machine()}.{os.getpid()}.{uuid4().hex}"
         self.path = root / FOLDER / f"{self.name}.json"
@@ -61,7 +61,7 @@ class LiveRun:
             thread.join()
             self.path.unlink(missing_ok=True)
 
-    def show(self, facts: Callable[[], Facts]) -> None:
+    def show(self, facts: Callable[[], RunFacts]) -> None:
         """Have something else shown from here on, see `LiveRun`."""
         self._facts = facts
         self.beat()

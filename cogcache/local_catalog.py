@@ -21,7 +21,7 @@ from cogcache.catalog_merge import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
 from cogcache.machine import machine
 from cogcache.sealing import make_folder, seal
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def open_catalog(cache: Path, own: Path | None, shard: str | None) -> Iterator[C
             yield catalog
         return
     if not own.exists():
-        _begin(own, cache, Shard.parse(shard))
-    with Catalog(own) as catalog, _publishing(own, cache, _name(catalog, Shard.parse(shard))):
+        _begin(own, cache, WorkShare.parse(shard))
+    with Catalog(own) as catalog, _publishing(own, cache, _name(catalog, WorkShare.parse(shard))):
         yield catalog
 
 
@@ -71,7 +71,7 @@ def publish(own: Path, cache: Path, name: str) -> Path:
     return target
 
 
-def _begin(own: Path, cache: Path, shard: Shard) -> None:
+def _begin(own: Path, cache: Path, shard: WorkShare) -> None:
     """Make a catalog of what is known of the shard already, so that nothing is done again."""
     make_folder(own.parent)
     fresh = own.with_name(f".{own.name}.{uuid4().hex}")
@@ -86,11 +86,11 @@ def _begin(own: Path, cache: Path, shard: Shard) -> None:
     fresh.replace(own)
 
 
-def _prefix(shard: Shard) -> str:
+def _prefix(shard: WorkShare) -> str:
     return f"{shard.number}-of-{shard.of}."
 
 
-def _name(catalog: Catalog, shard: Shard) -> str:
+def _name(catalog: Catalog, shard: WorkShare) -> str:
     known = catalog.recall(_NAME)
     if known is None:
         known = {"name": f"{machine()}.{uuid4().hex[:8]}"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cogcache.captionlist import Task
-from cogcache.catalog import CaptionRow
+from cogcache.catalog_rows import CaptionRow
 from cogcache.config import Settings
 from cogcache.errors import ClipError
 

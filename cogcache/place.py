@@ -10,11 +10,11 @@ from cogcache.config import Settings
 from cogcache.memory import MemoryMonitor
 from cogcache.models.family import Family
 from cogcache.models.registry import family_of
-from cogcache.runs import Counts, RunReport, Split
+from cogcache.runs import Counts, RunReport, Timings
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerEnvironment:
     """Where a worker finds things, and what it may take of its machine."""
 
     checkpoint: str
@@ -42,4 +42,4 @@ def watched(command: str, settings: Settings) -> tuple[RunReport, MemoryMonitor]
     """Return a report of a worker's own, and what measures its memory from now on."""
     monitor = MemoryMonitor()
     monitor.__enter__()
-    return RunReport(0, command, settings.model, Counts(), Split()), monitor
+    return RunReport(0, command, settings.model, Counts(), Timings()), monitor

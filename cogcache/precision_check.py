@@ -18,20 +18,21 @@ from tqdm import tqdm
 
 from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import Task, caption_key
-from cogcache.catalog import Catalog, ClipRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import choose_clips
 from cogcache.config import Settings
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
 from cogcache.filling import Filler
-from cogcache.likeness import Expectations, Pair, compare, similarity
+from cogcache.likeness import ComparedCaptions, Expectations, compare, similarity
 from cogcache.made import GivenUp, Made
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.own_process import in_own_process
 from cogcache.readahead import read_ahead
-from cogcache.runs import Counts, RunReport, Split
+from cogcache.runs import Counts, RunReport, Timings
 from cogcache.store import FeatureStore
 from cogcache.units import format_bytes
 
@@ -64,7 +65,7 @@ class _Job:
 
 def check_precision(
     cache: Path, settings: Settings, *, clips: int = 32, positions: int = 64
-) -> list[Pair]:
+) -> list[ComparedCaptions]:
     """Compare the quantisation of `settings` with none, on clips spread over a cache.
 
     Nothing is written to the cache but digests of the model's files.
@@ -153,7 +154,7 @@ def _check_disk(folder: Path, places: int, family: Family) -> None:
 def _run(job: _Job) -> dict[str, Said]:
     """Caption all clips in one precision, then look at expectations; runs in its own process."""
     family, settings = _family(job.settings), job.settings
-    report = RunReport(0, "caption", settings.model, Counts(len(job.tasks)), Split())
+    report = RunReport(0, "caption", settings.model, Counts(len(job.tasks)), Timings())
     captioner = Captioner(settings, family, job.identity, report)
     made: dict[str, Made] = {}
     kind = settings.language.quantization
@@ -178,7 +179,7 @@ def _run(job: _Job) -> dict[str, Said]:
 
 def _clips(job: _Job) -> Iterator[ClipTasks]:
     """Yield the tasks of each clip with its features; clips without are left out."""
-    store, split = FeatureStore.open(job.cache), Split()
+    store, split = FeatureStore.open(job.cache), Timings()
     for tasks, features in read_ahead(job.tasks, store, lambda: split.time("wait")):
         if not isinstance(features, ClipError):
             yield tasks, features
@@ -205,10 +206,10 @@ def _name(task: Task) -> str:
     return task.key.digest
 
 
-def _pair(task: Task, reference: Said, said: Said) -> Pair:
+def _pair(task: Task, reference: Said, said: Said) -> ComparedCaptions:
     assert said.expectations is not None
     clip = task.clip
-    return Pair(
+    return ComparedCaptions(
         video=clip["video"],
         start_s=clip["start_s"],
         end_s=clip["end_s"],

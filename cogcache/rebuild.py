@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, ClipRow, VideoRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, VideoRow
 from cogcache.catalog_version import VERSION
 from cogcache.database import CatalogFile
 from cogcache.errors import CacheError, CatalogError

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cogcache import figures
-from cogcache.browse import Browser, Row
+from cogcache.browse import Browser, BrowseRow
 from cogcache.catalog_rows import STAGES
 from cogcache.errors import ConfigError
 from cogcache.sealing import seal
@@ -41,9 +41,9 @@ _MIN_ROWS: Final = 4
 class Findings:
     """What the picture shows."""
 
-    stages: Mapping[str, Row]
+    stages: Mapping[str, BrowseRow]
     """The runs asked for; else the last one of each stage that made something."""
-    collection: Row
+    collection: BrowseRow
     reasons: Mapping[str, int]
     rates: Mapping[str, float]
     """Clips or captions a second of the last runs that made something."""
@@ -83,10 +83,10 @@ def find(browser: Browser, runs: Sequence[int] = ()) -> Findings:
     return Findings(stages, figures.collection(browser), reasons, _rates(browser))
 
 
-def _asked_for(browser: Browser, runs: Sequence[int]) -> dict[str, Row]:
+def _asked_for(browser: Browser, runs: Sequence[int]) -> dict[str, BrowseRow]:
     """Return these runs by their stages, in the stages' order."""
     hint = "`cogcache ls runs` lists them; name one of each stage at most"
-    found: dict[str, Row] = {}
+    found: dict[str, BrowseRow] = {}
     for number in sorted(runs):
         run = figures.run(browser, number)
         if run is None:
@@ -138,7 +138,7 @@ def _fill(figure: Figure, findings: Findings) -> None:
     _bars(rows["reasons"], findings.reasons, "Failures by reason", "%d")
 
 
-def _memory(axes: Axes, stages: Mapping[str, Row]) -> None:
+def _memory(axes: Axes, stages: Mapping[str, BrowseRow]) -> None:
     """Draw the stages one after the other, and what the whole model would take at least."""
     start_s, unit = 0.0, _unit(stages)
     for stage, run in stages.items():
@@ -172,7 +172,7 @@ def _memory(axes: Axes, stages: Mapping[str, Row]) -> None:
     _legend(axes, stages)
 
 
-def _legend(axes: Axes, stages: Mapping[str, Row]) -> None:
+def _legend(axes: Axes, stages: Mapping[str, BrowseRow]) -> None:
     from matplotlib.patches import Patch
 
     names = {_OWN: "the process's own", _MAPPED: "mapped files", _DEVICE: "device"}
@@ -187,7 +187,7 @@ def _kinds(samples: list[Any]) -> tuple[list[str], list[str]]:
     return ["anonymous_bytes", "file_bytes"], [_OWN, _MAPPED]
 
 
-def whole_bytes(stages: Mapping[str, Row]) -> int | None:
+def whole_bytes(stages: Mapping[str, BrowseRow]) -> int | None:
     """Return what the whole model takes at least: its weights and, on the CPU, the libraries."""
     weights = figures.whole_model_bytes(stages)
     if weights is None:
@@ -197,7 +197,7 @@ def whole_bytes(stages: Mapping[str, Row]) -> int | None:
     return weights + (0 if on_device else base)
 
 
-def _unit(stages: Mapping[str, Row]) -> int:
+def _unit(stages: Mapping[str, BrowseRow]) -> int:
     peaks = [run["measured_peak_bytes"] or 0 for run in stages.values()]
     return GIB if max(peaks) >= 2 * GIB else MIB
 

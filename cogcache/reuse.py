@@ -57,7 +57,7 @@ class _Held:
     """Why there are none."""
 
 
-Place = tuple[_Held, int]
+FramePlace = tuple[_Held, int]
 """Where the features of one frame lie: a row of what is held."""
 
 
@@ -70,7 +70,7 @@ class _Plan:
     """Its frames that nobody has encoded yet, by their places in the clip."""
     held: _Held = field(default_factory=_Held)
     """Their features."""
-    places: list[Place] = field(default_factory=list)
+    places: list[FramePlace] = field(default_factory=list)
     """Of each frame of the clip, in order."""
 
     def missing(self) -> ClipTensors:
@@ -107,7 +107,7 @@ class FrameReuse:
     def __init__(self, store: FeatureStore, neighbours: Neighbours) -> None:
         self.store, self.neighbours = store, neighbours
         self.num_frames = self.num_encoded = 0
-        self._recent: deque[dict[Frame, Place]] = deque(maxlen=HELD_CLIPS)
+        self._recent: deque[dict[Frame, FramePlace]] = deque(maxlen=HELD_CLIPS)
 
     def encode(self, batch: Sequence[tuple[Clip, PreparedClip]], encode: Encode) -> Encoded:
         """Return the features of each clip; `encode` is given the frames that nobody has yet."""
@@ -138,7 +138,7 @@ class FrameReuse:
             return []
         return [f"{reused} of {self.num_frames} frames were encoded before, in clips that overlap"]
 
-    def _plan(self, clip: Clip, prepared: PreparedClip, known: dict[Frame, Place]) -> _Plan:
+    def _plan(self, clip: Clip, prepared: PreparedClip, known: dict[Frame, FramePlace]) -> _Plan:
         plan, frames = _Plan(prepared.tensors()), _frames(clip, prepared)
         if missing := {*frames} - {*known}:
             known.update(self._from_store(clip, missing))
@@ -152,7 +152,7 @@ class FrameReuse:
             plan.places = [(plan.held, row) for row in plan.own]
         return plan
 
-    def _from_store(self, clip: Clip, missing: set[Frame]) -> Iterator[tuple[Frame, Place]]:
+    def _from_store(self, clip: Clip, missing: set[Frame]) -> Iterator[tuple[Frame, FramePlace]]:
         """Find frames in clips that were encoded before; a damaged one is left to its own run."""
         for key in self.neighbours(clip):
             try:
@@ -165,7 +165,7 @@ class FrameReuse:
             if not missing:
                 return
 
-    def _shared(self, key: str, clip: Clip, missing: set[Frame]) -> dict[Frame, Place]:
+    def _shared(self, key: str, clip: Clip, missing: set[Frame]) -> dict[Frame, FramePlace]:
         """Return those of the missing frames that the features of `key` have."""
         told: Mapping[str, Any] = self.store.describe(key)
         fields = clip.key.fields()

@@ -51,7 +51,7 @@ def _videos(number: int) -> str:
     return "1 video" if number == 1 else f"{number:,} videos"
 
 
-class Split:
+class Timings:
     """Wall-clock seconds by part of the work."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class RunReport:
     command: str
     model: str
     counts: Counts
-    split: Split
+    split: Timings
     shard: str | None = None
     """The share of the work that was this run's, such as `3/16`."""
     planned: StagePlan | None = None

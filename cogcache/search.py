@@ -12,7 +12,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
-from cogcache.catalog import CaptionRow
+from cogcache.catalog_rows import CaptionRow
 from cogcache.database import CatalogFile
 from cogcache.queries import SEPARATOR, Query, parse
 from cogcache.selection import Selection

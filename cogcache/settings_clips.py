@@ -7,14 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cogcache.settings_base import (
-    AtLeastOne,
-    NoneIfEmpty,
-    NoneIfZero,
-    Positive,
-    PromptText,
-    Table,
-)
+from cogcache.settings_base import AtLeastOne, NoneIfEmpty, NoneIfZero, Positive, PromptText, Table
 
 SUMMARY: Final = "summary"
 """Name that summaries of whole videos are listed by."""

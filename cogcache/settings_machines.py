@@ -8,13 +8,13 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from cogcache.settings_base import NoneIfEmpty, Positive, Table
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 
 DEVICE = r"(cpu|cuda|xpu)(:\d+)?|mps"
 
 
 def _is_shard(text: str | None) -> str | None:
-    return None if text is None else str(Shard.parse(text))
+    return None if text is None else str(WorkShare.parse(text))
 
 
 def _are_devices(text: str | None) -> str | None:

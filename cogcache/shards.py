@@ -9,7 +9,7 @@ from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class WorkShare:
     """The ``number``-th of ``of`` parts, counted from 1.
 
     What a part holds is decided by digests alone: it does not change when others come or go.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cogcache.catalog import Catalog, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import path_to_text
 from cogcache.claims import Claims
 from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
@@ -30,7 +31,7 @@ class Tally:
 
 
 @dataclass
-class Sharing:
+class ClipClaims:
     """Hands out clips one by one, each under a claim."""
 
     claims: Claims

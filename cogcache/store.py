@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from cogcache import feature_file, feature_reader
 from cogcache.cache_mark import CACHE_FORMAT, is_free, read_mark, write_mark
-from cogcache.canonical import Field
 from cogcache.errors import CacheError
 from cogcache.feature_file import Compression
 from cogcache.feature_files import KEY, feature_files
 from cogcache.feature_format import Bits
 from cogcache.feature_reader import StoredFeatures
+from cogcache.keys import Field
 from cogcache.sealing import remove_dead, seal, sync_folder
 
 if TYPE_CHECKING:

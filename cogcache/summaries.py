@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.captionlist import CaptionList, Task, caption_key, list_captions
-from cogcache.catalog import Catalog, ClipRow, Said
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, FlaggedCaption
 from cogcache.config import Settings
 from cogcache.cutting import known_spans
 from cogcache.errors import ClipError, ConfigError
@@ -142,7 +143,7 @@ class _Summaries:
 
     # ---- one video --------------------------------------------------------------------------
 
-    def _add(self, video: _Video, key: SummaryKey, said: Mapping[str, Said]) -> None:
+    def _add(self, video: _Video, key: SummaryKey, said: Mapping[str, FlaggedCaption]) -> None:
         """Add what can be made by now: the summary, or those of parts that it needs first."""
         lines = self._lines(video, said)
         while lines:
@@ -160,7 +161,7 @@ class _Summaries:
             lines = self._summed_up(parts, video.clips[0]["video"])
         self.found.num_waiting += 1
 
-    def _lines(self, video: _Video, said: Mapping[str, Said]) -> list[Line]:
+    def _lines(self, video: _Video, said: Mapping[str, FlaggedCaption]) -> list[Line]:
         """Return what the captions of a video's clips say; nothing while some are missing."""
         if any(key not in said for key in video.keys):
             return []
@@ -246,7 +247,7 @@ def _asked(prompt: str, told: Sequence[str]) -> str:
     return prompt.replace(CAPTIONS, f"\n{lines}\n").strip()
 
 
-def _line(span: Span, key: str, said: Said) -> Line:
+def _line(span: Span, key: str, said: FlaggedCaption) -> Line:
     return Line(span, key, said.text, bool(said.flags))
 
 

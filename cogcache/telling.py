@@ -11,7 +11,7 @@ from cogcache.runs import RunReport, StagePlan
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class WorkerReport:
     """What one worker says of its work so far."""
 
     planned: StagePlan | None
@@ -23,7 +23,7 @@ class Told:
     peak: MemorySample
 
     @classmethod
-    def of(cls, report: RunReport, monitor: MemoryMonitor) -> Told:
+    def of(cls, report: RunReport, monitor: MemoryMonitor) -> WorkerReport:
         """Return what a worker has written into a report of its own."""
         return cls(
             report.planned,
@@ -36,7 +36,7 @@ class Told:
         )
 
 
-def take_over(report: RunReport, told: Iterable[Told]) -> None:
+def take_over(report: RunReport, told: Iterable[WorkerReport]) -> None:
     """Put what workers told into the report of their run.
 
     Times are summed up over the workers; memory is that of the one that took most.

@@ -14,10 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.canonical import canonical_bytes
-from cogcache.catalog import Catalog, ClipRow, VideoRow, path_to_text, text_to_path
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, VideoRow, path_to_text, text_to_path
 from cogcache.database import CatalogFile
 from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError, VideoError
+from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.recovery import rows_of
 from cogcache.remote import RemoteError, facts

@@ -30,7 +30,7 @@ COSTLY: Final = frozenset({"decoder_crashed", "decode_memory", "timeout"})
 CONTEXT = multiprocessing.get_context("spawn")
 
 
-class Worker:
+class DecodeWorker:
     """One process at a time, started when there is a first job, replaced when it is lost."""
 
     def __init__(self, program: Program) -> None:

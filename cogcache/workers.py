@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from cogcache.config import Vision
 from cogcache.errors import ClipError
 from cogcache.units import GIB
-from cogcache.worker import Worker
+from cogcache.worker import DecodeWorker
 from cogcache.worker_limits import WorkerLimits
 from cogcache.worker_process import Bug, Program
 
@@ -140,7 +140,7 @@ class Pool:
         """Jobs given out whose results are not yet taken."""
         self.jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.results: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self.workers = [Worker(program) for _ in range(workers)]
+        self.workers = [DecodeWorker(program) for _ in range(workers)]
         self.threads = [
             # Daemons: a generator that nobody closes must not keep the program from ending.
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
@@ -150,7 +150,7 @@ class Pool:
         for thread in self.threads:
             thread.start()
 
-    def _serve(self, worker: Worker) -> None:
+    def _serve(self, worker: DecodeWorker) -> None:
         while not worker.closed:
             job = self.jobs.get()
             if not worker.closed:

@@ -12,20 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cogcache.canonical import Template
-from cogcache.catalog import Catalog, ClipRow, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow, path_to_text
 from cogcache.config import Settings
 from cogcache.cutting import cut_videos, search_key, size_bytes
 from cogcache.digesting import look_up
 from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.file_memory import Stat
 from cogcache.inputs import Seen
-from cogcache.keys import FeatureKey, computes_in
+from cogcache.keys import FeatureKey, Template, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
 from cogcache.runs import Counts
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 from cogcache.store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def list_work(
     A clip that two files hold alike is made once. Of several shards, one has all of a video. New
     videos are not read here, and none is looked at to be cut.
     """
-    looked = look_up(videos, catalog, Shard.parse(wanted.settings.machines.shard))
+    looked = look_up(videos, catalog, WorkShare.parse(wanted.settings.machines.shard))
     work = Worklist(unread=looked.unread, seen=looked.seen)
     work.failures += [Unusable(video, error) for video, error in looked.failures]
     work.failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from cogcache.catalog import CaptionRow, Catalog, ClipRow, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import CaptionRow, ClipRow, path_to_text
 from cogcache.inputs import file_digest
 from cogcache.keys import FeatureKey
 from cogcache.recovery import rows_of

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from videos import write_video
 
-from cogcache.catalog import Catalog, path_to_text
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import path_to_text
 from cogcache.inputs import file_digest
 from cogcache.store import FeatureStore
 from cogcache.video import thumbnail

@@ -13,11 +13,11 @@ import torch
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog import CaptionRow
+from cogcache.catalog_rows import CaptionRow
 from cogcache.checkpoint import INDEX, Checkpoint
 from cogcache.errors import CacheError, ConfigError, MissingShardError
 from cogcache.extract import extract
-from cogcache.models.cogvlm2 import CogVLM2VideoForConditionalGeneration
+from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.models.waiting import Parked
 from cogcache.store import FeatureStore
 

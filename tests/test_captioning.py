@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.caption import caption
-from cogcache.catalog import CaptionRow, Catalog
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import CaptionRow
 from cogcache.cli import main
 from cogcache.config import Settings, load_settings
 from cogcache.extract import extract

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cogcache.catalog import Catalog, path_to_text, text_to_path
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import path_to_text, text_to_path
+from cogcache.catalog_version import VERSION
 from cogcache.errors import CatalogError
-from cogcache.migrations import MIGRATIONS, VERSION
+from cogcache.migrations import MIGRATIONS
 
 VIDEO = {
     "digest": "11" * 32,

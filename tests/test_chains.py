@@ -11,7 +11,7 @@ import zoo
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog import CaptionRow
+from cogcache.catalog_rows import CaptionRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Generation
 from cogcache.errors import ConfigError

@@ -16,7 +16,7 @@ from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.extract import extract
 from cogcache.inputs import check_unchanged, file_digest
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 from cogcache.spool import Spool
 from cogcache.store import FeatureStore
 
@@ -67,7 +67,7 @@ def test_digests_that_were_read_before_a_run_was_broken_off_are_remembered(tmp_p
     paths = [write_video(tmp_path / f"{number}.mp4", num_frames=1) for number in range(3)]
     stats = {path: path.stat() for path in paths}
     with Catalog(tmp_path / "catalog.sqlite") as catalog:
-        reader = DigestReader(stats, catalog, Shard(), Spool(tmp_path, 0))
+        reader = DigestReader(stats, catalog, WorkShare(), Spool(tmp_path, 0))
         with reader:
             taken = dict(reader.take(60.0))
         assert taken
@@ -79,7 +79,7 @@ def test_a_long_file_is_read_no_further_once_the_run_ends(tmp_path):
     with path.open("wb") as file:
         file.truncate(40 << 30)  # a minute and more to read, of which nothing lies on the disk
     with Catalog(tmp_path / "catalog.sqlite") as catalog:
-        with DigestReader({path: path.stat()}, catalog, Shard(), Spool(tmp_path, 0)) as reader:
+        with DigestReader({path: path.stat()}, catalog, WorkShare(), Spool(tmp_path, 0)) as reader:
             assert reader.take(0.1) == []
             began_s = time.monotonic()
         assert time.monotonic() - began_s < 5

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from cogcache import live, sealing
 from cogcache import machine as machines
-from cogcache.claims import Claims, sweep
+from cogcache.claims import Claims, remove_dead_claims
 from cogcache.cli import main
 from cogcache.live import LiveRun, live_runs
 from cogcache.store import FeatureStore
@@ -117,7 +117,7 @@ class TestAClaim:
         with LiveRun(tmp_path, dict).beating() as gone:
             Claims(gone).take(KEY)
         Claims(run).take("cd" * 32)
-        assert [path.name for path in sweep(tmp_path)] == [f"{KEY}.1"]
+        assert [path.name for path in remove_dead_claims(tmp_path)] == [f"{KEY}.1"]
         assert [path.name for path in (tmp_path / "claims").iterdir()] == [f"{'cd' * 32}.1"]
 
 
@@ -131,7 +131,7 @@ class TestAnotherMachine:
 
     def test_keeps_its_claims_though_no_such_process_is_here(self, elsewhere, run):
         Claims(elsewhere).take(KEY)
-        sweep(run.root)
+        remove_dead_claims(run.root)
         assert not Claims(run).take(KEY)
 
     def test_loses_its_claims_after_a_silence(self, elsewhere, run):
@@ -169,7 +169,7 @@ class TestWhatSomebodyDidToTheFiles:
 
     def test_a_folder_in_the_place_of_a_claim_is_none(self, run):
         (run.root / "claims" / f"{KEY}.1").mkdir(parents=True)
-        assert sweep(run.root) == []
+        assert remove_dead_claims(run.root) == []
         assert Claims(run).take(KEY)
 
     @pytest.mark.parametrize("folder", ["claims", "working"])
@@ -187,7 +187,7 @@ class TestWhatSomebodyDidToTheFiles:
         for name in ("a.b.c.json", "a.b.c.d.json", f"{run.name}.json~", "list.json", "row.json"):
             (run.root / "working" / name).write_text("[]" if name == "list.json" else "{}")
         assert [row["pid"] for row in live_runs(run.root)] == [os.getpid()]
-        sweep(run.root)
+        remove_dead_claims(run.root)
         assert run.path.exists()
 
     def test_of_a_dead_run_whose_clock_was_ahead_may_be_taken(self, elsewhere, run):
@@ -202,7 +202,7 @@ class TestWhatSomebodyDidToTheFiles:
             age(run.path, seconds)
             run.beat()
             assert not Claims(other).take(KEY)
-        sweep(other.root)
+        remove_dead_claims(other.root)
         assert not Claims(other).take(KEY)
 
 
@@ -228,10 +228,10 @@ class TestALiveRun:
         begins = LiveRun(tmp_path, dict)
         begins.path.parent.mkdir()
         begins.path.with_suffix(".new").write_text("{")
-        sweep(tmp_path)
+        remove_dead_claims(tmp_path)
         assert begins.path.with_suffix(".new").exists()
         age(begins.path.with_suffix(".new"), 10)
-        sweep(tmp_path)
+        remove_dead_claims(tmp_path)
         assert not begins.path.with_suffix(".new").exists()
 
     def test_is_listed_by_status_with_rate_and_rest(self, tmp_path):

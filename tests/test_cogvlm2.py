@@ -20,11 +20,9 @@ from transformers import initialization
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cogcache.models.cogvlm2 import (
-    CogVLM2VideoConfig,
-    CogVLM2VideoForConditionalGeneration,
-    preprocessing,
-)
+from cogcache.models.cogvlm2 import preprocessing
+from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
+from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.models.cogvlm2.positions import shared_position_ids
 from cogcache.models.cogvlm2.preprocessing import preprocess, short_side_size
 from cogcache.models.cogvlm2.slots import merge_features

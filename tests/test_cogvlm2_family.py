@@ -14,7 +14,7 @@ from checkpoints import BOS, EOS, PAD, SMALL, shard_name, write_checkpoint
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, UnknownFamilyError
 from cogcache.models.cogvlm2.layout import build, question_text
-from cogcache.models.family import ClipTensors, Row
+from cogcache.models.family import ClipTensors, PromptRow
 from cogcache.models.halves import load_half
 from cogcache.models.identity import identify, recall
 from cogcache.models.registry import family_of, get_family
@@ -123,7 +123,7 @@ def test_a_row_has_a_slot_for_every_feature(family):
     assert text == "012345678910Question: What? Answer:"
 
 
-def rows_of(family, folder) -> list[Row]:
+def rows_of(family, folder) -> list[PromptRow]:
     vision = load_half(str(folder), "vision", dtype=torch.float32).model
     clips = family.encode(vision, [clip(3, 0), clip(1, 1), clip(11, 2)], 48)
     prompts = ["What?", "Who is there?", "Y"]
@@ -134,7 +134,7 @@ def test_a_batch_of_rows_gives_each_row_its_own_tokens(family, folder):
     rows = rows_of(family, folder)
     language = load_half(str(folder), "language", dtype=torch.float32).model
 
-    def tokens(batch: list[Row]) -> list[list[int]]:
+    def tokens(batch: list[PromptRow]) -> list[list[int]]:
         inputs = family.model_inputs(batch, language)
         length = inputs["input_ids"].shape[1]
         options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}

@@ -13,7 +13,7 @@ import pytest
 from corpus import BAD, GOOD, SUSPECT, write_corpus
 from scenes import catalog_of, partial_files, settings
 
-from cogcache.catalog import text_to_path
+from cogcache.catalog_rows import text_to_path
 from cogcache.extract import extract
 from cogcache.store import FeatureStore
 from cogcache.upkeep import verify

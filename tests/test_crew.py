@@ -13,7 +13,7 @@ import pytest
 import worker_tasks as tasks
 from clusters import cluster_of
 
-from cogcache.crew import TRIES, Crew, Post
+from cogcache.crew import TRIES, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, CogcacheError, ConfigError, VideoError
 from cogcache.stopping import Stop
@@ -35,16 +35,16 @@ def engine(request):
 
 
 @contextmanager
-def crew_of(engine, *phases: list[Post]):
-    with Crew(engine(), phases, Stop()) as crew:
+def crew_of(engine, *phases: list[WorkerSpec]):
+    with Scheduler(engine(), phases, Stop()) as crew:
         yield crew
 
 
-def posts(count: int, role=None, **more) -> list[Post]:
-    return [Post(role or tasks.Answering(), **more) for _ in range(count)]
+def posts(count: int, role=None, **more) -> list[WorkerSpec]:
+    return [WorkerSpec(role or tasks.Answering(), **more) for _ in range(count)]
 
 
-def outcomes(crew: Crew, jobs) -> dict[object, object]:
+def outcomes(crew: Scheduler, jobs) -> dict[object, object]:
     settled = [pair for some in crew.map(iter(jobs)) for pair in some]
     found = dict(settled)
     assert len(found) == len(settled), "a job was settled twice"

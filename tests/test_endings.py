@@ -13,7 +13,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.config import Generation, load_settings
 from cogcache.endings import cut, holds
 from cogcache.generation import Request
-from cogcache.models.family import Family, Row
+from cogcache.models.family import Family, PromptRow
 from cogcache.models.registry import family_of
 
 
@@ -24,7 +24,7 @@ def bytes_family(tmp_path_factory) -> Family:
 
 
 def request(*stops: str) -> Request:
-    return Request(Row({}, {}), "", 0, Generation(stop=stops))
+    return Request(PromptRow({}, {}), "", 0, Generation(stop=stops))
 
 
 @pytest.mark.parametrize(

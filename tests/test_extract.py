@@ -16,13 +16,14 @@ import torch
 from processes import child_processes
 from scenes import catalog_of, partial_files, settings, write_scene
 
-from cogcache.catalog import FailureRow
+from cogcache.catalog_rows import FailureRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
+from cogcache.feature_reader import StoredFeatures
 from cogcache.models.cogvlm2.family import CogVLM2Family
 from cogcache.runs import RunReport
-from cogcache.store import FeatureStore, StoredFeatures
+from cogcache.store import FeatureStore
 
 
 @dataclass

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cogcache.canonical import Template
 from cogcache.errors import ConfigError
-from cogcache.keys import CaptionKey, FeatureKey, canonical_bytes, differences, digest
+from cogcache.keys import CaptionKey, FeatureKey, Template, canonical_bytes, differences, digest
 
 FEATURES = FeatureKey(
     video_digest="11" * 32,

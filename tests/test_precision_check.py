@@ -22,7 +22,15 @@ from cogcache.errors import CacheError, ConfigError, QuantizationError
 from cogcache.extract import extract
 from cogcache.forcing import log_probabilities
 from cogcache.generation import Request
-from cogcache.likeness import Bounds, Expectations, Pair, compare, similarity, summary, worst
+from cogcache.likeness import (
+    Bounds,
+    ComparedCaptions,
+    Expectations,
+    compare,
+    similarity,
+    summary,
+    worst,
+)
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.precision_check import check_precision
@@ -60,14 +68,14 @@ def logits(*rows: list[float]) -> torch.Tensor:
     return torch.log_softmax(torch.tensor(rows), dim=-1)
 
 
-def pair(**changes) -> Pair:
+def pair(**changes) -> ComparedCaptions:
     fields = {
         "video": "a.mp4", "start_s": 0.0, "end_s": None, "prompt_name": "p", "prompt": "What?",
         "reference_caption": "A red square.", "caption": "A red square.",
         "reference_flags": (), "flags": (), "similarity": 1.0,
         "expectations": Expectations(4, 0.1, 0.2, 1.0),
     }  # fmt: skip
-    return Pair(**{**fields, **changes})
+    return ComparedCaptions(**{**fields, **changes})
 
 
 # Figures

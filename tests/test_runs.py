@@ -7,13 +7,13 @@ import time
 import pytest
 
 from cogcache.memory import MemoryMonitor, MemorySample
-from cogcache.runs import Counts, RunReport, Split, StagePlan, versions
+from cogcache.runs import Counts, RunReport, StagePlan, Timings, versions
 
 MIB = 1024**2
 
 
 def report(command: str = "extract", **counts: int) -> RunReport:
-    return RunReport(1, command, "tiny", Counts(**counts), Split())
+    return RunReport(1, command, "tiny", Counts(**counts), Timings())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_on_a_device_the_libraries_are_no_part_of_the_plan():
 
 
 def test_times_of_a_part_add_up_even_if_it_fails():
-    split = Split()
+    split = Timings()
     with split.time("a"):
         time.sleep(0.01)
 

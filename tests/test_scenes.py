@@ -27,9 +27,9 @@ from cogcache.inputs import file_digest
 from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.runs import Counts, RunReport, Split
+from cogcache.runs import Counts, RunReport, Timings
 from cogcache.scenes import THRESHOLDS, Piece, Span, extent_of, pieces_of, search, spans_of
-from cogcache.sharing import Sharing
+from cogcache.sharing import ClipClaims
 from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
 from cogcache.worklist import Clip, Wanted, list_work
@@ -76,9 +76,9 @@ def search_all(tmp_path) -> Iterator[Callable[..., Found]]:
         work = list_work(videos, wanted, store, catalog)
         counts = Counts(found=work.num_clips, skipped=len(work.known_failures))
         run_id = catalog.start_run("extract", "tiny", {})
-        report = RunReport(run_id, "extract", "tiny", counts, Split())
+        report = RunReport(run_id, "extract", "tiny", counts, Timings())
         with LiveRun(cache, dict).beating() as run:
-            sharing = Sharing(Claims(run), store, catalog, Stop())
+            sharing = ClipClaims(Claims(run), store, catalog, Stop())
             with Finding(work, wanted, sharing, report) as finding:
                 clips = [clip for clip in finding.clips() if clip is not None]
         return Found(counts, clips, catalog)

@@ -16,18 +16,18 @@ from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.progress import shown
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.shards import Shard
+from cogcache.shards import WorkShare
 
 DIGESTS = [hashlib.sha256(bytes([n])).hexdigest() for n in range(200)]
 
 
 def test_each_digest_is_in_one_shard():
     for digest in DIGESTS:
-        assert sum(Shard(number, 7).has(digest) for number in range(1, 8)) == 1
+        assert sum(WorkShare(number, 7).has(digest) for number in range(1, 8)) == 1
 
 
 def test_shards_are_of_like_size():
-    sizes = [sum(map(Shard(number, 4).has, DIGESTS)) for number in range(1, 5)]
+    sizes = [sum(map(WorkShare(number, 4).has, DIGESTS)) for number in range(1, 5)]
     assert sum(sizes) == 200
     assert min(sizes) > 30
 

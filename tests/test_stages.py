@@ -18,7 +18,7 @@ import pytest
 from scenes import write_scene
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.models.cogvlm2 import CogVLM2VideoForConditionalGeneration as MODEL
+from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration as MODEL
 from cogcache.models.halves import WholeModel
 from cogcache.stages import run_stage
 

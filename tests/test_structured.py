@@ -14,7 +14,7 @@ import zoo
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog import CaptionRow
+from cogcache.catalog_rows import CaptionRow
 from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.extract import extract

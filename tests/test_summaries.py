@@ -12,7 +12,8 @@ from videos import write_video
 
 from cogcache.caption import caption
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog import Catalog, failure_row
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import failure_row
 from cogcache.checkpoint import Checkpoint
 from cogcache.config import Generation, Settings
 from cogcache.errors import ConfigError, VideoError

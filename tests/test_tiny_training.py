@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cogcache.models.cogvlm2 import CogVLM2VideoForConditionalGeneration
 from cogcache.models.cogvlm2.layout import build, question_text
+from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.sampling import per_second
 from cogcache.shapes import FPS, NUM_FRAMES, QUESTIONS, draw_scene
 from training.batches import FRAME_CLASSES, Batch, make_batch, make_frames, sample_times

@@ -20,7 +20,7 @@ from processes import child_processes
 
 from cogcache.errors import CogcacheError, VideoError
 from cogcache.units import MIB
-from cogcache.worker import Worker
+from cogcache.worker import DecodeWorker
 from cogcache.worker_limits import WorkerLimits
 from cogcache.workers import map_unordered
 
@@ -118,7 +118,7 @@ def test_memory_is_bounded_by_the_system_too():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the bound is measured as Linux does")
 def test_a_worker_whose_parent_is_held_up_is_stopped_by_the_system(monkeypatch):
-    monkeypatch.setattr(Worker, "_look", lambda _worker: 0)
+    monkeypatch.setattr(DecodeWorker, "_look", lambda _worker: 0)
     limits = replace(A_MINUTE, memory_bytes=300 * MIB)
     assert run(["swallow"], limits=limits)["swallow"].reason == "decode_memory"
 
@@ -342,13 +342,13 @@ def test_a_program_that_never_closes_its_workers_still_ends(program):
 
 @pytest.mark.timeout(60)
 def test_closing_ends_however_long_a_worker_takes_to_close(monkeypatch):
-    close = Worker.close
+    close = DecodeWorker.close
 
-    def held_up(worker: Worker) -> None:
+    def held_up(worker: DecodeWorker) -> None:
         """As on a busy machine: the other threads run on between two workers' closing."""
         time.sleep(0.5)
         close(worker)
 
-    monkeypatch.setattr(Worker, "close", held_up)
+    monkeypatch.setattr(DecodeWorker, "close", held_up)
     assert run(range(4), task=tasks.double, workers=3) == {n: 2 * n for n in range(4)}
     assert wait_until(lambda: not child_processes())

@@ -10,7 +10,8 @@ import pytest
 import torch
 from scenes import catalog_of, settings, write_scene
 
-from cogcache.catalog import Catalog, failure_row
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import failure_row
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import Claims
 from cogcache.digesting import DigestReader
@@ -20,9 +21,9 @@ from cogcache.keys import FeatureKey
 from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.runs import Counts, RunReport, Split
-from cogcache.shards import Shard
-from cogcache.sharing import Sharing
+from cogcache.runs import Counts, RunReport, Timings
+from cogcache.shards import WorkShare
+from cogcache.sharing import ClipClaims
 from cogcache.spool import Spool
 from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
@@ -61,7 +62,7 @@ class Desk:
         wanted = replace(self.wanted, **changed)
         work = list_work(videos, wanted, self.store, self.catalog)
         digests = {}
-        with DigestReader(work.unread, self.catalog, Shard(), NO_SPOOL) as reader:
+        with DigestReader(work.unread, self.catalog, WorkShare(), NO_SPOOL) as reader:
             while reader.num_left:
                 digests.update(reader.take(60.0))
         sort_videos(work, digests, wanted, self.store, self.catalog)
@@ -73,10 +74,10 @@ class Desk:
         wanted = replace(self.wanted, **changed)
         work = list_work(videos, wanted, self.store, self.catalog)
         run = self.catalog.start_run("extract", "tiny", {})
-        report = RunReport(run, "extract", "tiny", Counts(found=work.num_clips), Split())
+        report = RunReport(run, "extract", "tiny", Counts(found=work.num_clips), Timings())
         report.counts.skipped = len(work.known_failures)
         with LiveRun(self.store.root, dict).beating() as live:
-            sharing = Sharing(Claims(live), self.store, self.catalog, Stop())
+            sharing = ClipClaims(Claims(live), self.store, self.catalog, Stop())
             with Finding(work, wanted, sharing, report) as finding:
                 return [clip for clip in finding.clips() if clip is not None], report.counts
 
@@ -156,7 +157,7 @@ def test_a_file_that_failed_and_was_changed_is_missing_and_its_failure_forgotten
 def test_a_copy_that_is_read_after_its_clip_has_failed_is_listed_with_it(desk):
     (clip,) = desk.list(desk.video("a.mp4")).missing
     run = desk.catalog.start_run("extract", "tiny", {})
-    report = RunReport(run, "extract", "tiny", Counts(), Split())
+    report = RunReport(run, "extract", "tiny", Counts(), Timings())
     with LiveRun(desk.store.root, dict).beating() as live:
         writer = ClipWriter("tiny", desk.catalog, report, Claims(live))
         writer.copies = copies = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.errors import VideoError
-from cogcache.inbox import Answer, Inbox
+from cogcache.inbox import JobQueue, Result
 from cogcache.worker_limits import WorkerLimits, limit_job
 from cogcache.worker_process import doing
 
@@ -151,12 +151,12 @@ class Answering:
             answer(self.start_with)
         return self
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         while item := inbox.next(wait=True):
             try:
-                yield Answer(item.ticket, answer(item.job))
+                yield Result(item.ticket, answer(item.job))
             except VideoError as error:
-                yield Answer(item.ticket, error)
+                yield Result(item.ticket, error)
 
     def told(self) -> int:
         return os.getpid()
@@ -169,39 +169,39 @@ class Answering:
 class Carrying(Answering):
     """The role of the first of two phases: large parcels, each of the size that its job says."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         while item := inbox.next(wait=True):
-            yield Answer(item.ticket, None, bytes([item.job]) * (1 << 20), size=item.job)
+            yield Result(item.ticket, None, bytes([item.job]) * (1 << 20), size=item.job)
 
 
 @dataclass(frozen=True)
 class Measuring(Answering):
     """The role of the second: says what came, and from which process."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         while item := inbox.next(wait=True):
-            yield Answer(item.ticket, (len(item.parcel), item.parcel[0], os.getpid()))
+            yield Result(item.ticket, (len(item.parcel), item.parcel[0], os.getpid()))
 
 
 @dataclass(frozen=True)
 class Gathering(Answering):
     """A role that takes all that waits before it does the first: shows how much is in hand."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         while first := inbox.next(wait=True):
             items = [first]
             time.sleep(0.3)
             while item := inbox.next(wait=False):
                 items.append(item)
             for item in items:
-                yield Answer(item.ticket, [each.job for each in items])
+                yield Result(item.ticket, [each.job for each in items])
 
 
 @dataclass(frozen=True)
 class Together(Answering):
     """A role that takes up all that waits, and dies of the job "poison"."""
 
-    def work(self, inbox: Inbox) -> Iterator[Answer]:
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
         while first := inbox.next(wait=True):
             time.sleep(0.1)
             items = [first]
@@ -210,4 +210,4 @@ class Together(Answering):
             if any(item.job == "poison" for item in items):
                 os.kill(os.getpid(), signal.SIGKILL)
             for item in items:
-                yield Answer(item.ticket, item.job)
+                yield Result(item.ticket, item.job)

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from cogcache.models.cogvlm2 import CogVLM2VideoConfig, CogVLM2VideoForConditionalGeneration
+from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
+from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from training.tokenizer import BOS, EOS, PAD
 
 Tensors = dict[str, Tensor]

@@ -6,7 +6,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cogcache.models.cogvlm2 import CogVLM2VideoConfig, CogVLM2VideoForConditionalGeneration
+from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
+from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.models.cogvlm2.slots import merge_features
 from training.batches import Batch
 from training.tokenizer import BOS, EOS, PAD, padded_size

@@ -13,7 +13,7 @@ from cogcache.config import Settings
 from cogcache.options import cache_option, settings_options
 
 if TYPE_CHECKING:
-    from cogcache.likeness import Pair
+    from cogcache.likeness import ComparedCaptions
 
 COMPARED = ("model", "sampling", "vision", "language", "generation")
 PART = click.FloatRange(0, 1)
@@ -90,7 +90,7 @@ def _lines(found: dict[str, float]) -> list[str]:
     ]
 
 
-def _side_by_side(pairs: list[Pair]) -> list[str]:
+def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
     from cogcache.likeness import worst
     from cogcache.tables import as_table
 

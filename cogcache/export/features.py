@@ -12,14 +12,16 @@ from pathlib import Path
 import h5py
 from h5py import h5d, h5p, h5s
 
-from cogcache.catalog import Catalog, ClipRow
+from cogcache.catalog import Catalog
+from cogcache.catalog_rows import ClipRow
 from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
 from cogcache.export.target import check_free, whole_file
 from cogcache.export.text import Wording
 from cogcache.feature_format import TYPES, Bits, block_rows, encode_attribute, fixed_text
+from cogcache.feature_reader import StoredFeatures
 from cogcache.selection import Selection
-from cogcache.store import FeatureStore, StoredFeatures
+from cogcache.store import FeatureStore
 
 FORMAT = 1
 _SMALL_BYTES = 2**16

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.export.items import Item
-from cogcache.export.media import Facts
+from cogcache.export.media import ClipFacts
 from cogcache.export.rows import json_line
 from cogcache.export.text import one_line
 
@@ -24,7 +24,7 @@ class Placed:
 
     name: str
     item: Item
-    facts: Facts
+    facts: ClipFacts
 
     @property
     def caption(self) -> str:

@@ -22,7 +22,7 @@ _DEFAULT_RATE: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ClipFacts:
     """What trainers ask of a video file; None where nobody knows."""
 
     num_frames: int | None
@@ -31,7 +31,7 @@ class Facts:
     height: int | None
 
 
-def place(item: Item, path: Path, media: Media) -> Facts:
+def place(item: Item, path: Path, media: Media) -> ClipFacts:
     """Put the clip of ``item`` at ``path``, an MP4 file.
 
     A whole video that is one already is copied, or linked to; all else is encoded anew (H.264,
@@ -48,11 +48,11 @@ def place(item: Item, path: Path, media: Media) -> Facts:
             path.symlink_to(source.absolute())
         else:
             shutil.copyfile(source, path)
-        return Facts(item.total_num_frames, item.fps, item.width, item.height)
+        return ClipFacts(item.total_num_frames, item.fps, item.width, item.height)
     return _cut(source, item.span, path)
 
 
-def _cut(source: Path, span: tuple[float, float | None], path: Path) -> Facts:
+def _cut(source: Path, span: tuple[float, float | None], path: Path) -> ClipFacts:
     import av  # here: exports of text alone need not pay for it
 
     try:
@@ -65,7 +65,7 @@ def _cut(source: Path, span: tuple[float, float | None], path: Path) -> Facts:
     return facts
 
 
-def _encode(video: Any, out: Any, span: tuple[float, float | None]) -> Facts:
+def _encode(video: Any, out: Any, span: tuple[float, float | None]) -> ClipFacts:
     source = video.streams.video[0]
     rate = source.average_rate or Fraction(_DEFAULT_RATE)
     # One thread: the same clip gives the same bytes on any machine.
@@ -82,7 +82,7 @@ def _encode(video: Any, out: Any, span: tuple[float, float | None]) -> Facts:
         count += 1
     if count:
         out.mux(stream.encode())
-    return Facts(count, float(rate), stream.width, stream.height)
+    return ClipFacts(count, float(rate), stream.width, stream.height)
 
 
 def _frames(

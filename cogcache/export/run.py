@@ -13,7 +13,7 @@ from cogcache.export.folders import LAYOUTS, Placed
 from cogcache.export.items import Item, check_one_each, load_items
 from cogcache.export.media import Media, place
 from cogcache.export.rows import ROWS
-from cogcache.export.shards import write_shards
+from cogcache.export.shards import write_tars
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.text import Wording, num_words
@@ -158,7 +158,7 @@ def _write_folder(
 
     with whole_folder(out, overwrite=options.overwrite) as root:
         if format_ == "webdataset":
-            placed = [*write_shards(root, len(items), put)]
+            placed = [*write_tars(root, len(items), put)]
         else:
             layout = LAYOUTS[format_]
             media = root / layout.media

@@ -11,10 +11,10 @@ from typing import Final
 
 from cogcache.export.folders import Placed
 
-PER_SHARD: Final = 1000
+PER_TAR: Final = 1000
 
 
-def write_shards(
+def write_tars(
     root: Path, count: int, place: Callable[[int, Path], Placed | None]
 ) -> Iterator[Placed]:
     """Write ``count`` samples into numbered tar files; yield each that is in.
@@ -26,12 +26,12 @@ def write_shards(
         count: how many samples there are.
         place: puts the video file of a sample at a path; None leaves the sample out.
     """
-    for first in range(0, count, PER_SHARD):
-        numbers = range(first, min(first + PER_SHARD, count))
-        yield from _shard(root, root / f"{first // PER_SHARD:05}.tar", numbers, place)
+    for first in range(0, count, PER_TAR):
+        numbers = range(first, min(first + PER_TAR, count))
+        yield from _tar(root, root / f"{first // PER_TAR:05}.tar", numbers, place)
 
 
-def _shard(
+def _tar(
     root: Path, path: Path, numbers: Sequence[int], place: Callable[[int, Path], Placed | None]
 ) -> Iterator[Placed]:
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:

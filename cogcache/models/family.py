@@ -43,7 +43,7 @@ class ClipTensors:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptRow:
     """One clip with one prompt, or a prompt alone, ready for the language half.
 
     Args:
@@ -163,21 +163,21 @@ class Family(ABC):
         raise ConfigError(f"{self.name} has no projector of its own", "run `cogcache extract`")
 
     @abstractmethod
-    def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
+    def row(self, features: ClipTensors, prompt: str, layout: str) -> PromptRow:
         """Lay out one prompt around one clip's cached features."""
 
     @abstractmethod
-    def text_row(self, prompt: str, layout: str) -> Row:
+    def text_row(self, prompt: str, layout: str) -> PromptRow:
         """Lay out a prompt about no clip: words for the language half alone."""
 
-    def prefix_length(self, row: Row) -> int:
+    def prefix_length(self, row: PromptRow) -> int:
         """Return how many tokens go up to the end of the video; 0 where prompts cannot share them.
 
         Their keys and values are the same for every prompt that has the same tokens up to there.
         """
         return 0
 
-    def head_length(self, row: Row) -> int:
+    def head_length(self, row: PromptRow) -> int:
         """Return how many tokens stand before the video; 0 where those of clips cannot be shared.
 
         Never more than stand before the first feature slot.
@@ -185,7 +185,7 @@ class Family(ABC):
         return 0
 
     @abstractmethod
-    def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
+    def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
         """Return the arguments of `generate` for a left-padded batch of rows.
 
         All of them are about a clip, or none is.

@@ -22,7 +22,7 @@ EPOCH = 1
 """Raised when the way halves are found or digested changes."""
 
 
-class Memory(Protocol):
+class DigestMemory(Protocol):
     """What identities are remembered in; the catalog is one."""
 
     def recall(self, name: str) -> Mapping[str, Any] | None:
@@ -49,7 +49,7 @@ class HalfIdentity:
     """Bytes of the whole checkpoint, as its index says; 0 where it does not."""
 
 
-def identify(family: Family, half: Half, memory: Memory) -> HalfIdentity:
+def identify(family: Family, half: Half, memory: DigestMemory) -> HalfIdentity:
     """Return a half's identity, from memory where its checkpoint has not changed."""
     if known := recall(family, half, memory):
         return known
@@ -59,7 +59,7 @@ def identify(family: Family, half: Half, memory: Memory) -> HalfIdentity:
     return identity
 
 
-def recall(family: Family, half: Half, memory: Memory) -> HalfIdentity | None:
+def recall(family: Family, half: Half, memory: DigestMemory) -> HalfIdentity | None:
     """Return a half's identity if it is remembered; nothing is read or downloaded for it."""
     found = memory.recall(_name(family, half, memory))
     # The half's own shards alone: those of the other may change, come and go.
@@ -68,7 +68,7 @@ def recall(family: Family, half: Half, memory: Memory) -> HalfIdentity | None:
     return HalfIdentity(**found["identity"])
 
 
-def _find(family: Family, half: Half, memory: Memory) -> tuple[HalfIdentity, list[str]]:
+def _find(family: Family, half: Half, memory: DigestMemory) -> tuple[HalfIdentity, list[str]]:
     from cogcache.models.halves import WholeModel
 
     checkpoint = family.checkpoint
@@ -91,7 +91,7 @@ def _stats(checkpoint: Checkpoint, shards: Iterable[str]) -> dict[str, list[int]
     return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in found.items()}
 
 
-def _name(family: Family, half: Half, memory: Memory) -> str:
+def _name(family: Family, half: Half, memory: DigestMemory) -> str:
     checkpoint = family.checkpoint
     index = checkpoint.folder / INDEX
     small_files = [*checkpoint.small_files(), *([index] if index.is_file() else [])]

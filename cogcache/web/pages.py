@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cogcache import figures
-from cogcache.browse import PAGE_SIZE, CaptionSet, Filter, Page, Row
-from cogcache.catalog import text_to_path
+from cogcache.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page
+from cogcache.catalog_rows import text_to_path
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.queries import MIN_PREFIX, has_unspaced
 from cogcache.selection import Selection
@@ -95,7 +95,7 @@ def differences(request: Request) -> Response:
     site, query = site_of(request), request.query_params
     sets = sorted(site.browser.sets())
     one, other = (_chosen(sets, query.get(name), place) for place, name in enumerate("ab"))
-    rows: list[Row] = []
+    rows: list[BrowseRow] = []
     following = None
     if one is not None and other is not None and one != other:
         rows, following = site.browser.differences(one, other, _number(query.get("after"), 0))

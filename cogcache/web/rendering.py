@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from cogcache.catalog import text_to_path
+from cogcache.catalog_rows import text_to_path
 from cogcache.comparison import changes
 from cogcache.units import format_bytes, format_seconds
 

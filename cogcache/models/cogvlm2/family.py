@@ -10,7 +10,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError
 from cogcache.keys import Field
 from cogcache.models.cogvlm2 import layout as layouts
-from cogcache.models.family import ClipTensors, Family, Row, left_padded
+from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 
 if TYPE_CHECKING:
     import torch
@@ -102,24 +102,26 @@ class CogVLM2Family(Family):
             projected = model.model.project(features.tensors[FEATURES].to(model.device))
         return ClipTensors({FEATURES: projected.cpu()}, features.texts)
 
-    def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
+    def row(self, features: ClipTensors, prompt: str, layout: str) -> PromptRow:
         """Lay out one question behind a clip's frames."""
         num_frames, tokens_per_frame, _ = features.tensors[FEATURES].shape
         if self.cache_point == "pooled":
             tokens_per_frame += 2  # the language half puts boi and eoi around them
         return self._row(features, prompt, layout, (num_frames, tokens_per_frame))
 
-    def text_row(self, prompt: str, layout: str) -> Row:
+    def text_row(self, prompt: str, layout: str) -> PromptRow:
         """Lay out one question in the same template, about no frames."""
         return self._row(ClipTensors({}), prompt, layout, (0, 0))
 
-    def _row(self, features: ClipTensors, prompt: str, layout: str, slots: tuple[int, int]) -> Row:
+    def _row(
+        self, features: ClipTensors, prompt: str, layout: str, slots: tuple[int, int]
+    ) -> PromptRow:
         import torch
 
         text = layouts.question_text(prompt, layout)
         special = (self.checkpoint.config["bos_token_id"], self.pad_id)
         laid_out = layouts.build(self._encode, text, layout, *slots, special)
-        return Row(
+        return PromptRow(
             features,
             {
                 "input_ids": torch.tensor(laid_out.input_ids),
@@ -127,12 +129,12 @@ class CogVLM2Family(Family):
             },
         )
 
-    def prefix_length(self, row: Row) -> int:
+    def prefix_length(self, row: PromptRow) -> int:
         """Return the number of tokens up to the last feature slot; 0 where there is none."""
         slots = row.sequences["token_type_ids"].nonzero()
         return int(slots.max()) + 1 if len(slots) else 0
 
-    def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
+    def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask and features; the last as one list over the rows."""
         import torch
         from transformers.modeling_outputs import BaseModelOutputWithPooling

@@ -19,7 +19,6 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
 )
 
-from cogcache.models.cogvlm2 import conversion  # noqa: F401  (registers the published names)
 from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
 from cogcache.models.cogvlm2.positions import CogVLM2RotaryEmbedding, shared_position_ids
 from cogcache.models.cogvlm2.slots import merge_features, rows_of_features

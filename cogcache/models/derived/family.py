@@ -18,7 +18,7 @@ from cogcache.keys import Field
 from cogcache.memory import out_of_memory
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
-from cogcache.models.family import ClipTensors, Family, Row, left_padded
+from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 
 if TYPE_CHECKING:
     import torch
@@ -110,18 +110,18 @@ class DerivedFamily(Family):
         """Run the feature call clip by clip: how frames may be grouped differs by class."""
         return [self._encode_one(model, clip) for clip in clips]
 
-    def row(self, features: ClipTensors, prompt: str, layout: str) -> Row:
+    def row(self, features: ClipTensors, prompt: str, layout: str) -> PromptRow:
         """Lay out a prompt, a question or a whole conversation, around a clip's features."""
         replacements = json.loads(features.texts["replacements"])
         conversation = conversations.conversation_of(prompt)
-        return Row(features, self.processor.sequences(conversation, replacements))
+        return PromptRow(features, self.processor.sequences(conversation, replacements))
 
-    def text_row(self, prompt: str, layout: str) -> Row:
+    def text_row(self, prompt: str, layout: str) -> PromptRow:
         """Lay out a question by the chat template, about no clip."""
         conversation = conversations.about_nothing(prompt)
-        return Row(ClipTensors({}), self.processor.sequences(conversation, []))
+        return PromptRow(ClipTensors({}), self.processor.sequences(conversation, []))
 
-    def prefix_length(self, row: Row) -> int:
+    def prefix_length(self, row: PromptRow) -> int:
         """Return the number of tokens up to the last feature slot.
 
         Never less: attention within a clip goes both ways in some classes.
@@ -129,7 +129,7 @@ class DerivedFamily(Family):
         slots = self._slots(row)
         return int(slots.max()) + 1 if len(slots) else 0
 
-    def head_length(self, row: Row) -> int:
+    def head_length(self, row: PromptRow) -> int:
         """Return the number of tokens before the first feature slot, where that was shown."""
         from cogcache.models.registry import FAMILIES
 
@@ -138,14 +138,14 @@ class DerivedFamily(Family):
         slots = self._slots(row)
         return int(slots.min()) if len(slots) else 0
 
-    def _slots(self, row: Row) -> Tensor:
+    def _slots(self, row: PromptRow) -> Tensor:
         """Return the places of the feature slots. int64 [N, 1]."""
         import torch
 
         ids = row.sequences["input_ids"]
         return torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids))).nonzero()
 
-    def model_inputs(self, rows: Sequence[Row], model: PreTrainedModel) -> dict[str, Any]:
+    def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask, grids and features."""
         import torch
 
