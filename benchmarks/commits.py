@@ -21,9 +21,9 @@ from typing import Any
 
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import CaptionRow, ClipRow, VideoRow
-from cogcache.config import load_settings
 from cogcache.local_catalog import publish
 from cogcache.merging import merge
+from cogcache.settings.settings import load_settings
 from cogcache.store import FeatureStore
 
 BATCHES = (1, 8, 64, 512)

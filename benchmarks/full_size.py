@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.control_group import run_limited, status
-from cogcache.config import Settings, load_settings
 from cogcache.memory import MemoryMonitor, blocks_given_back
 from cogcache.runs import Counts, RunReport, Timings
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.units import format_bytes, parse_bytes
 
 PROMPT = "Please describe this video in detail."
@@ -223,7 +223,7 @@ def read_video(folder: Path) -> Any:
     import av
     import numpy as np
 
-    from cogcache.settings_clips import Sampling
+    from cogcache.settings.stage_one import Sampling
     from cogcache.video import read_clip
 
     path = folder / "clip.mp4"

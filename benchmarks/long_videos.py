@@ -35,7 +35,7 @@ from cogcache import decord_reader
 from cogcache.container import open_video
 from cogcache.decord_reader import READ_AHEAD_BYTES
 from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
 from cogcache.video import read_clip
 
 FPS = 25

@@ -21,13 +21,13 @@ from benchmarks.small import SIZES, Bench, write_copy
 from benchmarks.timing import Line
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Settings
 from cogcache.extract import extract
 from cogcache.featuremaking import seal_clip
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.worklist import Clip, Wanted
 

@@ -19,12 +19,12 @@ from benchmarks.timing import Clock, Line, in_turn, timed
 from cogcache.caption import caption
 from cogcache.captionlist import list_captions
 from cogcache.catalog import Catalog
-from cogcache.config import Generation
 from cogcache.decoding import Decoder
 from cogcache.generation import Finished, Request
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix
 from cogcache.models.identity import identify
+from cogcache.settings.stage_two import Generation
 from cogcache.store import FeatureStore
 from cogcache.video import read_clip
 
@@ -239,8 +239,8 @@ def nothing_to_do(bench: Bench) -> Iterator[Line]:
 def _fill(cache: Path, count: int) -> None:
     """Make a cache of so many captions of as many clips, eight prompts each."""
     from cogcache.checkpoint import Checkpoint
-    from cogcache.config import load_settings
     from cogcache.models.registry import family_of
+    from cogcache.settings.settings import load_settings
     from cogcache.worklist import Wanted
 
     settings = load_settings(None, {"prompts": {str(n): t for n, t in enumerate(prompts(8))}})

@@ -20,9 +20,9 @@ from pathlib import Path
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, VideoRow
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Settings
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.worklist import Wanted
 

@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one, stage_two
 from cogcache.catalog import Catalog
 from cogcache.claims import remove_dead_claims
-from cogcache.config import load_settings
 from cogcache.runs import RunReport
+from cogcache.settings.settings import load_settings
 from cogcache.store import FeatureStore
 from cogcache.upkeep import verify
 

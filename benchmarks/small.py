@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Settings, load_settings
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import FPS, draw_scene, render
 from cogcache.store import FeatureStore
 

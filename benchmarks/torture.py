@@ -28,8 +28,8 @@ import numpy as np
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog
-from cogcache.config import Settings, load_settings
 from cogcache.errors import ClipError
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store import FeatureStore
 from cogcache.upkeep import verify

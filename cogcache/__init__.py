@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cogcache.caption import caption
     from cogcache.catalog import Catalog
-    from cogcache.config import Settings, load_settings
     from cogcache.errors import CogcacheError
     from cogcache.extract import extract
     from cogcache.models.halves import load_half
     from cogcache.models.registry import get_family
+    from cogcache.settings.settings import Settings, load_settings
     from cogcache.store import FeatureStore
 
     __version__: str

@@ -23,7 +23,6 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import Claims, remove_dead_claims
-from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
 from cogcache.following import Following
@@ -37,6 +36,7 @@ from cogcache.progress import AtWork, announced, at_work
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings, error_noted
 from cogcache.scenes import Span
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
 from cogcache.units import printable

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cogcache.captionlist import Task
-from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.inbox import Job, JobQueue, Result
 from cogcache.made import GivenUp, Made
@@ -22,6 +21,7 @@ from cogcache.models.identity import HalfIdentity
 from cogcache.place import WorkerEnvironment, watched
 from cogcache.readahead import read_clip_features
 from cogcache.runs import RunReport
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.telling import WorkerReport
 

@@ -16,7 +16,6 @@ from cogcache import endings
 from cogcache.batches import Batches
 from cogcache.budget import LanguageChoice
 from cogcache.captionlist import Task, caption_key
-from cogcache.config import Settings
 from cogcache.errors import ClipError, CogcacheError, ConfigError
 from cogcache.generation import Finished, NoRoom, Request
 from cogcache.guards import changes_for, flags_of
@@ -24,6 +23,7 @@ from cogcache.made import GivenUp, Made
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.runs import RunReport
+from cogcache.settings.settings import Settings
 from cogcache.units import GIB
 
 if TYPE_CHECKING:

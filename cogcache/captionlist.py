@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cogcache import schemas
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, FlaggedCaption
 from cogcache.clipchoice import choose_clips
-from cogcache.config import Generation, Settings
 from cogcache.errors import ClipError
 from cogcache.filling import Filled, Filler
 from cogcache.keys import CaptionKey, Field, Template
@@ -20,7 +18,10 @@ from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.quantization import Quantization
 from cogcache.scenes import Span
-from cogcache.templates import levels
+from cogcache.settings import json_schema as schemas
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_two import Generation
+from cogcache.settings.templates import levels
 
 
 @dataclass(frozen=True, slots=True, eq=False)

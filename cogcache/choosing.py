@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cogcache.config import Generation
+from cogcache.settings.stage_two import Generation
 
 if TYPE_CHECKING:
     from cogcache.structured import Grammar

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cogcache.config import Settings
 from cogcache.inbox import JobQueue, Result
 from cogcache.memory import MemoryMonitor
 from cogcache.place import WorkerEnvironment, watched
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker, without_decord
 from cogcache.runs import RunReport
-from cogcache.settings_clips import Sampling
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_one import Sampling
 from cogcache.store import FeatureStore
 from cogcache.telling import WorkerReport
 from cogcache.worker import DecodeWorker

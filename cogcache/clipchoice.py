@@ -10,14 +10,14 @@ from pathlib import Path
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, path_to_text, text_to_path
 from cogcache.clipspans import within
-from cogcache.config import Settings
 from cogcache.errors import CacheError
 from cogcache.inputs import find_videos
 from cogcache.keys import Field, computes_in, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import recall
 from cogcache.scenes import Span
-from cogcache.shards import WorkShare
+from cogcache.settings.settings import Settings
+from cogcache.settings.work_share import WorkShare
 from cogcache.urls import is_url
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow
 from cogcache.cutting import known_spans
 from cogcache.scenes import Span
-from cogcache.settings_clips import Clips
+from cogcache.settings.stage_one import Clips
 
 
 def within(

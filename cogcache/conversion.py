@@ -20,7 +20,6 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import names_of
-from cogcache.config import Settings
 from cogcache.devices import pick_device
 from cogcache.errors import ConfigError, CorruptFeaturesError
 from cogcache.feature_file import Compression
@@ -34,6 +33,7 @@ from cogcache.progress import announced, at_work
 from cogcache.recovery import rows_of
 from cogcache.repacking import compression_of, repack
 from cogcache.runs import Counts, RunReport, Timings, error_noted, versions
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.units import format_bytes
 

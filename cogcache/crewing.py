@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from cogcache.caption_role import CaptionSpec
 from cogcache.captionlist import Task
 from cogcache.clip_roles import ClipJob, DecodeSpec, EncodeSpec
-from cogcache.config import Settings
 from cogcache.crew import Engine, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, ConfigError
@@ -23,6 +22,7 @@ from cogcache.place import WorkerEnvironment
 from cogcache.readahead import CLIPS_AHEAD
 from cogcache.reuse import Neighbours
 from cogcache.runs import RunReport
+from cogcache.settings.settings import Settings
 from cogcache.stopping import Stop
 from cogcache.telling import take_over
 from cogcache.worklist import Clip

@@ -20,7 +20,7 @@ from cogcache.catalog_rows import VideoRow, path_to_text
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 from cogcache.scenes import THRESHOLDS, Span, spans_of
-from cogcache.settings_clips import Clips
+from cogcache.settings.stage_one import Clips
 from cogcache.urls import is_url
 from cogcache.video import VideoInfo, cut
 

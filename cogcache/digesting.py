@@ -23,7 +23,7 @@ from cogcache.file_memory import Stat
 from cogcache.inputs import Seen, file_digest, unreadable
 from cogcache.machine_faults import DiskWatch
 from cogcache.remote import as_video_errors, facts
-from cogcache.shards import WorkShare
+from cogcache.settings.work_share import WorkShare
 from cogcache.spool import Spool
 from cogcache.urls import is_url
 

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.loading import Fitted, VisionLoader
 from cogcache.memory import running_out
 from cogcache.models.family import ClipTensors, Family
 from cogcache.runs import RunReport
+from cogcache.settings.settings import Settings
 
 logger = logging.getLogger(__name__)
 

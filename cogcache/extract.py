@@ -21,7 +21,6 @@ from tqdm import tqdm
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.claims import Claims, remove_dead_claims
-from cogcache.config import Settings
 from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
 from cogcache.inputs import find_videos
@@ -31,6 +30,7 @@ from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
 from cogcache.runs import Counts, RunReport, Timings, error_noted
+from cogcache.settings.settings import Settings
 from cogcache.sharing import ClipClaims
 from cogcache.store import FeatureStore
 from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen

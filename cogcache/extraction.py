@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from math import ceil
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from cogcache.config import Settings
 from cogcache.errors import ClipError
 from cogcache.models.family import Family
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker, without_decord
 from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
+from cogcache.settings.settings import Settings
 from cogcache.spool import Fetching, Spool
 from cogcache.store import FeatureStore
 from cogcache.workers import decode_limits, map_unordered

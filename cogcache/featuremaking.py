@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from cogcache.catalog_rows import path_to_text
-from cogcache.config import Settings
 from cogcache.encoding import Encoder
 from cogcache.errors import ClipError
 from cogcache.keys import Field
 from cogcache.preparation import PreparedClip
 from cogcache.reuse import Encoded, FrameReuse, Neighbours, no_neighbours
 from cogcache.runs import RunReport, versions
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.video import VideoInfo
 from cogcache.worklist import Clip

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cogcache.browse import Browser, BrowseRow, CaptionSet, Page
 from cogcache.catalog_rows import STAGES
-from cogcache.settings_clips import PART, SUMMARY
+from cogcache.settings.stage_two import PART, SUMMARY
 
 RUNS_PER_PAGE: Final = 20
 _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_bytes"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from cogcache import templates
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, FlaggedCaption, text_to_path
 from cogcache.errors import ClipError
+from cogcache.settings import templates
 
 NO_FIRST_CAPTION: Final = "no_first_caption"
 NO_DURATION: Final = "no_duration"

@@ -15,7 +15,7 @@ from cogcache.errors import ClipError
 from cogcache.foundclips import CLIPS_AHEAD, FoundClips
 from cogcache.runs import RunReport
 from cogcache.searching import CutSearch
-from cogcache.shards import WorkShare
+from cogcache.settings.work_share import WorkShare
 from cogcache.sharing import ClipClaims
 from cogcache.spool import Spool
 from cogcache.worklist import Clip, Wanted, Worklist, sort_videos

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cogcache import endings
-from cogcache.config import Generation
 from cogcache.models.family import Family, PromptRow
+from cogcache.settings.stage_two import Generation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,6 @@ from cogcache.budget import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.config import Settings
 from cogcache.devices import free_bytes, pick_device
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.memory import blocks_given_back, give_back, running_out, sample
@@ -30,6 +29,7 @@ from cogcache.models.waiting import settle
 from cogcache.plan import ITEM_BYTES
 from cogcache.quantization import Quantization
 from cogcache.runs import RunReport, StagePlan
+from cogcache.settings.settings import Settings
 from cogcache.units import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:

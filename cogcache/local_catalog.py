@@ -21,7 +21,7 @@ from cogcache.catalog_merge import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
 from cogcache.machine import machine
 from cogcache.sealing import make_folder, seal
-from cogcache.shards import WorkShare
+from cogcache.settings.work_share import WorkShare
 
 logger = logging.getLogger(__name__)
 

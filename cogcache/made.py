@@ -7,8 +7,8 @@ from typing import Any
 
 from cogcache.captionlist import Task
 from cogcache.catalog_rows import CaptionRow
-from cogcache.config import Settings
 from cogcache.errors import ClipError
+from cogcache.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from cogcache.config import Leaf, Settings, leaves, load_settings
-from cogcache.prompts import parse_prompts, prompt_sets_of
+from cogcache.settings.prompts import parse_prompts, prompt_sets_of
+from cogcache.settings.settings import Leaf, Settings, leaves, load_settings
 
 Command = Callable[..., Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cogcache.config import Settings
+from cogcache.settings.settings import Settings
 
 QUESTION_TOKENS = 11
 """Of a short question with what is around it."""

@@ -22,7 +22,6 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import choose_clips
-from cogcache.config import Settings
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
 from cogcache.filling import Filler
 from cogcache.likeness import ComparedCaptions, Expectations, compare, similarity
@@ -33,6 +32,7 @@ from cogcache.models.registry import family_of
 from cogcache.own_process import in_own_process
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings
+from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.units import format_bytes
 

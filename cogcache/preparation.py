@@ -17,7 +17,7 @@ from cogcache.errors import VideoError
 from cogcache.inputs import Seen, check_unchanged
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
 from cogcache.video import DECORD, VideoInfo, probe, read_clip, thumbnail
 
 if TYPE_CHECKING:

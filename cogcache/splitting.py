@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
-from cogcache.config import Settings
 from cogcache.devices import pick_device
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.headers import read_tensor
@@ -30,6 +29,7 @@ from cogcache.models.sizes import half_sizes, language_sizes, path_of
 from cogcache.plan import ITEM_BYTES
 from cogcache.quantization import Quantization, kind_of, linear_layers
 from cogcache.sealing import make_folder, partial_name, remove_dead_folder, sync_folder
+from cogcache.settings.settings import Settings
 from cogcache.split_manifest import (
     MANIFEST,
     OriginalTensor,

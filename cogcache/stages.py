@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from cogcache.config import Limits, Settings
+from cogcache.settings.machines import Limits
+from cogcache.settings.settings import Settings
 from cogcache.stopping import asking_to_end
 
 

@@ -18,13 +18,13 @@ from typing import Any, Final
 from cogcache.captionlist import CaptionList, Task, caption_key, list_captions
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, FlaggedCaption
-from cogcache.config import Settings
 from cogcache.cutting import known_spans
 from cogcache.errors import ClipError, ConfigError
 from cogcache.keys import FeatureKey, SummaryKey, digest
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
-from cogcache.settings_clips import CAPTIONS, PART, SUMMARY
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_two import CAPTIONS, PART, SUMMARY
 from cogcache.timeline import (
     SEVERAL_CUTTINGS,
     TOO_LONG,

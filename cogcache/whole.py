@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Settings
 from cogcache.generation import generate
 from cogcache.memory import MemoryMonitor, sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.registry import family_of
+from cogcache.settings.settings import Settings
 from cogcache.video import read_clip
 
 if TYPE_CHECKING:

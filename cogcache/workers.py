@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from cogcache.config import Vision
 from cogcache.errors import ClipError
+from cogcache.settings.stage_one import Vision
 from cogcache.units import GIB
 from cogcache.worker import DecodeWorker
 from cogcache.worker_limits import WorkerLimits

@@ -14,7 +14,6 @@ from typing import Any
 
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, path_to_text
-from cogcache.config import Settings
 from cogcache.cutting import cut_videos, search_key, size_bytes
 from cogcache.digesting import look_up
 from cogcache.errors import ClipError, CorruptFeaturesError
@@ -25,7 +24,8 @@ from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.recovery import rows_of
 from cogcache.runs import Counts
-from cogcache.shards import WorkShare
+from cogcache.settings.settings import Settings
+from cogcache.settings.work_share import WorkShare
 from cogcache.store import FeatureStore
 
 logger = logging.getLogger(__name__)

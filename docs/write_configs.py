@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cogcache.config import DEFAULT_PROMPT, TABLES, Leaf, leaves
+from cogcache.settings.settings import DEFAULT_PROMPT, TABLES, Leaf, leaves
 
 FOLDER = Path(__file__).parent.parent / "configs"
 Value = bool | int | float | str

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from cogcache.config import TABLES, Leaf, Settings, leaves
+from cogcache.settings.settings import TABLES, Leaf, Settings, leaves
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = "| Key | Option | Type | Default | Meaning |\n| --- | --- | --- | --- | --- |\n"

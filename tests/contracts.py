@@ -23,7 +23,6 @@ from zoo import Animal
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation, Language, Settings
 from cogcache.decoding import Decoder, can_decode
 from cogcache.generation import Request
 from cogcache.models.family import ClipTensors, Family
@@ -31,6 +30,8 @@ from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization, left_out
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_two import Generation, Language
 from cogcache.splitting import split
 from cogcache.store import FeatureStore
 from cogcache.video import ClipFrames

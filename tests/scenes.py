@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cogcache.catalog import Catalog
-from cogcache.config import Settings, load_settings
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import Scene, draw_scene, write_clip
 
 

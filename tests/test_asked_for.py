@@ -10,8 +10,8 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
-from cogcache.config import load_settings
 from cogcache.extract import extract
+from cogcache.settings.settings import load_settings
 from cogcache.stages import Hours, second_limits
 
 WHOLE, FIRST, SECOND = (0.0, None), (0.0, 0.5), (0.5, None)

@@ -11,12 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation
 from cogcache.decoding import Decoder
 from cogcache.generation import Request
 from cogcache.models.halves import load_half
 from cogcache.models.registry import family_of
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
+from cogcache.settings.stage_two import Generation
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.video import read_clip
 

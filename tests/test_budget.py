@@ -15,11 +15,11 @@ from cogcache.budget import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.config import Settings
 from cogcache.loading import less
 from cogcache.models.sizes import HalfSizes, LanguageSizes
 from cogcache.plan import row_tokens
 from cogcache.quantization import Quantization, quantized_bytes
+from cogcache.settings.settings import Settings
 from cogcache.units import GIB
 
 VISION = HalfSizes(63, 67_926_784, 4_477_269_248 - 63 * 67_926_784)

@@ -14,9 +14,9 @@ from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import CaptionRow
 from cogcache.cli import main
-from cogcache.config import Settings, load_settings
 from cogcache.extract import extract
 from cogcache.runs import RunReport
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 
 DETAIL = "Please describe this video in detail."

@@ -16,7 +16,7 @@ from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.extract import extract
 from cogcache.inputs import check_unchanged, file_digest
-from cogcache.shards import WorkShare
+from cogcache.settings.work_share import WorkShare
 from cogcache.spool import Spool
 from cogcache.store import FeatureStore
 

@@ -13,12 +13,12 @@ import torch
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import load_settings
 from cogcache.extract import extract
 from cogcache.keys import computes_in
 from cogcache.models.compiled import compile_blocks
 from cogcache.models.halves import load_half
 from cogcache.models.registry import family_of
+from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.video import read_clip
 

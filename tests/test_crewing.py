@@ -18,9 +18,9 @@ from films import write_film
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
+from cogcache.settings.settings import load_settings
 
 NUM_CLIPS = 6
 

@@ -9,12 +9,12 @@ import torch
 from checkpoints import write_checkpoint
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation
 from cogcache.decoding import Decoder, can_decode
 from cogcache.generation import Finished, Request, generate
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
+from cogcache.settings.stage_two import Generation
 
 PROMPTS = ("What?", "What is it that one sees here?", "Say.")
 GREEDY = Generation(max_new_tokens=20)

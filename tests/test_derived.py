@@ -21,7 +21,6 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from videos import write_video
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Language
 from cogcache.errors import CheckpointError, ConfigError, UnknownFamilyError, VideoError
 from cogcache.keys import digest
 from cogcache.models.derived.conversation import conversation_of, template_name
@@ -30,7 +29,8 @@ from cogcache.models.derived.features import encoder_output, joined, named, nest
 from cogcache.models.derived.processing import metadata
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
+from cogcache.settings.stage_two import Language
 from cogcache.video import ClipFrames, read_clip
 
 FRAMES = clip(4, (32, 48), 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cogcache.cli import main
-from cogcache.config import TABLES, leaves
+from cogcache.settings.settings import TABLES, leaves
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -10,11 +10,12 @@ import zoo
 
 from cogcache.captionlist import caption_key
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation, load_settings
 from cogcache.endings import cut, holds
 from cogcache.generation import Request
 from cogcache.models.family import Family, PromptRow
 from cogcache.models.registry import family_of
+from cogcache.settings.settings import load_settings
+from cogcache.settings.stage_two import Generation
 
 
 @pytest.fixture(scope="module")

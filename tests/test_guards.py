@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from cogcache.config import Generation
 from cogcache.guards import changes_for, flags_of
+from cogcache.settings.stage_two import Generation
 
 
 def test_a_good_caption_has_no_flag():

@@ -10,8 +10,8 @@ import pytest
 from checkpoints import Sizes, write_checkpoint
 from local_hub import Hub, with_hub
 
-from cogcache.config import load_settings
 from cogcache.planning import make_plan
+from cogcache.settings.settings import load_settings
 
 PLAN = """
 import json

@@ -13,13 +13,13 @@ from test_decoding import GREEDY, lab, requests, tokens
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import load_settings
 from cogcache.decoding import Decoder
 from cogcache.errors import CacheError
 from cogcache.generation import Request
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.models.registry import family_of
 from cogcache.plan import prefix_bytes
+from cogcache.settings.settings import load_settings
 
 __all__ = ["extracted", "lab"]
 MADE_WITH = {"language_digest": "a", "quantization": {"kind": "none"}}

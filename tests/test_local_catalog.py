@@ -14,12 +14,12 @@ from benchmarks.nodes import unshare
 from cogcache import local_catalog
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
-from cogcache.config import load_settings
 from cogcache.errors import CacheError
 from cogcache.extract import extract
 from cogcache.local_catalog import open_catalog, published
 from cogcache.machine import machine
 from cogcache.merging import merge
+from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store import FeatureStore
 from tests.caches import caption_of, make_cache

@@ -18,10 +18,10 @@ from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.catalog_merge import snapshot
 from cogcache.cli import main
-from cogcache.config import load_settings
 from cogcache.errors import CogcacheError
 from cogcache.extract import extract
 from cogcache.merging import merge
+from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store import FeatureStore
 from cogcache.upkeep import verify

@@ -14,12 +14,12 @@ import pytest
 from cogcache import remote
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
-from cogcache.config import load_settings
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
 from cogcache.extract import extract
 from cogcache.inputs import file_digest, find_videos
 from cogcache.merging import merge
 from cogcache.remote import RemoteError
+from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.spool import Fetching, Spool
 from cogcache.store import FeatureStore

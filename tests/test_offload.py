@@ -11,7 +11,6 @@ from checkpoints import write_checkpoint
 
 from cogcache import loading
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.loading import VisionLoader
 from cogcache.memory import sample
@@ -21,6 +20,7 @@ from cogcache.models.offload import Offload
 from cogcache.models.registry import family_of
 from cogcache.models.sizes import block_paths, half_sizes
 from cogcache.quantization import Quantization, quantized_linear
+from cogcache.settings.settings import load_settings
 from cogcache.units import KIB, MIB
 
 

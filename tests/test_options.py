@@ -6,9 +6,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cogcache.config import TABLES, Settings, leaves, load_settings
 from cogcache.errors import ConfigError
 from cogcache.options import as_arguments, cache_option, settings_options
+from cogcache.settings.settings import TABLES, Settings, leaves, load_settings
 
 seen: list[tuple[Path, Settings]] = []
 

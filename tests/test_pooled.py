@@ -13,7 +13,6 @@ from checkpoints import MINI, write_checkpoint, write_tokenizer
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation, Language, load_settings
 from cogcache.decoding import Decoder
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
@@ -22,6 +21,8 @@ from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization, kind_of, linear_layers
+from cogcache.settings.settings import load_settings
+from cogcache.settings.stage_two import Generation, Language
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.video import read_clip
 

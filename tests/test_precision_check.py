@@ -16,7 +16,6 @@ from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.cli import main
 from cogcache.cli.precision import _lines, _side_by_side
-from cogcache.config import Generation, load_settings
 from cogcache.decoding import Decoder
 from cogcache.errors import CacheError, ConfigError, QuantizationError
 from cogcache.extract import extract
@@ -35,6 +34,8 @@ from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.precision_check import check_precision
 from cogcache.readahead import read_clip_features
+from cogcache.settings.settings import load_settings
+from cogcache.settings.stage_two import Generation
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.splitting import split
 from cogcache.store import FeatureStore

@@ -7,7 +7,7 @@ import pytest
 
 from cogcache.errors import ConfigError, VideoError
 from cogcache.sampling import choose, per_second, spread, uniform
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
 
 PER_SECOND = Sampling(strategy="per_second")
 UNIFORM = Sampling(strategy="uniform")

@@ -22,7 +22,6 @@ from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
 from cogcache.cli import main
-from cogcache.config import Settings, load_settings
 from cogcache.errors import (
     CheckpointError,
     ConfigError,
@@ -38,6 +37,7 @@ from cogcache.models.registry import family_of
 from cogcache.models.waiting import Parked
 from cogcache.planning import make_plan
 from cogcache.quantization import Quantization
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.split_manifest import MANIFEST
 from cogcache.splitting import split

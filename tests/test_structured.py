@@ -15,9 +15,9 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
 from cogcache.catalog_rows import CaptionRow
-from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
+from cogcache.settings.settings import load_settings
 
 SCHEMA = {
     "type": "object",

@@ -15,7 +15,6 @@ from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import failure_row
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Generation, Settings
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
 from cogcache.export.text import Wording
@@ -28,6 +27,8 @@ from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.scenes import Span
 from cogcache.selection import Selection
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_two import Generation
 from cogcache.summaries import list_all
 from cogcache.worklist import Clip, Wanted, clip_row
 

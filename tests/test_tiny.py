@@ -15,7 +15,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.models.halves import load_half
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
 from cogcache.shapes import QUESTIONS, draw_scene, write_clip
 from cogcache.video import read_clip
 

@@ -12,13 +12,13 @@ import torch
 from checkpoints import MINI, write_tokenizer
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.config import Settings, load_settings
 from cogcache.extract import extract
 from cogcache.generation import generate
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import LoadedHalf, WholeModel, load_half, load_whole
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
+from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store import FeatureStore
 from cogcache.video import read_clip

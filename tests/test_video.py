@@ -29,7 +29,7 @@ from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
 from cogcache.frame_index import index_frames
 from cogcache.pyav_reader import pyav_frames
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
 from cogcache.video import cut, probe, read_clip, thumbnail
 
 PER_SECOND = Sampling()

@@ -22,7 +22,7 @@ from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
-from cogcache.shards import WorkShare
+from cogcache.settings.work_share import WorkShare
 from cogcache.sharing import ClipClaims
 from cogcache.spool import Spool
 from cogcache.stopping import Stop

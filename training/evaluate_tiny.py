@@ -22,7 +22,7 @@ from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import LoadedHalf, load_half
 from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
-from cogcache.settings_clips import Sampling
+from cogcache.settings.stage_one import Sampling
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.video import read_clip
 

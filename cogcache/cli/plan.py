@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from cogcache.cli.printing import json_option
-from cogcache.config import Settings
 from cogcache.options import settings_options
+from cogcache.settings.settings import Settings
 from cogcache.units import format_bytes
 
 PLANNED = ("model", "sampling", "vision", "language", "generation")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.printing import json_option
-from cogcache.config import Settings
 from cogcache.options import cache_option, settings_options
+from cogcache.settings.settings import Settings
 
 if TYPE_CHECKING:
     from cogcache.likeness import ComparedCaptions

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cogcache.config import Settings
 from cogcache.options import settings_options
+from cogcache.settings.settings import Settings
 
 
 @click.command()

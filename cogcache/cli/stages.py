@@ -15,8 +15,8 @@ import click
 
 from cogcache.catalog_rows import STAGES
 from cogcache.cli.peaks import peak_lines, peaks_option, write_peaks
-from cogcache.config import Settings
 from cogcache.options import as_arguments, cache_option, settings_options
+from cogcache.settings.settings import Settings
 
 if TYPE_CHECKING:
     from cogcache.runs import RunReport

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from cogcache.config import Language
+    from cogcache.settings.stage_two import Language
     from cogcache.video import ClipFrames
 
 

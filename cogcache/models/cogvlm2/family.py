@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-    from cogcache.config import Language
+    from cogcache.settings.stage_two import Language
     from cogcache.video import ClipFrames
 
 FEATURES = "features"

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from cogcache.config import Language
     from cogcache.models.derived.processing import ClipProcessor, Processed
+    from cogcache.settings.stage_two import Language
     from cogcache.video import ClipFrames
 
 WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")

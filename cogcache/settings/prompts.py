@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cogcache.config import DEFAULT_PROMPT
 from cogcache.errors import ConfigError
-from cogcache.settings_base import PROMPT_NAME, PromptName, PromptText
-from cogcache.settings_errors import explain
-from cogcache.toml_file import read_toml
+from cogcache.settings.explain import explain
+from cogcache.settings.fields import PROMPT_NAME, PromptName, PromptText
+from cogcache.settings.settings import DEFAULT_PROMPT
+from cogcache.settings.toml_files import read_toml
 
 _SLUG_CHARACTERS = 40
 

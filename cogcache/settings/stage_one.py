@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from cogcache.settings_base import AtLeastOne, NoneIfEmpty, NoneIfZero, Positive, PromptText, Table
-
-SUMMARY: Final = "summary"
-"""Name that summaries of whole videos are listed by."""
-PART: Final = "summary-part"
-"""Name that those of their parts are listed by."""
-CAPTIONS: Final = "{captions}"
-SUMMARY_PROMPT: Final = (
-    "These are captions of the parts of one video in their order, each with its time: "
-    f"{CAPTIONS} Describe the whole video in one paragraph."
+from cogcache.settings.fields import (
+    AtLeastOne,
+    NoneIfZero,
+    Positive,
+    Table,
 )
-
-
-def _holds_captions(text: str) -> str:
-    if text.count(CAPTIONS) != 1:
-        raise ValueError(f"the prompt must hold {CAPTIONS} once, where the captions go")
-    return text
 
 
 class Sampling(Table):
@@ -71,32 +59,29 @@ class Clips(Table):
         return self
 
 
-class Summary(Table):
-    """One caption of a whole video from the captions of its clips. Part of its caption key."""
+class Vision(Table):
+    """Stage one: how the vision half runs and how features are stored."""
 
-    summarize: bool = False
-    """Give each video that is cut one caption more, named `summary`, made from those of its clips
-    by the language half alone."""
-    summary_prompt: Annotated[PromptText, AfterValidator(_holds_captions)] = SUMMARY_PROMPT
-    """What is asked for it; `{captions}` stands for the clips' captions, a line each, with their
-    times."""
-    summary_of: Annotated[str | None, NoneIfEmpty] = None
-    """Name of the prompt whose captions are summed up; "" for the first."""
-    summary_tokens: Annotated[int, Field(ge=64)] = 4096
-    """Most tokens of what is asked at once, where the model's context has room for so many; more
-    captions are summed up in groups, and what comes of that again."""
-
-    def check(self, prompts: Collection[str]) -> None:
-        """See that there are captions to sum up, and that nothing else bears their names.
-
-        Raises:
-            ValueError: it is not so.
-        """
-        if not self.summarize:
-            return
-        if self.summary_of and self.summary_of not in prompts:
-            known = ", ".join(prompts)
-            raise ValueError(f"summary_of names no prompt: {self.summary_of!r}; there is {known}")
-        for name in (SUMMARY, PART):
-            if name in prompts:
-                raise ValueError(f"summaries are listed as {name!r}: give that prompt another name")
+    vision_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the vision half's weights and of the stored features. Part of the feature key."""
+    cache_point: Literal["projected", "pooled"] = "projected"
+    """Which output is cached; `projected`: after the projector, as the language half reads it;
+    `pooled`: before it, at less than half the size, and the projector becomes a part of the
+    language half (CogVLM2-Video only). Part of the feature key."""
+    compile: bool = False
+    """Compile vision blocks (torch.compile); features get other last bits. In the feature key."""
+    compression: Literal["none", "zstd", "blosc2"] = "zstd"
+    """Lossless compression of feature files; all of them are read alike."""
+    frames_per_batch: AtLeastOne = 48
+    """Most frames, over all clips, that one vision pass takes; halved when memory runs out."""
+    decode_workers: AtLeastOne = 2
+    """Processes that decode and preprocess videos; with several devices or Ray, for each worker."""
+    decode_timeout_s: Positive = 120.0
+    """Seconds after which the decoding of one clip is given up and listed as a failure."""
+    decode_memory_gib: Annotated[float | None, Field(gt=0), NoneIfZero] = 6.0
+    """GiB that one decode worker may take; a clip that takes more is listed as a failure
+    (decode_memory); 0 for any."""
+    recycle_clips: Annotated[int | None, Field(ge=1), NoneIfZero] = 1000
+    """Clips after which a decode worker, as decoders leak, is replaced by a fresh one; 0: never."""
+    recycle_growth_gib: Positive = 1.0
+    """GiB by which a decode worker may grow from clip to clip before it is replaced."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cogcache.config import TABLES, Leaf, Settings, leaves, load_settings
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.toml_file import read_toml
+from cogcache.settings.settings import TABLES, Leaf, Settings, leaves, load_settings
+from cogcache.settings.toml_files import read_toml
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
 def value_of(settings: Settings, leaf: Leaf) -> object:

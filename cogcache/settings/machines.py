@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cogcache.settings_base import NoneIfEmpty, Positive, Table
-from cogcache.shards import WorkShare
+from cogcache.settings.fields import NoneIfEmpty, NoneIfZero, Positive, Table
+from cogcache.settings.work_share import WorkShare
 
 DEVICE = r"(cpu|cuda|xpu)(:\d+)?|mps"
 
@@ -76,3 +76,17 @@ class Machines(Table):
     def has_crew(self) -> bool:
         """Whether other processes than this one are to load the halves."""
         return self.engine == "ray" or self.devices is not None
+
+
+class Limits(Table):
+    """When a run ends before its work does, and what it lets pass. Part of no key."""
+
+    limit: Annotated[int | None, Field(ge=1), NoneIfZero] = None
+    """Most clips that one run makes (`caption`: most captions); 0 makes all."""
+    max_hours: Annotated[float | None, Field(gt=0), NoneIfZero] = None
+    """Hours after which a run takes up no more work, both stages of `run` together; 0 for no
+    end."""
+    min_free_gib: Annotated[float, Field(ge=0)] = 2.0
+    """GiB that have to stay free on the cache's disk; a run ends before it takes them."""
+    strict: bool = False
+    """Fail clips at whose decoding anything was wrong, in place of noting it beside them."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cogcache.config import load_settings
 from cogcache.errors import ConfigError
-from cogcache.templates import captions_in, fill, levels, variables
+from cogcache.settings.settings import load_settings
+from cogcache.settings.templates import captions_in, fill, levels, variables
 
 
 def test_variables_are_replaced_and_doubled_braces_are_braces():

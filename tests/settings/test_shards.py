@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.cli import main
-from cogcache.config import load_settings
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.progress import shown
+from cogcache.settings.settings import load_settings
+from cogcache.settings.work_share import WorkShare
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.shards import WorkShare
 
 DIGESTS = [hashlib.sha256(bytes([n])).hexdigest() for n in range(200)]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cogcache.errors import ConfigError
-from cogcache.prompts import parse_prompts
+from cogcache.settings.prompts import parse_prompts
 
 
 def test_prompts_are_named_or_take_their_name_from_their_text():

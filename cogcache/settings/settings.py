@@ -1,0 +1,180 @@
+"""Settings: frozen, validated once, the same in TOML files, in options and in the docs.
+
+Defaults are overridden by a TOML file, the file by options. A key's name is unique over all
+tables, so that ``max_frames`` under ``[sampling]`` is ``--max-frames`` on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from cogcache.settings import templates
+from cogcache.settings.explain import explain, unknown_key
+from cogcache.settings.fields import (
+    NoneIfEmpty,
+    PromptName,
+    PromptText,
+    Table,
+)
+from cogcache.settings.machines import Limits, Machines
+from cogcache.settings.stage_one import Clips, Sampling, Vision
+from cogcache.settings.stage_two import Generation, Language, Summary
+from cogcache.settings.toml_files import read_toml
+
+DEFAULT_PROMPT = "Please describe this video in detail."
+DEFAULT_PROMPTS = {"default": DEFAULT_PROMPT}
+
+
+def _distinct(prompts: dict[str, str]) -> dict[str, str]:
+    """Refuse two names of one prompt: a caption is known by the prompt's text, and has one name."""
+    names: dict[str, str] = {}
+    for name, text in prompts.items():
+        if names.setdefault(text, name) != name:
+            raise ValueError(f"{names[text]!r} and {name!r} are the same prompt: leave one out")
+    return prompts
+
+
+Prompts = Annotated[
+    dict[PromptName, PromptText],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+    AfterValidator(templates.check),
+]
+
+
+class Settings(Table):
+    """All that a run can be told. Made by `load_settings`."""
+
+    model: Annotated[str, Field(min_length=1)] = "tiny"
+    """Model to caption with: `tiny`, a checkpoint's folder, or a Hugging Face hub id."""
+    revision: Annotated[str | None, NoneIfEmpty] = None
+    """Commit, tag or branch of a hub id; "" takes the newest."""
+    device: Annotated[str, Field(pattern=r"^(auto|mps|(cpu|cuda|xpu)(:\d+)?)$")] = "auto"
+    """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
+    memory: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?\s*([KMG]i?)?B)$")] = "auto"
+    """Memory that a stage may fill, such as `8GiB`: a GPU's, or on the CPU the whole process';
+    `auto` is what is free, also of a container. Parts of a half that do not fit wait elsewhere."""
+    sampling: Sampling = Sampling()
+    clips: Clips = Clips()
+    vision: Vision = Vision()
+    language: Language = Language()
+    generation: Generation = Generation()
+    summary: Summary = Summary()
+    limits: Limits = Limits()
+    machines: Machines = Machines()
+    prompts: Prompts = Field(default=DEFAULT_PROMPTS)
+    """Prompts by name; each clip is captioned with all of them."""
+    prompt_sets: dict[PromptName, Prompts] = Field(default={})
+    """Further prompts, in sets of which --prompt-set takes one or several in place of `prompts`."""
+
+    @model_validator(mode="after")
+    def _text_only_prompts_have_something_to_go_by(self) -> Self:
+        sets = (*self.prompt_sets.values(), self.prompts)
+        templates.check_text_only(self.language.text_only, sets)
+        return self
+
+    @model_validator(mode="after")
+    def _summaries_and_prompts_fit(self) -> Self:
+        self.summary.check(self.prompts)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One setting, as the command line and the docs need it."""
+
+    name: str
+    """The key in TOML; unique over all tables."""
+    table: str
+    """The table that the key stands under; "model" for keys above all tables."""
+    type: type[bool] | type[int] | type[float] | type[str]
+    choices: tuple[str, ...]
+    """The texts that are allowed; empty where any of the type is."""
+    default: bool | int | float | str | tuple[str, ...] | None
+    description: str
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes any number of values."""
+        return isinstance(self.default, tuple)
+
+    @property
+    def option(self) -> str:
+        """The long option: ``--max-frames``."""
+        return "--" + self.name.replace("_", "-")
+
+
+def load_settings(
+    path: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> Settings:
+    """Return the defaults, overridden by a TOML file, overridden by ``overrides``.
+
+    Args:
+        path: a TOML file; each of its keys is optional.
+        overrides: values by key (``{"max_frames": 12}``), ``prompts`` and ``prompt_sets`` by name,
+            and ``prompt_set``, the names of the sets to take. None means "not given".
+
+    Raises:
+        ConfigError: the file cannot be read; a key is unknown, of the wrong type or out of range.
+    """
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    chosen: Any = given.pop("prompt_set", ())
+    values = read_toml(path) if path else {}
+    tables = {leaf.name: leaf.table for leaf in leaves(*TABLES)} | dict.fromkeys(_PROMPTS, "model")
+    for name, value in given.items():
+        if name not in tables:
+            raise unknown_key((name,), tables)
+        if tables[name] == "model":
+            values[name] = value
+        elif isinstance(table := values.setdefault(tables[name], {}), dict):
+            table[name] = value
+    if chosen:
+        more: Any = given.get("prompts", {})
+        values["prompts"] = templates.union(values.get("prompt_sets"), chosen) | more
+        given |= {"prompts": values["prompts"]} if "prompt_sets" in given else {}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, tables, source=str(path), given=given) from error
+
+
+def leaves(*tables: str) -> list[Leaf]:
+    """Return the settings of ``tables``, in the order of the file.
+
+    Args:
+        tables: names out of `TABLES`; ``"model"`` stands for the keys above all tables.
+    """
+    return [leaf for table in tables for leaf in _LEAVES[table]]
+
+
+def _leaf(name: str, table: str, model: type[Table]) -> Leaf:
+    field = model.model_fields[name]
+    annotation: Any = field.annotation
+    kinds = [kind for kind in get_args(annotation) if kind not in (NoneType, Ellipsis)]
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    kind = str if choices else kinds[0] if kinds else annotation
+    description = field.description or ""
+    return Leaf(name, table, kind, choices, field.default, " ".join(description.split()))
+
+
+def _tables() -> dict[str, list[Leaf]]:
+    tables: dict[str, list[Leaf]] = {"model": []}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, Table):
+            model = type(field.default)
+            tables[name] = [_leaf(leaf, name, model) for leaf in model.model_fields]
+        elif name not in _PROMPTS:
+            tables["model"].append(_leaf(name, "model", Settings))
+    return tables
+
+
+_PROMPTS = ("prompts", "prompt_sets")
+_LEAVES = _tables()
+TABLES = tuple(_LEAVES)
+"""The names that `leaves` takes: "model", then the tables of a TOML file."""
