@@ -18,7 +18,7 @@ from cogcache.crew import Engine, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.crew_ray import RayEngine
 from cogcache.inbox import JobQueue, Result
-from cogcache.stopping import Stop
+from cogcache.system.signals import Stop
 
 PARCEL_BYTES = 24 * 3 * 224 * 224 * 2
 """Of 24 frames for CogVLM2-Video, in bfloat16."""

@@ -17,8 +17,8 @@ from cogcache.generation import (
     laid_out,
     room_for,
 )
-from cogcache.memory import running_out
 from cogcache.models.family import Family
+from cogcache.system.heap import running_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

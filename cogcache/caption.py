@@ -28,7 +28,6 @@ from cogcache.filling import UNFILLED
 from cogcache.following import Following
 from cogcache.local_catalog import open_catalog
 from cogcache.made import GivenUp, Made
-from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
@@ -39,6 +38,7 @@ from cogcache.scenes import Span
 from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
+from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import printable
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from cogcache.captionlist import Task
 from cogcache.errors import ClipError
 from cogcache.inbox import Job, JobQueue, Result
 from cogcache.made import GivenUp, Made
-from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors
 from cogcache.models.identity import HalfIdentity
 from cogcache.place import WorkerEnvironment, watched
@@ -23,6 +22,7 @@ from cogcache.readahead import read_clip_features
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.telling import WorkerReport
 
 if TYPE_CHECKING:

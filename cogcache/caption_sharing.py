@@ -11,7 +11,7 @@ from cogcache.captionlist import Task
 from cogcache.catalog import Catalog
 from cogcache.claims import Claims
 from cogcache.runs import Counts
-from cogcache.stopping import Stop
+from cogcache.system.signals import Stop
 
 _LOOK_EVERY_S: Final = 0.5
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
 from cogcache.headers import TensorInfo, read_header, read_tensor
-from cogcache.hub import fetch_files
 from cogcache.split_manifest import MANIFEST, Settings, SplitManifest, kept_rows
+from cogcache.system.hub import fetch_files
 
 if TYPE_CHECKING:
     from torch import Tensor

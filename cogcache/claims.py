@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.live import LiveRun, clock_s, forget_dead, is_alive
-from cogcache.sealing import make_folder
+from cogcache.system.atomic_files import make_folder
 
 FOLDER: Final = "claims"
 

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cogcache.inbox import JobQueue, Result
-from cogcache.memory import MemoryMonitor
 from cogcache.place import WorkerEnvironment, watched
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker, without_decord
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_one import Sampling
 from cogcache.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.system.processes import Bug
 from cogcache.telling import WorkerReport
 from cogcache.worker import DecodeWorker
-from cogcache.worker_process import Bug, Program
+from cogcache.worker_process import Program
 from cogcache.workers import decode_limits
 from cogcache.worklist import Clip
 

@@ -18,7 +18,7 @@ from cogcache.models.identity import recall
 from cogcache.scenes import Span
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare
-from cogcache.urls import is_url
+from cogcache.system.urls import is_url
 
 logger = logging.getLogger(__name__)
 

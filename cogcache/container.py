@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
 from cogcache.inputs import check_file, check_readable, unreadable
-from cogcache.machine_faults import raise_if_exhausted
+from cogcache.system.faults import raise_if_exhausted
 
 if TYPE_CHECKING:
     from av.container import InputContainer

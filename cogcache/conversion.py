@@ -20,11 +20,9 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import names_of
-from cogcache.devices import pick_device
 from cogcache.errors import ConfigError, CorruptFeaturesError
 from cogcache.feature_file import Compression
 from cogcache.keys import FeatureKey
-from cogcache.memory import MemoryMonitor
 from cogcache.models.family import ClipTensors
 from cogcache.models.identity import identify
 from cogcache.models.projection import load_projector
@@ -35,6 +33,8 @@ from cogcache.repacking import compression_of, repack
 from cogcache.runs import Counts, RunReport, Timings, error_noted, versions
 from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
+from cogcache.system.devices import pick_device
+from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:

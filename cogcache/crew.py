@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from cogcache.errors import ClipError, CogcacheError
 from cogcache.inbox import ActorSpec, Job, Result
-from cogcache.stopping import Stop
+from cogcache.system.signals import Stop
 
 logger = logging.getLogger(__name__)
 

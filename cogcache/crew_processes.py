@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 
 from cogcache.crew import Event, WorkerSpec
 from cogcache.inbox import Actor, ActorSpec, Job, JobQueue, Result
-from cogcache.worker import CONTEXT, ending, signals_blocked
-from cogcache.worker_process import Bug, bug_of, end_with_parent
+from cogcache.system.processes import CONTEXT, Bug, bug_of, end_with_parent, ending, signals_blocked
 
 READY = "ready"
 Pipe: TypeAlias = "Connection[Any, Any]"

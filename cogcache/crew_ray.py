@@ -22,8 +22,8 @@ from typing import Any
 from cogcache.crew import Event, WorkerSpec
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.inbox import ActorSpec, Job, JobQueue, Result
-from cogcache.stopping import asking_to_end
-from cogcache.worker_process import Bug, bug_of
+from cogcache.system.processes import Bug, bug_of
+from cogcache.system.signals import asking_to_end
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,14 +16,14 @@ from cogcache.clip_roles import ClipJob, DecodeSpec, EncodeSpec
 from cogcache.crew import Engine, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, ConfigError
-from cogcache.main_memory import available_bytes
 from cogcache.models.identity import HalfIdentity
 from cogcache.place import WorkerEnvironment
 from cogcache.readahead import CLIPS_AHEAD
 from cogcache.reuse import Neighbours
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
-from cogcache.stopping import Stop
+from cogcache.system.free_memory import available_bytes
+from cogcache.system.signals import Stop
 from cogcache.telling import take_over
 from cogcache.worklist import Clip
 

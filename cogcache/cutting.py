@@ -14,14 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cogcache import remote
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import VideoRow, path_to_text
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 from cogcache.scenes import THRESHOLDS, Span, spans_of
 from cogcache.settings.stage_one import Clips
-from cogcache.urls import is_url
+from cogcache.system import object_stores
+from cogcache.system.urls import is_url
 from cogcache.video import VideoInfo, cut
 
 
@@ -127,10 +127,10 @@ def video_row(video: Path, video_digest: str, info: VideoInfo) -> VideoRow:
 def size_bytes(video: Path) -> int:
     """Return the size of a file; 0 where it is gone."""
     try:
-        return (remote.facts(video) if is_url(video) else video.stat()).st_size
+        return (object_stores.facts(video) if is_url(video) else video.stat()).st_size
     except (
         OSError,
-        remote.RemoteError,
+        object_stores.RemoteError,
     ):  # gone since it was read: no reason to lose what was made of it
         return 0
 

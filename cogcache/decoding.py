@@ -32,9 +32,9 @@ from cogcache.generation import (
 )
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix, RowCache, SlotCache, keeps_all_keys
-from cogcache.memory import give_back, running_out
 from cogcache.models.family import Family, left_padded
 from cogcache.prefixes import Prefixes, cut_of, forward, prefix_digest, sharing
+from cogcache.system.heap import give_back, running_out
 
 
 def can_decode(model: PreTrainedModel) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogcache.devices import pick_device
 from cogcache.errors import CogcacheError
 from cogcache.runs import versions
+from cogcache.system.devices import pick_device
 from cogcache.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 2 * GIB

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from cogcache.errors import ClipError
 from cogcache.loading import Fitted, VisionLoader
-from cogcache.memory import running_out
 from cogcache.models.family import ClipTensors, Family
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
+from cogcache.system.heap import running_out
 
 logger = logging.getLogger(__name__)
 

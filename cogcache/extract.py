@@ -25,7 +25,6 @@ from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
 from cogcache.inputs import find_videos
 from cogcache.local_catalog import open_catalog
-from cogcache.memory import MemoryMonitor
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
@@ -33,6 +32,7 @@ from cogcache.runs import Counts, RunReport, Timings, error_noted
 from cogcache.settings.settings import Settings
 from cogcache.sharing import ClipClaims
 from cogcache.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen
 from cogcache.writing import ClipWriter, note_failure
 

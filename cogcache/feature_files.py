@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from cogcache.errors import CacheError, ConfigError
-from cogcache.remote import RemoteError, facts, filesystem, tried
-from cogcache.sealing import remove_dead, seal, sync_folder
-from cogcache.urls import path_of_url, url_of
+from cogcache.system.atomic_files import remove_dead, seal, sync_folder
+from cogcache.system.object_stores import RemoteError, facts, filesystem, tried
+from cogcache.system.urls import path_of_url, url_of
 
 logger = logging.getLogger(__name__)
 

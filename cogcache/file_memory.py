@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from cogcache.catalog_rows import path_to_text, text_to_path
 from cogcache.database import CatalogFile
 from cogcache.inputs import file_digest
-from cogcache.remote import RemoteFacts
-from cogcache.urls import is_url
+from cogcache.system.object_stores import RemoteFacts
+from cogcache.system.urls import is_url
 
 # What a file system, or a store of objects, says of a file without its being read.
 Stat: TypeAlias = os.stat_result | RemoteFacts

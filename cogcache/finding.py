@@ -17,7 +17,7 @@ from cogcache.runs import RunReport
 from cogcache.searching import CutSearch
 from cogcache.settings.work_share import WorkShare
 from cogcache.sharing import ClipClaims
-from cogcache.spool import Spool
+from cogcache.system.spool import Spool
 from cogcache.worklist import Clip, Wanted, Worklist, sort_videos
 
 _WAIT_S: Final = 0.05

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.errors import ClipError
-from cogcache.machine_faults import DiskWatch
 from cogcache.runs import RunReport
 from cogcache.sharing import ClipClaims
+from cogcache.system.faults import DiskWatch
 from cogcache.worklist import WHOLE, Wanted, Worklist, num_unseen, put_damaged_away
 from cogcache.writing import note_failure
 

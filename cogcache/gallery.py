@@ -15,10 +15,10 @@ from markupsafe import Markup
 
 from cogcache.browse import Browser, BrowseRow
 from cogcache.errors import CacheError, ConfigError
-from cogcache.sealing import seal
 from cogcache.search import CaptionSearch
 from cogcache.selection import Selection
 from cogcache.store import FeatureStore
+from cogcache.system.atomic_files import seal
 from cogcache.web.rendering import HERE, environment
 
 _COLUMNS: Final = "feature_key, video, start_s, end_s, prompt_name, caption, model, quantization"

@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from cogcache import remote
 from cogcache.errors import ConfigError, VideoError
-from cogcache.machine_faults import DISK_ERROR, OF_DISKS, raise_if_exhausted
-from cogcache.urls import is_url, path_of_url
+from cogcache.system import object_stores
+from cogcache.system.faults import DISK_ERROR, OF_DISKS, raise_if_exhausted
+from cogcache.system.urls import is_url, path_of_url
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _real(path: str, real_folders: dict[str, str]) -> str:
 def _expand(argument: str) -> Iterator[Path]:
     path = Path(argument).expanduser()
     if is_url(argument):
-        yield from _some(remote.find(argument, VIDEO_SUFFIXES), argument, "nothing is there")
+        yield from _some(object_stores.find(argument, VIDEO_SUFFIXES), argument, "nothing is there")
     elif argument.startswith("@"):
         yield from _listed(Path(argument[1:]).expanduser())
     elif path.is_dir():
@@ -142,9 +142,9 @@ def _entries(lines: Iterable[str], folder: Path) -> Iterator[Path]:
         if not is_url(entry):
             yield from _files([folder / Path(entry).expanduser()])
         elif entry.endswith("/") or glob.has_magic(entry):
-            yield from remote.find(entry, VIDEO_SUFFIXES)
+            yield from object_stores.find(entry, VIDEO_SUFFIXES)
         else:
-            remote.forget(path := path_of_url(entry))
+            object_stores.forget(path := path_of_url(entry))
             yield path
 
 

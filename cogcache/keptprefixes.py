@@ -26,7 +26,7 @@ from cogcache.errors import CacheError, CorruptFeaturesError, FeaturesError
 from cogcache.feature_format import Bits, hash_block, hashing, tensor_digest
 from cogcache.keys import Field, digest
 from cogcache.kvcache import Prefix
-from cogcache.sealing import Part, make_folder, remove_dead, seal_parts
+from cogcache.system.atomic_files import Part, make_folder, remove_dead, seal_parts
 from cogcache.units import format_bytes
 
 logger = logging.getLogger(__name__)

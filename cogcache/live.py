@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from cogcache.machine import machine
-from cogcache.sealing import make_folder
+from cogcache.system.atomic_files import make_folder
+from cogcache.system.host import machine
 
 logger = logging.getLogger(__name__)
 

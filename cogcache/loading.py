@@ -17,9 +17,7 @@ from cogcache.budget import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.devices import free_bytes, pick_device
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.memory import blocks_given_back, give_back, running_out, sample
 from cogcache.models.compiled import compile_blocks
 from cogcache.models.family import Family
 from cogcache.models.halves import LoadedHalf, WholeModel, load_half
@@ -30,6 +28,9 @@ from cogcache.plan import ITEM_BYTES
 from cogcache.quantization import Quantization
 from cogcache.runs import RunReport, StagePlan
 from cogcache.settings.settings import Settings
+from cogcache.system.devices import free_bytes, pick_device
+from cogcache.system.heap import blocks_given_back, give_back, running_out
+from cogcache.system.memory_monitor import sample
 from cogcache.units import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:

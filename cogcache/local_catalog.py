@@ -19,9 +19,9 @@ from uuid import uuid4
 from cogcache.catalog import Catalog
 from cogcache.catalog_merge import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
-from cogcache.machine import machine
-from cogcache.sealing import make_folder, seal
 from cogcache.settings.work_share import WorkShare
+from cogcache.system.atomic_files import make_folder, seal
+from cogcache.system.host import machine
 
 logger = logging.getLogger(__name__)
 

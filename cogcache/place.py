@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.checkpoint import Checkpoint
-from cogcache.memory import MemoryMonitor
 from cogcache.models.family import Family
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.settings import Settings
+from cogcache.system.memory_monitor import MemoryMonitor
 
 
 @dataclass(frozen=True)

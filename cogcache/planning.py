@@ -17,8 +17,6 @@ from cogcache.budget import (
     whole_bytes,
 )
 from cogcache.checkpoint import Checkpoint
-from cogcache.devices import free_bytes, pick_device
-from cogcache.memory import sample
 from cogcache.models.family import Family
 from cogcache.models.halves import WholeModel, is_stored
 from cogcache.models.registry import family_of
@@ -26,6 +24,8 @@ from cogcache.models.sizes import HalfSizes, LanguageSizes, half_sizes, language
 from cogcache.plan import ITEM_BYTES, feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
 from cogcache.quantization import Kind, Quantization
 from cogcache.settings.settings import Settings
+from cogcache.system.devices import free_bytes, pick_device
+from cogcache.system.memory_monitor import sample
 from cogcache.units import GIB, format_bytes, parse_bytes
 
 USUAL_GIB = (4, 6, 8, 12, 16, 24, 48)

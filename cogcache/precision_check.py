@@ -29,11 +29,11 @@ from cogcache.made import GivenUp, Made
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
-from cogcache.own_process import in_own_process
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.settings import Settings
 from cogcache.store import FeatureStore
+from cogcache.system.processes import in_own_process
 from cogcache.units import format_bytes
 
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from cogcache.catalog import Catalog
 from cogcache.live import LiveRun, live_runs
-from cogcache.memory import sample
 from cogcache.runs import RunReport
 from cogcache.settings.machines import Limits
 from cogcache.settings.settings import Settings
-from cogcache.stopping import Stop, stop_on_signals
 from cogcache.store import FeatureStore
+from cogcache.system.memory_monitor import sample
+from cogcache.system.signals import Stop, stop_on_signals
 from cogcache.units import GIB, format_bytes, format_seconds
 
 logger = logging.getLogger(__name__)

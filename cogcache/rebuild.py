@@ -25,8 +25,8 @@ from cogcache.database import CatalogFile
 from cogcache.errors import CacheError, CatalogError
 from cogcache.live import live_runs
 from cogcache.recovery import rows_of
-from cogcache.sealing import seal
 from cogcache.store import FeatureStore
+from cogcache.system.atomic_files import seal
 from cogcache.upkeep import adopt
 
 logger = logging.getLogger(__name__)

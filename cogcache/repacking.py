@@ -8,8 +8,8 @@ from cogcache import feature_file, feature_reader
 from cogcache.errors import CacheError
 from cogcache.feature_file import Compression
 from cogcache.feature_format import Bits
-from cogcache.sealing import seal
 from cogcache.store import FeatureStore
+from cogcache.system.atomic_files import seal
 
 
 def repack(store: FeatureStore, key: str, compression: Compression) -> int | None:

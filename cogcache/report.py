@@ -18,7 +18,7 @@ from cogcache import figures
 from cogcache.browse import Browser, BrowseRow
 from cogcache.catalog_rows import STAGES
 from cogcache.errors import ConfigError
-from cogcache.sealing import seal
+from cogcache.system.atomic_files import seal
 from cogcache.units import GIB, MIB, format_bytes, format_seconds
 
 if TYPE_CHECKING:

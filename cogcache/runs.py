@@ -12,7 +12,7 @@ from typing import Any
 
 from cogcache.catalog import Catalog
 from cogcache.errors import CogcacheError
-from cogcache.memory import MemoryMonitor, MemorySample
+from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 from cogcache.units import format_bytes, format_seconds
 
 REPORTED_VERSIONS = ("cogcache", "torch", "transformers", "bitsandbytes", "h5py")

@@ -21,7 +21,7 @@ from cogcache.cutting import known_spans, remember_scenes, search_key, threshold
 from cogcache.errors import ClipError
 from cogcache.foundclips import FoundClips
 from cogcache.scenes import Extent, Film, Piece, look, measure, pieces_of
-from cogcache.spool import Fetching, Spool
+from cogcache.system.spool import Fetching, Spool
 from cogcache.video import VideoInfo
 from cogcache.worker_process import Program
 from cogcache.workers import Pool, decode_limits

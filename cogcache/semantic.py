@@ -23,9 +23,9 @@ from cogcache.database import CatalogFile
 from cogcache.embedding import Embedder
 from cogcache.errors import ConfigError
 from cogcache.queries import Query, parse
-from cogcache.sealing import seal
 from cogcache.search import CaptionSearch, Results
 from cogcache.selection import Selection
+from cogcache.system.atomic_files import seal
 
 AT_A_TIME: Final = 512
 SAVE_EACH: Final = 50_000

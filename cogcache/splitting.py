@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
-from cogcache.devices import pick_device
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.headers import read_tensor
 from cogcache.models.halves import WholeModel, load_half
@@ -28,7 +27,6 @@ from cogcache.models.registry import family_of
 from cogcache.models.sizes import half_sizes, language_sizes, path_of
 from cogcache.plan import ITEM_BYTES
 from cogcache.quantization import Quantization, kind_of, linear_layers
-from cogcache.sealing import make_folder, partial_name, remove_dead_folder, sync_folder
 from cogcache.settings.settings import Settings
 from cogcache.split_manifest import (
     MANIFEST,
@@ -37,7 +35,9 @@ from cogcache.split_manifest import (
     SplitManifest,
     kept_rows,
 )
-from cogcache.stopping import ended_by_signals
+from cogcache.system.atomic_files import make_folder, partial_name, remove_dead_folder, sync_folder
+from cogcache.system.devices import pick_device
+from cogcache.system.signals import ended_by_signals
 from cogcache.tensor_files import TensorFiles, sha256_of, sync_file
 from cogcache.units import format_bytes
 

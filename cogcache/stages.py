@@ -15,7 +15,7 @@ from types import FrameType
 
 from cogcache.settings.machines import Limits
 from cogcache.settings.settings import Settings
-from cogcache.stopping import asking_to_end
+from cogcache.system.signals import asking_to_end
 
 
 @dataclass(frozen=True)

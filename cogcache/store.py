@@ -20,7 +20,7 @@ from cogcache.feature_files import KEY, feature_files
 from cogcache.feature_format import Bits
 from cogcache.feature_reader import StoredFeatures
 from cogcache.keys import Field
-from cogcache.sealing import remove_dead, seal, sync_folder
+from cogcache.system.atomic_files import remove_dead, seal, sync_folder
 
 if TYPE_CHECKING:
     import torch

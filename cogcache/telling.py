@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from cogcache.memory import MemoryMonitor, MemorySample
 from cogcache.runs import RunReport, StagePlan
+from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogErro
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.recovery import rows_of
-from cogcache.remote import RemoteError, facts
 from cogcache.store import FeatureStore
-from cogcache.urls import is_url
+from cogcache.system.object_stores import RemoteError, facts
+from cogcache.system.urls import is_url
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.generation import generate
-from cogcache.memory import MemoryMonitor, sample
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
+from cogcache.system.memory_monitor import MemoryMonitor, sample
 from cogcache.video import read_clip
 
 if TYPE_CHECKING:

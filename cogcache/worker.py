@@ -6,17 +6,16 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
 from cogcache.errors import CogcacheError, VideoError
+from cogcache.system.processes import CONTEXT, Bug, ending, signals_blocked
 from cogcache.units import format_seconds
 from cogcache.worker_limits import resident_bytes
-from cogcache.worker_process import Bug, Doing, Program, too_much_memory, work
+from cogcache.worker_process import Doing, Program, too_much_memory, work
 
 START_TIMEOUT_S: Final = 300.0
 """A worker that imports torch from a slow disk is not ready at once."""
@@ -26,8 +25,6 @@ NEAR_LIMIT: Final = 0.75
 """Share of its memory beyond which a crash is put down to it: what cannot be had crashes too."""
 COSTLY: Final = frozenset({"decoder_crashed", "decode_memory", "timeout"})
 """Reasons for which a job may be tried otherwise."""
-# Not fork: the parent's threads (torch's, ours) would leave their locks held in the child.
-CONTEXT = multiprocessing.get_context("spawn")
 
 
 class DecodeWorker:
@@ -182,27 +179,3 @@ class DecodeWorker:
 def _too_long(seconds: float, of: str = "") -> VideoError:
     hint = "raise --decode-timeout-s if the video is long; else leave it out"
     return VideoError("timeout", f"gave up after {format_seconds(seconds)}{of}", hint)
-
-
-def ending(exit_code: int | None) -> str:
-    """Say how a process ended."""
-    with suppress(ValueError):
-        return f"ended by {signal.Signals(-(exit_code or 0)).name}"
-    return f"ended with status {exit_code}"
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Have a process started here take no notice of signals from its first instruction on."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # The first process started starts the tracker too, which would lift the block again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    )
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

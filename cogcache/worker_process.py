@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from cogcache.errors import ClipError, VideoError
-from cogcache.machine_faults import machine_error
+from cogcache.system.processes import bug_of, end_with_parent
 from cogcache.units import format_bytes
 from cogcache.worker_limits import WorkerLimits, limit_job, limit_process
 
@@ -29,13 +25,6 @@ class Program:
     initializer: Callable[..., object] | None = None
     initargs: tuple[object, ...] = ()
     second_try: Callable[[Any, str], Any] | None = None
-
-
-@dataclass(frozen=True)
-class Bug:
-    """An error that is no job's fault."""
-
-    error: Exception
 
 
 @dataclass(frozen=True)
@@ -98,30 +87,3 @@ def too_much_memory(most_bytes: int | None) -> VideoError:
     most = f" with the {format_bytes(most_bytes)} that it may take" if most_bytes else ""
     hint = "lower --max-frames, or raise --decode-memory if the machine has more"
     return VideoError("decode_memory", f"the decoder does not get by{most}: memory ran out", hint)
-
-
-def bug_of(error: Exception) -> Bug:
-    """Return an error with the worker's traceback on it, in a form that can travel.
-
-    What it came from does not travel: if that says that the machine is the reason, it is told now.
-    """
-    error = machine_error(error) or error
-    note = "In a worker process:\n" + "".join(traceback.format_exception(error))
-    try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:  # noqa: BLE001 - an error that cannot travel goes as its text
-        error = RuntimeError(repr(error))
-    error.add_note(note)
-    return Bug(error)
-
-
-def end_with_parent() -> None:
-    """End this process when its parent does, even in the middle of a job."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            wait([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

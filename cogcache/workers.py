@@ -15,10 +15,11 @@ from typing import Any, Final, TypeVar
 
 from cogcache.errors import ClipError
 from cogcache.settings.stage_one import Vision
+from cogcache.system.processes import Bug
 from cogcache.units import GIB
 from cogcache.worker import DecodeWorker
 from cogcache.worker_limits import WorkerLimits
-from cogcache.worker_process import Bug, Program
+from cogcache.worker_process import Program
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -13,8 +13,8 @@ from cogcache.catalog_rows import ClipRow, VideoRow, failure_row
 from cogcache.claims import Claims
 from cogcache.cutting import video_row
 from cogcache.errors import ClipError
-from cogcache.machine_faults import DiskWatch
 from cogcache.runs import RunReport
+from cogcache.system.faults import DiskWatch
 from cogcache.units import printable
 from cogcache.worklist import Clip, Span, clip_row
 

@@ -17,8 +17,8 @@ from cogcache.errors import VideoError
 from cogcache.extract import extract
 from cogcache.inputs import check_unchanged, file_digest
 from cogcache.settings.work_share import WorkShare
-from cogcache.spool import Spool
 from cogcache.store import FeatureStore
+from cogcache.system.spool import Spool
 
 
 def append_once_at_work(cache: Path, video: Path) -> threading.Thread:

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cogcache import live, sealing
-from cogcache import machine as machines
+from cogcache import live
 from cogcache.claims import Claims, remove_dead_claims
 from cogcache.cli import main
 from cogcache.live import LiveRun, live_runs
 from cogcache.store import FeatureStore
+from cogcache.system import atomic_files
+from cogcache.system import host as machines
 
 KEY = "ab" * 32
 ROOT = Path(__file__).parent.parent
@@ -150,9 +151,9 @@ class TestAnotherMachine:
     def test_does_not_take_our_half_written_files_for_litter(self, elsewhere, tmp_path):
         partial = tmp_path / f".a.h5.{elsewhere.name.rsplit('.', 1)[0]}.0.partial"
         partial.write_bytes(b"half")
-        assert sealing.remove_dead([tmp_path]) == []
+        assert atomic_files.remove_dead([tmp_path]) == []
         age(partial, 25 * 3600)
-        assert sealing.remove_dead([tmp_path]) == [partial]
+        assert atomic_files.remove_dead([tmp_path]) == [partial]
 
 
 class TestWhatSomebodyDidToTheFiles:

@@ -16,7 +16,7 @@ from clusters import cluster_of
 from cogcache.crew import TRIES, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, CogcacheError, ConfigError, VideoError
-from cogcache.stopping import Stop
+from cogcache.system.signals import Stop
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from cogcache.caption import caption
 from cogcache.errors import CacheError
 from cogcache.extract import extract
 from cogcache.live import LiveRun
-from cogcache.sealing import seal
 from cogcache.store import FeatureStore
+from cogcache.system.atomic_files import seal
 from cogcache.upkeep import verify
 
 QUICK = {"quantization": "none", "max_new_tokens": 2, "frames_per_batch": 1}

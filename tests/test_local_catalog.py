@@ -17,11 +17,11 @@ from cogcache.catalog import Catalog
 from cogcache.errors import CacheError
 from cogcache.extract import extract
 from cogcache.local_catalog import open_catalog, published
-from cogcache.machine import machine
 from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store import FeatureStore
+from cogcache.system.host import machine
 from tests.caches import caption_of, make_cache
 
 ROOT = Path(__file__).parent.parent

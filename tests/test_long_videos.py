@@ -10,8 +10,8 @@ from videos import write_video
 from benchmarks.long_videos import FPS, held_by_process
 from cogcache.caption import caption
 from cogcache.extract import extract
-from cogcache.memory import sample
 from cogcache.store import FeatureStore
+from cogcache.system.memory_monitor import sample
 from cogcache.video import read_clip
 
 HOURS = 3

@@ -13,7 +13,6 @@ from cogcache import loading
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.loading import VisionLoader
-from cogcache.memory import sample
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.head import HeadInParts
 from cogcache.models.offload import Offload
@@ -21,6 +20,7 @@ from cogcache.models.registry import family_of
 from cogcache.models.sizes import block_paths, half_sizes
 from cogcache.quantization import Quantization, quantized_linear
 from cogcache.settings.settings import load_settings
+from cogcache.system.memory_monitor import sample
 from cogcache.units import KIB, MIB
 
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from cogcache.memory import MemoryMonitor, MemorySample
 from cogcache.runs import Counts, RunReport, StagePlan, Timings, versions
+from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 
 MIB = 1024**2
 

@@ -30,8 +30,8 @@ from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.scenes import THRESHOLDS, Piece, Span, extent_of, pieces_of, search, spans_of
 from cogcache.sharing import ClipClaims
-from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
+from cogcache.system.signals import Stop
 from cogcache.worklist import Clip, Wanted, list_work
 
 FIRSTS = tuple(int(n) for n in np.cumsum(LENGTHS)[:-1])

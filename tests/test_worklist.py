@@ -24,9 +24,9 @@ from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.work_share import WorkShare
 from cogcache.sharing import ClipClaims
-from cogcache.spool import Spool
-from cogcache.stopping import Stop
 from cogcache.store import FeatureStore
+from cogcache.system.signals import Stop
+from cogcache.system.spool import Spool
 from cogcache.worklist import (
     WHOLE,
     Clip,

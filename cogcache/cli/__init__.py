@@ -26,7 +26,7 @@ from cogcache.cli.stages import caption, extract, run
 from cogcache.cli.surroundings import make_ready, printable_lines
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.web import gallery, report, serve
-from cogcache.machine_faults import machine_error
+from cogcache.system.faults import machine_error
 
 BUG = 70
 """Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""

@@ -17,8 +17,8 @@ from cogcache.export.shards import write_tars
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.text import Wording, num_words
-from cogcache.sealing import seal
 from cogcache.selection import Selection
+from cogcache.system.atomic_files import seal
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")
 _MAX_WORDS: Final = 150

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, TensorMismatchError
-from cogcache.machine_faults import raise_if_there
-from cogcache.memory import blocks_given_back, keep_giving_back
 from cogcache.models.offload import Offload, Placement
 from cogcache.models.partition import (
     Half,
@@ -34,7 +32,9 @@ from cogcache.models.partition import (
     shortened,
 )
 from cogcache.quantization import Quantization, bnb_config
-from cogcache.scratch import Scratch
+from cogcache.system.faults import raise_if_there
+from cogcache.system.heap import blocks_given_back, keep_giving_back
+from cogcache.system.scratch import Scratch
 from cogcache.verification import QuantizationReport, verify
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from torch import nn
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
-from cogcache.main_memory import available_bytes
 from cogcache.models.head import quantize_head
 from cogcache.models.partition import Half, ModulePaths
 from cogcache.models.sizes import block_paths, embedding_can_wait, is_tied, path_of
@@ -31,6 +30,7 @@ from cogcache.models.waiting import (
     settle,
 )
 from cogcache.quantization import Quantization, left_out, linear_layers
+from cogcache.system.free_memory import available_bytes
 from cogcache.verification import Checked, check_block
 
 if TYPE_CHECKING:

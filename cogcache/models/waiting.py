@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cogcache.main_memory import available_bytes
 from cogcache.quantization import Quantization, linear_layers, quantized_linear
+from cogcache.system.free_memory import available_bytes
 
 Slot = tuple[Any, str]
 """An object and its attribute that holds a tensor."""

@@ -16,12 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cogcache.settings import templates
 from cogcache.settings.explain import explain, unknown_key
-from cogcache.settings.fields import (
-    NoneIfEmpty,
-    PromptName,
-    PromptText,
-    Table,
-)
+from cogcache.settings.fields import NoneIfEmpty, PromptName, PromptText, Table
 from cogcache.settings.machines import Limits, Machines
 from cogcache.settings.stage_one import Clips, Sampling, Vision
 from cogcache.settings.stage_two import Generation, Language, Summary

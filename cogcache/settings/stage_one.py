@@ -6,12 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cogcache.settings.fields import (
-    AtLeastOne,
-    NoneIfZero,
-    Positive,
-    Table,
-)
+from cogcache.settings.fields import AtLeastOne, NoneIfZero, Positive, Table
 
 
 class Sampling(Table):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, UnknownFamilyError
 from cogcache.keys import Field
-from cogcache.memory import out_of_memory
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
+from cogcache.system.heap import out_of_memory
 
 if TYPE_CHECKING:
     import torch

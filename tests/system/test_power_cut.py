@@ -21,7 +21,7 @@ from cogcache.errors import CacheError
 from cogcache.store import FeatureStore
 from cogcache.upkeep import verify
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 VIDEO = Path("video.mp4")
 KEY = key_of("ab" * 32)
 SECTOR = 512

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cogcache.main_memory import available_bytes
+from cogcache.system.free_memory import available_bytes
 from cogcache.units import MIB
 
 GROUPS = Path("/sys/fs/cgroup/memory")

@@ -17,10 +17,10 @@ from threading import Event
 from typing import Any, Final, Generic, TypeVar
 
 from cogcache.errors import VideoError
-from cogcache.remote import as_video_errors, facts, fetch
-from cogcache.sealing import partial_name, remove_dead
+from cogcache.system.atomic_files import partial_name, remove_dead
+from cogcache.system.object_stores import as_video_errors, facts, fetch
+from cogcache.system.urls import is_url, url_of
 from cogcache.units import GIB, format_bytes
-from cogcache.urls import is_url, url_of
 
 Result = TypeVar("Result")
 _NAMES: Final = 32

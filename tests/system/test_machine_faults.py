@@ -23,9 +23,9 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, MachineError, VideoError
 from cogcache.headers import read_header
 from cogcache.inputs import file_digest
-from cogcache.machine_faults import MOST_IN_A_ROW, DiskWatch, machine_error, raise_if_there
+from cogcache.system.faults import MOST_IN_A_ROW, DiskWatch, machine_error, raise_if_there
+from cogcache.system.processes import bug_of
 from cogcache.video import probe, read_clip
-from cogcache.worker_process import bug_of
 
 SPREAD = settings(strategy="spread", max_frames=4).sampling
 NO_MORE = os.strerror(24)

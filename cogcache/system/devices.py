@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cogcache.errors import ConfigError
-from cogcache.main_memory import available_bytes
+from cogcache.system.free_memory import available_bytes
 
 
 def pick_device(device: str) -> str:

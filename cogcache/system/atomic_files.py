@@ -15,7 +15,7 @@ from typing import Final
 from uuid import uuid4
 
 from cogcache.errors import CacheError
-from cogcache.machine import machine
+from cogcache.system.host import machine
 
 _SUFFIX: Final = ".partial"
 Part = bytes | memoryview

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 from uuid import uuid4
 
 from cogcache.errors import CacheError, ConfigError, VideoError
-from cogcache.urls import path_of_url, refuse_secrets, url_of
+from cogcache.system.urls import path_of_url, refuse_secrets, url_of
 
 logger = logging.getLogger(__name__)
 

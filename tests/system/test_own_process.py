@@ -11,7 +11,7 @@ import pytest
 from own_process_jobs import Untold, end_by_signal, fail, fail_in_our_way, pid_of
 
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.own_process import in_own_process
+from cogcache.system.processes import in_own_process
 
 
 def test_the_call_runs_in_another_process_which_ends():

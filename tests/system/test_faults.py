@@ -21,7 +21,7 @@ from scenes import partial_files, write_scene
 from cogcache.cli import CogcacheGroup, main
 from cogcache.upkeep import verify
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def traces() -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcache.scratch import Scratch, sweep
+from cogcache.system.scratch import Scratch, sweep
 
 HOLD = "from cogcache.scratch import Scratch; s = Scratch(); print(s.path, flush=True); input()"
 LONG_AGO_S = time.time() - 3600

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from cogcache.stopping import ended_by_signals, stop_on_signals
+from cogcache.system.signals import ended_by_signals, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

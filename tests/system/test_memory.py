@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cogcache import memory
-from cogcache.memory import MemoryMonitor, MemorySample, sample
+from cogcache.system import memory_monitor
+from cogcache.system.memory_monitor import MemoryMonitor, MemorySample, sample
 
 MB = 1_000_000
 SIZE = 200 * MB
@@ -33,7 +33,7 @@ def test_an_allocation_is_seen_at_its_size_though_it_is_gone_at_the_end():
     with MemoryMonitor() as monitor:
         area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         fill_in_parts(area)
-        time.sleep(3 * memory.SAMPLE_EVERY_S)
+        time.sleep(3 * memory_monitor.SAMPLE_EVERY_S)
         area.close()
     assert abs(grown(monitor, "anonymous_bytes") - SIZE) < SLACK
     assert monitor.timeline[-1].anonymous_bytes - monitor.start.anonymous_bytes < SLACK
@@ -47,7 +47,7 @@ def test_a_mapped_file_is_told_from_what_the_process_holds_alone(tmp_path):
     with path.open("rb") as file, MemoryMonitor() as monitor:
         area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         assert sum(area[:: mmap.PAGESIZE]) == -(-SIZE // mmap.PAGESIZE)
-        time.sleep(3 * memory.SAMPLE_EVERY_S)
+        time.sleep(3 * memory_monitor.SAMPLE_EVERY_S)
         area.close()
     assert abs(grown(monitor, "file_bytes") - SIZE) < SLACK
     assert grown(monitor, "anonymous_bytes") < SLACK
@@ -81,17 +81,17 @@ def test_a_moment_without_files_to_open_is_left_out_and_watching_goes_on():
     with MemoryMonitor() as monitor:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
         try:
-            time.sleep(3 * memory.SAMPLE_EVERY_S)
+            time.sleep(3 * memory_monitor.SAMPLE_EVERY_S)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         seen = len(monitor.timeline)
-        time.sleep(6 * memory.SAMPLE_EVERY_S)
+        time.sleep(6 * memory_monitor.SAMPLE_EVERY_S)
         assert len(monitor.timeline) > seen
 
 
 def test_the_timeline_is_bounded_and_keeps_the_whole_of_the_time(monkeypatch):
-    monkeypatch.setattr(memory, "TIMELINE_POINTS", 20)
-    monkeypatch.setattr(memory, "SAMPLE_EVERY_S", 0.001)
+    monkeypatch.setattr(memory_monitor, "TIMELINE_POINTS", 20)
+    monkeypatch.setattr(memory_monitor, "SAMPLE_EVERY_S", 0.001)
     with MemoryMonitor() as monitor:
         time.sleep(0.3)
     times = [point.time_s for point in monitor.timeline]
@@ -102,8 +102,8 @@ def test_the_timeline_is_bounded_and_keeps_the_whole_of_the_time(monkeypatch):
 
 
 def test_samples_become_rarer_as_the_timeline_fills(monkeypatch):
-    monkeypatch.setattr(memory, "TIMELINE_POINTS", 20)
-    monkeypatch.setattr(memory, "SAMPLE_EVERY_S", 0.001)
+    monkeypatch.setattr(memory_monitor, "TIMELINE_POINTS", 20)
+    monkeypatch.setattr(memory_monitor, "SAMPLE_EVERY_S", 0.001)
     with MemoryMonitor() as monitor:
         time.sleep(0.3)
     gaps = [
@@ -113,7 +113,7 @@ def test_samples_become_rarer_as_the_timeline_fills(monkeypatch):
 
 
 def test_the_peak_outlives_its_point_of_the_timeline(monkeypatch):
-    monkeypatch.setattr(memory, "TIMELINE_POINTS", 4)
+    monkeypatch.setattr(memory_monitor, "TIMELINE_POINTS", 4)
     monitor = MemoryMonitor()
     high = 10 * monitor.start.anonymous_bytes
     for moment in range(100):
@@ -143,13 +143,13 @@ def test_a_sample_is_ready_for_json():
 def test_the_drivers_own_figure_is_taken_where_there_is_one(monkeypatch):
     import torch
 
-    monkeypatch.setattr(memory, "_device_bytes", lambda: (3, 5))
-    memory._nvml.cache_clear()
+    monkeypatch.setattr(memory_monitor, "_device_bytes", lambda: (3, 5))
+    memory_monitor._nvml.cache_clear()
     assert sample().driver_bytes == 0  # there is no driver here, and no NVML
-    memory._nvml.cache_clear()
+    memory_monitor._nvml.cache_clear()
     monkeypatch.setattr(torch.cuda, "device_memory_used", lambda: 7)
     assert sample().driver_bytes == 7
-    memory._nvml.cache_clear()
+    memory_monitor._nvml.cache_clear()
 
 
 def test_loading_weights_on_the_cpu_counts_as_mapped(tmp_path):
@@ -162,7 +162,7 @@ def test_loading_weights_on_the_cpu_counts_as_mapped(tmp_path):
     with MemoryMonitor() as monitor:
         weight = load_file(path)["weight"]
         assert weight[:: mmap.PAGESIZE // 2].float().mean() == 1
-        time.sleep(3 * memory.SAMPLE_EVERY_S)
+        time.sleep(3 * memory_monitor.SAMPLE_EVERY_S)
         del weight
     assert abs(grown(monitor, "file_bytes") - 100 * MB) < SLACK
     assert grown(monitor, "anonymous_bytes") < SLACK

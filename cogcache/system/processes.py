@@ -7,13 +7,20 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from cogcache.errors import CogcacheError
-from cogcache.machine_faults import machine_error
+from cogcache.system.faults import machine_error
+
+# Not fork: the parent's threads (torch's, ours) would leave their locks held in the child.
+CONTEXT = multiprocessing.get_context("spawn")
+
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -77,3 +84,61 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+def ending(exit_code: int | None) -> str:
+    """Say how a process ended."""
+    with suppress(ValueError):
+        return f"ended by {signal.Signals(-(exit_code or 0)).name}"
+    return f"ended with status {exit_code}"
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Have a process started here take no notice of signals from its first instruction on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # The first process started starts the tracker too, which would lift the block again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """An error that is no job's fault."""
+
+    error: Exception
+
+
+def bug_of(error: Exception) -> Bug:
+    """Return an error with the worker's traceback on it, in a form that can travel.
+
+    What it came from does not travel: if that says that the machine is the reason, it is told now.
+    """
+    error = machine_error(error) or error
+    note = "In a worker process:\n" + "".join(traceback.format_exception(error))
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:  # noqa: BLE001 - an error that cannot travel goes as its text
+        error = RuntimeError(repr(error))
+    error.add_note(note)
+    return Bug(error)
+
+
+def end_with_parent() -> None:
+    """End this process when its parent does, even in the middle of a job."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cogcache import remote
 from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
 from cogcache.extract import extract
 from cogcache.inputs import file_digest, find_videos
 from cogcache.merging import merge
-from cogcache.remote import RemoteError
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.spool import Fetching, Spool
 from cogcache.store import FeatureStore
+from cogcache.system import object_stores
+from cogcache.system.object_stores import RemoteError
+from cogcache.system.spool import Fetching, Spool
+from cogcache.system.urls import path_of_url, url_of
 from cogcache.upkeep import collect, verify
-from cogcache.urls import path_of_url, url_of
 from tests.caches import key_of, make_cache, write_clip_features
 from tests.films import write_film
 from tests.s3_server import SECRET, Fault, serving
@@ -42,8 +42,8 @@ def s3():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Wait no seconds between tries, and begin each test with a server that has no faults."""
-    monkeypatch.setattr(remote, "_LONGEST_WAIT_S", 0.01)
-    remote._known.clear()
+    monkeypatch.setattr(object_stores, "_LONGEST_WAIT_S", 0.01)
+    object_stores._known.clear()
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ class TestFinding:
     def test_asks_once_for_a_whole_prefix(self, s3):
         s3.asked.clear()
         for path in find_videos(["s3://bucket/f/"]):
-            remote.facts(path)
+            object_stores.facts(path)
         assert s3.count("HEAD", "/f/") == 0
 
     @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestFetching:
         digest = spool.digest(video)
         shutil.rmtree(spool.folder)
         s3.put("changed.mp4", b"after!")
-        remote._known.clear()  # as in a decode worker, which has seen no listing
+        object_stores._known.clear()  # as in a decode worker, which has seen no listing
         with pytest.raises(VideoError, match="not what it was"), spool.local(video, digest):
             pass
 
@@ -419,7 +419,7 @@ def test_a_store_that_cannot_be_reached_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(RemoteError, match="EndpointConnectionError") as caught:
-        remote.facts(Path("s3:/bucket/a.mp4"))
+        object_stores.facts(Path("s3:/bucket/a.mp4"))
     assert caught.value.reason == "fetch_failed"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
