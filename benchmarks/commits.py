@@ -24,7 +24,7 @@ from cogcache.catalog_rows import CaptionRow, ClipRow, VideoRow
 from cogcache.local_catalog import publish
 from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 BATCHES = (1, 8, 64, 512)
 WORDS = [

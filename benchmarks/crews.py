@@ -30,7 +30,7 @@ import psutil
 from benchmarks.torture import hold
 from cogcache.catalog import Catalog
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100 << 20}

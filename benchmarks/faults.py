@@ -34,7 +34,7 @@ from cogcache.catalog_rows import CaptionRow, path_to_text
 from cogcache.errors import CogcacheError
 from cogcache.keys import FeatureKey
 from cogcache.recovery import rows_of
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 CALLS = (

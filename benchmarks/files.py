@@ -20,12 +20,12 @@ from h5py import h5d, h5p, h5s, h5z
 from benchmarks.small import SCENE_FRAMES, Bench
 from benchmarks.timing import Line, in_turn, timed
 from cogcache.checkpoint import Checkpoint
-from cogcache.feature_format import TYPES, Bits, block_rows
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.shapes import draw_scene, render
-from cogcache.store import FeatureStore
+from cogcache.store.format import TYPES, Bits, block_rows
+from cogcache.store.store import FeatureStore
 from cogcache.units import MIB
 from cogcache.video import read_clip
 

@@ -55,7 +55,7 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from cogcache.checkpoint import Checkpoint
     from cogcache.loading import Fitted, VisionLoader
     from cogcache.models.registry import family_of
-    from cogcache.store import FeatureStore
+    from cogcache.store.store import FeatureStore
 
     stage = Stage.begin(folder, options, frames_per_batch=NUM_FRAMES)
     family = family_of(Checkpoint.open(str(folder)))
@@ -203,7 +203,7 @@ def request_for(folder: Path, settings: Settings) -> Any:
     from cogcache.generation import Request
     from cogcache.models.cogvlm2 import layout
     from cogcache.models.family import ClipTensors, PromptRow
-    from cogcache.store import FeatureStore
+    from cogcache.store.store import FeatureStore
 
     features = FeatureStore.open(folder / "cache").read(CACHE_KEY).tensors
     frames, per_frame, _ = features["features"].shape

@@ -29,7 +29,7 @@ import numpy as np
 from cogcache.catalog import Catalog
 from cogcache.merging import merge
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 SPACES = ["unshare", "--mount", "--uts", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]

@@ -28,7 +28,7 @@ from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.worklist import Clip, Wanted
 
 SHORT, LONG = 4, 16

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from cogcache.browse import Browser
 from cogcache.catalog import Catalog
 from cogcache.database import CatalogFile
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
 
 BATCH = 10_000

@@ -25,7 +25,7 @@ from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix
 from cogcache.models.identity import identify
 from cogcache.settings.stage_two import Generation
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import read_clip
 
 COUNTS = (1, 2, 4, 8)

@@ -23,7 +23,7 @@ from cogcache.checkpoint import Checkpoint
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.worklist import Wanted
 
 A_TIME = 5000

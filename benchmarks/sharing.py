@@ -22,10 +22,10 @@ from typing import Any
 
 from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one, stage_two
 from cogcache.catalog import Catalog
-from cogcache.claims import remove_dead_claims
 from cogcache.runs import RunReport
 from cogcache.settings.settings import load_settings
-from cogcache.store import FeatureStore
+from cogcache.store.claims import remove_dead_claims
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 DECODE_S = 0.02

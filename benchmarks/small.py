@@ -23,7 +23,7 @@ from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import FPS, draw_scene, render
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from checkpoints import Sizes, write_checkpoint

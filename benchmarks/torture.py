@@ -31,7 +31,7 @@ from cogcache.catalog import Catalog
 from cogcache.errors import ClipError
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 # By name: as attributes of the package, these names are the functions.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cogcache.models.halves import load_half
     from cogcache.models.registry import get_family
     from cogcache.settings.settings import Settings, load_settings
-    from cogcache.store import FeatureStore
+    from cogcache.store.store import FeatureStore
 
     __version__: str
 

@@ -22,7 +22,6 @@ from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import Claims, remove_dead_claims
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
 from cogcache.following import Following
@@ -36,7 +35,8 @@ from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings, error_noted
 from cogcache.scenes import Span
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.claims import Claims, remove_dead_claims
+from cogcache.store.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import printable

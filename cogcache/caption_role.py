@@ -21,7 +21,7 @@ from cogcache.place import WorkerEnvironment, watched
 from cogcache.readahead import read_clip_features
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.telling import WorkerReport
 

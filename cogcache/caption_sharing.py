@@ -9,8 +9,8 @@ from typing import Final
 
 from cogcache.captionlist import Task
 from cogcache.catalog import Catalog
-from cogcache.claims import Claims
 from cogcache.runs import Counts
+from cogcache.store.claims import Claims
 from cogcache.system.signals import Stop
 
 _LOOK_EVERY_S: Final = 0.5

@@ -15,7 +15,7 @@ from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_one import Sampling
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.system.processes import Bug
 from cogcache.telling import WorkerReport

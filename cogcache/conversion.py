@@ -21,7 +21,6 @@ from cogcache.catalog_rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import names_of
 from cogcache.errors import ConfigError, CorruptFeaturesError
-from cogcache.feature_file import Compression
 from cogcache.keys import FeatureKey
 from cogcache.models.family import ClipTensors
 from cogcache.models.identity import identify
@@ -29,10 +28,11 @@ from cogcache.models.projection import load_projector
 from cogcache.models.registry import family_of
 from cogcache.progress import announced, at_work
 from cogcache.recovery import rows_of
-from cogcache.repacking import compression_of, repack
 from cogcache.runs import Counts, RunReport, Timings, error_noted, versions
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.repacking import compression_of, repack
+from cogcache.store.store import FeatureStore
+from cogcache.store.writer import Compression
 from cogcache.system.devices import pick_device
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import format_bytes

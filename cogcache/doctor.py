@@ -108,7 +108,7 @@ def _decodes(decoder: str) -> str:
 def _feature_file() -> str:
     import torch
 
-    from cogcache.store import FeatureStore
+    from cogcache.store.store import FeatureStore
 
     features = torch.randn(4, 66, 64).bfloat16()
     with tempfile.TemporaryDirectory() as folder:

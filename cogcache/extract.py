@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import Claims, remove_dead_claims
 from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
 from cogcache.inputs import find_videos
@@ -31,7 +30,8 @@ from cogcache.progress import AtWork, announced, at_work
 from cogcache.runs import Counts, RunReport, Timings, error_noted
 from cogcache.settings.settings import Settings
 from cogcache.sharing import ClipClaims
-from cogcache.store import FeatureStore
+from cogcache.store.claims import Claims, remove_dead_claims
+from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen
 from cogcache.writing import ClipWriter, note_failure

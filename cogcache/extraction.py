@@ -17,7 +17,7 @@ from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.reuse import Neighbours, no_neighbours
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.spool import Fetching, Spool
 from cogcache.workers import decode_limits, map_unordered
 from cogcache.worklist import Clip

@@ -20,7 +20,7 @@ from cogcache.preparation import PreparedClip
 from cogcache.reuse import Encoded, FrameReuse, Neighbours, no_neighbours
 from cogcache.runs import RunReport, versions
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import VideoInfo
 from cogcache.worklist import Clip
 

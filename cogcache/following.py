@@ -13,8 +13,8 @@ from typing import Final
 
 from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog_rows import FlaggedCaption
-from cogcache.live import live_runs
 from cogcache.runs import Counts
+from cogcache.store.live import live_runs
 from cogcache.system.signals import Stop
 
 _LOOK_EVERY_S: Final = 2.0

@@ -17,7 +17,7 @@ from cogcache.browse import Browser, BrowseRow
 from cogcache.errors import CacheError, ConfigError
 from cogcache.search import CaptionSearch
 from cogcache.selection import Selection
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
 from cogcache.web.rendering import HERE, environment
 

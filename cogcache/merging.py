@@ -20,7 +20,7 @@ from cogcache.catalog_merge import MergedRows, merge_rows, snapshot
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
 from cogcache.local_catalog import publish, published
 from cogcache.recovery import rows_of
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import adopt
 
 logger = logging.getLogger(__name__)

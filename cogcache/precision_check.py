@@ -32,7 +32,7 @@ from cogcache.models.registry import family_of
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.processes import in_own_process
 from cogcache.units import format_bytes
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog import Catalog
-from cogcache.live import LiveRun, live_runs
 from cogcache.runs import RunReport
 from cogcache.settings.machines import Limits
 from cogcache.settings.settings import Settings
-from cogcache.store import FeatureStore
+from cogcache.store.live import LiveRun, live_runs
+from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import sample
 from cogcache.system.signals import Stop, stop_on_signals
 from cogcache.units import GIB, format_bytes, format_seconds

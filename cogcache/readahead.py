@@ -11,7 +11,7 @@ from itertools import groupby
 from cogcache.captionlist import Task
 from cogcache.errors import ClipError, CorruptFeaturesError, FeaturesError
 from cogcache.models.family import ClipTensors
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 CLIPS_AHEAD = 4
 """Clips whose features may wait in memory."""

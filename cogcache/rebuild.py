@@ -23,9 +23,9 @@ from cogcache.catalog_rows import ClipRow, VideoRow
 from cogcache.catalog_version import VERSION
 from cogcache.database import CatalogFile
 from cogcache.errors import CacheError, CatalogError
-from cogcache.live import live_runs
 from cogcache.recovery import rows_of
-from cogcache.store import FeatureStore
+from cogcache.store.live import live_runs
+from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
 from cogcache.upkeep import adopt
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cogcache.catalog_rows import ClipRow, VideoRow
 from cogcache.keys import FeatureKey
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 
 def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[VideoRow, ClipRow]:

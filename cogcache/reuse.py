@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cogcache.errors import CacheError, ClipError
 from cogcache.models.family import ClipTensors
 from cogcache.preparation import PreparedClip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.worklist import Clip
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Final
 
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import path_to_text
-from cogcache.claims import Claims
-from cogcache.store import FeatureStore
+from cogcache.store.claims import Claims
+from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
 from cogcache.worklist import Clip, list_sealed
 

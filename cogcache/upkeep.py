@@ -21,7 +21,7 @@ from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogErro
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.recovery import rows_of
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.object_stores import RemoteError, facts
 from cogcache.system.urls import is_url
 

@@ -26,7 +26,7 @@ from cogcache.recovery import rows_of
 from cogcache.runs import Counts
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 logger = logging.getLogger(__name__)
 

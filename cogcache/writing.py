@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, VideoRow, failure_row
-from cogcache.claims import Claims
 from cogcache.cutting import video_row
 from cogcache.errors import ClipError
 from cogcache.runs import RunReport
+from cogcache.store.claims import Claims
 from cogcache.system.faults import DiskWatch
 from cogcache.units import printable
 from cogcache.worklist import Clip, Span, clip_row

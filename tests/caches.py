@@ -11,7 +11,7 @@ from cogcache.catalog_rows import CaptionRow, ClipRow, path_to_text
 from cogcache.inputs import file_digest
 from cogcache.keys import FeatureKey
 from cogcache.recovery import rows_of
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 
 def key_of(video_digest: str, start_s: float = 0.0, end_s: float | None = None) -> FeatureKey:

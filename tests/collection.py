@@ -13,7 +13,7 @@ from videos import write_video
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import path_to_text
 from cogcache.inputs import file_digest
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import thumbnail
 
 SCRIPT = "<script>document.title = 'taken'</script>"

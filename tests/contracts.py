@@ -33,7 +33,7 @@ from cogcache.quantization import Quantization, left_out
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation, Language
 from cogcache.splitting import split
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import ClipFrames
 
 FPS = 30.0

@@ -10,7 +10,7 @@ import torch
 from cogcache.catalog import Catalog
 from cogcache.inputs import file_digest
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import probe
 
 HOSTILE = 'A red, "big" ball:\r\nit rolls <b>on</b> & on\u2028then\x85stops --> there.\n'

@@ -19,7 +19,7 @@ from cogcache.errors import CacheError, ConfigError, MissingShardError
 from cogcache.extract import extract
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.models.waiting import Parked
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 COLOR = "What color is the shape?"
 NUM_CLIPS = 3

@@ -20,7 +20,7 @@ from cogcache.generation import generate
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_two import Generation
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 COLOR = "What color is the shape?"
 SECOND = "Say it once more: {caption.color}"

@@ -17,7 +17,7 @@ from cogcache.errors import VideoError
 from cogcache.extract import extract
 from cogcache.inputs import check_unchanged, file_digest
 from cogcache.settings.work_share import WorkShare
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.spool import Spool
 
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from scenes import catalog_of, partial_files, write_scene
 
 from cogcache.cli import BUG, main
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.units import MIB, format_bytes
 
 COLOR = "color=What color is the shape?"

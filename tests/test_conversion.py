@@ -11,14 +11,14 @@ import torch
 from click.testing import CliRunner
 from scenes import catalog_of, partial_files, settings, write_scene
 
-from cogcache import feature_file
 from cogcache.caption import caption
 from cogcache.cli import main
 from cogcache.conversion import convert
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
-from cogcache.repacking import compression_of, repack
-from cogcache.store import FeatureStore
+from cogcache.store import writer
+from cogcache.store.repacking import compression_of, repack
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 NUM_CLIPS = 3
@@ -170,7 +170,7 @@ def large(tmp_path) -> tuple[FeatureStore, str]:
     return store, key
 
 
-@pytest.mark.parametrize("compression", feature_file.COMPRESSIONS)
+@pytest.mark.parametrize("compression", writer.COMPRESSIONS)
 def test_a_file_is_what_it_would_be_had_it_been_packed_so_at_once(large, tmp_path, compression):
     store, key = large
     stored = store.read(key)

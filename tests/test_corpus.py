@@ -15,7 +15,7 @@ from scenes import catalog_of, partial_files, settings
 
 from cogcache.catalog_rows import text_to_path
 from cogcache.extract import extract
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 

@@ -13,7 +13,7 @@ from cogcache.cli import main
 from cogcache.errors import ConfigError, CorruptFeaturesError
 from cogcache.export.features import pack
 from cogcache.selection import Selection
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from tests.exported import CUT, add_features, make_cache
 
 READER = """

@@ -20,10 +20,10 @@ from cogcache.catalog_rows import FailureRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
-from cogcache.feature_reader import StoredFeatures
 from cogcache.models.cogvlm2.family import CogVLM2Family
 from cogcache.runs import RunReport
-from cogcache.store import FeatureStore
+from cogcache.store.reader import StoredFeatures
+from cogcache.store.store import FeatureStore
 
 
 @dataclass

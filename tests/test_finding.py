@@ -8,7 +8,7 @@ import pytest
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.extract import extract
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 NUM_VIDEOS = 60
 

@@ -16,8 +16,8 @@ from scenes import catalog_of, settings, write_scene
 from cogcache.caption import caption
 from cogcache.errors import CacheError
 from cogcache.extract import extract
-from cogcache.live import LiveRun
-from cogcache.store import FeatureStore
+from cogcache.store.live import LiveRun
+from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
 from cogcache.upkeep import verify
 

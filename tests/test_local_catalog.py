@@ -20,7 +20,7 @@ from cogcache.local_catalog import open_catalog, published
 from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.host import machine
 from tests.caches import caption_of, make_cache
 

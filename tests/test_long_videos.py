@@ -10,7 +10,7 @@ from videos import write_video
 from benchmarks.long_videos import FPS, held_by_process
 from cogcache.caption import caption
 from cogcache.extract import extract
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import sample
 from cogcache.video import read_clip
 

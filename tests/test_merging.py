@@ -23,7 +23,7 @@ from cogcache.extract import extract
 from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 from tests.caches import caption_of, make_cache
 

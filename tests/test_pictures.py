@@ -19,7 +19,7 @@ from cogcache.figures import last_runs
 from cogcache.gallery import write_gallery
 from cogcache.report import find, whole_bytes, write_report
 from cogcache.selection import Selection
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

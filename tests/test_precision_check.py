@@ -38,7 +38,7 @@ from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.splitting import split
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 PROMPT = "What color is the shape?"
 ONE_WORKER = {"decode_workers": 1}

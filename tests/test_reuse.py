@@ -16,7 +16,7 @@ from cogcache.models.family import ClipTensors
 from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.runs import RunReport
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import read_clip
 
 FIRST, SECOND = (0.0, 4.0), (2.0, 6.0)

@@ -18,19 +18,19 @@ from videos import real_videos
 from cogcache import scenes
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import Claims
 from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.finding import Finding
 from cogcache.inputs import file_digest
-from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.scenes import THRESHOLDS, Piece, Span, extent_of, pieces_of, search, spans_of
 from cogcache.sharing import ClipClaims
-from cogcache.store import FeatureStore
+from cogcache.store.claims import Claims
+from cogcache.store.live import LiveRun
+from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
 from cogcache.worklist import Clip, Wanted, list_work
 

@@ -17,7 +17,7 @@ from cogcache.database import insertion
 from cogcache.errors import ConfigError
 from cogcache.search import MAX_RANKED, CaptionSearch, rebuild_index
 from cogcache.selection import Selection
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 ENGLISH = "A red fox trots over fresh snow while the camera follows from the left."
 CHINESE = "一辆红色的汽车 drives 在街上行驶。"

@@ -17,9 +17,9 @@ from films import write_film
 from scenes import catalog_of, settings
 
 from cogcache.extract import extract
-from cogcache.live import live_runs
 from cogcache.progress import shown, statuses
-from cogcache.store import FeatureStore
+from cogcache.store.live import live_runs
+from cogcache.store.store import FeatureStore
 
 SCENES_EACH = 2
 NUM_FILMS = 6

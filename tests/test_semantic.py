@@ -15,7 +15,7 @@ from cogcache.errors import CheckpointError, ConfigError
 from cogcache.search import CaptionSearch
 from cogcache.selection import Selection
 from cogcache.semantic import SemanticIndex, fused_search
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from tests.test_search import caption
 
 DOG = "A puppy runs after a ball on the lawn."

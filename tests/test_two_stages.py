@@ -20,7 +20,7 @@ from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.video import read_clip
 
 NUM_CLIPS = 50

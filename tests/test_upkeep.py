@@ -18,9 +18,9 @@ from cogcache.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CacheError, CatalogError, DamagedCatalogError
 from cogcache.extract import extract
-from cogcache.live import LiveRun, live_runs
 from cogcache.rebuild import rebuild
-from cogcache.store import FeatureStore
+from cogcache.store.live import LiveRun, live_runs
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import collect, verify
 
 

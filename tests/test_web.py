@@ -24,7 +24,7 @@ from cogcache.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CatalogError, ConfigError
 from cogcache.figures import collection as figures_of
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
 from cogcache.web.charts import timeline
 from cogcache.web.guard import is_loopback

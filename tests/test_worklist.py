@@ -13,18 +13,18 @@ from scenes import catalog_of, settings, write_scene
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import failure_row
 from cogcache.checkpoint import Checkpoint
-from cogcache.claims import Claims
 from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.finding import Finding
 from cogcache.keys import FeatureKey
-from cogcache.live import LiveRun
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.work_share import WorkShare
 from cogcache.sharing import ClipClaims
-from cogcache.store import FeatureStore
+from cogcache.store.claims import Claims
+from cogcache.store.live import LiveRun
+from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
 from cogcache.system.spool import Spool
 from cogcache.worklist import (

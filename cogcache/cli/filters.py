@@ -90,7 +90,7 @@ def catalog_of(cache: Path) -> Path:
         CacheError: the folder is no cache.
         ConfigError: it has no catalog yet.
     """
-    from cogcache.store import FeatureStore
+    from cogcache.store.store import FeatureStore
 
     FeatureStore.open(cache)
     if not (cache / "catalog.sqlite").is_file():

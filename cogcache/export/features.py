@@ -18,10 +18,10 @@ from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
 from cogcache.export.target import check_free, whole_file
 from cogcache.export.text import Wording
-from cogcache.feature_format import TYPES, Bits, block_rows, encode_attribute, fixed_text
-from cogcache.feature_reader import StoredFeatures
 from cogcache.selection import Selection
-from cogcache.store import FeatureStore
+from cogcache.store.format import TYPES, Bits, block_rows, encode_attribute, fixed_text
+from cogcache.store.reader import StoredFeatures
+from cogcache.store.store import FeatureStore
 
 FORMAT = 1
 _SMALL_BYTES = 2**16

@@ -13,7 +13,7 @@ from cogcache.browse import Browser
 from cogcache.catalog import Catalog
 from cogcache.errors import ConfigError
 from cogcache.search import CaptionSearch
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from cogcache.inputs import file_digest, find_videos
 from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.system import object_stores
 from cogcache.system.object_stores import RemoteError
 from cogcache.system.spool import Fetching, Spool

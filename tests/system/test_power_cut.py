@@ -18,7 +18,7 @@ from disk import Call, Disk, Files, states
 
 from cogcache.catalog import Catalog
 from cogcache.errors import CacheError
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 from cogcache.upkeep import verify
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from cogcache.live import LiveRun, clock_s, forget_dead, is_alive
+from cogcache.store.live import LiveRun, clock_s, forget_dead, is_alive
 from cogcache.system.atomic_files import make_folder
 
 FOLDER: Final = "claims"

@@ -10,7 +10,7 @@ from scenes import catalog_of, settings, write_scene
 from videos import write_video
 
 from cogcache.extract import extract
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 SMALL = {"decode_memory_gib": 0.75}
 FAKE_DECORD = """

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5z
 
-from cogcache.feature_format import (
+from cogcache.keys import Field
+from cogcache.store.format import (
     FORMAT,
     MAX_EXPANSION,
     TYPES,
@@ -26,7 +27,6 @@ from cogcache.feature_format import (
     seal_digest,
     tensor_digest,
 )
-from cogcache.keys import Field
 
 Compression: TypeAlias = Literal["none", "zstd", "blosc2"]
 

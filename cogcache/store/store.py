@@ -12,14 +12,14 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache import feature_file, feature_reader
-from cogcache.cache_mark import CACHE_FORMAT, is_free, read_mark, write_mark
 from cogcache.errors import CacheError
-from cogcache.feature_file import Compression
-from cogcache.feature_files import KEY, feature_files
-from cogcache.feature_format import Bits
-from cogcache.feature_reader import StoredFeatures
 from cogcache.keys import Field
+from cogcache.store import reader, writer
+from cogcache.store.format import Bits
+from cogcache.store.mark import CACHE_FORMAT, is_free, read_mark, write_mark
+from cogcache.store.places import KEY, feature_files
+from cogcache.store.reader import StoredFeatures
+from cogcache.store.writer import Compression
 from cogcache.system.atomic_files import remove_dead, seal, sync_folder
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ class FeatureStore:
         """
         if key not in self:
             bits = {name: Bits.of(name, tensor) for name, tensor in tensors.items()}
-            content = feature_file.encode(key, bits, attributes, thumbnail, compression)
-            self._files.put(key, content, lambda copy: feature_reader.check(copy, key, bits))
+            content = writer.encode(key, bits, attributes, thumbnail, compression)
+            self._files.put(key, content, lambda copy: reader.check(copy, key, bits))
         return self._files.size_bytes(key)
 
     def take(self, key: str, other: FeatureStore) -> None:
@@ -159,9 +159,9 @@ class FeatureStore:
             CorruptFeaturesError: the file is damaged.
         """
         with other._found(key) as path:
-            feature_reader.prove(path, key)
+            reader.prove(path, key)
             content = path.read_bytes()
-        self._files.put(key, content, lambda copy: feature_reader.prove(copy, key))
+        self._files.put(key, content, lambda copy: reader.prove(copy, key))
 
     def read(self, key: str, names: Collection[str] | None = None) -> StoredFeatures:
         """Return the features of ``key``, proven to be what was sealed.
@@ -176,7 +176,7 @@ class FeatureStore:
             KeyError: there is no tensor of such a name.
         """
         with self._found(key) as path:
-            return feature_reader.read(path, key, names)
+            return reader.read(path, key, names)
 
     def describe(self, key: str) -> dict[str, Field]:
         """Return the attributes of ``key``, proven to be what was sealed; reads no tensor.
@@ -186,7 +186,7 @@ class FeatureStore:
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
         with self._found(key) as path:
-            return feature_reader.describe(path, key)
+            return reader.describe(path, key)
 
     def prove(self, key: str) -> None:
         """Read all that the file of ``key`` holds, and hold it against what was sealed.
@@ -196,7 +196,7 @@ class FeatureStore:
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
         with self._found(key) as path:
-            feature_reader.prove(path, key)
+            reader.prove(path, key)
 
     def strangers(self) -> list[Path]:
         """Return what lies among the feature files and is none, unfinished ones left out."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogcache.feature_format import TYPES
 from cogcache.keys import CaptionKey, FeatureKey, canonical_bytes, digest
-from cogcache.store import FeatureStore
+from cogcache.store.format import TYPES
+from cogcache.store.store import FeatureStore
 
-FORMAT = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+FORMAT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", FORMAT, re.DOTALL)
 KEY = "ab" * 32
 

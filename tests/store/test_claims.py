@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cogcache import live
-from cogcache.claims import Claims, remove_dead_claims
 from cogcache.cli import main
-from cogcache.live import LiveRun, live_runs
-from cogcache.store import FeatureStore
+from cogcache.store import live
+from cogcache.store.claims import Claims, remove_dead_claims
+from cogcache.store.live import LiveRun, live_runs
+from cogcache.store.store import FeatureStore
 from cogcache.system import atomic_files
 from cogcache.system import host as machines
 
 KEY = "ab" * 32
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, FeaturesError
-from cogcache.store import FeatureStore
+from cogcache.store.store import FeatureStore
 
 KEY = "ab" * 32
 OTHER_KEY = "cd" * 32

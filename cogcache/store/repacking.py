@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogcache import feature_file, feature_reader
 from cogcache.errors import CacheError
-from cogcache.feature_file import Compression
-from cogcache.feature_format import Bits
-from cogcache.store import FeatureStore
+from cogcache.store import reader, writer
+from cogcache.store.format import Bits
+from cogcache.store.store import FeatureStore
+from cogcache.store.writer import Compression
 from cogcache.system.atomic_files import seal
 
 
@@ -26,17 +26,17 @@ def repack(store: FeatureStore, key: str, compression: Compression) -> int | Non
         CorruptFeaturesError: the file is damaged; it is left as it is.
     """
     path = _found(store, key)
-    if feature_file.packings(path) <= {compression}:
+    if writer.packings(path) <= {compression}:
         return None
-    stored = feature_reader.read(path, key)
+    stored = reader.read(path, key)
     bits = {name: Bits.of(name, tensor) for name, tensor in stored.tensors.items()}
-    content = feature_file.encode(key, bits, stored.attributes, stored.thumbnail, compression)
+    content = writer.encode(key, bits, stored.attributes, stored.thumbnail, compression)
     if content == path.read_bytes():  # what hardly takes any room once compressed lies there plain
         return None
 
     def check(partial: Path) -> None:
-        feature_reader.check(partial, key, bits)
-        feature_reader.check_same_seal(path, partial)
+        reader.check(partial, key, bits)
+        reader.check_same_seal(path, partial)
 
     seal(path, content, check)
     return path.stat().st_size
@@ -48,7 +48,7 @@ def compression_of(store: FeatureStore, key: str) -> Compression:
     Raises:
         CacheError: the cache holds none of this key.
     """
-    packings = feature_file.packings(_found(store, key)) - {"none"}
+    packings = writer.packings(_found(store, key)) - {"none"}
     return next(iter(sorted(packings)), "none")
 
 

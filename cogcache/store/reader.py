@@ -19,7 +19,8 @@ import numpy as np
 from h5py import h5d, h5l, h5s
 
 from cogcache.errors import CacheError, CorruptFeaturesError
-from cogcache.feature_format import (
+from cogcache.keys import Field
+from cogcache.store.format import (
     FORMAT,
     MAX_EXPANSION,
     OURS,
@@ -32,7 +33,6 @@ from cogcache.feature_format import (
     seal_digest,
     tensor_digest,
 )
-from cogcache.keys import Field
 
 if TYPE_CHECKING:
     import torch
