@@ -27,7 +27,7 @@ from cogcache.shapes import draw_scene, render
 from cogcache.store.format import TYPES, Bits, block_rows
 from cogcache.store.store import FeatureStore
 from cogcache.units import MIB
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 FEWEST_BYTES = 4 * MIB
 """Features of as many clips are put behind one another that there is something to time."""

@@ -225,7 +225,7 @@ def read_video(folder: Path) -> Any:
     import numpy as np
 
     from cogcache.settings.stage_one import Sampling
-    from cogcache.video import read_clip
+    from cogcache.video.reading import read_clip
 
     path = folder / "clip.mp4"
     texture = np.random.default_rng(0).integers(0, 256, (60, 80 + 200, 3), np.uint8)

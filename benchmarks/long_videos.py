@@ -31,12 +31,12 @@ import av
 import numpy as np
 import psutil
 
-from cogcache import decord_reader
-from cogcache.container import open_video
-from cogcache.decord_reader import READ_AHEAD_BYTES
-from cogcache.scenes import THRESHOLDS, Piece, extent_of, search
 from cogcache.settings.stage_one import Sampling
-from cogcache.video import read_clip
+from cogcache.video import decord_reader
+from cogcache.video.container import open_video
+from cogcache.video.decord_reader import READ_AHEAD_BYTES
+from cogcache.video.reading import read_clip
+from cogcache.video.scenes import THRESHOLDS, Piece, extent_of, search
 
 FPS = 25
 SCENE_S = 20

@@ -26,7 +26,7 @@ from cogcache.kvcache import Prefix
 from cogcache.models.identity import identify
 from cogcache.settings.stage_two import Generation
 from cogcache.store.store import FeatureStore
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 COUNTS = (1, 2, 4, 8)
 LENGTHS = (4, 16, 64)

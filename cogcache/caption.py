@@ -33,13 +33,13 @@ from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings, error_noted
-from cogcache.scenes import Span
 from cogcache.settings.settings import Settings
 from cogcache.store.claims import Claims, remove_dead_claims
 from cogcache.store.store import FeatureStore
 from cogcache.summaries import NO_SUMMARY, list_all
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import printable
+from cogcache.video.cutting import Span
 
 logger = logging.getLogger(__name__)
 

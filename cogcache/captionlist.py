@@ -17,11 +17,11 @@ from cogcache.keys import CaptionKey, Field, Template
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.quantization import Quantization
-from cogcache.scenes import Span
 from cogcache.settings import json_schema as schemas
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation
 from cogcache.settings.templates import levels
+from cogcache.video.cutting import Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,9 +19,9 @@ from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.system.processes import Bug
 from cogcache.telling import WorkerReport
-from cogcache.worker import DecodeWorker
-from cogcache.worker_process import Program
-from cogcache.workers import decode_limits
+from cogcache.video.workers.decode_worker import DecodeWorker
+from cogcache.video.workers.limits import decode_limits
+from cogcache.video.workers.process import Program
 from cogcache.worklist import Clip
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow, path_to_text, text_to_path
 from cogcache.clipspans import within
 from cogcache.errors import CacheError
-from cogcache.inputs import find_videos
 from cogcache.keys import Field, computes_in, differences
 from cogcache.models.family import Family
 from cogcache.models.identity import recall
-from cogcache.scenes import Span
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare
 from cogcache.system.urls import is_url
+from cogcache.video.cutting import Span
+from cogcache.video.paths import find_videos
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import ClipRow
 from cogcache.cutting import known_spans
-from cogcache.scenes import Span
 from cogcache.settings.stage_one import Clips
+from cogcache.video.cutting import Span
 
 
 def within(

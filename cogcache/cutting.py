@@ -18,11 +18,12 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import VideoRow, path_to_text
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
-from cogcache.scenes import THRESHOLDS, Span, spans_of
 from cogcache.settings.stage_one import Clips
 from cogcache.system import object_stores
 from cogcache.system.urls import is_url
-from cogcache.video import VideoInfo, cut
+from cogcache.video.cutting import Span, cut, spans_of
+from cogcache.video.reading import VideoInfo
+from cogcache.video.scenes import THRESHOLDS
 
 
 @dataclass(slots=True)

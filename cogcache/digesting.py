@@ -20,12 +20,12 @@ from cogcache.catalog import Catalog
 from cogcache.catalog_rows import path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
 from cogcache.file_memory import Stat
-from cogcache.inputs import Seen, file_digest, unreadable
 from cogcache.settings.work_share import WorkShare
 from cogcache.system.faults import DiskWatch
 from cogcache.system.object_stores import as_video_errors, facts
 from cogcache.system.spool import Spool
 from cogcache.system.urls import is_url
+from cogcache.video.file_state import Seen, file_digest, unreadable
 
 _THREADS: Final = 4
 _READ_AHEAD: Final = 16

@@ -87,10 +87,10 @@ def _decodes(decoder: str) -> str:
     """Write a short H.264 clip and read it with one decoder."""
     import numpy as np
 
-    from cogcache.decord_reader import decord_frames
-    from cogcache.frame_index import index_frames
-    from cogcache.pyav_reader import pyav_frames
     from cogcache.shapes import draw_scene, write_clip
+    from cogcache.video.decord_reader import decord_frames
+    from cogcache.video.frame_index import index_frames
+    from cogcache.video.pyav_reader import pyav_frames
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"

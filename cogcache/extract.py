@@ -22,7 +22,6 @@ from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
-from cogcache.inputs import find_videos
 from cogcache.local_catalog import open_catalog
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
@@ -33,7 +32,9 @@ from cogcache.sharing import ClipClaims
 from cogcache.store.claims import Claims, remove_dead_claims
 from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import MemoryMonitor
-from cogcache.worklist import WHOLE, Clip, Span, Wanted, Worklist, list_work, unseen
+from cogcache.video.cutting import WHOLE, Span
+from cogcache.video.paths import find_videos
+from cogcache.worklist import Clip, Wanted, Worklist, list_work, unseen
 from cogcache.writing import ClipWriter, note_failure
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.store.store import FeatureStore
 from cogcache.system.spool import Fetching, Spool
-from cogcache.workers import decode_limits, map_unordered
+from cogcache.video.workers.limits import decode_limits
+from cogcache.video.workers.pool import map_unordered
 from cogcache.worklist import Clip
 
 if TYPE_CHECKING:

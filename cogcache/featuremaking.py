@@ -21,7 +21,7 @@ from cogcache.reuse import Encoded, FrameReuse, Neighbours, no_neighbours
 from cogcache.runs import RunReport, versions
 from cogcache.settings.settings import Settings
 from cogcache.store.store import FeatureStore
-from cogcache.video import VideoInfo
+from cogcache.video.reading import VideoInfo
 from cogcache.worklist import Clip
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from cogcache.errors import ClipError
 from cogcache.runs import RunReport
 from cogcache.sharing import ClipClaims
 from cogcache.system.faults import DiskWatch
-from cogcache.worklist import WHOLE, Wanted, Worklist, num_unseen, put_damaged_away
+from cogcache.video.cutting import WHOLE
+from cogcache.worklist import Wanted, Worklist, num_unseen, put_damaged_away
 from cogcache.writing import note_failure
 
 CLIPS_AHEAD: Final = 64

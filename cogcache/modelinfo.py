@@ -114,7 +114,7 @@ def _expected(family: Family, num_frames: int, size: tuple[int, int]) -> ClipTen
     import numpy as np
     import torch
 
-    from cogcache.video import ClipFrames
+    from cogcache.video.reading import ClipFrames
 
     seconds = np.arange(num_frames)
     clip = ClipFrames(

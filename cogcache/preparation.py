@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import VideoError
-from cogcache.inputs import Seen, check_unchanged
 from cogcache.keys import Field
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_one import Sampling
-from cogcache.video import DECORD, VideoInfo, probe, read_clip, thumbnail
+from cogcache.video.file_state import Seen, check_unchanged
+from cogcache.video.reading import DECORD, VideoInfo, probe, read_clip, thumbnail
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors, Family

@@ -20,12 +20,14 @@ from typing import Any, Final, Self
 from cogcache.cutting import known_spans, remember_scenes, search_key, threshold_of, video_row
 from cogcache.errors import ClipError
 from cogcache.foundclips import FoundClips
-from cogcache.scenes import Extent, Film, Piece, look, measure, pieces_of
 from cogcache.system.spool import Fetching, Spool
-from cogcache.video import VideoInfo
-from cogcache.worker_process import Program
-from cogcache.workers import Pool, decode_limits
-from cogcache.worklist import Span, sort_clips
+from cogcache.video.cutting import Span
+from cogcache.video.reading import VideoInfo
+from cogcache.video.scenes import Extent, Film, Piece, look, measure, pieces_of
+from cogcache.video.workers.limits import decode_limits
+from cogcache.video.workers.pool import Pool
+from cogcache.video.workers.process import Program
+from cogcache.worklist import sort_clips
 
 _LOOK_EVERY_S: Final = 0.5
 

@@ -25,16 +25,8 @@ from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import CAPTIONS, PART, SUMMARY
-from cogcache.timeline import (
-    SEVERAL_CUTTINGS,
-    TOO_LONG,
-    Line,
-    Span,
-    cut_as,
-    groups,
-    in_order,
-    span_of,
-)
+from cogcache.timeline import SEVERAL_CUTTINGS, TOO_LONG, Line, cut_as, groups, in_order, span_of
+from cogcache.video.cutting import Span
 
 NO_CAPTIONS: Final = "no_captions"
 NOT_ASKABLE: Final = "not_askable"

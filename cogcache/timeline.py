@@ -14,11 +14,10 @@ from typing import Final
 from cogcache.catalog_rows import ClipRow
 from cogcache.errors import ClipError
 from cogcache.units import format_clock
+from cogcache.video.cutting import Span
 
 SEVERAL_CUTTINGS: Final = "several_cuttings"
 TOO_LONG: Final = "captions_too_long"
-
-Span = tuple[float, float | None]
 
 
 @dataclass(frozen=True, slots=True)

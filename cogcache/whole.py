@@ -18,7 +18,7 @@ from cogcache.models.family import ClipTensors, Family
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
 from cogcache.system.memory_monitor import MemoryMonitor, sample
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,6 @@ from cogcache.cutting import cut_videos, search_key, size_bytes
 from cogcache.digesting import look_up
 from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.file_memory import Stat
-from cogcache.inputs import Seen
 from cogcache.keys import FeatureKey, Template, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
@@ -27,11 +26,10 @@ from cogcache.runs import Counts
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare
 from cogcache.store.store import FeatureStore
+from cogcache.video.cutting import WHOLE, Span
+from cogcache.video.file_state import Seen
 
 logger = logging.getLogger(__name__)
-
-Span = tuple[float, float | None]
-WHOLE: Span = (0.0, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from cogcache.runs import RunReport
 from cogcache.store.claims import Claims
 from cogcache.system.faults import DiskWatch
 from cogcache.units import printable
-from cogcache.worklist import Clip, Span, clip_row
+from cogcache.video.cutting import Span
+from cogcache.worklist import Clip, clip_row
 
 if TYPE_CHECKING:
     from cogcache.featuremaking import Outcome

@@ -8,10 +8,10 @@ import torch
 
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import CaptionRow, ClipRow, path_to_text
-from cogcache.inputs import file_digest
 from cogcache.keys import FeatureKey
 from cogcache.recovery import rows_of
 from cogcache.store.store import FeatureStore
+from cogcache.video.file_state import file_digest
 
 
 def key_of(video_digest: str, start_s: float = 0.0, end_s: float | None = None) -> FeatureKey:

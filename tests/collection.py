@@ -12,9 +12,9 @@ from videos import write_video
 
 from cogcache.catalog import Catalog
 from cogcache.catalog_rows import path_to_text
-from cogcache.inputs import file_digest
 from cogcache.store.store import FeatureStore
-from cogcache.video import thumbnail
+from cogcache.video.file_state import file_digest
+from cogcache.video.reading import thumbnail
 
 SCRIPT = "<script>document.title = 'taken'</script>"
 HOSTILE_NAME = '"><img src=x onerror="document.title=\'taken\'"><b>\u202egpj.mp4'

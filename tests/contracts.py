@@ -34,7 +34,7 @@ from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation, Language
 from cogcache.splitting import split
 from cogcache.store.store import FeatureStore
-from cogcache.video import ClipFrames
+from cogcache.video.reading import ClipFrames
 
 FPS = 30.0
 NEW_TOKENS = 8

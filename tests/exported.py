@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from cogcache.catalog import Catalog
-from cogcache.inputs import file_digest
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
-from cogcache.video import probe
+from cogcache.video.file_state import file_digest
+from cogcache.video.reading import probe
 
 HOSTILE = 'A red, "big" ball:\r\nit rolls <b>on</b> & on\u2028then\x85stops --> there.\n'
 PLAIN = "一个蓝色的圆圈。"

@@ -18,7 +18,7 @@ from cogcache.models.registry import family_of
 from cogcache.settings.stage_one import Sampling
 from cogcache.settings.stage_two import Generation
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 FUSED = "aten::scaled_dot_product_attention"
 FLASH = SDPBackend.FLASH_ATTENTION

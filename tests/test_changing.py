@@ -15,10 +15,10 @@ from cogcache.catalog import Catalog
 from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.extract import extract
-from cogcache.inputs import check_unchanged, file_digest
 from cogcache.settings.work_share import WorkShare
 from cogcache.store.store import FeatureStore
 from cogcache.system.spool import Spool
+from cogcache.video.file_state import check_unchanged, file_digest
 
 
 def append_once_at_work(cache: Path, video: Path) -> threading.Thread:

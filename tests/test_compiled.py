@@ -20,7 +20,7 @@ from cogcache.models.halves import load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 COMPILED = load_settings(None, {"compile": True})
 

@@ -31,7 +31,7 @@ from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_one import Sampling
 from cogcache.settings.stage_two import Language
-from cogcache.video import ClipFrames, read_clip
+from cogcache.video.reading import ClipFrames, read_clip
 
 FRAMES = clip(4, (32, 48), 1)
 VERSION = transformers.__version__

@@ -24,7 +24,7 @@ from cogcache.quantization import Quantization, kind_of, linear_layers
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation, Language
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 PROMPT = "What color is the shape?"
 GREEDY = Generation(max_new_tokens=16)

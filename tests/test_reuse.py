@@ -17,7 +17,7 @@ from cogcache.models.halves import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.runs import RunReport
 from cogcache.store.store import FeatureStore
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 FIRST, SECOND = (0.0, 4.0), (2.0, 6.0)
 

@@ -25,11 +25,11 @@ from cogcache.made import Made
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.scenes import Span
 from cogcache.selection import Selection
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation
 from cogcache.summaries import list_all
+from cogcache.video.cutting import Span
 from cogcache.worklist import Clip, Wanted, clip_row
 
 DIGEST = "d" * 64

@@ -17,7 +17,7 @@ from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
 from cogcache.settings.stage_one import Sampling
 from cogcache.shapes import QUESTIONS, draw_scene, write_clip
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 TINY = Path(__file__).parent.parent / "cogcache" / "tiny"
 GOLDEN = Path(__file__).parent / "golden" / "cogvlm2-mini"

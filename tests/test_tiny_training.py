@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cogcache.models.cogvlm2.layout import build, question_text
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
-from cogcache.sampling import per_second
 from cogcache.shapes import FPS, NUM_FRAMES, QUESTIONS, draw_scene
+from cogcache.video.sampling import per_second
 from training.batches import FRAME_CLASSES, Batch, make_batch, make_frames, sample_times
 from training.export import export
 from training.fake_quant import remove_rounding

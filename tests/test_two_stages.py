@@ -21,7 +21,7 @@ from cogcache.quantization import Quantization
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 NUM_CLIPS = 50
 BATCH = 8

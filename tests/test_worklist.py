@@ -27,8 +27,8 @@ from cogcache.store.live import LiveRun
 from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
 from cogcache.system.spool import Spool
+from cogcache.video.cutting import WHOLE
 from cogcache.worklist import (
-    WHOLE,
     Clip,
     Wanted,
     Worklist,

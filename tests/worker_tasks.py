@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cogcache.errors import VideoError
 from cogcache.inbox import JobQueue, Result
-from cogcache.worker_limits import WorkerLimits, limit_job
-from cogcache.worker_process import doing
+from cogcache.video.workers.limits import WorkerLimits, limit_job
+from cogcache.video.workers.process import doing
 
 
 def double(number: int) -> int:

@@ -24,7 +24,7 @@ from cogcache.models.registry import family_of
 from cogcache.quantization import Quantization
 from cogcache.settings.stage_one import Sampling
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 EVALUATION_STREAM = 1_000_003
 CLIPS_PER_BATCH = 50

@@ -17,14 +17,13 @@ from cogcache.catalog_rows import STAGES
 from cogcache.cli.peaks import peak_lines, peaks_option, write_peaks
 from cogcache.options import as_arguments, cache_option, settings_options
 from cogcache.settings.settings import Settings
+from cogcache.video.cutting import WHOLE, Span
 
 if TYPE_CHECKING:
     from cogcache.runs import RunReport
 
 logger = logging.getLogger(__name__)
 
-Span = tuple[float, float | None]
-WHOLE: Span = (0.0, None)
 STAGE_ONE = ("model", "sampling", "clips", "vision", "limits", "machines")
 STAGE_TWO = (
     "model",

@@ -22,10 +22,10 @@ from videos import write_video
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, MachineError, VideoError
 from cogcache.headers import read_header
-from cogcache.inputs import file_digest
 from cogcache.system.faults import MOST_IN_A_ROW, DiskWatch, machine_error, raise_if_there
 from cogcache.system.processes import bug_of
-from cogcache.video import probe, read_clip
+from cogcache.video.file_state import file_digest
+from cogcache.video.reading import probe, read_clip
 
 SPREAD = settings(strategy="spread", max_frames=4).sampling
 NO_MORE = os.strerror(24)

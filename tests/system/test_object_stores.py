@@ -15,7 +15,6 @@ from cogcache.caption import caption
 from cogcache.catalog import Catalog
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
 from cogcache.extract import extract
-from cogcache.inputs import file_digest, find_videos
 from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
@@ -25,6 +24,8 @@ from cogcache.system.object_stores import RemoteError
 from cogcache.system.spool import Fetching, Spool
 from cogcache.system.urls import path_of_url, url_of
 from cogcache.upkeep import collect, verify
+from cogcache.video.file_state import file_digest
+from cogcache.video.paths import find_videos
 from tests.caches import key_of, make_cache, write_clip_features
 from tests.films import write_film
 from tests.s3_server import SECRET, Fault, serving

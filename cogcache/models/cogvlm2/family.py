@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cogcache.settings.stage_two import Language
-    from cogcache.video import ClipFrames
+    from cogcache.video.reading import ClipFrames
 
 FEATURES = "features"
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cogcache.models.derived.processing import ClipProcessor, Processed
     from cogcache.settings.stage_two import Language
-    from cogcache.video import ClipFrames
+    from cogcache.video.reading import ClipFrames
 
 WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
 """Their features stand under `video` and their slots are image tokens, which beams cannot match."""

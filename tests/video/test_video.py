@@ -24,13 +24,14 @@ from videos import (
     write_video,
 )
 
-from cogcache import container, pyav_reader, video
-from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
-from cogcache.frame_index import index_frames
-from cogcache.pyav_reader import pyav_frames
 from cogcache.settings.stage_one import Sampling
-from cogcache.video import cut, probe, read_clip, thumbnail
+from cogcache.video import container, pyav_reader, reading
+from cogcache.video.cutting import cut
+from cogcache.video.decord_reader import decord_frames
+from cogcache.video.frame_index import index_frames
+from cogcache.video.pyav_reader import pyav_frames
+from cogcache.video.reading import probe, read_clip, thumbnail
 
 PER_SECOND = Sampling()
 B_FRAMES = {"max_b_frames": 3, "options": {"preset": "fast"}}
@@ -440,7 +441,7 @@ def test_pictures_of_absurd_size_are_refused_before_they_are_decoded(files, monk
 
 
 def test_a_clip_that_would_not_fit_is_refused_before_it_is_decoded(files, monkeypatch):
-    monkeypatch.setattr(video, "MAX_CLIP_BYTES", 3 * 96 * 48 * 3)
+    monkeypatch.setattr(reading, "MAX_CLIP_BYTES", 3 * 96 * 48 * 3)
     monkeypatch.setattr(pyav_reader, "pyav_frames", None)
     with pytest.raises(VideoError, match="4 frames of 96 x 48") as raised:
         read_clip(files["plain.mp4"], PER_SECOND)

@@ -13,7 +13,7 @@ from typing import Any
 from cogcache.errors import ClipError, VideoError
 from cogcache.system.processes import bug_of, end_with_parent
 from cogcache.units import format_bytes
-from cogcache.worker_limits import WorkerLimits, limit_job, limit_process
+from cogcache.video.workers.limits import WorkerLimits, limit_job, limit_process
 
 
 @dataclass(frozen=True)

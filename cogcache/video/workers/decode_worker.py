@@ -14,8 +14,8 @@ from typing import Any, Final
 from cogcache.errors import CogcacheError, VideoError
 from cogcache.system.processes import CONTEXT, Bug, ending, signals_blocked
 from cogcache.units import format_seconds
-from cogcache.worker_limits import resident_bytes
-from cogcache.worker_process import Doing, Program, too_much_memory, work
+from cogcache.video.workers.limits import resident_bytes
+from cogcache.video.workers.process import Doing, Program, too_much_memory, work
 
 START_TIMEOUT_S: Final = 300.0
 """A worker that imports torch from a slow disk is not ready at once."""

@@ -14,28 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from cogcache.errors import ClipError
-from cogcache.settings.stage_one import Vision
 from cogcache.system.processes import Bug
-from cogcache.units import GIB
-from cogcache.worker import DecodeWorker
-from cogcache.worker_limits import WorkerLimits
-from cogcache.worker_process import Program
+from cogcache.video.workers.decode_worker import DecodeWorker
+from cogcache.video.workers.limits import WorkerLimits
+from cogcache.video.workers.process import Program
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _ASK_EVERY_S: Final = 0.2
 """How often a source of jobs is asked that has none just now."""
-
-
-def decode_limits(vision: Vision) -> WorkerLimits:
-    """Return what a decode worker may take, and when it is replaced."""
-    memory_gib = vision.decode_memory_gib
-    return WorkerLimits(
-        timeout_s=vision.decode_timeout_s,
-        memory_bytes=None if memory_gib is None else round(memory_gib * GIB),
-        jobs=vision.recycle_clips,
-        growth_bytes=round(vision.recycle_growth_gib * GIB),
-    )
 
 
 def map_unordered(

@@ -12,7 +12,7 @@ from cogcache.caption import caption
 from cogcache.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import sample
-from cogcache.video import read_clip
+from cogcache.video.reading import read_clip
 
 HOURS = 3
 SEGMENT_S = 600.0

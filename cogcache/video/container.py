@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
-from cogcache.inputs import check_file, check_readable, unreadable
 from cogcache.system.faults import raise_if_exhausted
+from cogcache.video.file_state import check_file, check_readable, unreadable
 
 if TYPE_CHECKING:
     from av.container import InputContainer

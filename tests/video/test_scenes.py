@@ -15,23 +15,24 @@ from films import FPS, LENGTHS, write_film
 from scenes import catalog_of, settings
 from videos import real_videos
 
-from cogcache import scenes
 from cogcache.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.finding import Finding
-from cogcache.inputs import file_digest
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
-from cogcache.scenes import THRESHOLDS, Piece, Span, extent_of, pieces_of, search, spans_of
 from cogcache.sharing import ClipClaims
 from cogcache.store.claims import Claims
 from cogcache.store.live import LiveRun
 from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
+from cogcache.video import scenes
+from cogcache.video.cutting import Span, spans_of
+from cogcache.video.file_state import file_digest
+from cogcache.video.scenes import THRESHOLDS, Piece, extent_of, pieces_of, search
 from cogcache.worklist import Clip, Wanted, list_work
 
 FIRSTS = tuple(int(n) for n in np.cumsum(LENGTHS)[:-1])

@@ -14,9 +14,9 @@ from scenes import settings
 from videos import numbers_in, write_video
 
 from benchmarks.long_videos import write_film
-from cogcache.decord_reader import decord_frames
-from cogcache.frame_index import index_frames
-from cogcache.video import ClipFrames, probe, read_clip
+from cogcache.video.decord_reader import decord_frames
+from cogcache.video.frame_index import index_frames
+from cogcache.video.reading import ClipFrames, probe, read_clip
 
 SPREAD = settings(strategy="spread", max_frames=6).sampling
 MINUTES = 120

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.frame_index import FrameIndex
 from cogcache.units import GIB
+from cogcache.video.frame_index import FrameIndex
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
+from cogcache.settings.stage_one import Vision
 from cogcache.units import GIB
 
 if sys.platform != "win32":
@@ -79,3 +80,14 @@ def _data_bytes() -> int | None:
     except OSError:
         return None
     return int(lines["VmData"].split()[0]) * 1024
+
+
+def decode_limits(vision: Vision) -> WorkerLimits:
+    """Return what a decode worker may take, and when it is replaced."""
+    memory_gib = vision.decode_memory_gib
+    return WorkerLimits(
+        timeout_s=vision.decode_timeout_s,
+        memory_bytes=None if memory_gib is None else round(memory_gib * GIB),
+        jobs=vision.recycle_clips,
+        growth_bytes=round(vision.recycle_growth_gib * GIB),
+    )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.container import REFETCH, Logs, check_memory, damage, first_error, open_video
 from cogcache.errors import VideoError
-from cogcache.frame_index import FrameIndex, Turn
+from cogcache.video.container import REFETCH, Logs, check_memory, damage, first_error, open_video
+from cogcache.video.frame_index import FrameIndex, Turn
 
 if TYPE_CHECKING:
     from av import VideoFrame

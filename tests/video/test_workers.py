@@ -20,9 +20,9 @@ from processes import child_processes
 
 from cogcache.errors import CogcacheError, VideoError
 from cogcache.units import MIB
-from cogcache.worker import DecodeWorker
-from cogcache.worker_limits import WorkerLimits
-from cogcache.workers import map_unordered
+from cogcache.video.workers.decode_worker import DecodeWorker
+from cogcache.video.workers.limits import WorkerLimits
+from cogcache.video.workers.pool import map_unordered
 
 HARMLESS = list(range(6))
 A_MINUTE = WorkerLimits(60.0)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cogcache.errors import ConfigError, VideoError
-from cogcache.inputs import file_digest, find_videos
+from cogcache.video.file_state import file_digest
+from cogcache.video.paths import find_videos
 
 
 @pytest.fixture

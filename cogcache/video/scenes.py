@@ -7,7 +7,7 @@ detector has to see around a frame: where scenes begin does not depend on where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.frame_index import FrameIndex, index_frames
-from cogcache.inputs import Seen, check_unchanged
-from cogcache.pyav_reader import frames_from
-from cogcache.video import VideoInfo, cut, probe
+from cogcache.video.file_state import Seen, check_unchanged
+from cogcache.video.frame_index import FrameIndex, index_frames
+from cogcache.video.pyav_reader import frames_from
+from cogcache.video.reading import VideoInfo, probe
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -33,7 +33,6 @@ THRESHOLDS = {"adaptive": 3.0, "content": 27.0}
 """What PySceneDetect recommends for each of its detectors."""
 
 Detector = Literal["adaptive", "content"]
-Span = tuple[float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,38 +125,6 @@ def search(piece: Piece) -> list[float]:
     index = index_frames(piece.video)
     numbers = (n for n in _cuts(piece, index) if max(piece.first, 1) <= n < piece.stop)
     return [_exactly(index.times_s[number]) for number in numbers]
-
-
-def spans_of(
-    begins_s: Sequence[float],
-    end_s: float,
-    min_scene_s: float,
-    segment_s: float | None = None,
-    overlap_s: float = 0.0,
-) -> list[Span]:
-    """Return the clips ``(start_s, end_s)`` of a video that is cut where scenes begin.
-
-    Args:
-        begins_s: where scenes begin, the first excepted.
-        end_s: when the video ends.
-        min_scene_s: a scene shorter than that joins the one before it.
-        segment_s: longer scenes are cut into clips of this length.
-        overlap_s: what the clips of one scene share with the one before.
-    """
-    begins = [0.0]
-    for begin_s in sorted(begins_s):
-        if begin_s - begins[-1] >= min_scene_s and begin_s > begins[-1]:
-            begins.append(begin_s)
-    while len(begins) > 1 and end_s - begins[-1] < min_scene_s:
-        begins.pop()
-    spans: list[Span] = []
-    for begin_s, next_s in zip(begins, [*begins[1:], None], strict=True):
-        length_s = (end_s if next_s is None else next_s) - begin_s
-        parts = cut(length_s, segment_s, overlap_s)
-        spans += [
-            (begin_s + start, next_s if stop is None else begin_s + stop) for start, stop in parts
-        ]
-    return spans
 
 
 def _cuts(piece: Piece, index: FrameIndex) -> Iterator[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,16 +10,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.container import announced_s, open_video
-from cogcache.decord_reader import decord_frames
 from cogcache.errors import VideoError
-from cogcache.frame_index import FrameIndex, index_frames
-from cogcache.inputs import file_digest, find_videos, state_of
-from cogcache.kept import Last
-from cogcache.pyav_reader import pyav_frames
-from cogcache.sampling import SamplingRule, choose
 from cogcache.units import GIB, format_bytes
-from cogcache.worker_process import doing
+from cogcache.video.container import announced_s, open_video
+from cogcache.video.cutting import cut
+from cogcache.video.decord_reader import decord_frames
+from cogcache.video.file_state import file_digest, state_of
+from cogcache.video.frame_index import FrameIndex, index_frames
+from cogcache.video.last_read import Last
+from cogcache.video.paths import find_videos
+from cogcache.video.pyav_reader import pyav_frames
+from cogcache.video.sampling import SamplingRule, choose
+from cogcache.video.workers.process import doing
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -173,22 +174,3 @@ def thumbnail(frames: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def cut(
-    duration_s: float, segment_s: float | None, overlap_s: float = 0.0
-) -> list[tuple[float, float | None]]:
-    """Return the clips ``(start_s, end_s)`` of a video, each ``segment_s`` long.
-
-    The last has no end, so that no frame is lost to a length announced too short; a rest of less
-    than half a segment joins it. Each clip but the first begins ``overlap_s`` before the one
-    before it ends.
-    """
-    if segment_s is None:
-        return [(0.0, None)]
-    step_s = segment_s - overlap_s
-    num_clips = max(math.floor((duration_s - overlap_s) / step_s + 0.5), 1)
-    starts = [index * step_s for index in range(num_clips)]
-    # From the next one's start: without overlap the two are the same number.
-    ends = [start + overlap_s for start in starts[1:]]
-    return list(zip(starts, [*ends, None], strict=True))

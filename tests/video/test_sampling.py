@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cogcache.errors import ConfigError, VideoError
-from cogcache.sampling import choose, per_second, spread, uniform
 from cogcache.settings.stage_one import Sampling
+from cogcache.video.sampling import choose, per_second, spread, uniform
 
 PER_SECOND = Sampling(strategy="per_second")
 UNIFORM = Sampling(strategy="uniform")
