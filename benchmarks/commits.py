@@ -19,10 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import CaptionRow, ClipRow, VideoRow
-from cogcache.local_catalog import publish
-from cogcache.merging import merge
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.published import publish
+from cogcache.catalog.rows import CaptionRow, ClipRow, VideoRow
+from cogcache.catalog.upkeep.merge import merge
 from cogcache.settings.settings import load_settings
 from cogcache.store.store import FeatureStore
 

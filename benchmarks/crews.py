@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 
 from benchmarks.torture import hold
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 

@@ -29,13 +29,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import CaptionRow, path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.recovery import rows_of
+from cogcache.catalog.rows import CaptionRow, path_to_text
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import CogcacheError
 from cogcache.keys import FeatureKey
-from cogcache.recovery import rows_of
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 CALLS = (
     "openat", "close", "read", "pread64", "write", "pwrite64", "writev", "lseek", "fsync",

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from cogcache.catalog import Catalog
-from cogcache.merging import merge
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.upkeep.merge import merge
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 SPACES = ["unshare", "--mount", "--uts", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]
 STAGE_ONE = ["--model=tiny", "--max-frames=2", "--frames-per-batch=8", "--decode-workers=1"]

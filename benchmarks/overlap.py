@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.small import SIZES, Bench, write_copy
 from benchmarks.timing import Line
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.extract import extract
 from cogcache.featuremaking import seal_clip

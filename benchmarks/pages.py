@@ -21,8 +21,8 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from cogcache.browse import Browser
-from cogcache.catalog import Catalog
-from cogcache.database import CatalogFile
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
 from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
 

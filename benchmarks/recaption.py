@@ -18,7 +18,7 @@ from benchmarks.small import Bench
 from benchmarks.timing import Clock, Line, in_turn, timed
 from cogcache.caption import caption
 from cogcache.captionlist import list_captions
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.decoding import Decoder
 from cogcache.generation import Finished, Request
 from cogcache.keptprefixes import KeptPrefixes

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, VideoRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cogcache.catalog import Catalog
-from cogcache.search import CaptionSearch, rebuild_index
-from cogcache.selection import Selection
-from cogcache.semantic import NEAREST
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.full_text import CaptionSearch, rebuild_index
+from cogcache.catalog.search.selection import Selection
+from cogcache.catalog.search.semantic import NEAREST
 
 NUM_WORDS = 30_000
 BATCH = 10_000

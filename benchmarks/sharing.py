@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one, stage_two
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.runs import RunReport
 from cogcache.settings.settings import load_settings
 from cogcache.store.claims import remove_dead_claims
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 DECODE_S = 0.02
 """Added to each clip, so that the extractors take turns as with real videos."""

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import ClipError
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 # By name: as attributes of the package, these names are the functions.
 stage_one, stage_two = import_module("cogcache.extract"), import_module("cogcache.caption")

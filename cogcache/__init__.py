@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cogcache.caption import caption
-    from cogcache.catalog import Catalog
+    from cogcache.catalog.catalog import Catalog
     from cogcache.errors import CogcacheError
     from cogcache.extract import extract
     from cogcache.models.halves import load_half

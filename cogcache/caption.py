@@ -19,13 +19,13 @@ from tqdm import tqdm
 from cogcache.caption_sharing import CaptionClaims
 from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.published import open_catalog
+from cogcache.catalog.rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
 from cogcache.following import Following
-from cogcache.local_catalog import open_catalog
 from cogcache.made import GivenUp, Made
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.identity import HalfIdentity, identify

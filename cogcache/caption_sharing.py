@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cogcache.captionlist import Task
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.runs import Counts
 from cogcache.store.claims import Claims
 from cogcache.system.signals import Stop

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, FlaggedCaption
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, FlaggedCaption
 from cogcache.clipchoice import choose_clips
 from cogcache.errors import ClipError
 from cogcache.filling import Filled, Filler

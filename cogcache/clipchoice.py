@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, path_to_text, text_to_path
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, path_to_text, text_to_path
 from cogcache.clipspans import within
 from cogcache.errors import CacheError
 from cogcache.keys import Field, computes_in, differences

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow
 from cogcache.cutting import known_spans
 from cogcache.settings.stage_one import Clips
 from cogcache.video.cutting import Span

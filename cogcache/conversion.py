@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.recovery import rows_of
+from cogcache.catalog.rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import names_of
 from cogcache.errors import ConfigError, CorruptFeaturesError
@@ -27,7 +28,6 @@ from cogcache.models.identity import identify
 from cogcache.models.projection import load_projector
 from cogcache.models.registry import family_of
 from cogcache.progress import announced, at_work
-from cogcache.recovery import rows_of
 from cogcache.runs import Counts, RunReport, Timings, error_noted, versions
 from cogcache.settings.settings import Settings
 from cogcache.store.repacking import compression_of, repack

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import VideoRow, path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import VideoRow, path_to_text
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 from cogcache.settings.stage_one import Clips

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import RunRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import RunRow
 from cogcache.errors import CogcacheError
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.stages import run_stage

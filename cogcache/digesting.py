@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.file_facts import Stat
+from cogcache.catalog.rows import path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
-from cogcache.file_memory import Stat
 from cogcache.settings.work_share import WorkShare
 from cogcache.system.faults import DiskWatch
 from cogcache.system.object_stores import as_video_errors, facts

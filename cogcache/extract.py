@@ -18,11 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.published import open_catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
-from cogcache.local_catalog import open_catalog
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from cogcache.catalog_rows import path_to_text
+from cogcache.catalog.rows import path_to_text
 from cogcache.encoding import Encoder
 from cogcache.errors import ClipError
 from cogcache.keys import Field

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cogcache.browse import Browser, BrowseRow, CaptionSet, Page
-from cogcache.catalog_rows import STAGES
+from cogcache.catalog.rows import STAGES
 from cogcache.settings.stage_two import PART, SUMMARY
 
 RUNS_PER_PAGE: Final = 20

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog_rows import FlaggedCaption
+from cogcache.catalog.rows import FlaggedCaption
 from cogcache.runs import Counts
 from cogcache.store.live import live_runs
 from cogcache.system.signals import Stop

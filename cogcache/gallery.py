@@ -14,9 +14,9 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from cogcache.browse import Browser, BrowseRow
+from cogcache.catalog.search.full_text import CaptionSearch
+from cogcache.catalog.search.selection import Selection
 from cogcache.errors import CacheError, ConfigError
-from cogcache.search import CaptionSearch
-from cogcache.selection import Selection
 from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
 from cogcache.web.rendering import HERE, environment

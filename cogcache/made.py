@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cogcache.captionlist import Task
-from cogcache.catalog_rows import CaptionRow
+from cogcache.catalog.rows import CaptionRow
 from cogcache.errors import ClipError
 from cogcache.settings.settings import Settings
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import Task, caption_key
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import choose_clips
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError

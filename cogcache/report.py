@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cogcache import figures
 from cogcache.browse import Browser, BrowseRow
-from cogcache.catalog_rows import STAGES
+from cogcache.catalog.rows import STAGES
 from cogcache.errors import ConfigError
 from cogcache.system.atomic_files import seal
 from cogcache.units import GIB, MIB, format_bytes, format_seconds

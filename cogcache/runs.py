@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.errors import CogcacheError
 from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 from cogcache.units import format_bytes, format_seconds

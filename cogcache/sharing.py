@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import path_to_text
 from cogcache.store.claims import Claims
 from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.captionlist import CaptionList, Task, caption_key, list_captions
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, FlaggedCaption
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, FlaggedCaption
 from cogcache.cutting import known_spans
 from cogcache.errors import ClipError, ConfigError
 from cogcache.keys import FeatureKey, SummaryKey, digest

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from cogcache.catalog_rows import ClipRow
+from cogcache.catalog.rows import ClipRow
 from cogcache.errors import ClipError
 from cogcache.units import format_clock
 from cogcache.video.cutting import Span

@@ -12,16 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.file_facts import Stat
+from cogcache.catalog.recovery import rows_of
+from cogcache.catalog.rows import ClipRow, path_to_text
 from cogcache.cutting import cut_videos, search_key, size_bytes
 from cogcache.digesting import look_up
 from cogcache.errors import ClipError, CorruptFeaturesError
-from cogcache.file_memory import Stat
 from cogcache.keys import FeatureKey, Template, computes_in
 from cogcache.models.family import Family
 from cogcache.models.identity import HalfIdentity
-from cogcache.recovery import rows_of
 from cogcache.runs import Counts
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare

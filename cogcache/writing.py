@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, VideoRow, failure_row
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, VideoRow, failure_row
 from cogcache.cutting import video_row
 from cogcache.errors import ClipError
 from cogcache.runs import RunReport

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import CaptionRow, ClipRow, path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.recovery import rows_of
+from cogcache.catalog.rows import CaptionRow, ClipRow, path_to_text
 from cogcache.keys import FeatureKey
-from cogcache.recovery import rows_of
 from cogcache.store.store import FeatureStore
 from cogcache.video.file_state import file_digest
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from videos import write_video
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import path_to_text
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import path_to_text
 from cogcache.store.store import FeatureStore
 from cogcache.video.file_state import file_digest
 from cogcache.video.reading import thumbnail

@@ -21,7 +21,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 from zoo import Animal
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.decoding import Decoder, can_decode
 from cogcache.generation import Request

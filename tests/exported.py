@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 from cogcache.video.file_state import file_digest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import Scene, draw_scene, write_clip
 

@@ -9,7 +9,7 @@ import pytest
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.extract import extract
 from cogcache.settings.settings import load_settings
 from cogcache.stages import Hours, second_limits

@@ -13,7 +13,7 @@ import torch
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog_rows import CaptionRow
+from cogcache.catalog.rows import CaptionRow
 from cogcache.checkpoint import INDEX, Checkpoint
 from cogcache.errors import CacheError, ConfigError, MissingShardError
 from cogcache.extract import extract

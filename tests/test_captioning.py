@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import CaptionRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import CaptionRow
 from cogcache.cli import main
 from cogcache.extract import extract
 from cogcache.runs import RunReport

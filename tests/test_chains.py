@@ -11,7 +11,7 @@ import zoo
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog_rows import CaptionRow
+from cogcache.catalog.rows import CaptionRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.extract import extract

@@ -11,7 +11,7 @@ import pytest
 from scenes import catalog_of, settings
 from videos import write_video
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.extract import extract

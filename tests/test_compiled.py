@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.extract import extract
 from cogcache.keys import computes_in

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from scenes import catalog_of, partial_files, settings, write_scene
 
 from cogcache.caption import caption
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.cli import main
 from cogcache.conversion import convert
 from cogcache.errors import ConfigError
@@ -19,7 +20,6 @@ from cogcache.extract import extract
 from cogcache.store import writer
 from cogcache.store.repacking import compression_of, repack
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 NUM_CLIPS = 3
 POINT = {"cache_point": "projected"}

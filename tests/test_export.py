@@ -10,7 +10,8 @@ import pytest
 import webvtt
 from click.testing import CliRunner
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.export.items import COLUMNS
@@ -18,7 +19,6 @@ from cogcache.export.rows import json_line
 from cogcache.export.run import FORMATS, Options, export, export_beside, format_of
 from cogcache.export.target import MARK
 from cogcache.export.text import Wording, one_line
-from cogcache.selection import Selection
 from tests.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
 
 ALL = Selection()

@@ -16,7 +16,7 @@ import torch
 from processes import child_processes
 from scenes import catalog_of, partial_files, settings, write_scene
 
-from cogcache.catalog_rows import FailureRow
+from cogcache.catalog.rows import FailureRow
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.extract import extract

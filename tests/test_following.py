@@ -14,12 +14,12 @@ import pytest
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import CacheError
 from cogcache.extract import extract
 from cogcache.store.live import LiveRun
 from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
-from cogcache.upkeep import verify
 
 QUICK = {"quantization": "none", "max_new_tokens": 2, "frames_per_batch": 1}
 

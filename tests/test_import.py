@@ -6,12 +6,12 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.caption_import import import_captions
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.full_text import CaptionSearch
+from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.export.run import Options, export
-from cogcache.search import CaptionSearch
-from cogcache.selection import Selection
 from tests.exported import CUT, make_cache
 
 

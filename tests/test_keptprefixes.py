@@ -11,7 +11,7 @@ from safetensors import safe_open
 from test_captioning import NUM_CLIPS, extracted, made, texts
 from test_decoding import GREEDY, lab, requests, tokens
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.decoding import Decoder
 from cogcache.errors import CacheError

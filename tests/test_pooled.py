@@ -11,7 +11,7 @@ import torch
 from checkpoints import MINI, write_checkpoint, write_tokenizer
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.decoding import Decoder
 from cogcache.errors import ConfigError

@@ -12,7 +12,7 @@ from checkpoints import copy_golden
 from click.testing import CliRunner
 from zoo import QWEN2_VL
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.cli import main
 from cogcache.cli.precision import _lines, _side_by_side

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint, SplitCheckpoint
 from cogcache.cli import main
 from cogcache.errors import (

@@ -14,7 +14,7 @@ import zoo
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
-from cogcache.catalog_rows import CaptionRow
+from cogcache.catalog.rows import CaptionRow
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.settings.settings import load_settings

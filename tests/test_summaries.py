@@ -12,8 +12,9 @@ from videos import write_video
 
 from cogcache.caption import caption
 from cogcache.captionlist import CaptionList, Task
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import failure_row
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import failure_row
+from cogcache.catalog.search.selection import Selection
 from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
@@ -25,7 +26,6 @@ from cogcache.made import Made
 from cogcache.models.halves import WholeModel, load_half, load_whole
 from cogcache.models.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.selection import Selection
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation
 from cogcache.summaries import list_all

@@ -15,7 +15,7 @@ from scenes import catalog_of, settings, write_scene
 from videos import write_video
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.cli.surroundings import printable_lines
 from cogcache.errors import ConfigError
 from cogcache.extract import extract

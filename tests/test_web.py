@@ -20,7 +20,7 @@ from collection import HOSTILE_NAME, SCRIPT, Collection, make_collection
 from starlette.testclient import TestClient
 
 from cogcache.browse import Browser, CaptionSet, Filter
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CatalogError, ConfigError
 from cogcache.figures import collection as figures_of

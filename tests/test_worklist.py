@@ -10,8 +10,8 @@ import pytest
 import torch
 from scenes import catalog_of, settings, write_scene
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import failure_row
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import failure_row
 from cogcache.checkpoint import Checkpoint
 from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError

@@ -14,8 +14,8 @@ from cogcache.errors import ConfigError
 from cogcache.options import cache_option
 
 if TYPE_CHECKING:
+    from cogcache.catalog.search.selection import Selection
     from cogcache.export.run import Exported, Options
-    from cogcache.selection import Selection
 
 Command = Callable[..., Any]
 

@@ -72,7 +72,7 @@ def selection_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_selection(*args: Any, **given: Any) -> Any:
-        from cogcache.selection import Selection
+        from cogcache.catalog.search.selection import Selection
 
         chosen = {name: given.pop(name) for name in _NAMES}
         return command(*args, selection=Selection(**chosen), **given)

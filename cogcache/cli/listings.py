@@ -124,7 +124,7 @@ def _with_units(row: dict[str, Any]) -> dict[str, Any]:
 def _print_side_by_side(
     cache: Path, rows: Callable[[Any], list[dict[str, Any]]], *, json_: bool
 ) -> None:
-    from cogcache.catalog import Catalog
+    from cogcache.catalog.catalog import Catalog
     from cogcache.tables import side_by_side
 
     with Catalog(catalog_of(cache)) as catalog:
@@ -144,7 +144,7 @@ def _list(
     *,
     json_: bool,
 ) -> None:
-    from cogcache.catalog import Catalog
+    from cogcache.catalog.catalog import Catalog
 
     with Catalog(catalog_of(cache)) as catalog:
         print_rows(rows(catalog), columns, json_=json_)

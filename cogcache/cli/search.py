@@ -12,8 +12,8 @@ from cogcache.cli.printing import json_option, print_rows
 from cogcache.options import cache_option
 
 if TYPE_CHECKING:
-    from cogcache.selection import Selection
-    from cogcache.semantic import SemanticIndex
+    from cogcache.catalog.search.selection import Selection
+    from cogcache.catalog.search.semantic import SemanticIndex
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
@@ -51,12 +51,12 @@ def search(
     All words of QUERY have to be there. "In quotes" is a phrase, shor* a beginning, OR parts
     alternatives, and -word excludes (put -- before QUERY then). Put single quotes around it all.
     """
-    from cogcache.search import CaptionSearch
+    from cogcache.catalog.search.full_text import CaptionSearch
 
     text = " ".join(query)
     with CaptionSearch(catalog_of(cache)) as index:
         if semantic:
-            from cogcache.semantic import fused_search
+            from cogcache.catalog.search.semantic import fused_search
 
             vectors = _vectors(cache, semantic_model)
             found = fused_search(vectors, index, text, selection, limit=limit, offset=offset)
@@ -74,8 +74,8 @@ def _vectors(cache: Path, model: str) -> SemanticIndex:
     """Return the model's vectors of all captions; new captions are added first."""
     from tqdm import tqdm
 
-    from cogcache.embedding import Embedder
-    from cogcache.semantic import SemanticIndex
+    from cogcache.catalog.search.embedding import Embedder
+    from cogcache.catalog.search.semantic import SemanticIndex
 
     index = SemanticIndex(cache, Embedder(model))
     # Quiet where nobody looks on, and where it is done in a moment.

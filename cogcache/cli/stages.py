@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.catalog_rows import STAGES
+from cogcache.catalog.rows import STAGES
 from cogcache.cli.peaks import peak_lines, peaks_option, write_peaks
 from cogcache.options import as_arguments, cache_option, settings_options
 from cogcache.settings.settings import Settings

@@ -33,7 +33,7 @@ def verify(cache: Path, fix: bool, json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cogcache.upkeep import verify as find
+    from cogcache.catalog.upkeep.verify import verify as find
 
     found = find(cache, fix=fix)
     if found or json_:
@@ -56,8 +56,8 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
     """
     from dataclasses import asdict
 
+    from cogcache.catalog.upkeep.unused import collect
     from cogcache.units import format_bytes
-    from cogcache.upkeep import collect
 
     remove = yes and not dry_run
     unused = collect(cache, remove=remove)
@@ -72,7 +72,7 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
 @cache_option
 def rebuild(cache: Path) -> None:
     """Make the catalog anew from the feature files; keep captions where they can be read."""
-    from cogcache.rebuild import rebuild as make
+    from cogcache.catalog.upkeep.rebuild import rebuild as make
 
     made = make(cache)
     saved = ", ".join(f"{count} {table}" for table, count in made.saved.items())
@@ -107,7 +107,7 @@ def merge(sources: tuple[Path, ...], into: Path, json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cogcache.merging import merge as run
+    from cogcache.catalog.upkeep.merge import merge as run
 
     merged = run(sources, into)
     rows = [asdict(each) for each in merged.conflicts]

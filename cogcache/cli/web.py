@@ -13,7 +13,7 @@ from cogcache.errors import ConfigError
 from cogcache.options import cache_option
 
 if TYPE_CHECKING:
-    from cogcache.selection import Selection
+    from cogcache.catalog.search.selection import Selection
 
 EXTRAS = {"web": ("jinja2", "starlette", "uvicorn"), "plot": ("matplotlib",)}
 PORT = 8484

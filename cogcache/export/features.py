@@ -12,13 +12,13 @@ from pathlib import Path
 import h5py
 from h5py import h5d, h5p, h5s
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow
+from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
 from cogcache.export.target import check_free, whole_file
 from cogcache.export.text import Wording
-from cogcache.selection import Selection
 from cogcache.store.format import TYPES, Bits, block_rows, encode_attribute, fixed_text
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.store import FeatureStore

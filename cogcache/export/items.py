@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog_rows import text_to_path, video_digest_of
-from cogcache.database import CatalogFile
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.rows import text_to_path, video_digest_of
+from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
 from cogcache.export.text import Wording
-from cogcache.selection import Selection
 
 COLUMNS: Final = (
     "video",

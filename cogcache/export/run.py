@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.folders import LAYOUTS, Placed
 from cogcache.export.items import Item, check_one_each, load_items
@@ -17,7 +18,6 @@ from cogcache.export.shards import write_tars
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.text import Wording, num_words
-from cogcache.selection import Selection
 from cogcache.system.atomic_files import seal
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")

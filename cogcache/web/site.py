@@ -10,9 +10,9 @@ from pathlib import Path
 from starlette.requests import Request
 
 from cogcache.browse import Browser
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.errors import ConfigError
-from cogcache.search import CaptionSearch
 from cogcache.store.store import FeatureStore
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.extract import extract

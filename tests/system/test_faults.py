@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 from scenes import partial_files, write_scene
 
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.cli import CogcacheGroup, main
-from cogcache.upkeep import verify
 
 ROOT = Path(__file__).parents[2]
 

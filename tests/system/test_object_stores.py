@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.upkeep.merge import merge
+from cogcache.catalog.upkeep.unused import collect
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
 from cogcache.extract import extract
-from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
@@ -23,7 +25,6 @@ from cogcache.system import object_stores
 from cogcache.system.object_stores import RemoteError
 from cogcache.system.spool import Fetching, Spool
 from cogcache.system.urls import path_of_url, url_of
-from cogcache.upkeep import collect, verify
 from cogcache.video.file_state import file_digest
 from cogcache.video.paths import find_videos
 from tests.caches import key_of, make_cache, write_clip_features

@@ -16,10 +16,10 @@ import pytest
 from caches import caption_of, key_of, make_cache, write_clip_features
 from disk import Call, Disk, Files, states
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import CacheError
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 ROOT = Path(__file__).parents[2]
 VIDEO = Path("video.mp4")

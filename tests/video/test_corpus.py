@@ -13,10 +13,10 @@ import pytest
 from corpus import BAD, GOOD, SUSPECT, write_corpus
 from scenes import catalog_of, partial_files, settings
 
-from cogcache.catalog_rows import text_to_path
+from cogcache.catalog.rows import text_to_path
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.extract import extract
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 
 
 @dataclass

@@ -15,7 +15,7 @@ from films import FPS, LENGTHS, write_film
 from scenes import catalog_of, settings
 from videos import real_videos
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
 from cogcache.checkpoint import Checkpoint
 from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError

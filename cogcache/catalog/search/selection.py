@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-from cogcache.catalog_rows import path_to_text
+from cogcache.catalog.rows import path_to_text
 from cogcache.errors import ConfigError
 
 _DURATION = """ifnull(c.end_s, (

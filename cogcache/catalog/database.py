@@ -16,8 +16,12 @@ from threading import RLock
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
-from cogcache.catalog_version import VERSION
 from cogcache.errors import CatalogError, DamagedCatalogError
+
+VERSION: Final = 5
+"""The number of the last step of `migrations`; a catalog with a higher one is of a newer
+cogcache."""
+
 
 Row: TypeAlias = Mapping[str, object]
 
@@ -128,7 +132,7 @@ class CatalogFile:
         # Here: it imports pandas where that is installed, half a second of every process.
         from sqlite_utils import Database
 
-        from cogcache.migrations import MIGRATIONS
+        from cogcache.catalog.migrations import MIGRATIONS
 
         with (
             self.transaction()

@@ -15,16 +15,16 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
-from cogcache.catalog_merge import snapshot
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.merge_rows import snapshot
+from cogcache.catalog.upkeep.merge import merge
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.cli import main
 from cogcache.errors import CogcacheError
 from cogcache.extract import extract
-from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import verify
 from tests.caches import caption_of, make_cache
 
 GIVEN = {"max_frames": 2, "max_new_tokens": 4, "quantization": "none", "decode_workers": 1}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_merge import OWN, keep_shard, merge_rows, snapshot
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.merge_rows import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
 from cogcache.settings.work_share import WorkShare
 from cogcache.system.atomic_files import make_folder, seal

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Self, cast
 from uuid import uuid4
 
-from cogcache.catalog_rows import (
+from cogcache.catalog.database import CatalogFile, excluded, insertion
+from cogcache.catalog.file_facts import FileFacts
+from cogcache.catalog.rows import (
     CaptionRow,
     ClipRow,
     FailureRow,
@@ -26,8 +28,6 @@ from cogcache.catalog_rows import (
     text_to_path,
     video_digest_of,
 )
-from cogcache.database import CatalogFile, excluded, insertion
-from cogcache.file_memory import FileFacts
 from cogcache.keys import Field
 
 __all__ = [

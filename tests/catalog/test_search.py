@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 from sqlite_utils import Database
 
-from cogcache import migrations, queries
-from cogcache.catalog import Catalog
+from cogcache.catalog import migrations
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import insertion
+from cogcache.catalog.search import queries
+from cogcache.catalog.search.full_text import MAX_RANKED, CaptionSearch, rebuild_index
+from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
-from cogcache.database import insertion
 from cogcache.errors import ConfigError
-from cogcache.search import MAX_RANKED, CaptionSearch, rebuild_index
-from cogcache.selection import Selection
 from cogcache.store.store import FeatureStore
 
 ENGLISH = "A red fox trots over fresh snow while the camera follows from the left."

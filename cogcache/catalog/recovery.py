@@ -5,10 +5,12 @@ A process that dies between the two leaves features that no row names. The file 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from cogcache.catalog_rows import ClipRow, VideoRow
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, VideoRow, text_to_path
 from cogcache.keys import FeatureKey
 from cogcache.store.store import FeatureStore
 
@@ -50,3 +52,23 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
         "settings": {field.name: told[field.name] for field in fields(FeatureKey)},
     }
     return video, clip
+
+
+def adopt(catalog: Catalog, rows: Iterable[tuple[VideoRow, ClipRow]]) -> int:
+    """Add clips to the catalog by what their files say; what it knows of videos stays."""
+    pairs = [*rows]
+    known = {row["digest"] for row in catalog.videos()}
+    catalog.add_videos(
+        {**video, "size_bytes": _size_bytes(video["path"])}
+        for video, _ in pairs
+        if video["digest"] not in known
+    )
+    catalog.add_clips([clip for _, clip in pairs])
+    return len(pairs)
+
+
+def _size_bytes(video: str) -> int:
+    try:
+        return text_to_path(video).stat().st_size
+    except OSError:
+        return 0

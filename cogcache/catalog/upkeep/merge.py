@@ -15,13 +15,12 @@ from typing import Final
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_merge import MergedRows, merge_rows, snapshot
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.merge_rows import MergedRows, merge_rows, snapshot
+from cogcache.catalog.published import publish, published
+from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
-from cogcache.local_catalog import publish, published
-from cogcache.recovery import rows_of
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import adopt
 
 logger = logging.getLogger(__name__)
 

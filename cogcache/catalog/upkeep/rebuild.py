@@ -18,16 +18,14 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import ClipRow, VideoRow
-from cogcache.catalog_version import VERSION
-from cogcache.database import CatalogFile
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import VERSION, CatalogFile
+from cogcache.catalog.recovery import adopt, rows_of
+from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.errors import CacheError, CatalogError
-from cogcache.recovery import rows_of
 from cogcache.store.live import live_runs
 from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
-from cogcache.upkeep import adopt
 
 logger = logging.getLogger(__name__)
 

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from benchmarks.nodes import unshare
-from cogcache import local_catalog
 from cogcache.caption import caption
-from cogcache.catalog import Catalog
+from cogcache.catalog import published as local_catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.published import open_catalog, published
+from cogcache.catalog.upkeep.merge import merge
 from cogcache.errors import CacheError
 from cogcache.extract import extract
-from cogcache.local_catalog import open_catalog, published
-from cogcache.merging import merge
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 from cogcache.system.host import machine
 from tests.caches import caption_of, make_cache
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GIVEN = {"max_frames": 2, "max_new_tokens": 2, "quantization": "none", "decode_workers": 1}
 
 

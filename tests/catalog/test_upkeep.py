@@ -14,14 +14,15 @@ from caches import key_of, make_cache, write_clip_features
 from click.testing import CliRunner
 from scenes import settings, write_scene
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.upkeep.rebuild import rebuild
+from cogcache.catalog.upkeep.unused import collect
+from cogcache.catalog.upkeep.verify import verify
 from cogcache.cli import main
 from cogcache.errors import CacheError, CatalogError, DamagedCatalogError
 from cogcache.extract import extract
-from cogcache.rebuild import rebuild
 from cogcache.store.live import LiveRun, live_runs
 from cogcache.store.store import FeatureStore
-from cogcache.upkeep import collect, verify
 
 
 @pytest.fixture

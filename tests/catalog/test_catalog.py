@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cogcache.catalog import Catalog
-from cogcache.catalog_rows import path_to_text, text_to_path
-from cogcache.catalog_version import VERSION
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import VERSION
+from cogcache.catalog.migrations import MIGRATIONS
+from cogcache.catalog.rows import path_to_text, text_to_path
 from cogcache.errors import CatalogError
-from cogcache.migrations import MIGRATIONS
 
 VIDEO = {
     "digest": "11" * 32,

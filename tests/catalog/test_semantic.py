@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
-from cogcache.catalog import Catalog
-from cogcache.cli import main
-from cogcache.embedding import Embedder
-from cogcache.errors import CheckpointError, ConfigError
-from cogcache.search import CaptionSearch
-from cogcache.selection import Selection
-from cogcache.semantic import SemanticIndex, fused_search
-from cogcache.store.store import FeatureStore
 from tests.test_search import caption
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.embedding import Embedder
+from cogcache.catalog.search.full_text import CaptionSearch
+from cogcache.catalog.search.selection import Selection
+from cogcache.catalog.search.semantic import SemanticIndex, fused_search
+from cogcache.cli import main
+from cogcache.errors import CheckpointError, ConfigError
+from cogcache.store.store import FeatureStore
 
 DOG = "A puppy runs after a ball on the lawn."
 CAR = "An automobile drives along a wet road at night."

@@ -9,11 +9,11 @@ import pytest
 from caches import caption_of, make_cache
 from click.testing import CliRunner
 
-from cogcache.catalog import Catalog
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.comparison import changes, compare, marked, parse_selector
+from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
-from cogcache.comparison import changes, compare, marked, parse_selector
 from cogcache.errors import ConfigError
-from cogcache.selection import Selection
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cogcache.catalog_rows import path_to_text, text_to_path
-from cogcache.database import CatalogFile
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.rows import path_to_text, text_to_path
 from cogcache.system.object_stores import RemoteFacts
 from cogcache.system.urls import is_url
 from cogcache.video.file_state import file_digest

@@ -12,10 +12,10 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
-from cogcache.catalog_rows import CaptionRow
-from cogcache.database import CatalogFile
-from cogcache.queries import SEPARATOR, Query, parse
-from cogcache.selection import Selection
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.rows import CaptionRow
+from cogcache.catalog.search.queries import SEPARATOR, Query, parse
+from cogcache.catalog.search.selection import Selection
 
 MAX_RANKED: Final = 3000
 """Of more captions than these the newest are ranked: ranking all would take seconds."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.database import CatalogFile, read_only_uri
+from cogcache.catalog.database import CatalogFile, read_only_uri
 from cogcache.errors import CatalogError
 from cogcache.settings.work_share import WorkShare
 

@@ -18,13 +18,13 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cogcache.catalog import Catalog
-from cogcache.database import CatalogFile
-from cogcache.embedding import Embedder
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.search.embedding import Embedder
+from cogcache.catalog.search.full_text import CaptionSearch, Results
+from cogcache.catalog.search.queries import Query, parse
+from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.queries import Query, parse
-from cogcache.search import CaptionSearch, Results
-from cogcache.selection import Selection
 from cogcache.system.atomic_files import seal
 
 AT_A_TIME: Final = 512

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from cogcache.database import CatalogFile
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.search.queries import SEPARATOR, separate
+from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.queries import SEPARATOR, separate
-from cogcache.selection import Selection
 
 Status: TypeAlias = Literal["same", "different", "only_a", "only_b"]
 

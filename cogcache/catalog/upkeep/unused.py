@@ -1,0 +1,86 @@
+"""Feature files that no video needs any more, and deleting them."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.rows import path_to_text, text_to_path
+from cogcache.errors import VideoError
+from cogcache.store.store import FeatureStore
+from cogcache.system.object_stores import RemoteError, facts
+from cogcache.system.urls import is_url
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Features of a video that no file holds any more."""
+
+    feature_key: str
+    video: str
+    start_s: float
+    end_s: float | None
+    size_bytes: int
+    removed: bool = False
+
+
+def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
+    """List features that no current video refers to.
+
+    A video is current while one of the files that were seen to hold it still does; files that
+    have changed are read. A disk that is not mounted makes its videos look gone.
+
+    Args:
+        cache: folder of the cache.
+        remove: delete them for good. Their captions stay.
+
+    Raises:
+        CacheError: the folder is no cache.
+    """
+    store = FeatureStore.open(cache)
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        current = _current_digests(catalog)
+        rows = {row["feature_key"]: row for row in catalog.clips()}
+        unused = [
+            Unused(key, row["video"], row["start_s"], row["end_s"], row["size_bytes"], remove)
+            for key, row in sorted(rows.items(), key=lambda item: item[1]["video"])
+            if row["video_digest"] not in current and key in store
+        ]
+        if remove:
+            for each in unused:
+                store.remove(each.feature_key)
+            catalog.remove_clips([each.feature_key for each in unused])
+    return unused
+
+
+def _current_digests(catalog: Catalog) -> set[str]:
+    """Return the digests of videos that some file still holds."""
+    current = set()
+    with closing(CatalogFile(catalog.path)) as file:
+        rows = file.query("SELECT path, digest FROM files UNION SELECT path, digest FROM videos")
+    for path, digest in rows:
+        if is_url(path):
+            # Nothing is fetched for this: what is there is taken to be what it was.
+            current |= set() if _is_gone(text_to_path(path)) else {digest}
+            continue
+        try:
+            current.add(catalog.digest_of(text_to_path(path)))
+        except (OSError, VideoError) as error:
+            logger.info("%s: %s", path, error)
+    return current
+
+
+def _is_gone(video: Path) -> bool:
+    """Say whether a store says that it does not have an object; no answer is none."""
+    try:
+        facts(video, anew=True)
+    except RemoteError as error:
+        logger.warning("%s: %s", path_to_text(video), error)
+        return error.reason == "missing"
+    return False
