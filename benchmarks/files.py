@@ -19,9 +19,9 @@ from h5py import h5d, h5p, h5s, h5z
 
 from benchmarks.small import SCENE_FRAMES, Bench
 from benchmarks.timing import Line, in_turn, timed
-from cogcache.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.shapes import draw_scene, render
 from cogcache.store.format import TYPES, Bits, block_rows

@@ -52,8 +52,8 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Encode one video of 24 frames and cache its features."""
     import torch
 
-    from cogcache.checkpoint import Checkpoint
     from cogcache.loading import Fitted, VisionLoader
+    from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
     from cogcache.store.store import FeatureStore
 
@@ -79,9 +79,9 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Generate a few tokens from the cached features with the language half in NF4."""
-    from cogcache.checkpoint import Checkpoint
     from cogcache.decoding import Decoder
     from cogcache.loading import Fitted, LanguageLoader
+    from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
 
     stage = Stage.begin(
@@ -111,9 +111,9 @@ def whole(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Do both with the whole model in one piece, in bf16."""
     import torch
 
-    from cogcache.checkpoint import Checkpoint
     from cogcache.decoding import Decoder
-    from cogcache.models.halves import load_whole
+    from cogcache.models.checkpoints.checkpoint import Checkpoint
+    from cogcache.models.halves.load import load_whole
     from cogcache.models.registry import family_of
 
     stage = Stage.begin(folder, options)

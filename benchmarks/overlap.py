@@ -20,11 +20,11 @@ import torch
 from benchmarks.small import SIZES, Bench, write_copy
 from benchmarks.timing import Line
 from cogcache.catalog.catalog import Catalog
-from cogcache.checkpoint import Checkpoint
 from cogcache.extract import extract
 from cogcache.featuremaking import seal_clip
-from cogcache.models.halves import WholeModel, load_half
-from cogcache.models.identity import identify
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.settings.settings import Settings

@@ -23,7 +23,7 @@ from cogcache.decoding import Decoder
 from cogcache.generation import Finished, Request
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.kvcache import Prefix
-from cogcache.models.identity import identify
+from cogcache.models.halves.identity import identify
 from cogcache.settings.stage_two import Generation
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import read_clip
@@ -238,7 +238,7 @@ def nothing_to_do(bench: Bench) -> Iterator[Line]:
 
 def _fill(cache: Path, count: int) -> None:
     """Make a cache of so many captions of as many clips, eight prompts each."""
-    from cogcache.checkpoint import Checkpoint
+    from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
     from cogcache.settings.settings import load_settings
     from cogcache.worklist import Wanted

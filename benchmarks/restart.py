@@ -19,8 +19,8 @@ from pathlib import Path
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import ClipRow, VideoRow
-from cogcache.checkpoint import Checkpoint
-from cogcache.models.identity import identify
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
 from cogcache.store.store import FeatureStore

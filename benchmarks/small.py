@@ -16,11 +16,11 @@ import av
 import numpy as np
 import torch
 
-from cogcache.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import WholeModel, load_half, load_whole
+from cogcache.models.halves.load import WholeModel, load_half, load_whole
+from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.quantization import Quantization
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import FPS, draw_scene, render
 from cogcache.store.store import FeatureStore

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cogcache.catalog.catalog import Catalog
     from cogcache.errors import CogcacheError
     from cogcache.extract import extract
-    from cogcache.models.halves import load_half
+    from cogcache.models.halves.load import load_half
     from cogcache.models.registry import get_family
     from cogcache.settings.settings import Settings, load_settings
     from cogcache.store.store import FeatureStore

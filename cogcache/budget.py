@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cogcache.models.sizes import HalfSizes, LanguageSizes
-from cogcache.plan import ITEM_BYTES, frame_bytes, kv_bytes, logit_bytes, prefill_bytes
+from cogcache.models.halves.sizes import ITEM_BYTES, HalfSizes, LanguageSizes
+from cogcache.plan import frame_bytes, kv_bytes, logit_bytes, prefill_bytes
 from cogcache.runs import StagePlan
 from cogcache.settings.settings import Settings
 from cogcache.units import MIB, format_bytes

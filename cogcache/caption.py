@@ -22,13 +22,13 @@ from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.published import open_catalog
 from cogcache.catalog.rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ClipError
 from cogcache.filling import UNFILLED
 from cogcache.following import Following
 from cogcache.made import GivenUp, Made
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.identity import HalfIdentity, identify
+from cogcache.models.halves.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
 from cogcache.readahead import read_ahead

@@ -16,7 +16,7 @@ from cogcache.errors import ClipError
 from cogcache.inbox import Job, JobQueue, Result
 from cogcache.made import GivenUp, Made
 from cogcache.models.family import ClipTensors
-from cogcache.models.identity import HalfIdentity
+from cogcache.models.halves.identity import HalfIdentity
 from cogcache.place import WorkerEnvironment, watched
 from cogcache.readahead import read_clip_features
 from cogcache.runs import RunReport

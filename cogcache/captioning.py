@@ -21,7 +21,7 @@ from cogcache.generation import Finished, NoRoom, Request
 from cogcache.guards import changes_for, flags_of
 from cogcache.made import GivenUp, Made
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.identity import HalfIdentity
+from cogcache.models.halves.identity import HalfIdentity
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.units import GIB

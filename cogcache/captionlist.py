@@ -15,8 +15,8 @@ from cogcache.errors import ClipError
 from cogcache.filling import Filled, Filler
 from cogcache.keys import CaptionKey, Field, Template
 from cogcache.models.family import Family
-from cogcache.models.identity import HalfIdentity
-from cogcache.quantization import Quantization
+from cogcache.models.halves.identity import HalfIdentity
+from cogcache.models.quantization.layers import Quantization
 from cogcache.settings import json_schema as schemas
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation

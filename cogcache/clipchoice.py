@@ -13,7 +13,7 @@ from cogcache.clipspans import within
 from cogcache.errors import CacheError
 from cogcache.keys import Field, computes_in, differences
 from cogcache.models.family import Family
-from cogcache.models.identity import recall
+from cogcache.models.halves.identity import recall
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare
 from cogcache.system.urls import is_url

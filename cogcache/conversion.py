@@ -19,13 +19,13 @@ from tqdm import tqdm
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.recovery import rows_of
 from cogcache.catalog.rows import ClipRow
-from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import names_of
 from cogcache.errors import ConfigError, CorruptFeaturesError
 from cogcache.keys import FeatureKey
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors
-from cogcache.models.identity import identify
-from cogcache.models.projection import load_projector
+from cogcache.models.halves.identity import identify
+from cogcache.models.halves.projector import load_projector
 from cogcache.models.registry import family_of
 from cogcache.progress import announced, at_work
 from cogcache.runs import Counts, RunReport, Timings, error_noted, versions
@@ -38,7 +38,7 @@ from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from cogcache.models.halves import LoadedHalf
+    from cogcache.models.halves.load import LoadedHalf
 
 logger = logging.getLogger(__name__)
 

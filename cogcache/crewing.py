@@ -16,7 +16,7 @@ from cogcache.clip_roles import ClipJob, DecodeSpec, EncodeSpec
 from cogcache.crew import Engine, Scheduler, WorkerSpec
 from cogcache.crew_processes import ProcessEngine
 from cogcache.errors import ClipError, ConfigError
-from cogcache.models.identity import HalfIdentity
+from cogcache.models.halves.identity import HalfIdentity
 from cogcache.place import WorkerEnvironment
 from cogcache.readahead import CLIPS_AHEAD
 from cogcache.reuse import Neighbours

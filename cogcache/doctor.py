@@ -68,7 +68,7 @@ def _product() -> str:
     """Multiply with a 4-bit layer and with the same weights in bf16."""
     import torch
 
-    from cogcache.quantization import Quantization, dequantized, quantized_linear
+    from cogcache.models.quantization.layers import Quantization, dequantized, quantized_linear
 
     torch.manual_seed(0)
     device = pick_device("auto")
@@ -130,7 +130,7 @@ def _full_text() -> str:
 
 
 def _tiny() -> str:
-    from cogcache.checkpoint import Checkpoint
+    from cogcache.models.checkpoints.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open("tiny")
     checkpoint.tensors(list(checkpoint.weight_map))

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.published import open_catalog
-from cogcache.checkpoint import Checkpoint
 from cogcache.extraction import Encoding, LocalEncoding
 from cogcache.finding import Finding
-from cogcache.models.identity import identify
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.progress import AtWork, announced, at_work
 from cogcache.runs import Counts, RunReport, Timings, error_noted

@@ -18,14 +18,13 @@ from cogcache.budget import (
     whole_bytes,
 )
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.models.compiled import compile_blocks
 from cogcache.models.family import Family
-from cogcache.models.halves import LoadedHalf, WholeModel, load_half
-from cogcache.models.offload import Offload
-from cogcache.models.sizes import LanguageSizes, half_sizes, language_sizes
-from cogcache.models.waiting import settle
-from cogcache.plan import ITEM_BYTES
-from cogcache.quantization import Quantization
+from cogcache.models.halves.compiled import compile_blocks
+from cogcache.models.halves.load import LoadedHalf, WholeModel, load_half
+from cogcache.models.halves.offload import Offload
+from cogcache.models.halves.sizes import ITEM_BYTES, LanguageSizes, half_sizes, language_sizes
+from cogcache.models.halves.waiting import settle
+from cogcache.models.quantization.layers import Quantization
 from cogcache.runs import RunReport, StagePlan
 from cogcache.settings.settings import Settings
 from cogcache.system.devices import free_bytes, pick_device

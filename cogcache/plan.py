@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cogcache.models.halves.sizes import ITEM_BYTES
 from cogcache.settings.settings import Settings
 
 QUESTION_TOKENS = 11
 """Of a short question with what is around it."""
-ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def frame_bytes(config: Mapping[str, Any], settings: Settings) -> int:

@@ -16,13 +16,19 @@ from cogcache.budget import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family
-from cogcache.models.halves import WholeModel, is_stored
+from cogcache.models.halves.load import WholeModel, is_stored
+from cogcache.models.halves.sizes import (
+    ITEM_BYTES,
+    HalfSizes,
+    LanguageSizes,
+    half_sizes,
+    language_sizes,
+)
+from cogcache.models.quantization.layers import Kind, Quantization
 from cogcache.models.registry import family_of
-from cogcache.models.sizes import HalfSizes, LanguageSizes, half_sizes, language_sizes
-from cogcache.plan import ITEM_BYTES, feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
-from cogcache.quantization import Kind, Quantization
+from cogcache.plan import feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
 from cogcache.settings.settings import Settings
 from cogcache.system.devices import free_bytes, pick_device
 from cogcache.system.memory_monitor import sample

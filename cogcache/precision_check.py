@@ -20,14 +20,14 @@ from cogcache.captioning import Captioner, ClipTasks
 from cogcache.captionlist import Task, caption_key
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import ClipRow
-from cogcache.checkpoint import Checkpoint
 from cogcache.clipchoice import choose_clips
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
 from cogcache.filling import Filler
 from cogcache.likeness import ComparedCaptions, Expectations, compare, similarity
 from cogcache.made import GivenUp, Made
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family
-from cogcache.models.identity import HalfIdentity, identify
+from cogcache.models.halves.identity import HalfIdentity, identify
 from cogcache.models.registry import family_of
 from cogcache.readahead import read_ahead
 from cogcache.runs import Counts, RunReport, Timings

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import VideoError
 from cogcache.keys import Field
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_one import Sampling
 from cogcache.video.file_state import Seen, check_unchanged

@@ -22,7 +22,7 @@ from cogcache.cutting import known_spans
 from cogcache.errors import ClipError, ConfigError
 from cogcache.keys import FeatureKey, SummaryKey, digest
 from cogcache.models.family import Family
-from cogcache.models.identity import HalfIdentity
+from cogcache.models.halves.identity import HalfIdentity
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import CAPTIONS, PART, SUMMARY
 from cogcache.timeline import SEVERAL_CUTTINGS, TOO_LONG, Line, cut_as, groups, in_order, span_of

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.generation import generate
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     """Caption videos with the whole model and print what it took."""
     import torch
 
-    from cogcache.models.halves import WholeModel, load_whole
+    from cogcache.models.halves.load import WholeModel, load_whole
 
     settings = Settings(model=arguments[0])
     family = family_of(Checkpoint.open(settings.model))

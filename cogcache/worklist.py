@@ -21,7 +21,7 @@ from cogcache.digesting import look_up
 from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.keys import FeatureKey, Template, computes_in
 from cogcache.models.family import Family
-from cogcache.models.identity import HalfIdentity
+from cogcache.models.halves.identity import HalfIdentity
 from cogcache.runs import Counts
 from cogcache.settings.settings import Settings
 from cogcache.settings.work_share import WorkShare

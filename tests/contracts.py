@@ -22,17 +22,17 @@ from transformers.video_utils import VideoMetadata
 from zoo import Animal
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.checkpoint import Checkpoint
 from cogcache.decoding import Decoder, can_decode
 from cogcache.generation import Request
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import WholeModel, load_half, load_whole
-from cogcache.models.identity import identify
+from cogcache.models.halves.identity import identify
+from cogcache.models.halves.load import WholeModel, load_half, load_whole
+from cogcache.models.quantization.layers import Quantization, left_out
 from cogcache.models.registry import family_of
-from cogcache.quantization import Quantization, left_out
+from cogcache.models.split import split
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation, Language
-from cogcache.splitting import split
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import ClipFrames
 

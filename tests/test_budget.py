@@ -16,9 +16,9 @@ from cogcache.budget import (
     whole_bytes,
 )
 from cogcache.loading import less
-from cogcache.models.sizes import HalfSizes, LanguageSizes
+from cogcache.models.halves.sizes import HalfSizes, LanguageSizes
+from cogcache.models.quantization.layers import Quantization, quantized_bytes
 from cogcache.plan import row_tokens
-from cogcache.quantization import Quantization, quantized_bytes
 from cogcache.settings.settings import Settings
 from cogcache.units import GIB
 

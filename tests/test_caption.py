@@ -14,11 +14,11 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
 from cogcache.catalog.rows import CaptionRow
-from cogcache.checkpoint import INDEX, Checkpoint
 from cogcache.errors import CacheError, ConfigError, MissingShardError
 from cogcache.extract import extract
+from cogcache.models.checkpoints.checkpoint import INDEX, Checkpoint
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
-from cogcache.models.waiting import Parked
+from cogcache.models.halves.waiting import Parked
 from cogcache.store.store import FeatureStore
 
 COLOR = "What color is the shape?"

@@ -12,12 +12,12 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.caption import caption
 from cogcache.catalog.rows import CaptionRow
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.filling import NO_FIRST_CAPTION
 from cogcache.generation import generate
-from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_two import Generation
 from cogcache.store.store import FeatureStore

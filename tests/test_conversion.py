@@ -110,16 +110,16 @@ def test_the_cache_is_sound_afterwards_and_can_be_made_anew(pooled):
 
 @pytest.mark.parametrize("extracted", ["float32"], indirect=True)
 def test_only_the_projector_is_loaded(monkeypatch, pooled):
-    from cogcache.models import projection
+    from cogcache.models.halves import projector
 
     loaded = []
-    real = projection.load_half
+    real = projector.load_half
 
     def load(*arguments, **named):
         loaded.append(real(*arguments, **named))
         return loaded[-1]
 
-    monkeypatch.setattr(projection, "load_half", load)
+    monkeypatch.setattr(projector, "load_half", load)
     convert(pooled, settings(), **POINT)
     [half] = loaded
     names = {name.split(".")[2] for name in half.model.state_dict()}

@@ -8,11 +8,11 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.decoding import Decoder, can_decode
 from cogcache.generation import Finished, Request, generate
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_two import Generation
 

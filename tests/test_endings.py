@@ -9,9 +9,9 @@ import pytest
 import zoo
 
 from cogcache.captionlist import caption_key
-from cogcache.checkpoint import Checkpoint
 from cogcache.endings import cut, holds
 from cogcache.generation import Request
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family, PromptRow
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings

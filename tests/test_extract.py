@@ -17,9 +17,9 @@ from processes import child_processes
 from scenes import catalog_of, partial_files, settings, write_scene
 
 from cogcache.catalog.rows import FailureRow
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2.family import CogVLM2Family
 from cogcache.runs import RunReport
 from cogcache.store.reader import StoredFeatures

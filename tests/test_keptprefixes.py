@@ -12,11 +12,11 @@ from test_captioning import NUM_CLIPS, extracted, made, texts
 from test_decoding import GREEDY, lab, requests, tokens
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.checkpoint import Checkpoint
 from cogcache.decoding import Decoder
 from cogcache.errors import CacheError
 from cogcache.generation import Request
 from cogcache.keptprefixes import KeptPrefixes
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
 from cogcache.plan import prefix_bytes
 from cogcache.settings.settings import load_settings

@@ -9,14 +9,14 @@ import torch
 from scenes import settings
 
 from cogcache.budget import LanguageChoice, choose_language, choose_vision
-from cogcache.checkpoint import Checkpoint
 from cogcache.loading import VisionLoader
-from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.load import WholeModel, load_half
+from cogcache.models.halves.sizes import half_sizes, language_sizes
+from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.models.sizes import half_sizes, language_sizes
 from cogcache.plan import frame_bytes
 from cogcache.planning import make_plan
-from cogcache.quantization import Quantization
 from cogcache.settings.settings import Settings
 from cogcache.system.memory_monitor import sample
 from cogcache.units import GIB, MIB

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from zoo import QWEN2_VL
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.checkpoint import Checkpoint
 from cogcache.cli import main
 from cogcache.cli.precision import _lines, _side_by_side
 from cogcache.decoding import Decoder
@@ -30,14 +29,15 @@ from cogcache.likeness import (
     summary,
     worst,
 )
-from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
+from cogcache.models.split import split
 from cogcache.precision_check import check_precision
 from cogcache.readahead import read_clip_features
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation
 from cogcache.shapes import draw_scene, write_clip
-from cogcache.splitting import split
 from cogcache.store.store import FeatureStore
 
 PROMPT = "What color is the shape?"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from scenes import catalog_of, settings, write_scene
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.extract import extract
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors
-from cogcache.models.halves import WholeModel, load_half
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.runs import RunReport
 from cogcache.store.store import FeatureStore

@@ -17,9 +17,9 @@ import psutil
 import pytest
 from scenes import write_scene
 
-from cogcache.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration as MODEL
-from cogcache.models.halves import WholeModel
+from cogcache.models.halves.load import WholeModel
 from cogcache.stages import run_stage
 
 WATCHED = """

@@ -196,7 +196,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
 
 
 def test_a_model_with_more_logits_than_tokens_gives_none_of_the_rest():
-    from cogcache.checkpoint import Checkpoint
+    from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
     from cogcache.structured import Grammar
 

@@ -15,7 +15,6 @@ from cogcache.captionlist import CaptionList, Task
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import failure_row
 from cogcache.catalog.search.selection import Selection
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
 from cogcache.export.text import Wording
@@ -23,8 +22,9 @@ from cogcache.extract import extract
 from cogcache.gallery import write_gallery
 from cogcache.generation import generate
 from cogcache.made import Made
-from cogcache.models.halves import WholeModel, load_half, load_whole
-from cogcache.models.identity import identify
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
+from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation

@@ -11,13 +11,13 @@ import pytest
 import torch
 from checkpoints import MINI, write_tokenizer
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.extract import extract
 from cogcache.generation import generate
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import LoadedHalf, WholeModel, load_half, load_whole
+from cogcache.models.halves.load import LoadedHalf, WholeModel, load_half, load_whole
+from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.quantization import Quantization
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore

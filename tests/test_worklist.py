@@ -12,12 +12,12 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import failure_row
-from cogcache.checkpoint import Checkpoint
 from cogcache.digesting import DigestReader
 from cogcache.errors import VideoError
 from cogcache.finding import Finding
 from cogcache.keys import FeatureKey
-from cogcache.models.identity import identify
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.work_share import WorkShare

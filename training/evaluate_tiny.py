@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cogcache.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves import LoadedHalf, load_half
+from cogcache.models.halves.load import LoadedHalf, load_half
+from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.quantization import Quantization
 from cogcache.settings.stage_one import Sampling
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.video.reading import read_clip

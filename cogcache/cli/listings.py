@@ -87,18 +87,18 @@ def models(
     """
     from dataclasses import asdict
 
-    from cogcache import modelinfo
+    from cogcache.models import describe
 
     if checkpoint is None:
         columns = ("family", "models", "tested", "vision half", "language half")
-        families = modelinfo.families()
+        families = describe.families()
         shown = families if json_ else [_with_units(row) for row in families]
         print_rows(shown, columns, json_=json_)
         return
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if match is None:
         raise ConfigError(f"--size {size} is not WIDTHxHEIGHT", "write it like 640x360")
-    found = modelinfo.describe(
+    found = describe.describe(
         checkpoint, revision=revision, num_frames=frames, size=(int(match[2]), int(match[1]))
     )
     if json_:

@@ -21,7 +21,7 @@ def split(model: str, out: Path, revision: str | None, settings: Settings) -> No
     OUT then does for --model of both stages, with the keys of the original: what was cached from
     it stays valid. Each half is read alone, from its own files.
     """
-    from cogcache.splitting import split as run
+    from cogcache.models.split import split as run
 
     given = {"model": model, **({"revision": revision} if revision else {})}
     for line in run(model, out, settings.model_copy(update=given)).lines():

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError
 from cogcache.keys import Field
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import UnknownFamilyError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family
 
 CONTRACT = "contract on a small random checkpoint: tokens equal the whole model's"

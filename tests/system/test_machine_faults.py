@@ -19,9 +19,9 @@ from scenes import settings, write_scene
 from test_faults import traces
 from videos import write_video
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, MachineError, VideoError
-from cogcache.headers import read_header
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.checkpoints.headers import read_header
 from cogcache.system.faults import MOST_IN_A_ROW, DiskWatch, machine_error, raise_if_there
 from cogcache.system.processes import bug_of
 from cogcache.video.file_state import file_digest

@@ -16,12 +16,12 @@ from scenes import catalog_of, settings
 from videos import real_videos
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.checkpoint import Checkpoint
 from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.finding import Finding
-from cogcache.models.identity import identify
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.runs import Counts, RunReport, Timings
 from cogcache.sharing import ClipClaims

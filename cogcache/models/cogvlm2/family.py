@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError
 from cogcache.keys import Field
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2 import layout as layouts
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 

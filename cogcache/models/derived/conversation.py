@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.keys import digest
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 
 Message = dict[str, Any]
 

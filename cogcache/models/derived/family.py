@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, UnknownFamilyError
 from cogcache.keys import Field
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
@@ -82,7 +82,7 @@ class DerivedFamily(Family):
 
     def full_config(self) -> Mapping[str, Any]:
         """Return the config as its class reads it."""
-        from cogcache.models.partition import load_config, model_class
+        from cogcache.models.classes import load_config, model_class
 
         config: dict[str, Any] = load_config(
             self.checkpoint, model_class(self.checkpoint)

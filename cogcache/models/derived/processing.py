@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cogcache.checkpoint import Checkpoint
 from cogcache.errors import ConfigError, UnknownFamilyError, VideoError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived.conversation import Message, plain_text, with_images
 from cogcache.models.derived.features import version_text
 

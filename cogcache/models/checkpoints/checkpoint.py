@@ -1,0 +1,299 @@
+"""A model's checkpoint: its config, which tensor lies in which shard, and views of a part of it.
+
+A checkpoint is a folder, a hub id, or `tiny`, the one in the package. Of a hub id only the
+small files come at once; shards come when a half asks for them. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
+from cogcache.models.checkpoints.headers import TensorInfo, read_header, read_tensor
+from cogcache.models.checkpoints.split_manifest import MANIFEST, Settings, SplitManifest, kept_rows
+from cogcache.system.hub import fetch_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+LEGAL_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", *LEGAL_FILES)
+VOLATILE_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map")
+"""Config keys that say nothing about what the weights compute."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder and, for a hub id, where its shards come from."""
+
+    model: str
+    folder: Path
+    revision: str | None = None
+    on_hub: bool = False
+
+    @classmethod
+    def open(cls, model: str, revision: str | None = None) -> Checkpoint:
+        """Find a checkpoint: `tiny`, a folder, or a hub id whose small files are fetched.
+
+        Raises:
+            CheckpointError: it is nowhere to be found, or has no config.json.
+        """
+        if model == "tiny":
+            checkpoint = cls(model, Path(__file__).parent / "tiny")
+        elif Path(model).is_dir():
+            checkpoint = cls(model, Path(model))
+        else:
+            checkpoint = cls(
+                model, fetch_files(model, revision, SMALL_FILES), revision, on_hub=True
+            )
+        if not (checkpoint.folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{model} has no config.json", "give a model's folder or its id on the hub"
+            )
+        if (checkpoint.folder / MANIFEST).is_file():
+            return SplitCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
+        return checkpoint
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return _read_json(self.folder / "config.json")
+
+    @property
+    def architecture(self) -> str:
+        """The class that config.json names first; `none` where it names no class."""
+        match self.config.get("architectures"):
+            case [str(name), *_]:
+                return name
+            case _:
+                return "none"
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Shard of every tensor. Of the index, so that no shard need be there for it."""
+        if (self.folder / INDEX).is_file():
+            index = _read_json(self.folder / INDEX)
+            shards = index.get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+                raise CheckpointError(f"{self.folder / INDEX} has no weight_map", "fetch it anew")
+            return shards
+        self.fetch([SINGLE])
+        return dict.fromkeys(read_header(self.folder / SINGLE), SINGLE)
+
+    def shards_of(self, names: Iterable[str]) -> list[str]:
+        """Return the shards that hold any of `names`, sorted."""
+        return sorted({self.weight_map[name] for name in names})
+
+    def fetch(self, shards: Collection[str]) -> None:
+        """See that `shards` are in the folder; download the absent ones of a hub id."""
+        absent = [shard for shard in shards if not (self.folder / shard).is_file()]
+        if absent and self.on_hub:
+            # Of the same commit as the small files: a branch may have moved on in between.
+            fetch_files(self.model, self.folder.name, absent)
+        for shard in shards:
+            if not (self.folder / shard).is_file():
+                raise MissingShardError(f"{self.folder / shard} is missing", f"fetch {shard}")
+
+    def tensors(self, names: Collection[str]) -> dict[str, TensorInfo]:
+        """Describe `names` from the headers of the shards that hold them, and no others.
+
+        Raises:
+            TruncatedShardError: a shard is cut short, or lacks a tensor that the index puts there.
+        """
+        shards = self.shards_of(names)
+        self.fetch(shards)
+        found = {k: v for shard in shards for k, v in read_header(self.folder / shard).items()}
+        if absent := sorted(set(names) - set(found)):
+            shard = self.weight_map[absent[0]]
+            problem = f"{shard} lacks {absent[0]} and {len(absent) - 1} more that the index names"
+            raise TruncatedShardError(problem, f"fetch {shard} anew")
+        return {name: found[name] for name in names}
+
+    def stored(self, names: Collection[str]) -> dict[str, str]:
+        """Return under which names, in which files, the tensors `names` are stored."""
+        return {name: self.weight_map[name] for name in names}
+
+    def files_of(self, names: Collection[str]) -> list[str]:
+        """Return the files that `names` are read from, sorted."""
+        return sorted(set(self.stored(names).values()))
+
+    def bytes_by_file(self, names: Collection[str]) -> dict[str, int]:
+        """Return how many bytes of each file are read for `names`."""
+        read: Counter[str] = Counter()
+        headers = {file: read_header(self.folder / file) for file in self.files_of(names)}
+        for name, file in self.stored(names).items():
+            read[file] += headers[file][name].num_bytes
+        return dict(read)
+
+    def view(self, names: Collection[str], target: Path) -> None:
+        """Make `target` look like a checkpoint that holds only `names`.
+
+        Shards are linked, not copied; those without any of `names` are left out.
+        """
+        stored = self.stored(names)
+        shards = self.files_of(names)
+        self.fetch(shards)
+        for file in (*self.folder.glob("*.json"), *(self.folder / shard for shard in shards)):
+            if file.name != INDEX:
+                (target / file.name).symlink_to(file.resolve())
+        if shards != [SINGLE]:
+            index = {"metadata": {}, "weight_map": dict(sorted(stored.items()))}
+            (target / INDEX).write_text(json.dumps(index))
+
+    def is_stored_as(self, names: Collection[str], dtype: str, quantization: Settings) -> bool:
+        """Say whether `names` are stored in the quantised form that is asked for.
+
+        Args:
+            names: tensors of a half.
+            dtype: of the half's weights that are not quantised, as torch calls it.
+            quantization: what is asked for, as it goes into keys; empty for none.
+
+        Raises:
+            QuantizationError: they are stored in another form, from which the one that is asked
+                for cannot be had.
+        """
+        return False
+
+    def originals(self, name: str) -> tuple[list[int] | slice, Tensor]:
+        """Return rows of a weight as it was before any quantisation, and which rows they are."""
+        return slice(None), read_tensor(self.folder / self.weight_map[name], name)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors, as the index or the single shard says; 0 where it does not."""
+        if (self.folder / INDEX).is_file():
+            index = _read_json(self.folder / INDEX)
+            return int((index.get("metadata") or {}).get("total_size", 0))
+        return sum(info.num_bytes for info in read_header(self.folder / SINGLE).values())
+
+    def small_files(self, *, legal: bool = False) -> list[Path]:
+        """Return config, tokenizer and processor files: all but weights, sorted by name.
+
+        Args:
+            legal: with licences and the like.
+        """
+        files = {path for pattern in SMALL_FILES for path in self.folder.glob(pattern)}
+        if not legal:
+            files -= {path for pattern in LEGAL_FILES for path in self.folder.glob(pattern)}
+        return sorted(path for path in files if path.name != INDEX)
+
+    def digest(self, names: Collection[str], digest_of: Callable[[Path], str]) -> str:
+        """Return the SHA-256 that stands for the weights `names` and what is computed with them.
+
+        Args:
+            names: tensors of a half.
+            digest_of: SHA-256 of a file; the caller remembers them, shards are large.
+        """
+        from cogcache.keys import digest
+
+        described = self.tensors(names)
+        config = {k: v for k, v in self.config.items() if k not in VOLATILE_KEYS}
+        fields: Mapping[str, Any] = {
+            "config": json.dumps(config, sort_keys=True),
+            "tensors": [
+                f"{info.name} {info.dtype} {info.shape}" for _, info in sorted(described.items())
+            ],
+            "shards": [self.shard_digest(shard, digest_of) for shard in self.shards_of(names)],
+        }
+        return digest(fields)
+
+    def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
+        """Return a shard's SHA-256: the hub's own, where its cache names the file by it."""
+        blob = (self.folder / shard).resolve().name
+        if self.on_hub and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
+            return blob
+        return digest_of(self.folder / shard)
+
+
+class SplitCheckpoint(Checkpoint):
+    """A checkpoint that `cogcache split` wrote: it describes its original, whose keys it shares.
+
+    Names, shapes, shards and digests are the original's; the bytes lie in files of its own, those
+    of a quantised language half in another form.
+    """
+
+    @cached_property
+    def manifest(self) -> SplitManifest:
+        """What the folder says of itself."""
+        return SplitManifest.read(self.folder)
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Shard of the original that held each tensor."""
+        return {name: tensor.shard for name, tensor in self.manifest.tensors.items()}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors of the original."""
+        return self.manifest.total_bytes
+
+    def described(self, names: Collection[str]) -> dict[str, TensorInfo]:
+        """Describe `names` as they were in the original; no file is needed for it."""
+        known = self.manifest.tensors
+        return {
+            name: TensorInfo(name, known[name].dtype, known[name].shape, known[name].num_bytes)
+            for name in names
+        }
+
+    def tensors(self, names: Collection[str]) -> dict[str, TensorInfo]:
+        """Describe `names` as they were in the original; what holds them now must be whole."""
+        self.fetch(self.files_of(names))
+        self.bytes_by_file(names)
+        return self.described(names)
+
+    def stored(self, names: Collection[str]) -> dict[str, str]:
+        """Return the names and files of what is stored: quantised forms have names of their own."""
+        copied, files = self.manifest.files_for(names)
+        self.fetch(files)
+        return copied | {name: file for file in files for name in read_header(self.folder / file)}
+
+    def is_stored_as(self, names: Collection[str], dtype: str, quantization: Settings) -> bool:
+        """See `Checkpoint.is_stored_as`; a copy in a narrower type is refused as well."""
+        copied, files = self.manifest.files_for(names)
+        headers = {file: read_header(self.folder / file) for file in set(copied.values())}
+        now = {name: headers[file][name].dtype for name, file in copied.items()}
+        return self.manifest.check_asked(self.model, now, bool(files), dtype, quantization)
+
+    def originals(self, name: str) -> tuple[list[int] | slice, Tensor]:
+        """See `Checkpoint.originals`: some rows of each weight were kept for this."""
+        tensor, quantized = self.manifest.tensors[name], self.manifest.quantized
+        if quantized is None or name not in quantized.tensors:
+            return slice(None), read_tensor(self.folder / str(tensor.file), name)
+        rows = kept_rows(tensor.shape[0])
+        return rows, read_tensor(self.folder / quantized.originals, name)
+
+    def digest(self, names: Collection[str], digest_of: Callable[[Path], str]) -> str:
+        """Return the digest that `names` have in the original.
+
+        Raises:
+            CheckpointError: a file is not the one that was written by the split.
+        """
+        files = {*self.files_of(names), *self.manifest.beside(names)}
+        self.fetch(files)
+        for file in sorted(files):
+            if digest_of(self.folder / file) != self.manifest.files.get(file):
+                problem = f"{self.folder / file} does not hold the bytes that were split off"
+                raise CheckpointError(problem, "copy the folder anew, or split the original anew")
+        return super().digest(names, digest_of)
+
+    def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
+        """Return the SHA-256 of a shard of the original."""
+        return self.manifest.shards[shard]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", "fetch it anew") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object", "fetch it anew")
+    return content
