@@ -52,9 +52,9 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Encode one video of 24 frames and cache its features."""
     import torch
 
-    from cogcache.loading import Fitted, VisionLoader
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
+    from cogcache.planning.fitted import Fitted, VisionLoader
     from cogcache.store.store import FeatureStore
 
     stage = Stage.begin(folder, options, frames_per_batch=NUM_FRAMES)
@@ -80,9 +80,9 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Generate a few tokens from the cached features with the language half in NF4."""
     from cogcache.decoding import Decoder
-    from cogcache.loading import Fitted, LanguageLoader
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
+    from cogcache.planning.fitted import Fitted, LanguageLoader
 
     stage = Stage.begin(
         folder,

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache import endings
 from cogcache.batches import Batches
-from cogcache.budget import LanguageChoice
 from cogcache.captionlist import Task, caption_key
 from cogcache.errors import ClipError, CogcacheError, ConfigError
 from cogcache.generation import Finished, NoRoom, Request
@@ -22,6 +21,7 @@ from cogcache.guards import changes_for, flags_of
 from cogcache.made import GivenUp, Made
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.identity import HalfIdentity
+from cogcache.planning.choices import LanguageChoice
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.units import GIB
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from cogcache.decoding import Decoder
     from cogcache.keptprefixes import KeptPrefixes
-    from cogcache.loading import Fitted, LanguageLoader
+    from cogcache.planning.fitted import Fitted, LanguageLoader
     from cogcache.structured import Grammar
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
@@ -86,7 +86,7 @@ class Captioner:
 
     def _load(self, row_tokens: int) -> Decoder | Batches:
         """Load the half once it is known how long the rows are; clips come longest first."""
-        from cogcache.loading import Fitted, LanguageLoader
+        from cogcache.planning.fitted import Fitted, LanguageLoader
 
         if self.half is None:
             self.loader = LanguageLoader(self.family, self.settings, row_tokens)

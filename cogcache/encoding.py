@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cogcache.errors import ClipError
-from cogcache.loading import Fitted, VisionLoader
 from cogcache.models.family import ClipTensors, Family
+from cogcache.planning.fitted import Fitted, VisionLoader
 from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.system.heap import running_out

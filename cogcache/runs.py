@@ -12,6 +12,7 @@ from typing import Any
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.errors import CogcacheError
+from cogcache.planning.choices import StagePlan
 from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 from cogcache.units import format_bytes, format_seconds
 
@@ -69,23 +70,6 @@ class Timings:
     def add(self, part: str, seconds: float) -> None:
         """Count time under `part`."""
         self.seconds[part] = self.seconds.get(part, 0.0) + seconds
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """What a stage is expected to hold at its peak, in bytes, besides the bare process."""
-
-    weights_bytes: int
-    activations_bytes: int
-    cache_bytes: int = 0
-    """Keys and values of the rows in hand."""
-    logits_bytes: int = 0
-
-    @property
-    def peak_bytes(self) -> int:
-        """Sum of the parts."""
-        held = self.weights_bytes + self.cache_bytes
-        return held + self.activations_bytes + self.logits_bytes
 
 
 @dataclass

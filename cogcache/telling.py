@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from cogcache.runs import RunReport, StagePlan
+from cogcache.planning.choices import StagePlan
+from cogcache.runs import RunReport
 from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 
 

@@ -18,7 +18,7 @@ from cogcache.generation import Request
 from cogcache.keptprefixes import KeptPrefixes
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
-from cogcache.plan import prefix_bytes
+from cogcache.planning.estimates import prefix_bytes
 from cogcache.settings.settings import load_settings
 
 __all__ = ["extracted", "lab"]

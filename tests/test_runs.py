@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from cogcache.runs import Counts, RunReport, StagePlan, Timings, versions
+from cogcache.planning.choices import StagePlan
+from cogcache.runs import Counts, RunReport, Timings, versions
 from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 
 MIB = 1024**2

@@ -9,9 +9,7 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
-from cogcache import loading
 from cogcache.errors import ConfigError
-from cogcache.loading import VisionLoader
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.halves.offload import Offload
@@ -19,6 +17,8 @@ from cogcache.models.halves.sizes import block_paths, half_sizes
 from cogcache.models.quantization.head import HeadInParts
 from cogcache.models.quantization.layers import Quantization, quantized_linear
 from cogcache.models.registry import family_of
+from cogcache.planning import fitted
+from cogcache.planning.fitted import VisionLoader
 from cogcache.settings.settings import load_settings
 from cogcache.system.memory_monitor import sample
 from cogcache.units import KIB, MIB
@@ -131,7 +131,7 @@ def test_a_memory_that_holds_nothing_is_refused_with_what_would_do(whole):
 
 
 def test_free_memory_that_does_not_do_is_refused_with_what_would(whole, monkeypatch):
-    monkeypatch.setattr(loading, "free_bytes", lambda _: KIB)
+    monkeypatch.setattr(fitted, "free_bytes", lambda _: KIB)
     with pytest.raises(ConfigError, match="not fit the 1 KiB that are free") as refused:
         first_choice(whole, "auto")
     assert re.fullmatch(r"free .* KiB or more", refused.value.hint)

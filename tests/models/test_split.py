@@ -39,7 +39,7 @@ from cogcache.models.halves.waiting import Parked
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
 from cogcache.models.split import split
-from cogcache.planning import make_plan
+from cogcache.planning.plan import make_plan
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
 

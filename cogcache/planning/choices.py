@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cogcache.models.halves.sizes import ITEM_BYTES, HalfSizes, LanguageSizes
-from cogcache.plan import frame_bytes, kv_bytes, logit_bytes, prefill_bytes
-from cogcache.runs import StagePlan
+from cogcache.planning.estimates import frame_bytes, kv_bytes, logit_bytes, prefill_bytes
 from cogcache.settings.settings import Settings
 from cogcache.units import MIB, format_bytes
 
@@ -197,3 +196,20 @@ class _RowsPlan:
 
     def least(self, smallest: int) -> str:
         return f"one layer, what stays beside it, and one row take {format_bytes(smallest)}"
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What a stage is expected to hold at its peak, in bytes, besides the bare process."""
+
+    weights_bytes: int
+    activations_bytes: int
+    cache_bytes: int = 0
+    """Keys and values of the rows in hand."""
+    logits_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the parts."""
+        held = self.weights_bytes + self.cache_bytes
+        return held + self.activations_bytes + self.logits_bytes

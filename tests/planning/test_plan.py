@@ -8,15 +8,15 @@ import pytest
 import torch
 from scenes import settings
 
-from cogcache.budget import LanguageChoice, choose_language, choose_vision
-from cogcache.loading import VisionLoader
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.halves.sizes import half_sizes, language_sizes
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.plan import frame_bytes
-from cogcache.planning import make_plan
+from cogcache.planning.choices import LanguageChoice, choose_language, choose_vision
+from cogcache.planning.estimates import frame_bytes
+from cogcache.planning.fitted import VisionLoader
+from cogcache.planning.plan import make_plan
 from cogcache.settings.settings import Settings
 from cogcache.system.memory_monitor import sample
 from cogcache.units import GIB, MIB

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import Sizes, write_checkpoint
 from local_hub import Hub, with_hub
 
-from cogcache.planning import make_plan
+from cogcache.planning.plan import make_plan
 from cogcache.settings.settings import load_settings
 
 PLAN = """

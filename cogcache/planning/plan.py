@@ -7,15 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cogcache.budget import (
-    DEVICE_CONTEXT_BYTES,
-    LanguageChoice,
-    VisionChoice,
-    choose_language,
-    choose_vision,
-    usable_bytes,
-    whole_bytes,
-)
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family
 from cogcache.models.halves.load import WholeModel, is_stored
@@ -28,7 +19,16 @@ from cogcache.models.halves.sizes import (
 )
 from cogcache.models.quantization.layers import Kind, Quantization
 from cogcache.models.registry import family_of
-from cogcache.plan import feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
+from cogcache.planning.choices import (
+    DEVICE_CONTEXT_BYTES,
+    LanguageChoice,
+    VisionChoice,
+    choose_language,
+    choose_vision,
+    usable_bytes,
+    whole_bytes,
+)
+from cogcache.planning.estimates import feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
 from cogcache.settings.settings import Settings
 from cogcache.system.devices import free_bytes, pick_device
 from cogcache.system.memory_monitor import sample

@@ -8,15 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from cogcache.budget import (
-    LanguageChoice,
-    VisionChoice,
-    choose_language,
-    choose_vision,
-    plan_language,
-    usable_bytes,
-    whole_bytes,
-)
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.models.family import Family
 from cogcache.models.halves.compiled import compile_blocks
@@ -25,7 +16,17 @@ from cogcache.models.halves.offload import Offload
 from cogcache.models.halves.sizes import ITEM_BYTES, LanguageSizes, half_sizes, language_sizes
 from cogcache.models.halves.waiting import settle
 from cogcache.models.quantization.layers import Quantization
-from cogcache.runs import RunReport, StagePlan
+from cogcache.planning.choices import (
+    LanguageChoice,
+    StagePlan,
+    VisionChoice,
+    choose_language,
+    choose_vision,
+    plan_language,
+    usable_bytes,
+    whole_bytes,
+)
+from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
 from cogcache.system.devices import free_bytes, pick_device
 from cogcache.system.heap import blocks_given_back, give_back, running_out

@@ -8,17 +8,17 @@ import pytest
 from checkpoints import published_tensors
 
 from benchmarks.random_checkpoint import CONFIG
-from cogcache.budget import (
+from cogcache.models.halves.sizes import HalfSizes, LanguageSizes
+from cogcache.models.quantization.layers import Quantization, quantized_bytes
+from cogcache.planning.choices import (
     LanguageChoice,
     choose_language,
     choose_vision,
     usable_bytes,
     whole_bytes,
 )
-from cogcache.loading import less
-from cogcache.models.halves.sizes import HalfSizes, LanguageSizes
-from cogcache.models.quantization.layers import Quantization, quantized_bytes
-from cogcache.plan import row_tokens
+from cogcache.planning.estimates import row_tokens
+from cogcache.planning.fitted import less
 from cogcache.settings.settings import Settings
 from cogcache.units import GIB
 
