@@ -79,7 +79,7 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Generate a few tokens from the cached features with the language half in NF4."""
-    from cogcache.decoding import Decoder
+    from cogcache.generation.decoder import Decoder
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
     from cogcache.planning.fitted import Fitted, LanguageLoader
@@ -111,7 +111,7 @@ def whole(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Do both with the whole model in one piece, in bf16."""
     import torch
 
-    from cogcache.decoding import Decoder
+    from cogcache.generation.decoder import Decoder
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.halves.load import load_whole
     from cogcache.models.registry import family_of
@@ -200,7 +200,7 @@ def request_for(folder: Path, settings: Settings) -> Any:
     """Return the official prompt about the cached features."""
     import torch
 
-    from cogcache.generation import Request
+    from cogcache.generation.requests import Request
     from cogcache.models.cogvlm2 import layout
     from cogcache.models.family import ClipTensors, PromptRow
     from cogcache.store.store import FeatureStore

@@ -19,10 +19,10 @@ from benchmarks.timing import Clock, Line, in_turn, timed
 from cogcache.caption import caption
 from cogcache.captionlist import list_captions
 from cogcache.catalog.catalog import Catalog
-from cogcache.decoding import Decoder
-from cogcache.generation import Finished, Request
-from cogcache.keptprefixes import KeptPrefixes
-from cogcache.kvcache import Prefix
+from cogcache.generation.decoder import Decoder
+from cogcache.generation.kv_cache import Prefix
+from cogcache.generation.prefix_files import KeptPrefixes
+from cogcache.generation.requests import Finished, Request
 from cogcache.models.halves.identity import identify
 from cogcache.settings.stage_two import Generation
 from cogcache.store.store import FeatureStore

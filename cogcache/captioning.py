@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache import endings
-from cogcache.batches import Batches
 from cogcache.captionlist import Task, caption_key
 from cogcache.errors import ClipError, CogcacheError, ConfigError
-from cogcache.generation import Finished, NoRoom, Request
-from cogcache.guards import changes_for, flags_of
+from cogcache.generation import stop_texts
+from cogcache.generation.batches import Batches
+from cogcache.generation.flags import changes_for, flags_of
+from cogcache.generation.requests import Finished, NoRoom, Request
 from cogcache.made import GivenUp, Made
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.identity import HalfIdentity
@@ -29,10 +29,10 @@ from cogcache.units import GIB
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from cogcache.decoding import Decoder
-    from cogcache.keptprefixes import KeptPrefixes
+    from cogcache.generation.decoder import Decoder
+    from cogcache.generation.json_grammar import Grammar
+    from cogcache.generation.prefix_files import KeptPrefixes
     from cogcache.planning.fitted import Fitted, LanguageLoader
-    from cogcache.structured import Grammar
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
 """What is asked about one clip, and its features."""
@@ -78,7 +78,7 @@ class Captioner:
         if (schema := self.settings.generation.json_schema) is None:
             return None
         try:
-            from cogcache.structured import Grammar
+            from cogcache.generation.json_grammar import Grammar
         except ImportError as error:
             problem = f"--json-schema needs {error.name}, which is not installed"
             raise ConfigError(problem, "pip install 'cogcache[structured]'") from error
@@ -95,7 +95,7 @@ class Captioner:
 
     def _decoder(self, half: Fitted[LanguageChoice]) -> Decoder | Batches:
         """Return what turns rows into tokens, and say so where it cannot share prefixes."""
-        from cogcache.decoding import Decoder, can_decode
+        from cogcache.generation.decoder import Decoder, can_decode
 
         rows, beams = half.choice.clips_per_batch, self.settings.generation.num_beams
         rows = self.family.rows_together(rows, beams)
@@ -123,7 +123,7 @@ class Captioner:
 
     def _kept(self, device: str) -> KeptPrefixes | None:
         """Return where video parts are kept; they depend on weights and types, on no prompt."""
-        from cogcache.keptprefixes import KeptPrefixes
+        from cogcache.generation.prefix_files import KeptPrefixes
 
         language, limits = self.settings.language, self.settings.limits
         if language.keep_prefix is None:
@@ -248,8 +248,8 @@ class Captioner:
         kept = tokens[:-1] if ended else tokens
         text = self.family.text_of(kept)
         stops = request.generation.stop
-        if endings.holds(text, stops):
-            text, ended = endings.cut(text, stops), True
+        if stop_texts.holds(text, stops):
+            text, ended = stop_texts.cut(text, stops), True
         over_context = finished.over_context and not ended
         flags = flags_of(text, kept, ended=ended, over_context=over_context)
         if self.grammar and not self.grammar.is_followed(text):

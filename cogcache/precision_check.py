@@ -191,7 +191,7 @@ def _look(
     """Keep the expectations of the reference, or compare with those that were kept."""
     from safetensors.torch import load_file, save_file
 
-    from cogcache.forcing import log_probabilities
+    from cogcache.generation.teacher_forcing import log_probabilities
 
     path = job.folder / f"{name}.safetensors"
     found = log_probabilities(captioner.model, captioner.family, row, tokens)

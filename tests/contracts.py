@@ -22,8 +22,8 @@ from transformers.video_utils import VideoMetadata
 from zoo import Animal
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.decoding import Decoder, can_decode
-from cogcache.generation import Request
+from cogcache.generation.decoder import Decoder, can_decode
+from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.identity import identify

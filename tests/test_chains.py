@@ -15,7 +15,7 @@ from cogcache.catalog.rows import CaptionRow
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
 from cogcache.filling import NO_FIRST_CAPTION
-from cogcache.generation import generate
+from cogcache.generation.batches import generate
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of

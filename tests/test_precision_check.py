@@ -15,11 +15,11 @@ from zoo import QWEN2_VL
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.cli.precision import _lines, _side_by_side
-from cogcache.decoding import Decoder
 from cogcache.errors import CacheError, ConfigError, QuantizationError
 from cogcache.extract import extract
-from cogcache.forcing import log_probabilities
-from cogcache.generation import Request
+from cogcache.generation.decoder import Decoder
+from cogcache.generation.requests import Request
+from cogcache.generation.teacher_forcing import log_probabilities
 from cogcache.likeness import (
     Bounds,
     ComparedCaptions,

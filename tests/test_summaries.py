@@ -20,7 +20,7 @@ from cogcache.export.items import select_items
 from cogcache.export.text import Wording
 from cogcache.extract import extract
 from cogcache.gallery import write_gallery
-from cogcache.generation import generate
+from cogcache.generation.batches import generate
 from cogcache.made import Made
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.identity import identify

@@ -12,7 +12,7 @@ import torch
 from checkpoints import MINI, write_tokenizer
 
 from cogcache.extract import extract
-from cogcache.generation import generate
+from cogcache.generation.batches import generate
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.load import LoadedHalf, WholeModel, load_half, load_whole

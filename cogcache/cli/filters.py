@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cogcache.errors import ConfigError
-from cogcache.guards import FLAGS
+from cogcache.generation.flags import FLAGS
 
 Command = Callable[..., Any]
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cogcache.decoding import Decoder
-from cogcache.generation import Request
+from cogcache.generation.decoder import Decoder
+from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import load_half
 from cogcache.models.registry import family_of

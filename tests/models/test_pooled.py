@@ -12,10 +12,11 @@ from checkpoints import MINI, write_checkpoint, write_tokenizer
 
 from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
-from cogcache.decoding import Decoder
 from cogcache.errors import ConfigError
 from cogcache.extract import extract
-from cogcache.generation import Request, generate
+from cogcache.generation.batches import generate
+from cogcache.generation.decoder import Decoder
+from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half, load_whole

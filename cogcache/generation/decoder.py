@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cogcache.choosing import Chooser, choose_all
-from cogcache.generation import (
+from cogcache.generation.kv_cache import Prefix, RowCache, SlotCache, keeps_all_keys
+from cogcache.generation.prefix_files import KeptPrefixes
+from cogcache.generation.prefixes import Prefixes, cut_of, forward, prefix_digest, sharing
+from cogcache.generation.requests import (
     Finished,
     NoRoom,
     Request,
@@ -30,10 +32,8 @@ from cogcache.generation import (
     laid_out,
     room_for,
 )
-from cogcache.keptprefixes import KeptPrefixes
-from cogcache.kvcache import Prefix, RowCache, SlotCache, keeps_all_keys
+from cogcache.generation.token_choice import Chooser, choose_all
 from cogcache.models.family import Family, left_padded
-from cogcache.prefixes import Prefixes, cut_of, forward, prefix_digest, sharing
 from cogcache.system.heap import give_back, running_out
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cogcache.guards import changes_for, flags_of
+from cogcache.generation.flags import changes_for, flags_of
 from cogcache.settings.stage_two import Generation
 
 

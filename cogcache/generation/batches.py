@@ -5,23 +5,28 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cogcache.generation import (
+from cogcache.generation.requests import (
     Finished,
     NoRoom,
     Request,
     Statistics,
     context_of,
-    generate,
     laid_out,
     room_for,
 )
-from cogcache.models.family import Family
+from cogcache.models.family import Family, PromptRow
+from cogcache.settings.stage_two import Generation
 from cogcache.system.heap import running_out
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from cogcache.generation.json_grammar import Grammar
+
+DRAWING = ("temperature", "top_p", "top_k")
+
 
 _END = object()
 
@@ -135,3 +140,65 @@ def _one_by_one(groups: Iterable[Sequence[Request]]) -> Iterator[Request | None]
         yield from group
         if not group:
             yield None
+
+
+def generate(
+    model: PreTrainedModel,
+    family: Family,
+    rows: Sequence[PromptRow],
+    generation: Generation,
+    *,
+    seed: int | None = None,
+    grammar: Grammar | None = None,
+) -> list[list[int]]:
+    """Generate for a left-padded batch of rows.
+
+    Args:
+        model: the language half, or the whole model.
+        family: lays the batch out.
+        rows: clips with prompts, of any lengths.
+        generation: how tokens are chosen.
+        seed: of the random numbers; that of `generation` where there is none.
+        grammar: what the tokens have to follow.
+
+    Returns:
+        For each row its new tokens, up to and with the one that ends it; without an end there
+        are `max_new_tokens` of them.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    if generation.do_sample:
+        torch.manual_seed(generation.seed if seed is None else seed)
+    inputs = family.model_inputs(rows, model)
+    length = inputs["input_ids"].shape[1]
+    held = {"logits_processor": LogitsProcessorList([grammar.processor(length)])} if grammar else {}
+    config = generation_config(family, generation)
+    with torch.inference_mode():
+        output = model.generate(**inputs, generation_config=config, **held)
+    new_tokens = output[:, length:].tolist()
+    return [_ended(tokens, family.stop_ids) for tokens in new_tokens]
+
+
+def generation_config(family: Family, generation: Generation) -> GenerationConfig:
+    """Return the settings as transformers takes them."""
+    from transformers import GenerationConfig
+
+    drawing: dict[str, Any] = {name: getattr(generation, name) for name in DRAWING}
+    return GenerationConfig(
+        max_new_tokens=generation.max_new_tokens,
+        do_sample=generation.do_sample,
+        num_beams=generation.num_beams,
+        repetition_penalty=generation.repetition_penalty,
+        eos_token_id=list(family.stop_ids),
+        pad_token_id=family.pad_id,
+        **(drawing if generation.do_sample else {}),
+    )
+
+
+def _ended(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
+    """Cut off what only fills the row up to the longest of its batch."""
+    for position, token in enumerate(tokens):
+        if token in stop_ids:
+            return tokens[: position + 1]
+    return tokens

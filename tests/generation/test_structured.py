@@ -196,9 +196,9 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
 
 
 def test_a_model_with_more_logits_than_tokens_gives_none_of_the_rest():
+    from cogcache.generation.json_grammar import Grammar
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
-    from cogcache.structured import Grammar
 
     grammar = Grammar('{"const": 1}', family_of(Checkpoint.open("tiny")))
     scores = grammar.processor(0)(torch.zeros((1, 0), dtype=torch.long), torch.zeros((1, 9999)))

@@ -21,7 +21,7 @@ from transformers import (
 from cogcache.settings.stage_two import Generation
 
 if TYPE_CHECKING:
-    from cogcache.structured import Grammar
+    from cogcache.generation.json_grammar import Grammar
 
 
 class Chooser:

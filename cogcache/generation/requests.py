@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cogcache import endings
+from cogcache.generation import stop_texts
 from cogcache.models.family import Family, PromptRow
 from cogcache.settings.stage_two import Generation
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-    from cogcache.structured import Grammar
+    from cogcache.generation.json_grammar import Grammar
 
 logger = logging.getLogger(__name__)
-
-DRAWING = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +46,7 @@ class Request:
         stops = self.generation.stop
         if not stops:
             return False
-        return endings.holds(family.text_of(tokens[-endings.window(stops) :]), stops)
+        return stop_texts.holds(family.text_of(tokens[-stop_texts.window(stops) :]), stops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,65 +147,3 @@ def context_of(model: PreTrainedModel) -> int | None:
 def room_for(positions: Tensor, context: int | None) -> float:
     """Return how many new tokens a context has room for behind these positions; one at least."""
     return max(1, context - 1 - int(positions.max())) if context else math.inf
-
-
-def generate(
-    model: PreTrainedModel,
-    family: Family,
-    rows: Sequence[PromptRow],
-    generation: Generation,
-    *,
-    seed: int | None = None,
-    grammar: Grammar | None = None,
-) -> list[list[int]]:
-    """Generate for a left-padded batch of rows.
-
-    Args:
-        model: the language half, or the whole model.
-        family: lays the batch out.
-        rows: clips with prompts, of any lengths.
-        generation: how tokens are chosen.
-        seed: of the random numbers; that of `generation` where there is none.
-        grammar: what the tokens have to follow.
-
-    Returns:
-        For each row its new tokens, up to and with the one that ends it; without an end there
-        are `max_new_tokens` of them.
-    """
-    import torch
-    from transformers import LogitsProcessorList
-
-    if generation.do_sample:
-        torch.manual_seed(generation.seed if seed is None else seed)
-    inputs = family.model_inputs(rows, model)
-    length = inputs["input_ids"].shape[1]
-    held = {"logits_processor": LogitsProcessorList([grammar.processor(length)])} if grammar else {}
-    config = generation_config(family, generation)
-    with torch.inference_mode():
-        output = model.generate(**inputs, generation_config=config, **held)
-    new_tokens = output[:, length:].tolist()
-    return [_ended(tokens, family.stop_ids) for tokens in new_tokens]
-
-
-def generation_config(family: Family, generation: Generation) -> GenerationConfig:
-    """Return the settings as transformers takes them."""
-    from transformers import GenerationConfig
-
-    drawing: dict[str, Any] = {name: getattr(generation, name) for name in DRAWING}
-    return GenerationConfig(
-        max_new_tokens=generation.max_new_tokens,
-        do_sample=generation.do_sample,
-        num_beams=generation.num_beams,
-        repetition_penalty=generation.repetition_penalty,
-        eos_token_id=list(family.stop_ids),
-        pad_token_id=family.pad_id,
-        **(drawing if generation.do_sample else {}),
-    )
-
-
-def _ended(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
-    """Cut off what only fills the row up to the longest of its batch."""
-    for position, token in enumerate(tokens):
-        if token in stop_ids:
-            return tokens[: position + 1]
-    return tokens

@@ -12,10 +12,10 @@ from test_captioning import NUM_CLIPS, extracted, made, texts
 from test_decoding import GREEDY, lab, requests, tokens
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.decoding import Decoder
 from cogcache.errors import CacheError
-from cogcache.generation import Request
-from cogcache.keptprefixes import KeptPrefixes
+from cogcache.generation.decoder import Decoder
+from cogcache.generation.prefix_files import KeptPrefixes
+from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
 from cogcache.planning.estimates import prefix_bytes

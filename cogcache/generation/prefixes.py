@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from cogcache.generation import Request, Statistics, laid_out
-from cogcache.keptprefixes import KeptPrefixes
-from cogcache.kvcache import Prefix
+from cogcache.generation.kv_cache import Prefix
+from cogcache.generation.prefix_files import KeptPrefixes
+from cogcache.generation.requests import Request, Statistics, laid_out
 from cogcache.models.family import Family
 
 FEWEST_SHARED = 4

@@ -8,8 +8,9 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
-from cogcache.decoding import Decoder, can_decode
-from cogcache.generation import Finished, Request, generate
+from cogcache.generation.batches import generate
+from cogcache.generation.decoder import Decoder, can_decode
+from cogcache.generation.requests import Finished, Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.load import WholeModel, load_half

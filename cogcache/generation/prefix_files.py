@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogcache.errors import CacheError, CorruptFeaturesError, FeaturesError
+from cogcache.generation.kv_cache import Prefix
 from cogcache.keys import Field, digest
-from cogcache.kvcache import Prefix
 from cogcache.store.format import Bits, hash_block, hashing, tensor_digest
 from cogcache.system.atomic_files import Part, make_folder, remove_dead, seal_parts
 from cogcache.units import format_bytes

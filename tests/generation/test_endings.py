@@ -9,8 +9,8 @@ import pytest
 import zoo
 
 from cogcache.captionlist import caption_key
-from cogcache.endings import cut, holds
-from cogcache.generation import Request
+from cogcache.generation.requests import Request
+from cogcache.generation.stop_texts import cut, holds
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family, PromptRow
 from cogcache.models.registry import family_of
