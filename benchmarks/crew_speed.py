@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.crews import Bench, bench_of, cluster_of
 from benchmarks.torture import hold
-from cogcache.crew import Engine, Scheduler, WorkerSpec
-from cogcache.crew_processes import ProcessEngine
-from cogcache.crew_ray import RayEngine
-from cogcache.inbox import JobQueue, Result
+from cogcache.stages.distributed.jobs import JobQueue, Result
+from cogcache.stages.distributed.process_workers import ProcessEngine
+from cogcache.stages.distributed.ray_workers import RayEngine
+from cogcache.stages.distributed.scheduler import Engine, Scheduler, WorkerSpec
 from cogcache.system.signals import Stop
 
 PARCEL_BYTES = 24 * 3 * 224 * 224 * 2

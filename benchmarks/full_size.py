@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.control_group import run_limited, status
-from cogcache.runs import Counts, RunReport, Timings
 from cogcache.settings.settings import Settings, load_settings
+from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.system.heap import blocks_given_back
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import format_bytes, parse_bytes

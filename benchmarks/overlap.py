@@ -20,16 +20,16 @@ import torch
 from benchmarks.small import SIZES, Bench, write_copy
 from benchmarks.timing import Line
 from cogcache.catalog.catalog import Catalog
-from cogcache.extract import extract
-from cogcache.featuremaking import seal_clip
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
-from cogcache.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.settings.settings import Settings
+from cogcache.stages.clips.worklist import Clip, Wanted
+from cogcache.stages.encoding.feature_maker import seal_clip
+from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
-from cogcache.worklist import Clip, Wanted
 
 SHORT, LONG = 4, 16
 """Clips of the two runs; they share none."""

@@ -16,8 +16,6 @@ import torch
 
 from benchmarks.small import Bench
 from benchmarks.timing import Clock, Line, in_turn, timed
-from cogcache.caption import caption
-from cogcache.captionlist import list_captions
 from cogcache.catalog.catalog import Catalog
 from cogcache.generation.decoder import Decoder
 from cogcache.generation.kv_cache import Prefix
@@ -25,6 +23,8 @@ from cogcache.generation.prefix_files import KeptPrefixes
 from cogcache.generation.requests import Finished, Request
 from cogcache.models.halves.identity import identify
 from cogcache.settings.stage_two import Generation
+from cogcache.stages.caption import caption
+from cogcache.stages.captioning.tasks import list_captions
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import read_clip
 
@@ -241,7 +241,7 @@ def _fill(cache: Path, count: int) -> None:
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
     from cogcache.settings.settings import load_settings
-    from cogcache.worklist import Wanted
+    from cogcache.stages.clips.worklist import Wanted
 
     settings = load_settings(None, {"prompts": {str(n): t for n, t in enumerate(prompts(8))}})
     family = family_of(Checkpoint.open("tiny"))

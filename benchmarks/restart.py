@@ -23,8 +23,8 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.identity import identify
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
+from cogcache.stages.clips.worklist import Wanted
 from cogcache.store.store import FeatureStore
-from cogcache.worklist import Wanted
 
 A_TIME = 5000
 MEASURED = """

@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.torture import Torture, decode_here, extraction, hold, stage_one, stage_two
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.upkeep.verify import verify
-from cogcache.runs import RunReport
 from cogcache.settings.settings import load_settings
+from cogcache.stages.runs.report import RunReport
 from cogcache.store.claims import remove_dead_claims
 from cogcache.store.store import FeatureStore
 

@@ -126,7 +126,7 @@ class Bench:
     @cached_property
     def cache(self) -> Path:
         """A cache with the features of all clips."""
-        from cogcache.extract import extract
+        from cogcache.stages.extract import extract
 
         done = extract(self.videos, self.folder / "cache", self.settings()).counts
         assert done.done + done.cached == self.num_clips

@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cogcache.caption import caption
     from cogcache.catalog.catalog import Catalog
     from cogcache.errors import CogcacheError
-    from cogcache.extract import extract
     from cogcache.models.halves.load import load_half
     from cogcache.models.registry import get_family
     from cogcache.settings.settings import Settings, load_settings
+    from cogcache.stages.caption import caption
+    from cogcache.stages.extract import extract
     from cogcache.store.store import FeatureStore
 
     __version__: str

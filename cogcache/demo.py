@@ -19,7 +19,7 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import RunRow
 from cogcache.errors import CogcacheError
 from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
-from cogcache.stages import run_stage
+from cogcache.stages.both import run_stage
 
 NUM_CLIPS = 12
 SEED = 2_000_000

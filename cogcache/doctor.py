@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.errors import CogcacheError
-from cogcache.runs import versions
+from cogcache.stages.runs.report import versions
 from cogcache.system.devices import pick_device
 from cogcache.units import GIB, format_bytes
 

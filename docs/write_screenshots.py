@@ -18,7 +18,7 @@ from cogcache.browse import Browser
 from cogcache.demo import make_clips
 from cogcache.report import write_report
 from cogcache.shapes import QUESTIONS
-from cogcache.stages import run_stage
+from cogcache.stages.both import run_stage
 from tests.browser import chromium, served
 
 DOCS = Path(__file__).parent

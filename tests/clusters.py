@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import crews
 from benchmarks.crews import ROOT
-from cogcache.crew_ray import QUIET
+from cogcache.stages.distributed.ray_workers import QUIET
 
 
 @contextmanager

@@ -14,12 +14,12 @@ import pytest
 from scenes import catalog_of, settings, write_scene
 from videos import write_video
 
-from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli.surroundings import printable_lines
 from cogcache.errors import ConfigError
-from cogcache.extract import extract
-from cogcache.progress import line, state_of
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
+from cogcache.stages.runs.status import line, state_of
 
 COGCACHE = [sys.executable, "-m", "cogcache"]
 QUICK = ["--max-new-tokens=3", "--quantization=none", "--decode-workers=1"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.errors import VideoError
-from cogcache.inbox import JobQueue, Result
+from cogcache.stages.distributed.jobs import JobQueue, Result
 from cogcache.video.workers.limits import WorkerLimits, limit_job
 from cogcache.video.workers.process import doing
 

@@ -39,7 +39,7 @@ def convert(
     Only what can be turned exactly is turned: `pooled` into `projected`, and one lossless
     compression into another. VIDEOS choose among the cached ones; none given converts all.
     """
-    from cogcache.conversion import convert as run
+    from cogcache.stages.convert import convert as run
 
     if cache_point is None and compression is None:
         raise click.UsageError("say into what: --cache-point or --compression")

@@ -39,7 +39,7 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
 
-    from cogcache.progress import state_of
+    from cogcache.stages.runs.status import state_of
     from cogcache.store.live import live_runs
 
     def rows(catalog: Any) -> list[dict[str, Any]]:

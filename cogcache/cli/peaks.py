@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from cogcache.runs import RunReport
+    from cogcache.stages.runs.report import RunReport
 
 COLUMNS = ("stage", "before_loading_bytes", "planned_peak_bytes", "measured_peak_bytes")
 peaks_option = click.option(

@@ -13,7 +13,7 @@ from cogcache.options import cache_option, settings_options
 from cogcache.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from cogcache.likeness import ComparedCaptions
+    from cogcache.stages.captioning.likeness import ComparedCaptions
 
 COMPARED = ("model", "sampling", "vision", "language", "generation")
 PART = click.FloatRange(0, 1)
@@ -54,8 +54,8 @@ def verify_quantization(
     Each runs in a process of its own, one after the other. Nothing is stored in the cache.
     Exit status: 1 if a bound that was given does not hold.
     """
-    from cogcache.likeness import Bounds, summary
-    from cogcache.precision_check import check_precision
+    from cogcache.stages.captioning.likeness import Bounds, summary
+    from cogcache.stages.captioning.precision import check_precision
 
     pairs = check_precision(cache, settings, clips=compare_clips, positions=positions)
     found = summary(pairs)
@@ -69,7 +69,7 @@ def verify_quantization(
 
 
 def _lines(found: dict[str, float]) -> list[str]:
-    from cogcache.likeness import RATED
+    from cogcache.stages.captioning.likeness import RATED
     from cogcache.tables import as_table
 
     rates: list[dict[str, Any]] = [
@@ -91,7 +91,7 @@ def _lines(found: dict[str, float]) -> list[str]:
 
 
 def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
-    from cogcache.likeness import worst
+    from cogcache.stages.captioning.likeness import worst
     from cogcache.tables import as_table
 
     rows = [

@@ -20,7 +20,7 @@ from cogcache.settings.settings import Settings
 from cogcache.video.cutting import WHOLE, Span
 
 if TYPE_CHECKING:
-    from cogcache.runs import RunReport
+    from cogcache.stages.runs.report import RunReport
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def extract(
 
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """
-    from cogcache.extract import extract as run
+    from cogcache.stages.extract import extract as run
 
     _finish(
         run(
@@ -141,7 +141,7 @@ def caption(
     VIDEOS choose among the cached ones; none given captions all. So do --clip, and --segment and
     --scenes, among the clips of a video.
     """
-    from cogcache.caption import caption as run
+    from cogcache.stages.caption import caption as run
 
     _finish(
         run(
@@ -191,7 +191,7 @@ def _both(
     peaks: Sequence[Path],
 ) -> int:
     """Run the stages, which write their peaks to `peaks`; return the exit status."""
-    from cogcache.stages import Hours, run_stage, second_limits
+    from cogcache.stages.both import Hours, run_stage, second_limits
 
     hours = Hours(settings.limits.max_hours)
     retry = ["--retry-failed"] if retry_failed else []

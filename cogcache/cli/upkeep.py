@@ -15,7 +15,7 @@ from cogcache.options import cache_option
 @json_option
 def status(cache: Path, json_: bool) -> None:
     """Show the runs at work on a cache: how far, how fast, how much memory."""
-    from cogcache.progress import shown, statuses
+    from cogcache.stages.runs.status import shown, statuses
 
     rows = statuses(cache)
     columns = ("command", "state", "progress", "failed", "rate", "left", "memory", "started_at")

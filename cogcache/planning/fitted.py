@@ -26,8 +26,8 @@ from cogcache.planning.choices import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.runs import RunReport
 from cogcache.settings.settings import Settings
+from cogcache.stages.runs.report import RunReport
 from cogcache.system.devices import free_bytes, pick_device
 from cogcache.system.heap import blocks_given_back, give_back, running_out
 from cogcache.system.memory_monitor import sample

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from benchmarks.nodes import unshare
-from cogcache.caption import caption
 from cogcache.catalog import published as local_catalog
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.published import open_catalog, published
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.errors import CacheError
-from cogcache.extract import extract
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.system.host import machine
 from tests.caches import caption_of, make_cache

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.merge_rows import snapshot
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.cli import main
 from cogcache.errors import CogcacheError
-from cogcache.extract import extract
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from tests.caches import caption_of, make_cache
 

@@ -20,7 +20,7 @@ from cogcache.catalog.upkeep.unused import collect
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.cli import main
 from cogcache.errors import CacheError, CatalogError, DamagedCatalogError
-from cogcache.extract import extract
+from cogcache.stages.extract import extract
 from cogcache.store.live import LiveRun, live_runs
 from cogcache.store.store import FeatureStore
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import zoo
 
-from cogcache.captionlist import caption_key
 from cogcache.generation.requests import Request
 from cogcache.generation.stop_texts import cut, holds
 from cogcache.models.checkpoints.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from cogcache.models.family import Family, PromptRow
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation
+from cogcache.stages.captioning.tasks import caption_key
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import torch
 import zoo
 from scenes import catalog_of, settings, write_scene
 
-from cogcache.caption import caption
 from cogcache.catalog.rows import CaptionRow
 from cogcache.errors import ConfigError
-from cogcache.extract import extract
 from cogcache.settings.settings import load_settings
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 
 SCHEMA = {
     "type": "object",

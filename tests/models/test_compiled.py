@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.extract import extract
 from cogcache.keys import computes_in
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.compiled import compile_blocks
@@ -20,6 +19,7 @@ from cogcache.models.halves.load import load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.extract import extract
 from cogcache.video.reading import read_clip
 
 COMPILED = load_settings(None, {"compile": True})

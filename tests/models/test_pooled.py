@@ -10,10 +10,8 @@ import pytest
 import torch
 from checkpoints import MINI, write_checkpoint, write_tokenizer
 
-from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
 from cogcache.errors import ConfigError
-from cogcache.extract import extract
 from cogcache.generation.batches import generate
 from cogcache.generation.decoder import Decoder
 from cogcache.generation.requests import Request
@@ -25,6 +23,8 @@ from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation, Language
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 from cogcache.video.reading import read_clip
 
 PROMPT = "What color is the shape?"

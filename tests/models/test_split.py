@@ -18,7 +18,6 @@ from checkpoints import SMALL, Sizes, copy_golden, write_checkpoint
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import (
@@ -28,7 +27,6 @@ from cogcache.errors import (
     QuantizationError,
     TruncatedShardError,
 )
-from cogcache.extract import extract
 from cogcache.models.checkpoints.checkpoint import Checkpoint, SplitCheckpoint
 from cogcache.models.checkpoints.split_manifest import MANIFEST
 from cogcache.models.checkpoints.tensor_files import sha256_of
@@ -42,6 +40,8 @@ from cogcache.models.split import split
 from cogcache.planning.plan import make_plan
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 
 PROMPTS = {"a": "What color is the shape?", "b": "How fast does it move?"}
 SHORT = {"max_new_tokens": 16, "retry": False, "prompts": PROMPTS}

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import ConfigError
-from cogcache.extract import extract
-from cogcache.progress import shown
 from cogcache.settings.settings import load_settings
 from cogcache.settings.work_share import WorkShare
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
+from cogcache.stages.runs.status import shown
 
 DIGESTS = [hashlib.sha256(bytes([n])).hexdigest() for n in range(200)]
 

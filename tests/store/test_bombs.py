@@ -9,7 +9,7 @@ from corpus import million_frames
 from scenes import catalog_of, settings, write_scene
 from videos import write_video
 
-from cogcache.extract import extract
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 
 SMALL = {"decode_memory_gib": 0.75}

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cogcache.caption import caption
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.unused import collect
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
-from cogcache.extract import extract
 from cogcache.settings.settings import load_settings
 from cogcache.shapes import draw_scene, write_clip
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.system import object_stores
 from cogcache.system.object_stores import RemoteError

@@ -15,7 +15,7 @@ from scenes import catalog_of, partial_files, settings
 
 from cogcache.catalog.rows import text_to_path
 from cogcache.catalog.upkeep.verify import verify
-from cogcache.extract import extract
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 
 

@@ -8,8 +8,8 @@ from scenes import catalog_of, settings
 from videos import write_video
 
 from benchmarks.long_videos import FPS, held_by_process
-from cogcache.caption import caption
-from cogcache.extract import extract
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.system.memory_monitor import sample
 from cogcache.video.reading import read_clip

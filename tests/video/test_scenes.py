@@ -16,15 +16,16 @@ from scenes import catalog_of, settings
 from videos import real_videos
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.cutting import known_spans
 from cogcache.errors import ConfigError
-from cogcache.extract import extract
-from cogcache.finding import Finding
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.identity import identify
 from cogcache.models.registry import family_of
-from cogcache.runs import Counts, RunReport, Timings
-from cogcache.sharing import ClipClaims
+from cogcache.stages.clips.clip_claims import ClipClaims
+from cogcache.stages.clips.cuts import known_spans
+from cogcache.stages.clips.discovery import Finding
+from cogcache.stages.clips.worklist import Clip, Wanted, list_work
+from cogcache.stages.extract import extract
+from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store.claims import Claims
 from cogcache.store.live import LiveRun
 from cogcache.store.store import FeatureStore
@@ -33,7 +34,6 @@ from cogcache.video import scenes
 from cogcache.video.cutting import Span, spans_of
 from cogcache.video.file_state import file_digest
 from cogcache.video.scenes import THRESHOLDS, Piece, extent_of, pieces_of, search
-from cogcache.worklist import Clip, Wanted, list_work
 
 FIRSTS = tuple(int(n) for n in np.cumsum(LENGTHS)[:-1])
 STEPS_S = (0.1, 0.25, 0.04, 0.5)

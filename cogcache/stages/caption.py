@@ -1,0 +1,251 @@
+"""Stage two: cached features to captions, through the language half alone.
+
+find what is missing → read features ahead → lay prompts out around them → a clip's video part
+once, all its prompts behind it → look at what came out → commit every few seconds
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.published import open_catalog
+from cogcache.catalog.rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
+from cogcache.errors import ClipError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.family import ClipTensors, Family
+from cogcache.models.halves.identity import HalfIdentity, identify
+from cogcache.models.registry import family_of
+from cogcache.settings.settings import Settings
+from cogcache.stages.captioning.caption_claims import CaptionClaims
+from cogcache.stages.captioning.captioner import Captioner, ClipTasks
+from cogcache.stages.captioning.fill_prompts import UNFILLED
+from cogcache.stages.captioning.following import Following
+from cogcache.stages.captioning.read_ahead import read_ahead
+from cogcache.stages.captioning.results import GivenUp, Made
+from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
+from cogcache.stages.captioning.tasks import CaptionList, Task
+from cogcache.stages.runs.progress import AtWork, announced, at_work
+from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted
+from cogcache.store.claims import Claims, remove_dead_claims
+from cogcache.store.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.units import printable
+from cogcache.video.cutting import Span
+
+logger = logging.getLogger(__name__)
+
+Captions = Callable[[Sequence[Task]], Iterator[Made | GivenUp]]
+"""Makes captions; the tasks of a clip are neighbours."""
+
+COMMIT_EVERY_S = 3.0
+"""Finished captions wait at most this long for their transaction."""
+
+
+def caption(
+    cache: Path,
+    settings: Settings,
+    *,
+    videos: Sequence[str | Path] | None = None,
+    follow: bool = False,
+    catalog_path: Path | None = None,
+    spans: Sequence[Span] = (),
+) -> RunReport:
+    """Caption every clip of the cache with every prompt, where the catalog lacks the caption.
+
+    Args:
+        cache: folder of the cache.
+        settings: which model, prompts and precision; those of stage one say which clips.
+        videos: only clips of these, which need not be there any more; None for all.
+        follow: wait for the clips that a running `extract` still adds.
+        spans: only these parts `(start_s, end_s)` of videos; none for all, or, with `segment_s` or
+            `scenes`, for those that videos are cut into.
+        catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
+
+    Returns:
+        What was done. Captions are in the catalog.
+
+    Raises:
+        CogcacheError: a setting, the checkpoint or the cache is not usable.
+        QuantizationError: the language half is not quantised as asked.
+    """
+    store = FeatureStore.open(cache)
+    remove_dead_claims(cache)
+    family = family_of(Checkpoint.open(settings.model, settings.revision))
+    family = family.at(settings.vision.cache_point)
+    with (
+        announced(cache, "caption", settings) as live,
+        open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
+    ):
+        with MemoryMonitor() as monitor:
+            split = Timings()
+            with split.time("digest"):
+                identity = identify(family, "language", catalog)
+                listed = partial(list_all, settings, family, identity, catalog, videos, spans)
+                work = listed()
+            run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
+            counts = Counts(found=work.num_found, cached=work.num_cached)
+            report = RunReport(
+                run, "caption", settings.model, counts, split, settings.machines.shard
+            )
+            with error_noted(report, catalog, monitor):
+                if work.missing or follow:
+                    limit = settings.limits.limit
+                    following = Following(cache, listed, work, counts, limit, follow)
+                    with at_work(live, report, settings.limits, monitor.started_s) as at:
+                        job = _Captioning(settings, family, identity, store, catalog, report, at)
+                        job.run(work, following)
+                    report.stopped, report.fault = at.stop.reason, at.stop.fault
+                    work = following.last
+                if not report.stopped:
+                    note_refused(work, catalog, report)
+        report.finish(monitor)
+        catalog.finish_run(run, **report.row())
+    return report
+
+
+def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None:
+    """Note the captions that were wanted and cannot be made, when all others are.
+
+    They are those whose prompt cannot be filled in, and those that wait for one of these, or for
+    one of a clip that failed.
+    """
+    refused = {clip["feature_key"] for clip, _ in work.refused}
+    for row in catalog.failures(stage="caption"):
+        if row["reason"] in (*UNFILLED, *NO_SUMMARY) and row["feature_key"] not in refused:
+            catalog.clear_failures(row["video"], row["start_s"], row["end_s"], "caption")
+    for clip, error in work.refused:
+        _note(clip, error, catalog, report)
+    report.counts.failed += len(work.refused) + work.num_waiting
+
+
+def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) -> None:
+    span = (clip["start_s"], clip["end_s"])
+    video, key = text_to_path(clip["video"]), clip["feature_key"]
+    catalog.add_failure(failure_row(video, span, "caption", error, run=report.run, key=key))
+    logger.warning("%s: %s", printable(clip["video"]), printable(error.problem))
+
+
+@dataclass
+class _Captioning:
+    """One run with work to do: the language half, and captions that wait to be committed."""
+
+    settings: Settings
+    family: Family
+    identity: HalfIdentity
+    store: FeatureStore
+    catalog: Catalog
+    report: RunReport
+    at: AtWork
+    uncommitted: list[CaptionRow] = field(default_factory=list)
+    committed_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        claims, stop = Claims(self.at.run), self.at.stop
+        self.sharing = CaptionClaims(claims, self.catalog, self.report.counts, stop)
+
+    def run(self, work: CaptionList, following: Following) -> None:
+        """Make every missing caption that no other run makes, or as many as there is time for."""
+        if not (tasks := following.next(self.at.stop)):
+            return
+        self.bar = tqdm(
+            total=self.report.counts.found, initial=work.num_cached,
+            unit="caption", desc="caption", disable=None,
+        )  # fmt: skip
+        with self._captions(following) as captions, self.bar:
+            try:
+                while tasks:
+                    for made in captions(tasks):
+                        if isinstance(made, GivenUp):
+                            self._fail([made.task], made.error)
+                        else:
+                            self._keep(made)
+                    self._commit()
+                    tasks = self._further(following)
+            finally:
+                self.sharing.claims.release_all()
+
+    @contextmanager
+    def _captions(self, following: Following) -> Iterator[Captions]:
+        """Yield what makes captions: the language half in this process, or a crew."""
+        settings, report, stop = self.settings, self.report, self.at.stop
+        if settings.machines.has_crew:
+            from cogcache.stages.distributed.launch import distributed_captioning
+
+            root = self.store.root
+            with distributed_captioning(settings, root, self.identity, stop, report) as crew:
+                yield lambda tasks: self._by_crew(crew.captions(self.sharing.ours(tasks)))
+        else:
+            captioner = Captioner(settings, self.family, self.identity, report)
+            further = partial(self._further_of, following)
+            yield lambda tasks: captioner.captions(self._clips(tasks), further)
+            report.notes += captioner.lines()
+
+    def _further_of(self, following: Following, made: Made) -> list[Task]:
+        """Return what can be asked about a clip now that a caption of it is made."""
+        said = FlaggedCaption(made.text, list(made.flags))
+        return list(self.sharing.ours(following.further(made.task, said)))
+
+    def _by_crew(
+        self, clips: Iterator[tuple[list[Task], list[Made] | ClipError]]
+    ) -> Iterator[Made]:
+        for of_clip, made in clips:
+            if isinstance(made, ClipError):
+                self._fail(of_clip, made)
+            else:
+                yield from made
+
+    def _further(self, following: Following) -> list[Task]:
+        """Return what is to be made besides: new captions, and those that another run gave up."""
+        held = self.sharing.wait_for_others()
+        following.handed_out -= held
+        tasks = following.next(self.at.stop)
+        made = held - {task.key.digest for task in following.last.missing}
+        self.report.counts.cached += len(made)
+        self.bar.total = self.report.counts.found
+        self.bar.update(len(made))
+        return tasks
+
+    def _clips(self, tasks: Sequence[Task]) -> Iterator[ClipTasks]:
+        """Yield what is asked about one clip after another; failed clips are left out."""
+        stop = self.at.stop
+        of_clips = self.sharing.ours(task for task in tasks if task.words is None)
+        waiting = partial(self.report.split.time, "wait_for_features")
+        clips = read_ahead(of_clips, self.store, waiting)
+        for of_clip, features in clips:
+            if stop:
+                return
+            if isinstance(features, ClipError):
+                self._fail(of_clip, features)
+            else:
+                yield of_clip, features
+        for task in self.sharing.ours(task for task in tasks if task.words is not None):
+            yield [task], ClipTensors({})
+
+    def _keep(self, made: Made) -> None:
+        self.uncommitted.append(made.row(self.settings, self.report.run))
+        self.bar.update()
+        if time.monotonic() - self.committed_s > COMMIT_EVERY_S:
+            self._commit()
+
+    def _commit(self) -> None:
+        with self.report.split.time("commit"):
+            self.catalog.add_captions(self.uncommitted)
+        self.report.counts.done += len(self.uncommitted)
+        self.sharing.give_back(row["caption_key"] for row in self.uncommitted)
+        self.uncommitted.clear()
+        self.committed_s = time.monotonic()
+
+    def _fail(self, of_clip: Sequence[Task], error: ClipError) -> None:
+        _note(of_clip[0].clip, error, self.catalog, self.report)
+        self.sharing.give_back(task.key.digest for task in of_clip)
+        self.report.counts.failed += len(of_clip)
+        self.bar.update(len(of_clip))

@@ -1,0 +1,224 @@
+"""A quantised language half against the same one unquantised, on clips of a cache.
+
+The unquantised half captions the clips and says what it expects at each place of its captions; then
+the quantised one captions them too and is asked what it expects at the same places. Each runs in a
+process of its own, one after the other, so that they never share memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow
+from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.family import Family
+from cogcache.models.halves.identity import HalfIdentity, identify
+from cogcache.models.registry import family_of
+from cogcache.settings.settings import Settings
+from cogcache.stages.captioning.captioner import Captioner, ClipTasks
+from cogcache.stages.captioning.fill_prompts import Filler
+from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, compare, similarity
+from cogcache.stages.captioning.read_ahead import read_ahead
+from cogcache.stages.captioning.results import GivenUp, Made
+from cogcache.stages.captioning.tasks import Task, caption_key
+from cogcache.stages.clips.choice import choose_clips
+from cogcache.stages.runs.report import Counts, RunReport, Timings
+from cogcache.store.store import FeatureStore
+from cogcache.system.processes import in_own_process
+from cogcache.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Said:
+    """One caption of one precision."""
+
+    text: str
+    flags: tuple[str, ...]
+    tokens: tuple[int, ...]
+    expectations: Expectations | None
+    """Against the reference; None of the reference itself."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one process does."""
+
+    cache: Path
+    settings: Settings
+    identity: HalfIdentity
+    tasks: list[Task]
+    folder: Path
+    """Where the expectations of the reference are."""
+    positions: int
+    reference: dict[str, Said] | None
+    """By the feature key and the prompt; None in the reference's own process."""
+
+
+def check_precision(
+    cache: Path, settings: Settings, *, clips: int = 32, positions: int = 64
+) -> list[ComparedCaptions]:
+    """Compare the quantisation of `settings` with none, on clips spread over a cache.
+
+    Nothing is written to the cache but digests of the model's files.
+
+    Args:
+        cache: folder of the cache.
+        settings: model, prompts, precision; those of stage one say which clips.
+        clips: most clips that are captioned.
+        positions: most places of a caption at which expectations are compared.
+
+    Raises:
+        ConfigError: `settings` quantise nothing, or the disk has no room for the expectations.
+        CacheError: the cache holds no clips for these settings.
+    """
+    if {settings.language.quantization, settings.language.head_quantization} == {"none"}:
+        raise ConfigError("no quantisation is asked for", "give one, such as --quantization nf4")
+    settings = _changed(settings, "generation", retry=False, n=1)
+    FeatureStore.open(cache)
+    family = _family(settings)
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        identity = identify(family, "language", catalog)
+        chosen = _spread(choose_clips(settings, family, catalog, None), clips)
+        tasks = list(_tasks(chosen, settings, family, identity, catalog))
+    if not tasks:
+        problem = f"{cache} holds no clips to caption with these settings and prompts"
+        raise CacheError(problem, "run `cogcache extract` first")
+    with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
+        _check_disk(Path(folder), len(tasks) * positions, family)
+        plain = _changed(settings, "language", quantization="none", head_quantization="none")
+        job = _Job(cache, plain, identity, tasks, Path(folder), positions, None)
+        reference = in_own_process(_run, job)
+        left = [task for task in tasks if _name(task) in reference]
+        job = replace(job, settings=settings, tasks=left, reference=reference)
+        said = in_own_process(_run, job)
+    both = [task for task in left if _name(task) in said]
+    return [_pair(task, reference[_name(task)], said[_name(task)]) for task in both]
+
+
+def _changed(settings: Settings, table: str, **changes: Any) -> Settings:
+    tables = getattr(settings, table).model_copy(update=changes)
+    return settings.model_copy(update={table: tables})
+
+
+def _family(settings: Settings) -> Family:
+    family = family_of(Checkpoint.open(settings.model, settings.revision))
+    return family.at(settings.vision.cache_point)
+
+
+def _spread(clips: Sequence[ClipRow], most: int) -> list[ClipRow]:
+    """Choose clips at an even step through the cache, in an order that is always the same."""
+    ordered = sorted(clips, key=lambda clip: (clip["video"], clip["start_s"]))
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[index * len(ordered) // most] for index in range(most)]
+
+
+def _tasks(
+    clips: Sequence[ClipRow],
+    settings: Settings,
+    family: Family,
+    identity: HalfIdentity,
+    catalog: Catalog,
+) -> Iterator[Task]:
+    """Fill the prompts in; those that need captions of a run before it are left out."""
+    filler = Filler(settings.prompts, list(clips), catalog, family.plain)
+    for clip in clips:
+        for name in settings.prompts:
+            try:
+                filled = filler.fill(name, clip, 0)
+            except ClipError:
+                continue
+            if filled is not None:
+                key = caption_key(clip["feature_key"], 0, filled.text, settings, family, identity)
+                yield Task(clip, name, filled.text, key)
+
+
+def _check_disk(folder: Path, places: int, family: Family) -> None:
+    config = family.full_config()
+    vocabulary = int((config.get("text_config") or config)["vocab_size"])
+    needed, free = 4 * vocabulary * places, shutil.disk_usage(folder).free
+    if needed > free:
+        problem = f"{format_bytes(needed)} are needed in {folder}, {format_bytes(free)} free"
+        raise ConfigError(problem, "set TMPDIR, or lower --compare-clips or --positions")
+
+
+def _run(job: _Job) -> dict[str, Said]:
+    """Caption all clips in one precision, then look at expectations; runs in its own process."""
+    family, settings = _family(job.settings), job.settings
+    report = RunReport(0, "caption", settings.model, Counts(len(job.tasks)), Timings())
+    captioner = Captioner(settings, family, job.identity, report)
+    made: dict[str, Made] = {}
+    kind = settings.language.quantization
+    desc = "not quantised" if kind == "none" else kind
+    with tqdm(total=2 * len(job.tasks), unit="pass", desc=desc, disable=None) as bar:
+        for each in captioner.captions(_clips(job)):
+            if isinstance(each, GivenUp):
+                raise CogcacheError(each.error.problem, each.error.hint)
+            made[_name(each.task)] = each
+            bar.update()
+        said: dict[str, Said] = {}
+        for tasks, features in _clips(job):
+            for task in tasks:
+                name = _name(task)
+                tokens = (job.reference[name] if job.reference else made[name]).tokens
+                row = family.row(features, task.prompt, task.key.layout)
+                found = _look(job, captioner, row, tokens[: job.positions - 1], name)
+                said[name] = Said(made[name].text, made[name].flags, made[name].tokens, found)
+                bar.update()
+    return said
+
+
+def _clips(job: _Job) -> Iterator[ClipTasks]:
+    """Yield the tasks of each clip with its features; clips without are left out."""
+    store, split = FeatureStore.open(job.cache), Timings()
+    for tasks, features in read_ahead(job.tasks, store, lambda: split.time("wait")):
+        if not isinstance(features, ClipError):
+            yield tasks, features
+
+
+def _look(
+    job: _Job, captioner: Captioner, row: Any, tokens: Sequence[int], name: str
+) -> Expectations | None:
+    """Keep the expectations of the reference, or compare with those that were kept."""
+    from safetensors.torch import load_file, save_file
+
+    from cogcache.generation.teacher_forcing import log_probabilities
+
+    path = job.folder / f"{name}.safetensors"
+    found = log_probabilities(captioner.model, captioner.family, row, tokens)
+    if job.reference is None:
+        save_file({"expected": found}, path)
+        return None
+    return compare(load_file(path)["expected"], found)
+
+
+def _name(task: Task) -> str:
+    """Return what a clip with a prompt is known by, whatever the precision."""
+    return task.key.digest
+
+
+def _pair(task: Task, reference: Said, said: Said) -> ComparedCaptions:
+    assert said.expectations is not None
+    clip = task.clip
+    return ComparedCaptions(
+        video=clip["video"],
+        start_s=clip["start_s"],
+        end_s=clip["end_s"],
+        prompt_name=task.prompt_name,
+        prompt=task.prompt,
+        reference_caption=reference.text,
+        caption=said.text,
+        reference_flags=reference.flags,
+        flags=said.flags,
+        similarity=similarity(reference.text, said.text),
+        expectations=said.expectations,
+    )

@@ -1,0 +1,192 @@
+"""What the workers of a crew do in stage two: caption clips whose features are in the cache.
+
+The role travels to workers as a pickle; all that needs torch is loaded there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogcache.errors import ClipError
+from cogcache.models.family import ClipTensors
+from cogcache.models.halves.identity import HalfIdentity
+from cogcache.settings.settings import Settings
+from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, read_clip_features
+from cogcache.stages.captioning.results import GivenUp, Made
+from cogcache.stages.captioning.tasks import Task
+from cogcache.stages.distributed.jobs import Job, JobQueue, Result
+from cogcache.stages.distributed.launch import WorkerLayout, _spec, _watched
+from cogcache.stages.distributed.scheduler import Scheduler
+from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
+from cogcache.stages.runs.report import RunReport
+from cogcache.store.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.system.signals import Stop
+
+if TYPE_CHECKING:
+    from cogcache.stages.captioning.captioner import Captioner
+    from cogcache.stages.captioning.results import Made
+
+
+@dataclass(frozen=True)
+class CaptionSpec:
+    """Captions clips whose features are in the cache."""
+
+    settings: Settings
+    place: WorkerEnvironment
+    identity: HalfIdentity
+    needs_process = True
+
+    def start(self) -> CaptionActor:
+        """Load the language half."""
+        from cogcache.stages.captioning.captioner import Captioner
+
+        self.place.take(self.settings.device)
+        report, monitor = watched("caption", self.settings)
+        store = FeatureStore.open(self.place.cache)
+        family = self.place.family(self.settings)
+        captioner = Captioner(self.settings, family, self.identity, report)
+        return CaptionActor(captioner, store, report, monitor)
+
+
+@dataclass
+class _InHand:
+    """A clip whose captions are being made."""
+
+    item: Job
+    made: list[Made] = field(default_factory=list)
+    given_up: list[ClipError] = field(default_factory=list)
+    """Why captions could not be made; one of them is the clip's failure."""
+
+
+@dataclass
+class CaptionActor:
+    """A captioner at work."""
+
+    captioner: Captioner
+    store: FeatureStore
+    report: RunReport
+    monitor: MemoryMonitor
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "features"))
+    ahead: deque[tuple[Job, Future[ClipTensors | ClipError]]] = field(default_factory=deque)
+    """Clips whose features are being read."""
+    in_hand: dict[str, _InHand] = field(default_factory=dict)
+    """By the keys of the captions that are still to be made."""
+    failed: deque[Result] = field(default_factory=deque)
+
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
+        """Answer with the captions of a clip, when all of them are made."""
+        with self.reader:
+            while not inbox.closed:
+                for made in self.captioner.captions(self._clips(inbox)):
+                    if answer := self._kept(made):
+                        yield answer
+                    yield from self._failed()
+                yield from self._failed()
+
+    def _clips(self, inbox: JobQueue) -> Iterator[tuple[list[Task], ClipTensors]]:
+        """Yield clips to begin with; one without tasks where there is none just now."""
+        while True:
+            self._take_up(inbox)
+            if not self.ahead and not self.in_hand:  # some have failed, or it is the end
+                return
+            if not self.ahead or (self.in_hand and not self.ahead[0][1].done()):
+                yield [], ClipTensors({})
+                continue
+            item, reading = self.ahead.popleft()
+            with self.report.split.time("wait_for_features"):
+                features = reading.result()
+            if isinstance(features, ClipError):
+                self.failed.append(Result(item.ticket, features))
+            else:
+                begun = _InHand(item)
+                self.in_hand |= {task.key.digest: begun for task in item.job}
+                yield item.job, features
+
+    def _take_up(self, inbox: JobQueue) -> None:
+        """Have the features of what waits be read; wait where there is nothing to do."""
+        while item := inbox.next(wait=not (self.in_hand or self.ahead or self.failed)):
+            reading = self.reader.submit(_features_of, item.job[0], self.store)
+            self.ahead.append((item, reading))
+
+    def _kept(self, made: Made | GivenUp) -> Result | None:
+        clip = self.in_hand.pop(made.task.key.digest)
+        if isinstance(made, GivenUp):
+            clip.given_up.append(made.error)
+        else:
+            clip.made.append(made)
+        if len(clip.made) + len(clip.given_up) < len(clip.item.job):
+            return None
+        return Result(clip.item.ticket, clip.given_up[0] if clip.given_up else clip.made)
+
+    def _failed(self) -> Iterator[Result]:
+        while self.failed:
+            yield self.failed.popleft()
+
+    def told(self) -> WorkerReport:
+        """Return memory, times and what was loaded."""
+        return WorkerReport.of(self.report, self.monitor)
+
+    def close(self) -> None:
+        """Nothing: who has a process of its own ends with it."""
+
+
+def _features_of(task: Task, store: FeatureStore) -> ClipTensors | ClipError:
+    """Return what a task is about; what is made of captions alone needs no features."""
+    if task.words is not None:
+        return ClipTensors({})
+    return read_clip_features(store, task.key.feature_key)
+
+
+def _with_whole_paths(settings: Settings) -> Settings:
+    language = settings.language
+    if language.keep_prefix is None:
+        return settings
+    kept = str(Path(language.keep_prefix).absolute())
+    return settings.model_copy(
+        update={"language": language.model_copy(update={"keep_prefix": kept})}
+    )
+
+
+@dataclass
+class DistributedCaptioning:
+    """Makes captions with the workers of a crew."""
+
+    crew: Scheduler
+
+    def captions(
+        self, tasks: Iterable[Task]
+    ) -> Iterator[tuple[list[Task], list[Made] | ClipError]]:
+        """Yield the captions of clips, or why a clip has none, as they get done.
+
+        Args:
+            tasks: those of a clip must be neighbours.
+        """
+        by_clip = groupby(tasks, lambda task: (task.words is None, task.key.feature_key))
+        clips = (list(each) for _, each in by_clip)
+        for settled in self.crew.map(takewhile(lambda _: not self.crew.stop, clips)):
+            yield from settled
+
+
+@contextmanager
+def distributed_captioning(
+    settings: Settings, cache: Path, identity: HalfIdentity, stop: Stop, report: RunReport
+) -> Iterator[DistributedCaptioning]:
+    """Have a crew for stage two while a `with` block needs it; the report is told of it."""
+    staff = WorkerLayout.of(_with_whole_paths(settings), cache, decodes=False)
+    rows = settings.language.clips_per_batch
+    captions = len(settings.prompts) * settings.generation.n
+    room = -(-rows // captions) + CLIPS_AHEAD
+    posts = [
+        _spec(number, seat, CaptionSpec(seat.settings, seat.place, identity), room)
+        for number, seat in enumerate(staff.seats)
+    ]
+    with _watched(Scheduler(staff.engine, [posts], stop), report) as crew:
+        yield DistributedCaptioning(crew)

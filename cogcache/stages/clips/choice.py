@@ -1,0 +1,140 @@
+"""Which clips of the cache are meant: those of some videos, and those whose features fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence, Set
+from pathlib import Path
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, path_to_text, text_to_path
+from cogcache.errors import CacheError
+from cogcache.keys import Field, computes_in, differences
+from cogcache.models.family import Family
+from cogcache.models.halves.identity import recall
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_one import Clips
+from cogcache.settings.work_share import WorkShare
+from cogcache.stages.clips.cuts import known_spans
+from cogcache.system.urls import is_url
+from cogcache.video.cutting import Span
+from cogcache.video.paths import find_videos
+
+
+def within(
+    rows: Sequence[ClipRow], spans: Sequence[Span], clips: Clips, catalog: Catalog
+) -> list[ClipRow]:
+    """Return the clips that are asked for.
+
+    Args:
+        rows: clips as the catalog has them.
+        spans: parts of videos, as `--clip` names them; none for all.
+        clips: how videos are cut; as long as that is not said, and no spans are, all clips fit.
+        catalog: knows how long videos are, and where their scenes begin.
+    """
+    if spans:
+        asked = {*spans}
+        return [row for row in rows if (row["start_s"], row["end_s"]) in asked]
+    if not (clips.segment_s or clips.scenes):
+        return list(rows)
+    known = known_spans({row["video_digest"] for row in rows}, clips, catalog)
+    of_videos = {video: {*cut} for video, cut in known.items()}
+    return [
+        row
+        for row in rows
+        if (row["start_s"], row["end_s"]) in of_videos.get(row["video_digest"], ())
+    ]
+
+
+logger = logging.getLogger(__name__)
+
+
+def choose_clips(
+    settings: Settings,
+    family: Family,
+    catalog: Catalog,
+    videos: Sequence[str | Path] | None,
+    spans: Sequence[Span] = (),
+) -> list[ClipRow]:
+    """Return the clips that are asked for and whose features were made as `settings` say.
+
+    Raises:
+        CacheError: there are clips, but all were made with other settings.
+    """
+    wanted = _feature_fields(settings, family, catalog)
+    shard = WorkShare.parse(settings.machines.shard)
+    listed = [clip for clip in catalog.clips() if shard.has(clip["video_digest"])]
+    if videos is not None:
+        names = names_of(videos, {clip["video"] for clip in listed})
+        listed = [clip for clip in listed if clip["video"] in names]
+    listed = within(listed, spans, settings.clips, catalog)
+    # Files with the same bytes share a clip, and are listed each.
+    clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
+    fitting, differing = [], list[list[str]]()
+    for clip in clips:
+        made_with = {name: clip["settings"].get(name) for name in wanted}
+        if differs := differences(made_with, wanted):
+            differing.append(differs)
+        else:
+            fitting.append(clip)
+    if clips and not fitting:
+        nearest = "; ".join(min(differing, key=len)[:5])
+        raise CacheError(
+            f"none of the {len(clips)} clips in the cache was made with these settings: {nearest}",
+            "give the options or the --config that `cogcache extract` was given",
+        )
+    if "vision_digest" not in wanted:
+        _check_makers(fitting, settings.model)
+    return fitting
+
+
+def _check_makers(clips: Sequence[ClipRow], model: str) -> None:
+    """Check what can be checked where the vision half is not at hand to compare with."""
+    makers = {clip["model"] for clip in clips}
+    if len({str(clip["settings"]["vision_digest"]) for clip in clips}) > 1:
+        raise CacheError(
+            f"the cache holds features of {' and '.join(sorted(makers))}, and the vision half of "
+            f"{model} is not here to tell which are its",
+            "name the videos to caption, or fetch the vision half's shards",
+        )
+    if makers - {model}:
+        logger.warning("captioning features of %s with %s", ", ".join(sorted(makers)), model)
+
+
+def names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
+    """Return the names in the catalog of what a user names; the files may be gone by now."""
+    names: set[str] = set()
+    for video in map(str, videos):
+        if is_url(video):
+            begin = video.rstrip("/") + "/"
+            found = {each for each in known if each == video or each.startswith(begin)}
+            names |= found or {path_to_text(path) for path in find_videos([video])}
+            continue
+        path = os.path.abspath(Path(video).expanduser())  # noqa: PTH100
+        name = path_to_text(path)
+        found = {name} & known
+        if not found and not Path(video).is_file():
+            found = {each for each in known if _lies_in(path, each)}
+        names |= found or {path_to_text(path) for path in find_videos([video])}
+    return names
+
+
+def _lies_in(folder: str, name: str) -> bool:
+    return os.fspath(text_to_path(name)).startswith(f"{folder}{os.sep}")
+
+
+def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:
+    """The fields of a feature key that settings decide; weights only where they are known."""
+    fields: dict[str, Field] = {
+        "sampling": settings.sampling.model_dump(),
+        "preprocessing": family.preprocessing(),
+        "family": family.name,
+        "cache_point": settings.vision.cache_point,
+        "dtype": computes_in(settings.vision.vision_dtype, compiled=settings.vision.compile),
+        "epoch": family.epoch,
+    }
+    # A machine that only captions has no vision weights, and need not have.
+    if identity := recall(family, "vision", catalog):
+        fields["vision_digest"] = identity.digest
+    return fields

@@ -1,0 +1,82 @@
+"""The clips that a run has found and not taken up yet, and the counts that grow with them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from cogcache.errors import ClipError
+from cogcache.stages.clips.clip_claims import ClipClaims
+from cogcache.stages.clips.worklist import Wanted, Worklist, num_unseen, put_damaged_away
+from cogcache.stages.runs.failures import note_failure
+from cogcache.stages.runs.report import RunReport
+from cogcache.system.faults import DiskWatch
+from cogcache.video.cutting import WHOLE
+
+CLIPS_AHEAD: Final = 64
+"""Clips that may wait to be made before more videos are read or searched."""
+
+
+class FoundClips:
+    """What there is to make just now, and what became of videos that have no clips to make.
+
+    Args:
+        work: what was known at the beginning; takes up the copies of what is found.
+        wanted: how clips are made.
+        sharing: has the cache, and the clips that are taken.
+        report: of the run.
+    """
+
+    def __init__(
+        self, work: Worklist, wanted: Wanted, sharing: ClipClaims, report: RunReport
+    ) -> None:
+        self.work, self.wanted, self.sharing, self.report = work, wanted, sharing, report
+        self.limit = wanted.settings.limits.limit
+        self.ready = deque(work.missing)
+        self.num_added = 0
+        """Clips of videos that were no part of the list."""
+        self.num_unseen = num_unseen(work.missing, wanted.settings)
+        """Clips whose end no frame is taken of."""
+        self._disk = DiskWatch()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more clips are needed than are ready."""
+        room = CLIPS_AHEAD
+        if self.limit is not None:
+            room = min(room, self.limit - self.sharing.taken)
+        return len(self.ready) < room
+
+    def add(self, found: Worklist) -> None:
+        """Take up a list of further clips, which began with `Worklist.more`."""
+        put_damaged_away(found, self.sharing.store, self.sharing.catalog)
+        found.add_to(self.report.counts)
+        for key, videos in found.copies.items():
+            self.work.copies.setdefault(key, []).extend(videos)
+        self.num_unseen += num_unseen(found.missing, self.wanted.settings)
+        self.num_added += found.num_clips
+        self.ready.extend(found.missing)
+
+    def lose(self, videos: Sequence[Path], error: ClipError, key: str | None = None) -> None:
+        """Note that files with the same bytes have no clips, unless it is the disk that is gone."""
+        if not self._disk.holds((videos, key), videos[0], error):
+            self._fail(videos, error, key)
+        elif self._disk.is_gone:
+            self.sharing.stop.ask(self._disk.told(), fault=True)
+
+    def note_held(self) -> None:
+        """Note what was held back until the disk was proven to be there."""
+        for (videos, key), error in self._disk.proven():
+            self._fail(videos, error, key)
+
+    def _fail(self, videos: Sequence[Path], error: ClipError, key: str | None) -> None:
+        for video in videos:
+            note_failure(self.sharing.catalog, self.report, [video], WHOLE, error, key)
+            self.report.counts.found += 1
+
+    def know_failure(self, number: int) -> None:
+        """Count files that another run has failed to cut."""
+        self.report.counts.found += number
+        self.report.counts.skipped += number

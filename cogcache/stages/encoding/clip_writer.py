@@ -1,0 +1,90 @@
+"""The end of stage one: what became of clips goes into the catalog."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import ClipRow, VideoRow
+from cogcache.errors import ClipError
+from cogcache.stages.clips.cuts import video_row
+from cogcache.stages.clips.worklist import Clip, clip_row
+from cogcache.stages.runs.failures import _add_failure, note_failure
+from cogcache.stages.runs.report import RunReport
+from cogcache.store.claims import Claims
+from cogcache.system.faults import DiskWatch
+
+if TYPE_CHECKING:
+    from cogcache.stages.encoding.feature_maker import Outcome
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ClipWriter:
+    """Takes what a run has made or failed to make, and gives its claim back when it is noted."""
+
+    model: str
+    catalog: Catalog
+    report: RunReport
+    claims: Claims
+    copies: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    """By feature key: further files that hold a clip."""
+    disk: DiskWatch = field(default_factory=DiskWatch)
+    _failed: list[tuple[Clip, ClipError, int]] = field(default_factory=list)
+    """Clips that failed, and the number of their copies that were known then."""
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        """Put sealed clips, in one transaction, and failures into the catalog."""
+        clips: list[ClipRow] = []
+        videos: list[VideoRow] = []
+        for clip, outcome in outcomes:
+            if isinstance(outcome, ClipError):
+                if not self.disk.holds(clip, clip.video, outcome):
+                    self._fail(clip, outcome)
+                continue
+            self.note_held()
+            videos.append(video_row(clip.video, clip.key.video_digest, outcome.info))
+            clips.append(
+                {
+                    **clip_row(clip, self.model, self.report.run),
+                    "num_frames": outcome.num_frames,
+                    "size_bytes": outcome.size_bytes,
+                    "decoder": outcome.decoder,
+                }
+            )
+        self._commit(videos, clips)
+
+    def _commit(self, videos: Sequence[VideoRow], clips: Sequence[ClipRow]) -> None:
+        if not clips:
+            return
+        self.catalog.add_videos(videos)
+        self.catalog.add_clips(clips)
+        self.catalog.clear_failed([clip["feature_key"] for clip in clips])
+        self.report.counts.done += len(clips)
+        for clip in clips:
+            self.claims.release(clip["feature_key"])
+
+    def note_held(self) -> None:
+        """Note the failures that were held back, unless it is the disk that is gone."""
+        for clip, error in self.disk.proven():
+            self._fail(clip, error)
+
+    def _fail(self, clip: Clip, error: ClipError) -> None:
+        """Note that a clip could not be done."""
+        key = clip.key.digest
+        copies = self.copies.get(key, ())
+        videos = [clip.video, *copies]
+        note_failure(self.catalog, self.report, videos, clip.span, error, key)
+        self.claims.release(key)
+        self._failed.append((clip, error, len(copies)))
+
+    def note_late_copies(self) -> None:
+        """Note failures under files as well that were read only after their clip had failed."""
+        for clip, error, number in self._failed:
+            for video in self.copies.get(clip.key.digest, ())[number:]:
+                _add_failure(self.catalog, self.report, video, clip.span, error, clip.key.digest)

@@ -1,0 +1,210 @@
+"""What the workers of a crew do in stage one: decode clips, encode them.
+
+Roles travel to workers as pickles; all that needs torch is loaded there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogcache.settings.settings import Settings
+from cogcache.settings.stage_one import Sampling
+from cogcache.stages.clips.worklist import Clip
+from cogcache.stages.distributed.jobs import JobQueue, Result
+from cogcache.stages.distributed.launch import WorkerLayout, _environment, _spec, _watched
+from cogcache.stages.distributed.scheduler import Scheduler, WorkerSpec
+from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
+from cogcache.stages.encoding.frame_reuse import Neighbours
+from cogcache.stages.encoding.preparation import (
+    ClipSource,
+    PreparedClip,
+    prepare,
+    start_worker,
+    without_decord,
+)
+from cogcache.stages.runs.report import RunReport
+from cogcache.store.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.system.processes import Bug
+from cogcache.system.signals import Stop
+from cogcache.video.workers.decode_worker import DecodeWorker
+from cogcache.video.workers.limits import decode_limits
+from cogcache.video.workers.process import Program
+
+if TYPE_CHECKING:
+    from cogcache.stages.encoding.feature_maker import FeatureMaker, Outcome
+
+PASSES_IN_HAND = 2
+"""Batches that an encoder may have in hand: one is encoded while the next is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipJob:
+    """A clip to make."""
+
+    clip: Clip
+    neighbours: Sequence[str] = ()
+    """Keys of cached clips that may share frames with it."""
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """Decodes and preprocesses clips."""
+
+    settings: Settings
+    place: WorkerEnvironment
+    needs_process = False
+
+    def start(self) -> DecodeActor:
+        """Make a worker ready that may crash or hang, within the limits of every decoder."""
+        settings, vision = self.settings, self.settings.vision
+        program = Program(
+            prepare,
+            decode_limits(vision),
+            start_worker,
+            (
+                self.place.checkpoint,
+                settings.revision,
+                vision.vision_dtype,
+                settings.limits.strict,
+            ),
+            without_decord,
+        )
+        return DecodeActor(settings.sampling, DecodeWorker(program))
+
+
+@dataclass
+class DecodeActor:
+    """A decoder at work, in a process of its own."""
+
+    sampling: Sampling
+    worker: DecodeWorker
+
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
+        """Answer with the prepared clip as the parcel."""
+        try:
+            while item := inbox.next(wait=True):
+                clip: Clip = item.job.clip
+                digest = clip.key.video_digest
+                source = ClipSource(clip.video, *clip.span, self.sampling, digest, clip.seen)
+                made = self.worker.run(source)
+                if isinstance(made, Bug):
+                    raise made.error
+                if isinstance(made, PreparedClip):
+                    yield Result(item.ticket, None, made, made.num_frames)
+                else:
+                    yield Result(item.ticket, made)
+        finally:
+            self.worker.stop()
+
+    def told(self) -> None:
+        """Nothing: what decoders take is no part of the plan."""
+
+    def close(self) -> None:
+        """End the process."""
+        self.worker.close()
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """Encodes prepared clips and seals their features in the cache."""
+
+    settings: Settings
+    place: WorkerEnvironment
+    needs_process = True
+
+    def start(self) -> EncodeActor:
+        """Load the vision half."""
+        from cogcache.stages.encoding.feature_maker import FeatureMaker
+
+        self.place.take(self.settings.device)
+        report, monitor = watched("extract", self.settings)
+        store = FeatureStore.open(self.place.cache)
+        family, neighbours = self.place.family(self.settings), dict[str, Sequence[str]]()
+        maker = FeatureMaker(
+            self.settings, family, store, report, lambda clip: neighbours[clip.key.digest]
+        )
+        return EncodeActor(maker, report, monitor, neighbours)
+
+
+@dataclass
+class EncodeActor:
+    """An encoder at work."""
+
+    maker: FeatureMaker
+    report: RunReport
+    monitor: MemoryMonitor
+    neighbours: dict[str, Sequence[str]]
+    """Of the clips in hand, by feature key: clips that may share frames with them."""
+    tickets: dict[str, int] = field(default_factory=dict)
+    """Of the clips in hand, by feature key."""
+
+    def work(self, inbox: JobQueue) -> Iterator[Result]:
+        """Answer with what the catalog has to know of each clip."""
+        with self.maker:
+            while True:
+                batch = self._batch(inbox)
+                outcomes = self.maker.make(batch) if batch else self.maker.finish()
+                for clip, outcome in outcomes:
+                    del self.neighbours[clip.key.digest]
+                    yield Result(self.tickets.pop(clip.key.digest), outcome)
+                if inbox.closed and not self.tickets:
+                    return
+
+    def _batch(self, inbox: JobQueue) -> list[tuple[Clip, PreparedClip]]:
+        """Take what waits, as far as it goes into one pass; wait where there is nothing to do."""
+        batch: list[tuple[Clip, PreparedClip]] = []
+        frames = 0
+        while frames < self.maker.frames_per_batch:
+            item = inbox.next(wait=not self.tickets)
+            if item is None:
+                break
+            clip: Clip = item.job.clip
+            self.tickets[clip.key.digest] = item.ticket
+            self.neighbours[clip.key.digest] = item.job.neighbours
+            batch.append((clip, item.parcel))
+            frames += item.parcel.num_frames
+        return batch
+
+    def told(self) -> WorkerReport:
+        """Return memory, times and what was loaded."""
+        return WorkerReport.of(self.report, self.monitor)
+
+    def close(self) -> None:
+        """Nothing: who has a process of its own ends with it."""
+
+
+@dataclass
+class DistributedEncoding:
+    """Makes the features of clips with the workers of a crew."""
+
+    crew: Scheduler
+    neighbours: Neighbours
+
+    def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
+        """Yield what became of clips, as they get done."""
+        jobs = (clip and ClipJob(clip, tuple(self.neighbours(clip))) for clip in clips)
+        for settled in self.crew.map(jobs):
+            yield [(job.clip, outcome) for job, outcome in settled]
+
+
+@contextmanager
+def distributed_encoding(
+    settings: Settings, cache: Path, neighbours: Neighbours, stop: Stop, report: RunReport
+) -> Iterator[DistributedEncoding]:
+    """Have a crew for stage one while a `with` block needs it; the report is told of it."""
+    staff = WorkerLayout.of(settings, cache, decodes=True)
+    vision = settings.vision
+    room = PASSES_IN_HAND * vision.frames_per_batch
+    encoders = [
+        _spec(number, seat, EncodeSpec(seat.settings, seat.place), room)
+        for number, seat in enumerate(staff.seats)
+    ]
+    decoding = DecodeSpec(settings, _environment(settings, cache, None))
+    decoders = [WorkerSpec(decoding, cpus=1 if number else 0) for number in range(staff.decoders)]
+    with _watched(Scheduler(staff.engine, [decoders, encoders], stop), report) as crew:
+        yield DistributedEncoding(crew, neighbours)

@@ -1,0 +1,190 @@
+"""Stage one: videos to feature files, through the vision half alone.
+
+    find what is missing → decode and preprocess in worker processes → encode in batches over
+    clips → seal in a thread → a row in the catalog
+
+A bad video is a failure row and the run goes on; any other error is a bug and ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.published import open_catalog
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
+from cogcache.models.registry import family_of
+from cogcache.settings.settings import Settings
+from cogcache.stages.clips.clip_claims import ClipClaims
+from cogcache.stages.clips.discovery import Finding
+from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, list_work, unseen
+from cogcache.stages.encoding.clip_writer import ClipWriter
+from cogcache.stages.encoding.local import Encoding, LocalEncoding
+from cogcache.stages.runs.failures import note_failure
+from cogcache.stages.runs.progress import AtWork, announced, at_work
+from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted
+from cogcache.store.claims import Claims, remove_dead_claims
+from cogcache.store.store import FeatureStore
+from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.video.cutting import WHOLE, Span
+from cogcache.video.paths import find_videos
+
+logger = logging.getLogger(__name__)
+
+
+def extract(
+    videos: Sequence[str | Path],
+    cache: Path,
+    settings: Settings,
+    *,
+    spans: Sequence[Span] = (),
+    retry_failed: bool = False,
+    catalog_path: Path | None = None,
+    features: str | None = None,
+) -> RunReport:
+    """Cache the features of every clip of `videos` that the cache does not hold yet.
+
+    Args:
+        videos: files, folders (with all below them), globs, and `@list.txt`.
+        cache: folder of the cache; made if absent.
+        settings: which model, which frames, which precision.
+        spans: parts `(start_s, end_s)` to take of each video, in place of the whole.
+        retry_failed: try again what failed before.
+        catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
+        features: URL of the prefix where a new cache keeps its features, such as `s3://…`.
+
+    Returns:
+        What was done. Failures are counted here and listed in the catalog.
+
+    Raises:
+        CogcacheError: a setting, the checkpoint or the cache is not usable.
+    """
+    paths = find_videos([str(video) for video in videos])
+    store = FeatureStore.create_or_open(cache, features)
+    store.sweep()
+    remove_dead_claims(cache)
+    family = family_of(Checkpoint.open(settings.model, settings.revision))
+    family = family.at(settings.vision.cache_point)
+    with (
+        announced(cache, "extract", settings) as live,
+        open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
+    ):
+        with MemoryMonitor() as monitor:
+            split = Timings()
+            with split.time("digest"):
+                identity = identify(family, "vision", catalog)
+                wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
+                work = list_work(paths, wanted, store, catalog)
+            run = catalog.start_run("extract", settings.model, settings.model_dump(mode="json"))
+            counts = Counts()
+            work.add_to(counts)
+            report = RunReport(
+                run, "extract", settings.model, counts, split, settings.machines.shard
+            )
+            with error_noted(report, catalog, monitor):
+                for bad in work.failures:
+                    note_failure(catalog, report, [bad.video], WHOLE, bad.error, None)
+                if work.missing or work.unsearched or work.unread:
+                    with at_work(live, report, settings.limits, monitor.started_s) as at:
+                        _Extraction(wanted, store, catalog, report, at).run(work)
+                    report.stopped, report.fault = at.stop.reason, at.stop.fault
+        report.finish(monitor)
+        catalog.finish_run(run, **report.row())
+    return report
+
+
+class _Extraction:
+    """One run with work to do: what is this run's to make, and rows of what was made."""
+
+    def __init__(
+        self, wanted: Wanted, store: FeatureStore, catalog: Catalog, report: RunReport, at: AtWork
+    ) -> None:
+        self.wanted, self.store, self.catalog, self.report = wanted, store, catalog, report
+        self.at = at
+        self.claims = Claims(at.run)
+        self.sharing = ClipClaims(self.claims, store, catalog, at.stop)
+        self.writer = ClipWriter(wanted.settings.model, catalog, report, self.claims)
+
+    def run(self, work: Worklist) -> None:
+        """Make every missing clip that no other run makes, or as many as there is time for."""
+        self.writer.copies = work.copies
+        finding = Finding(work, self.wanted, self.sharing, self.report)
+        counts = self.report.counts
+        self.bar: tqdm[Any] = tqdm(
+            total=counts.found, initial=counts.settled, unit="clip", desc="extract", disable=None
+        )
+        with self.bar, finding, ExitStack() as self._open:
+            try:
+                ours = self._claim(self._shown(finding.clips()))
+                for clip in ours:
+                    # Nothing is loaded for videos that turn out to be there already. A search for
+                    # scenes lasts as long as that takes.
+                    if clip is not None or finding.is_searching:
+                        self._make(chain([clip], ours))
+                # What other runs had in hand is made by now, or theirs no more.
+                while held := self.sharing.wait_for_others():
+                    self._make(self._claim(held))
+                self.writer.note_held()
+                self.writer.note_late_copies()
+            finally:
+                self.claims.release_all()
+            self._show()
+        self.report.notes += unseen(finding.found.num_unseen, self.wanted.settings)
+
+    @cached_property
+    def _making(self) -> Encoding:
+        return self._open.enter_context(self._makers())
+
+    def _makers(self) -> AbstractContextManager[Encoding]:
+        """Return what makes features: this process, or a crew."""
+        wanted = self.wanted
+        if not wanted.settings.machines.has_crew:
+            return LocalEncoding(
+                wanted.settings, wanted.family, self.store, self.report, self._neighbours
+            )
+        from cogcache.stages.distributed.launch import distributed_encoding
+
+        return distributed_encoding(
+            wanted.settings, self.store.root, self._neighbours, self.at.stop, self.report
+        )
+
+    def _neighbours(self, clip: Clip) -> list[str]:
+        """Return the keys of cached clips that share time with a clip of the same video."""
+        found = self.catalog.overlapping(clip.key.video_digest, *clip.span)
+        return [key for key in found if key in self.store]
+
+    def _shown(self, clips: Iterable[Clip | None]) -> Iterator[Clip | None]:
+        """Hand clips on, and show how far the run is while there is none."""
+        for clip in clips:
+            if clip is None:
+                self._show()
+            yield clip
+
+    def _claim(self, clips: Iterable[Clip | None]) -> Iterator[Clip | None]:
+        return self.sharing.claim(clips, self.wanted.settings.limits.limit)
+
+    def _make(self, ours: Iterable[Clip | None]) -> None:
+        for outcomes in self._making.make(ours):
+            self.writer.take(outcomes)
+            if self.writer.disk.is_gone:
+                self.at.stop.ask(self.writer.disk.told(), fault=True)
+            self._show()
+
+    def _show(self) -> None:
+        """Bring the bar and the counts of what others have made up to date."""
+        counts = self.report.counts
+        counts.cached += self.sharing.made.drain()
+        counts.skipped += self.sharing.failed.drain()
+        self.bar.total = counts.found
+        told = f"{counts.unsearched:,} videos to cut" if counts.unsearched else ""
+        self.bar.set_postfix_str(told, refresh=False)
+        self.bar.update(counts.settled - self.bar.n)
