@@ -14,7 +14,7 @@ from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.rows import text_to_path, video_digest_of
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.export.text import Wording
+from cogcache.export.wording import Wording
 
 COLUMNS: Final = (
     "video",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from cogcache.export.items import Item
-from cogcache.export.text import one_line
+from cogcache.export.wording import one_line
 
 _UNKNOWN_S: Final = 5.0
 """How long a cue is shown whose clip's end nobody knows."""

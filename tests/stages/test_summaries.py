@@ -15,7 +15,7 @@ from cogcache.catalog.rows import failure_row
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
-from cogcache.export.text import Wording
+from cogcache.export.wording import Wording
 from cogcache.gallery import write_gallery
 from cogcache.generation.batches import generate
 from cogcache.models.checkpoints.checkpoint import Checkpoint

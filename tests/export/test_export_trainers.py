@@ -13,10 +13,10 @@ import pytest
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.export.folders import LAYOUTS
-from cogcache.export.run import Options, export
+from cogcache.export.exporting import Options, export
 from cogcache.export.target import MARK
-from cogcache.export.text import one_line
+from cogcache.export.trainer_folders import LAYOUTS
+from cogcache.export.wording import one_line
 from tests.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
 
 CAPTIONS = [PLAIN, one_line(HOSTILE), CUT]

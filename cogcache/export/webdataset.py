@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from cogcache.export.folders import Placed
+from cogcache.export.trainer_folders import Placed
 
 PER_TAR: Final = 1000
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError, CorruptFeaturesError
-from cogcache.export.features import pack
+from cogcache.export.feature_pack import pack
 from cogcache.store.store import FeatureStore
 from tests.exported import CUT, add_features, make_cache
 

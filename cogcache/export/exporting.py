@@ -10,14 +10,14 @@ from typing import Final, TypeAlias
 
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError, VideoError
-from cogcache.export.folders import LAYOUTS, Placed
+from cogcache.export.clip_files import Media, place
 from cogcache.export.items import Item, check_one_each, load_items
-from cogcache.export.media import Media, place
 from cogcache.export.rows import ROWS
-from cogcache.export.shards import write_tars
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
-from cogcache.export.text import Wording, num_words
+from cogcache.export.trainer_folders import LAYOUTS, Placed
+from cogcache.export.webdataset import write_tars
+from cogcache.export.wording import Wording, num_words
 from cogcache.system.atomic_files import seal
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")

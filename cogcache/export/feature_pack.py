@@ -18,7 +18,7 @@ from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
 from cogcache.export.target import check_free, whole_file
-from cogcache.export.text import Wording
+from cogcache.export.wording import Wording
 from cogcache.store.format import TYPES, Bits, block_rows, encode_attribute, fixed_text
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.store import FeatureStore

@@ -5,13 +5,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from cogcache.caption_import import import_captions
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
-from cogcache.export.run import Options, export
+from cogcache.export.exporting import Options, export
+from cogcache.export.importing import import_captions
 from tests.exported import CUT, make_cache
 
 

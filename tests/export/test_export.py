@@ -14,11 +14,11 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
+from cogcache.export.exporting import FORMATS, Options, export, export_beside, format_of
 from cogcache.export.items import COLUMNS
 from cogcache.export.rows import json_line
-from cogcache.export.run import FORMATS, Options, export, export_beside, format_of
 from cogcache.export.target import MARK
-from cogcache.export.text import Wording, one_line
+from cogcache.export.wording import Wording, one_line
 from tests.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
 
 ALL = Selection()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cogcache.export.clip_files import ClipFacts
 from cogcache.export.items import Item
-from cogcache.export.media import ClipFacts
 from cogcache.export.rows import json_line
-from cogcache.export.text import one_line
+from cogcache.export.wording import one_line
 
 
 @dataclass(frozen=True, slots=True)
