@@ -20,11 +20,11 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from cogcache.browse import Browser
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
+from cogcache.web.browse import Browser
 
 BATCH = 10_000
 ROUNDS = 15

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from cogcache.browse import Browser
 from cogcache.demo import make_clips
-from cogcache.report import write_report
 from cogcache.shapes import QUESTIONS
 from cogcache.stages.both import run_stage
+from cogcache.web.browse import Browser
+from cogcache.web.report import write_report
 from tests.browser import chromium, served
 
 DOCS = Path(__file__).parent

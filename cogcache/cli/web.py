@@ -65,7 +65,7 @@ def gallery(
 ) -> None:
     """Write captions beside their pictures into one HTML file, OUT, to send round."""
     _need("web")
-    from cogcache.gallery import write_gallery
+    from cogcache.web.gallery import write_gallery
 
     catalog_of(cache)
     _may_write(out, force=force)
@@ -89,7 +89,7 @@ def gallery(
 def report(out: Path, cache: Path, runs: tuple[int, ...], force: bool) -> None:
     """Draw memory, time, throughput, lengths and failures into OUT: .png, .svg or .html."""
     _need("plot")
-    from cogcache.report import write_report
+    from cogcache.web.report import write_report
 
     catalog_of(cache)
     _may_write(out, force=force)

@@ -8,13 +8,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cogcache import figures
-from cogcache.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page
 from cogcache.catalog.rows import text_to_path
 from cogcache.catalog.search.queries import MIN_PREFIX, has_unspaced
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.web import charts
+from cogcache.web import charts, figures
+from cogcache.web.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page
 from cogcache.web.rendering import MARKS, render
 from cogcache.web.site import Site, site_of
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from starlette.requests import Request
 
-from cogcache.browse import Browser
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.errors import ConfigError
 from cogcache.store.store import FeatureStore
+from cogcache.web.browse import Browser
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
 from cogcache.export.wording import Wording
-from cogcache.gallery import write_gallery
 from cogcache.generation.batches import generate
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.identity import identify
@@ -31,6 +30,7 @@ from cogcache.stages.captioning.tasks import CaptionList, Task
 from cogcache.stages.clips.worklist import Clip, Wanted, clip_row
 from cogcache.stages.extract import extract
 from cogcache.video.cutting import Span
+from cogcache.web.gallery import write_gallery
 
 DIGEST = "d" * 64
 VIDEO = Path("/videos/long.mp4")

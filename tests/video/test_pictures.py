@@ -11,15 +11,15 @@ from click.testing import CliRunner
 from collection import HOSTILE_NAME, SCRIPT, Collection, make_collection
 from scenes import catalog_of
 
-from cogcache.browse import Browser
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
-from cogcache.figures import last_runs
-from cogcache.gallery import write_gallery
-from cogcache.report import find, whole_bytes, write_report
 from cogcache.store.store import FeatureStore
+from cogcache.web.browse import Browser
+from cogcache.web.figures import last_runs
+from cogcache.web.gallery import write_gallery
+from cogcache.web.report import find, whole_bytes, write_report
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ from click.testing import CliRunner
 from collection import HOSTILE_NAME, SCRIPT, Collection, make_collection
 from starlette.testclient import TestClient
 
-from cogcache.browse import Browser, CaptionSet, Filter
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CatalogError, ConfigError
-from cogcache.figures import collection as figures_of
 from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
+from cogcache.web.browse import Browser, CaptionSet, Filter
 from cogcache.web.charts import timeline
+from cogcache.web.figures import collection as figures_of
 from cogcache.web.guard import is_loopback
 from cogcache.web.media import media_type
 from cogcache.web.rendering import MARKS, differences, marked, span, visible

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cogcache.browse import Browser, BrowseRow, CaptionSet, Page
 from cogcache.catalog.rows import STAGES
 from cogcache.settings.stage_two import PART, SUMMARY
+from cogcache.web.browse import Browser, BrowseRow, CaptionSet, Page
 
 RUNS_PER_PAGE: Final = 20
 _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_bytes"

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from cogcache.browse import Browser, BrowseRow
 from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import CacheError, ConfigError
 from cogcache.store.store import FeatureStore
 from cogcache.system.atomic_files import seal
+from cogcache.web.browse import Browser, BrowseRow
 from cogcache.web.rendering import HERE, environment
 
 _COLUMNS: Final = "feature_key, video, start_s, end_s, prompt_name, caption, model, quantization"
