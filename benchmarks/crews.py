@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks.torture import hold
 from cogcache.catalog.catalog import Catalog
-from cogcache.shapes import draw_scene, write_clip
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
-from cogcache.shapes import draw_scene, render
+from cogcache.selftest.shapes import draw_scene, render
 from cogcache.store.format import TYPES, Bits, block_rows
 from cogcache.store.store import FeatureStore
 from cogcache.units import MIB

@@ -29,7 +29,7 @@ import numpy as np
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.verify import verify
-from cogcache.shapes import draw_scene, write_clip
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 
 SPACES = ["unshare", "--mount", "--uts", "--pid", "--net", "--fork", "--kill-child", "--mount-proc"]

@@ -21,8 +21,8 @@ from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import FPS, draw_scene, render
 from cogcache.settings.settings import Settings, load_settings
-from cogcache.shapes import FPS, draw_scene, render
 from cogcache.store.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import ClipError
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 
 # By name: as attributes of the package, these names are the functions.

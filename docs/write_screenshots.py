@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cogcache.demo import make_clips
-from cogcache.shapes import QUESTIONS
+from cogcache.selftest.demonstration import make_clips
+from cogcache.selftest.shapes import QUESTIONS
 from cogcache.stages.both import run_stage
 from cogcache.web.browse import Browser
 from cogcache.web.report import write_report

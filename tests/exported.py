@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.shapes import draw_scene, write_clip
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 from cogcache.video.file_state import file_digest
 from cogcache.video.reading import probe

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.selftest.shapes import Scene, draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
-from cogcache.shapes import Scene, draw_scene, write_clip
 
 
 def write_scene(path: Path, seed: int = 0, num_frames: int | None = None) -> Scene:

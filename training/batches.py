@@ -12,7 +12,7 @@ from torch import Tensor
 from cogcache.models.cogvlm2.layout import build, question_text
 from cogcache.models.cogvlm2.positions import shared_position_ids
 from cogcache.models.cogvlm2.preprocessing import MEAN, STD
-from cogcache.shapes import (
+from cogcache.selftest.shapes import (
     BACKGROUNDS,
     COLORS,
     COUNTS,

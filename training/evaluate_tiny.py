@@ -22,8 +22,8 @@ from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.load import LoadedHalf, load_half
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.settings.stage_one import Sampling
-from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.video.reading import read_clip
 
 EVALUATION_STREAM = 1_000_003

@@ -5,7 +5,15 @@ from __future__ import annotations
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from cogcache.models.cogvlm2.layout import question_text
-from cogcache.shapes import BACKGROUNDS, COLORS, COUNTS, DIRECTIONS, QUESTIONS, SHAPES, SPEEDS
+from cogcache.selftest.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    COUNTS,
+    DIRECTIONS,
+    QUESTIONS,
+    SHAPES,
+    SPEEDS,
+)
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 NUM_INDICES = 64

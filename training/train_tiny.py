@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cogcache.shapes import QUESTIONS
+from cogcache.selftest.shapes import QUESTIONS
 from training.batches import Batch, make_batch, make_frames
 from training.export import export
 from training.fake_quant import add_rounding, remove_rounding

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cogcache.demo import Demonstration
+    from cogcache.selftest.demonstration import Demonstration
 
 
 @click.command()
@@ -22,7 +22,7 @@ def demo(folder: Path | None) -> None:
     """Caption a dozen made-up clips in two stages and compare with the truth."""
     import tempfile
 
-    from cogcache.demo import demonstrate
+    from cogcache.selftest.demonstration import demonstrate
 
     with tempfile.TemporaryDirectory(prefix="cogcache-demo-") as temporary:
         shown = demonstrate(folder or Path(temporary))
@@ -31,7 +31,7 @@ def demo(folder: Path | None) -> None:
 
 
 def _print_demonstration(shown: Demonstration) -> None:
-    from cogcache.demo import MIN_SHARE
+    from cogcache.selftest.demonstration import MIN_SHARE
     from cogcache.tables import as_table
     from cogcache.units import format_seconds
 

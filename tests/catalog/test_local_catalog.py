@@ -16,8 +16,8 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.published import open_catalog, published
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.errors import CacheError
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore

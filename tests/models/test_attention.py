@@ -15,9 +15,9 @@ from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import load_half
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.stage_one import Sampling
 from cogcache.settings.stage_two import Generation
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.video.reading import read_clip
 
 FUSED = "aten::scaled_dot_product_attention"

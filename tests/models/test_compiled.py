@@ -17,8 +17,8 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.compiled import compile_blocks
 from cogcache.models.halves.load import load_half
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.extract import extract
 from cogcache.video.reading import read_clip
 

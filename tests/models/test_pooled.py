@@ -20,9 +20,9 @@ from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization, kind_of, linear_layers
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation, Language
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.video.reading import read_clip

@@ -38,8 +38,8 @@ from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
 from cogcache.models.split import split
 from cogcache.planning.plan import make_plan
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 

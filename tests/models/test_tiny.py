@@ -15,8 +15,8 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import load_half
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import QUESTIONS, draw_scene, write_clip
 from cogcache.settings.stage_one import Sampling
-from cogcache.shapes import QUESTIONS, draw_scene, write_clip
 from cogcache.video.reading import read_clip
 
 TINY = Path(__file__).parents[2] / "cogcache" / "tiny"

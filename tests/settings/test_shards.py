@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import ConfigError
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
 from cogcache.settings.work_share import WorkShare
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.stages.runs.status import shown

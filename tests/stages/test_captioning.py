@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import CaptionRow
 from cogcache.cli import main
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.stages.runs.report import RunReport

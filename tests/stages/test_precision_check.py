@@ -23,9 +23,9 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.models.split import split
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.captioning.likeness import (
     Bounds,
     ComparedCaptions,

@@ -17,8 +17,8 @@ from cogcache.models.family import ClipTensors, Family
 from cogcache.models.halves.load import LoadedHalf, WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import read_clip

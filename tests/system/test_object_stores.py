@@ -16,8 +16,8 @@ from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.unused import collect
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
+from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
-from cogcache.shapes import draw_scene, write_clip
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore

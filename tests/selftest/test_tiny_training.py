@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cogcache.models.cogvlm2.layout import build, question_text
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
-from cogcache.shapes import FPS, NUM_FRAMES, QUESTIONS, draw_scene
+from cogcache.selftest.shapes import FPS, NUM_FRAMES, QUESTIONS, draw_scene
 from cogcache.video.sampling import per_second
 from training.batches import FRAME_CLASSES, Batch, make_batch, make_frames, sample_times
 from training.export import export

@@ -7,9 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from cogcache import doctor
 from cogcache.cli import main
 from cogcache.errors import CheckpointError
+from cogcache.selftest import doctor
 
 CHECKS = {
     "versions", "device", "4-bit product against bf16", "decord", "PyAV", "feature file",

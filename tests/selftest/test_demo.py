@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from scenes import catalog_of
 
 from cogcache.cli import main
-from cogcache.demo import ASKED, MIN_SHARE, NUM_CLIPS, Answer, Demonstration
+from cogcache.selftest.demonstration import ASKED, MIN_SHARE, NUM_CLIPS, Answer, Demonstration
 
 
 @pytest.fixture(scope="module")

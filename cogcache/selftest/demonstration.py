@@ -18,7 +18,7 @@ from typing import Any
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import RunRow
 from cogcache.errors import CogcacheError
-from cogcache.shapes import QUESTIONS, Scene, draw_scene, write_clip
+from cogcache.selftest.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.stages.both import run_stage
 
 NUM_CLIPS = 12

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from cogcache.shapes import (
+from cogcache.selftest.shapes import (
     BACKGROUNDS,
     COLORS,
     COUNTS,

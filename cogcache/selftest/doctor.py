@@ -87,7 +87,7 @@ def _decodes(decoder: str) -> str:
     """Write a short H.264 clip and read it with one decoder."""
     import numpy as np
 
-    from cogcache.shapes import draw_scene, write_clip
+    from cogcache.selftest.shapes import draw_scene, write_clip
     from cogcache.video.decord_reader import decord_frames
     from cogcache.video.frame_index import index_frames
     from cogcache.video.pyav_reader import pyav_frames
