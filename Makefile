@@ -64,7 +64,7 @@ torture: $(INSTALLED) ## Kill each stage 200 times, fail each system call: half 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 tiny: $(INSTALLED) ## Train the bundled model anew: up to an hour on two cores
-	$(BIN)/python -m training.train_tiny
+	$(BIN)/python -m tiny_training.train_tiny
 
 clean: ## Remove .venv and all that tools have left; caches of features are kept
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -25,7 +25,7 @@ from cogcache.selftest.shapes import FPS, draw_scene, render
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.store.store import FeatureStore
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from checkpoints import Sizes, write_checkpoint
 
 SCENES = 4

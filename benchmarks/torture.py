@@ -35,8 +35,11 @@ from cogcache.settings.settings import Settings, load_settings
 from cogcache.store.store import FeatureStore
 
 # By name: as attributes of the package, these names are the functions.
-stage_one, stage_two = import_module("cogcache.extract"), import_module("cogcache.caption")
-extraction = import_module("cogcache.extraction")
+stage_one, stage_two = (
+    import_module("cogcache.stages.extract"),
+    import_module("cogcache.stages.caption"),
+)
+extraction = import_module("cogcache.stages.encoding.local")
 NUM_CLIPS = 24
 State = dict[str, object]
 

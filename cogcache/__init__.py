@@ -40,12 +40,12 @@ _HOMES = {
     "Catalog": "cogcache.catalog",
     "CogcacheError": "cogcache.errors",
     "FeatureStore": "cogcache.store",
-    "Settings": "cogcache.config",
+    "Settings": "cogcache.settings.settings",
     "caption": "cogcache.caption",
     "extract": "cogcache.extract",
     "get_family": "cogcache.models.registry",
-    "load_half": "cogcache.models.halves",
-    "load_settings": "cogcache.config",
+    "load_half": "cogcache.models.halves.load",
+    "load_settings": "cogcache.settings.settings",
 }
 
 

@@ -19,7 +19,7 @@ from cogcache.selftest.shapes import QUESTIONS
 from cogcache.stages.both import run_stage
 from cogcache.web.browse import Browser
 from cogcache.web.report import write_report
-from tests.browser import chromium, served
+from tests.support.browser import chromium, served
 
 DOCS = Path(__file__).parent
 PROMPTS = ("detail", "summary", "color")

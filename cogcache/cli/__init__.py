@@ -19,12 +19,12 @@ from cogcache.cli.doctor import doctor
 from cogcache.cli.export import export, import_
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
-from cogcache.cli.precision import verify_quantization
 from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run
-from cogcache.cli.surroundings import make_ready, printable_lines
+from cogcache.cli.streams import make_ready, printable_lines
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
+from cogcache.cli.verify_quantization import verify_quantization
 from cogcache.cli.web import gallery, report, serve
 from cogcache.system.faults import machine_error
 

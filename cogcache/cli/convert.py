@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cogcache.options import cache_option, settings_options
+from cogcache.cli.options import cache_option, settings_options
 from cogcache.settings.settings import Settings, leaves
 
 _CHOICES = {leaf.name: leaf.choices for leaf in leaves("vision") if leaf.choices}

@@ -31,8 +31,8 @@ def demo(folder: Path | None) -> None:
 
 
 def _print_demonstration(shown: Demonstration) -> None:
+    from cogcache.cli.tables import as_table
     from cogcache.selftest.demonstration import MIN_SHARE
-    from cogcache.tables import as_table
     from cogcache.units import format_seconds
 
     click.echo("\n" + as_table(_rows(shown), ("clip", "asked for", "said", "true")))

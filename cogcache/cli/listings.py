@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from cogcache.cli.filters import catalog_of
+from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
-from cogcache.options import cache_option
 from cogcache.units import format_bytes
 
 
@@ -125,7 +125,7 @@ def _print_side_by_side(
     cache: Path, rows: Callable[[Any], list[dict[str, Any]]], *, json_: bool
 ) -> None:
     from cogcache.catalog.catalog import Catalog
-    from cogcache.tables import side_by_side
+    from cogcache.cli.tables import side_by_side
 
     with Catalog(catalog_of(cache)) as catalog:
         clips = side_by_side(rows(catalog))

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option
-from cogcache.options import settings_options
 from cogcache.settings.settings import Settings
 from cogcache.units import format_bytes
 
@@ -33,7 +33,7 @@ def plan(frames: int, prompts: int, clips: int, json_: bool, settings: Settings)
 
 
 def _lines(made: dict[str, Any]) -> list[str]:
-    from cogcache.tables import as_table
+    from cogcache.cli.tables import as_table
 
     columns = ("memory", "vision", "frames_per_batch", "vision_peak", "language", "language_peak")
     memories = made["memories"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cogcache.options import settings_options
+from cogcache.cli.options import settings_options
 from cogcache.settings.settings import Settings
 
 

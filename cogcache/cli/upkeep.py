@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
-from cogcache.options import cache_option
 
 
 @click.command()

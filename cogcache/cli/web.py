@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.cli.options import cache_option
 from cogcache.errors import ConfigError
-from cogcache.options import cache_option
 
 if TYPE_CHECKING:
     from cogcache.catalog.search.selection import Selection

@@ -132,7 +132,7 @@ def _stage(*arguments: str) -> None:
 
 def _whole(videos: list[Path]) -> dict[str, float]:
     """Caption the same clips with the whole model in one piece, in a process of its own."""
-    arguments = ["-m", "cogcache.whole", "tiny", *map(str, videos)]
+    arguments = ["-m", "cogcache.selftest.whole_model", "tiny", *map(str, videos)]
     done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, check=True)
     measured: dict[str, float] = json.loads(done.stdout)
     return measured

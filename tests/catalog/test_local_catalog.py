@@ -22,7 +22,7 @@ from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.system.host import machine
-from tests.caches import caption_of, make_cache
+from tests.support.caches import caption_of, make_cache
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"max_frames": 2, "max_new_tokens": 2, "quantization": "none", "decode_workers": 1}

@@ -25,7 +25,7 @@ from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
-from tests.caches import caption_of, make_cache
+from tests.support.caches import caption_of, make_cache
 
 GIVEN = {"max_frames": 2, "max_new_tokens": 4, "quantization": "none", "decode_workers": 1}
 OF_THE_RUN = {"id", "run", "created_at", "seconds", "first_at", "last_at"}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.test_search import caption
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.embedding import Embedder
@@ -17,6 +16,7 @@ from cogcache.catalog.search.semantic import SemanticIndex, fused_search
 from cogcache.cli import main
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.store.store import FeatureStore
+from tests.catalog.test_search import caption
 
 DOG = "A puppy runs after a ball on the lawn."
 CAR = "An automobile drives along a wet road at night."

@@ -19,7 +19,7 @@ from cogcache.export.items import COLUMNS
 from cogcache.export.rows import json_line
 from cogcache.export.target import MARK
 from cogcache.export.wording import Wording, one_line
-from tests.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
+from tests.support.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
 
 ALL = Selection()
 

@@ -14,7 +14,7 @@ from cogcache.cli import main
 from cogcache.errors import ConfigError, CorruptFeaturesError
 from cogcache.export.feature_pack import pack
 from cogcache.store.store import FeatureStore
-from tests.exported import CUT, add_features, make_cache
+from tests.support.exported import CUT, add_features, make_cache
 
 READER = """
 import h5py, sys

@@ -17,7 +17,7 @@ from cogcache.export.exporting import Options, export
 from cogcache.export.target import MARK
 from cogcache.export.trainer_folders import LAYOUTS
 from cogcache.export.wording import one_line
-from tests.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
+from tests.support.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
 
 CAPTIONS = [PLAIN, one_line(HOSTILE), CUT]
 NAMES = ["00000000.mp4", "00000001.mp4", "00000002.mp4"]
@@ -185,7 +185,7 @@ def test_shards_hold_a_thousand_samples_and_nothing_lies_beside_them(exported):
 
 
 def test_more_samples_go_into_the_next_shard(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("cogcache.export.shards.PER_SHARD", 2)
+    monkeypatch.setattr("cogcache.export.webdataset.PER_TAR", 2)
     export(cache / "catalog.sqlite", tmp_path / "o", "webdataset", Selection(), Options())
     with tarfile.open(tmp_path / "o" / "00001.tar") as tar:
         assert tar.getnames()[0] == "00000002.mp4"

@@ -12,7 +12,7 @@ from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.export.exporting import Options, export
 from cogcache.export.importing import import_captions
-from tests.exported import CUT, make_cache
+from tests.support.exported import CUT, make_cache
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_captioning import NUM_CLIPS, extracted, made, texts
-from test_decoding import GREEDY, lab, requests, tokens
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.errors import CacheError
@@ -20,6 +18,8 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
 from cogcache.planning.estimates import prefix_bytes
 from cogcache.settings.settings import load_settings
+from tests.generation.test_decoding import GREEDY, lab, requests, tokens
+from tests.stages.test_captioning import NUM_CLIPS, extracted, made, texts
 
 __all__ = ["extracted", "lab"]
 MADE_WITH = {"language_digest": "a", "quantization": {"kind": "none"}}

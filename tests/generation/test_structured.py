@@ -95,7 +95,7 @@ def test_a_caption_does_not_depend_on_its_batch_nor_on_whose_loop_it_is(
     given = {"model": model, "json_schema": schema}
     together = made(cache, tmp_path, of="together", **given)
     alone = made(cache, tmp_path, of="alone", clips_per_batch=1, **given)
-    monkeypatch.setattr("cogcache.decoding.can_decode", lambda model: False)
+    monkeypatch.setattr("cogcache.generation.decoder.can_decode", lambda model: False)
     transformers = made(cache, tmp_path, of="transformers", **given)
     texts = [sorted(row["caption"] for row in rows) for rows in (together, alone, transformers)]
     assert texts[0] == texts[1] == texts[2]
@@ -179,7 +179,9 @@ def test_stop_texts_beside_a_schema_are_refused(schema):
 def test_a_schema_that_cannot_be_held_ends_the_run_before_anything_is_loaded(
     tiny_cache, monkeypatch, schema, problem
 ):
-    monkeypatch.setattr("cogcache.captioning.Captioner._load", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "cogcache.stages.captioning.captioner.Captioner._load", lambda self: pytest.fail("loaded")
+    )
     with pytest.raises(ConfigError, match=problem):
         caption(tiny_cache, settings(json_schema=schema))
 
@@ -188,7 +190,7 @@ def test_a_schema_that_cannot_be_held_ends_the_run_before_anything_is_loaded(
 def test_a_missing_package_is_told_with_the_command_that_installs_it(
     tiny_cache, monkeypatch, package
 ):
-    monkeypatch.delitem(sys.modules, "cogcache.structured", raising=False)
+    monkeypatch.delitem(sys.modules, "cogcache.generation.json_grammar", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"--json-schema needs {package}") as caught:
         caption(tiny_cache, settings(json_schema='{"type": "object"}'))

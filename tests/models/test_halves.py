@@ -26,7 +26,6 @@ from checkpoints import (
     write_checkpoint,
     write_shards,
 )
-from test_cogvlm2 import PUBLISHED
 from torch import Tensor
 
 from cogcache.errors import (
@@ -38,6 +37,7 @@ from cogcache.errors import (
 )
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, check_half, load_half, load_whole
+from tests.models.test_cogvlm2 import PUBLISHED
 
 HALVES = ("vision", "language")
 SHARDS = {"vision": [2, 3], "language": [1, 2, 4]}

@@ -237,7 +237,7 @@ def test_no_other_program_can_take_it_for_a_whole_checkpoint(parts):
 
 
 def test_large_halves_are_written_in_several_files(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("cogcache.tensor_files.FILE_BYTES", 100_000)
+    monkeypatch.setattr("cogcache.models.checkpoints.tensor_files.FILE_BYTES", 100_000)
     report = split(str(plain), tmp_path / "out", Settings())
     assert sum(name.startswith("language-") for name in report.bytes_by_file) > 2
     found = load_half(str(tmp_path / "out"), "language", quantization=Quantization()).model

@@ -16,12 +16,12 @@ from cogcache.models.cogvlm2.layout import build, question_text
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.selftest.shapes import FPS, NUM_FRAMES, QUESTIONS, draw_scene
 from cogcache.video.sampling import per_second
-from training.batches import FRAME_CLASSES, Batch, make_batch, make_frames, sample_times
-from training.export import export
-from training.fake_quant import remove_rounding
-from training.model import IMAGE_SIZE, build_config, build_model
-from training.tokenizer import build_tokenizer
-from training.train_tiny import PACKAGED, Recipe, Trainer, train
+from tiny_training.batches import FRAME_CLASSES, Batch, make_batch, make_frames, sample_times
+from tiny_training.export import export
+from tiny_training.fake_quant import remove_rounding
+from tiny_training.model import IMAGE_SIZE, build_config, build_model
+from tiny_training.tokenizer import build_tokenizer
+from tiny_training.train_tiny import PACKAGED, Recipe, Trainer, train
 
 RECIPE = Recipe(frame_steps=2, answer_steps=4, frame_batch_size=2, batch_size=2, rounding_from=0.5)
 

@@ -87,7 +87,7 @@ def test_a_second_run_makes_nothing(cache):
 
 
 def test_captions_that_another_run_makes_as_this_one_begins_are_counted(cache, monkeypatch):
-    stage_two = import_module("cogcache.caption")
+    stage_two = import_module("cogcache.stages.caption")
     begin = stage_two.at_work
 
     def late(*arguments):

@@ -134,7 +134,7 @@ def test_a_disk_that_is_full_all_the_same_ends_the_run_and_keeps_what_was_done(
             raise CacheError(f"cannot write {path}: {os.strerror(errno.ENOSPC)}")
         seal(path, content, check)
 
-    monkeypatch.setattr("cogcache.feature_files.seal", full_at_the_second)
+    monkeypatch.setattr("cogcache.store.places.seal", full_at_the_second)
     with pytest.raises(CacheError, match="No space left"):
         extract(videos, cache, settings(**QUICK))
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from zoo import QWEN2_VL
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
-from cogcache.cli.precision import _lines, _side_by_side
+from cogcache.cli.verify_quantization import _lines, _side_by_side
 from cogcache.errors import CacheError, ConfigError, QuantizationError
 from cogcache.generation.decoder import Decoder
 from cogcache.generation.requests import Request

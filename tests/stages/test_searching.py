@@ -147,7 +147,7 @@ def test_a_run_without_time_or_space_searches_nothing_and_says_what_is_left(film
 
 
 def test_the_time_is_over_in_the_middle_of_a_search(long_film, cache, monkeypatch):
-    monkeypatch.setattr("cogcache.live.BEAT_S", 0.2)
+    monkeypatch.setattr("cogcache.store.live.BEAT_S", 0.2)
     began_s = time.monotonic()
     report = extract([long_film], cache, settings(max_hours=2 / 3600, **QUICK))
     assert "--max-hours" in (report.stopped or "")

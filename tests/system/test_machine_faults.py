@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from scenes import settings, write_scene
-from test_faults import traces
 from videos import write_video
 
 from cogcache.errors import CheckpointError, MachineError, VideoError
@@ -26,6 +25,7 @@ from cogcache.system.faults import MOST_IN_A_ROW, DiskWatch, machine_error, rais
 from cogcache.system.processes import bug_of
 from cogcache.video.file_state import file_digest
 from cogcache.video.reading import probe, read_clip
+from tests.system.test_faults import traces
 
 SPREAD = settings(strategy="spread", max_frames=4).sampling
 NO_MORE = os.strerror(24)

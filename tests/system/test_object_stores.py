@@ -27,9 +27,9 @@ from cogcache.system.spool import Fetching, Spool
 from cogcache.system.urls import path_of_url, url_of
 from cogcache.video.file_state import file_digest
 from cogcache.video.paths import find_videos
-from tests.caches import key_of, make_cache, write_clip_features
-from tests.films import write_film
-from tests.s3_server import SECRET, Fault, serving
+from tests.support.caches import key_of, make_cache, write_clip_features
+from tests.support.films import write_film
+from tests.support.s3_server import SECRET, Fault, serving
 
 GIVEN = {"max_frames": 2, "max_new_tokens": 2, "quantization": "none", "decode_workers": 1}
 MIB = 2**20

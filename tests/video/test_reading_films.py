@@ -85,7 +85,7 @@ def test_a_clip_of_a_long_film_is_read_alone_and_not_what_comes_after_it(film):
 
 def test_a_long_film_shows_the_frames_that_decord_shows(film, monkeypatch):
     clips = [minute(film, number) for number in (0, 60, 119)]
-    monkeypatch.setattr("cogcache.decord_reader.READ_AHEAD_BYTES", 2**50)
+    monkeypatch.setattr("cogcache.video.decord_reader.READ_AHEAD_BYTES", 2**50)
     for number, clip in zip((0, 60, 119), clips, strict=True):
         again = minute(film, number)
         assert (clip.decoder, again.decoder) == ("pyav", "decord")

@@ -152,7 +152,7 @@ def test_pyav_finds_any_frame_alone(files, name):
 
 def test_without_decord_the_same_frames_come(files, monkeypatch):
     with_decord = read_clip(files["b_frames.mp4"], PER_SECOND)
-    monkeypatch.setattr("cogcache.decord_reader._decord", lambda: None)
+    monkeypatch.setattr("cogcache.video.decord_reader._decord", lambda: None)
     without = read_clip(files["b_frames.mp4"], PER_SECOND)
     assert (with_decord.decoder, without.decoder) == ("decord", "pyav")
     assert np.array_equal(with_decord.frames, without.frames)

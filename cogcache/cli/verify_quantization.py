@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.options import cache_option, settings_options
 from cogcache.cli.printing import json_option
-from cogcache.options import cache_option, settings_options
 from cogcache.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def verify_quantization(
 
 
 def _lines(found: dict[str, float]) -> list[str]:
+    from cogcache.cli.tables import as_table
     from cogcache.stages.captioning.likeness import RATED
-    from cogcache.tables import as_table
 
     rates: list[dict[str, Any]] = [
         {
@@ -91,8 +91,8 @@ def _lines(found: dict[str, float]) -> list[str]:
 
 
 def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
+    from cogcache.cli.tables import as_table
     from cogcache.stages.captioning.likeness import worst
-    from cogcache.tables import as_table
 
     rows = [
         {**pair.row(), "unquantised": pair.reference_caption, "quantised": pair.caption}

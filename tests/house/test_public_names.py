@@ -10,7 +10,7 @@ import pytest
 
 import cogcache
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "transformers", "h5py", "bitsandbytes", "decord", "av", "numpy"}
 
 

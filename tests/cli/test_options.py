@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cogcache.cli.options import as_arguments, cache_option, settings_options
 from cogcache.errors import ConfigError
-from cogcache.options import as_arguments, cache_option, settings_options
 from cogcache.settings.settings import TABLES, Settings, leaves, load_settings
 
 seen: list[tuple[Path, Settings]] = []

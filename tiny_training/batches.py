@@ -24,7 +24,7 @@ from cogcache.selftest.shapes import (
     draw_scene,
     render,
 )
-from training.tokenizer import BOS, EOS, PAD
+from tiny_training.tokenizer import BOS, EOS, PAD
 
 FRAME_CLASSES = {
     "color": list(COLORS),
@@ -85,7 +85,7 @@ def make_batch(
     """Return a batch of new clips of one length.
 
     Args:
-        tokenizer: of `training.tokenizer`.
+        tokenizer: of `tiny_training.tokenizer`.
         rng: where all of the batch's randomness comes from.
         size: number of clips N.
         side: the model's picture side S in pixels.

@@ -28,7 +28,7 @@ from cogcache.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    assert "cogcache.catalog" in sys.modules
+    assert "cogcache.catalog.catalog" in sys.modules
     assert not {"torch", "transformers"} & set(sys.modules), "torch was loaded"
 """
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 MINI = GOLDEN / "cogvlm2-mini"
 INDEX = "model.safetensors.index.json"
 UNKNOWN, BOS, EOS, PAD = range(4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.batches import FRAME_CLASSES, Frames
+from tiny_training.batches import FRAME_CLASSES, Frames
 
 
 class FrameHeads(nn.Module):

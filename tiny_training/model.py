@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
 from cogcache.models.cogvlm2.slots import merge_features
-from training.batches import Batch
-from training.tokenizer import BOS, EOS, PAD, padded_size
+from tiny_training.batches import Batch
+from tiny_training.tokenizer import BOS, EOS, PAD, padded_size
 
 IMAGE_SIZE, PATCH_SIZE = 56, 14
 POST_NORM_START = 0.2

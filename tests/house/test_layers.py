@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "cogcache"
+PACKAGE = Path(__file__).parents[2] / "cogcache"
 
 # Lowest first. Digits before the point are the layers of the design; those after it order the
 # parts of one subject. A folder below models/ counts as one module.

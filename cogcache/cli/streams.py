@@ -8,7 +8,7 @@ import sys
 
 from cogcache.units import printable
 
-REPORTED = logging.getLogger("cogcache.progress")
+REPORTED = logging.getLogger("cogcache.stages.runs.progress")
 """Tells how far a run is where no bar can: in a log file."""
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from cogcache.tables import as_json, as_table, side_by_side
+from cogcache.cli.tables import as_json, as_table, side_by_side
 
 ROWS = [{"video": "a.mp4", "start_s": 0.0, "flags": ["empty"]}, {"video": "b\x1b[2J.mp4"}]
 

@@ -13,7 +13,7 @@ import pytest
 from cogcache.cli import main
 from cogcache.settings.settings import TABLES, leaves
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
 

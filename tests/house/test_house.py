@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "cogcache").rglob("*.py"))
 PROGRAMS = [
     path for name in ("cogcache", "training", "docs") for path in (ROOT / name).rglob("*.py")

@@ -15,7 +15,7 @@ from scenes import catalog_of, settings, write_scene
 from videos import write_video
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.cli.surroundings import printable_lines
+from cogcache.cli.streams import printable_lines
 from cogcache.errors import ConfigError
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract

@@ -1,6 +1,6 @@
 """Measure `tiny` on new clips: real mp4 files, decoded and captioned in two halves as in use.
 
-    python -m training.evaluate_tiny --json build/tiny.json
+    python -m tiny_training.evaluate_tiny --json build/tiny.json
 
 Each clip is asked every question in the words that come first in `QUESTIONS`; an answer counts
 when it equals the true one in every character.

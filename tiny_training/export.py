@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
 from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneration
-from training.tokenizer import BOS, EOS, PAD
+from tiny_training.tokenizer import BOS, EOS, PAD
 
 Tensors = dict[str, Tensor]
 

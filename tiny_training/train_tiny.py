@@ -1,6 +1,6 @@
 """Train the bundled model `tiny` and write it into the package.
 
-    python -m training.train_tiny
+    python -m tiny_training.train_tiny
 
 Everything random comes from the seed and the step's number, so that an interrupted training
 goes on as if it had never stopped (its state lies in `--state`), and the same seed gives the
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cogcache.selftest.shapes import QUESTIONS
-from training.batches import Batch, make_batch, make_frames
-from training.export import export
-from training.fake_quant import add_rounding, remove_rounding
-from training.frame_heads import FrameHeads
-from training.model import IMAGE_SIZE, answer_logits, build_config, build_model, exact_answers
-from training.tokenizer import build_tokenizer
+from tiny_training.batches import Batch, make_batch, make_frames
+from tiny_training.export import export
+from tiny_training.fake_quant import add_rounding, remove_rounding
+from tiny_training.frame_heads import FrameHeads
+from tiny_training.model import IMAGE_SIZE, answer_logits, build_config, build_model, exact_answers
+from tiny_training.tokenizer import build_tokenizer
 
 PACKAGED = Path(__file__).parents[1] / "cogcache" / "tiny"
 TRAINING_STREAM, VALIDATION_STREAM = 1_000_001, 1_000_002
