@@ -1,4 +1,4 @@
-"""Caption videos in two stages: cache the vision half's features once, caption from them for ever.
+"""Caption videos in two stages: encode each video once, then caption it with any prompt.
 
 The names below are the public ones. Each is imported when it is first used, so that
 ``import cogcache`` does not load torch.
@@ -6,47 +6,10 @@ The names below are the public ones. Each is imported when it is first used, so 
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
+import lazy_loader
 
-if TYPE_CHECKING:
-    from cogcache.catalog.catalog import Catalog
-    from cogcache.errors import CogcacheError
-    from cogcache.models.halves.load import load_half
-    from cogcache.models.registry import get_family
-    from cogcache.settings.settings import Settings, load_settings
-    from cogcache.stages.caption import caption
-    from cogcache.stages.extract import extract
-    from cogcache.store.store import FeatureStore
-
-    __version__: str
-
-__all__ = [
-    "Catalog",
-    "CogcacheError",
-    "FeatureStore",
-    "Settings",
-    "__version__",
-    "caption",
-    "extract",
-    "get_family",
-    "load_half",
-    "load_settings",
-]
-
-_HOMES = {
-    "Catalog": "cogcache.catalog",
-    "CogcacheError": "cogcache.errors",
-    "FeatureStore": "cogcache.store",
-    "Settings": "cogcache.settings.settings",
-    "caption": "cogcache.caption",
-    "extract": "cogcache.extract",
-    "get_family": "cogcache.models.registry",
-    "load_half": "cogcache.models.halves.load",
-    "load_settings": "cogcache.settings.settings",
-}
+_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str) -> object:
@@ -54,25 +17,4 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("cogcache")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cogcache' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps ``cogcache.extract`` and ``cogcache.caption`` the functions.
-
-    Importing a submodule sets it as an attribute of its package: whether ``cogcache.extract``
-    is the function or the module would then depend on what was imported before.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return _attribute(name)

@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.rows import path_to_text, text_to_path
-from cogcache.system.object_stores import RemoteFacts
-from cogcache.system.urls import is_url
-from cogcache.video.file_state import file_digest
+from cogcache.system import RemoteFacts, is_url
+from cogcache.video import file_digest
 
 # What a file system, or a store of objects, says of a file without its being read.
 Stat: TypeAlias = os.stat_result | RemoteFacts

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from cogcache.catalog.database import CatalogFile, read_only_uri
 from cogcache.errors import CatalogError
-from cogcache.settings.work_share import WorkShare
+from cogcache.settings import WorkShare
 
 OWN: Final = "catalog/"
 """Begin of the names under which a catalog remembers what concerns itself alone."""

@@ -19,9 +19,8 @@ from uuid import uuid4
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.merge_rows import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
-from cogcache.settings.work_share import WorkShare
-from cogcache.system.atomic_files import make_folder, seal
-from cogcache.system.host import machine
+from cogcache.settings import WorkShare
+from cogcache.system import machine, make_folder, seal
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import ClipRow, VideoRow, text_to_path
 from cogcache.keys import FeatureKey
-from cogcache.store.store import FeatureStore
+from cogcache.store import FeatureStore
 
 
 def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[VideoRow, ClipRow]:

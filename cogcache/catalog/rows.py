@@ -10,7 +10,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cogcache.errors import ClipError
 from cogcache.keys import Field
-from cogcache.system.urls import is_url, url_of
+from cogcache.system import is_url, url_of
 
 Stage: TypeAlias = Literal["extract", "caption"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)

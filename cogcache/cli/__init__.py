@@ -26,7 +26,7 @@ from cogcache.cli.streams import make_ready, printable_lines
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.verify_quantization import verify_quantization
 from cogcache.cli.web import gallery, report, serve
-from cogcache.system.faults import machine_error
+from cogcache.system import machine_error
 
 BUG = 70
 """Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""

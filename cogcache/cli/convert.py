@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cogcache.cli.options import cache_option, settings_options
-from cogcache.settings.settings import Settings, leaves
+from cogcache.settings import Settings, leaves
 
 _CHOICES = {leaf.name: leaf.choices for leaf in leaves("vision") if leaf.choices}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cogcache.selftest.demonstration import Demonstration
+    from cogcache.selftest import Demonstration
 
 
 @click.command()
@@ -22,7 +22,7 @@ def demo(folder: Path | None) -> None:
     """Caption a dozen made-up clips in two stages and compare with the truth."""
     import tempfile
 
-    from cogcache.selftest.demonstration import demonstrate
+    from cogcache.selftest import demonstrate
 
     with tempfile.TemporaryDirectory(prefix="cogcache-demo-") as temporary:
         shown = demonstrate(folder or Path(temporary))
@@ -32,7 +32,7 @@ def demo(folder: Path | None) -> None:
 
 def _print_demonstration(shown: Demonstration) -> None:
     from cogcache.cli.tables import as_table
-    from cogcache.selftest.demonstration import MIN_SHARE
+    from cogcache.selftest import MIN_SHARE
     from cogcache.units import format_seconds
 
     click.echo("\n" + as_table(_rows(shown), ("clip", "asked for", "said", "true")))

@@ -12,7 +12,7 @@ from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:
-    from cogcache.catalog.search.selection import Selection
+    from cogcache.catalog import Selection
 
 
 @click.command()
@@ -29,7 +29,7 @@ def diff(a: str, b: str, cache: Path, all_: bool, selection: Selection, json_: b
     `diff short long`, `diff quantization=none quantization=nf4`, `diff run=3 run=7`. What only one
     side says stands in [-…-] and {+…+}.
     """
-    from cogcache.catalog.search.comparison import compare, parse_selector
+    from cogcache.catalog import compare, parse_selector
 
     sides = [parse_selector(text, selection) for text in (a, b)]
     found = compare(catalog_of(cache), *sides)

@@ -21,7 +21,7 @@ def doctor(cache: Path | None, json_: bool) -> None:
     """Check the installation, decoders, 4-bit arithmetic, disk and device."""
     from dataclasses import asdict
 
-    from cogcache.selftest.doctor import examine
+    from cogcache.selftest import examine
 
     rows = [asdict(check) for check in examine(cache)]
     shown = rows if json_ else [row | {"ok": "ok" if row["ok"] else "FAULT"} for row in rows]

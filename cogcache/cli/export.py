@@ -14,8 +14,8 @@ from cogcache.cli.options import cache_option
 from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cogcache.catalog.search.selection import Selection
-    from cogcache.export.exporting import Exported, Options
+    from cogcache.catalog import Selection
+    from cogcache.export import Exported, Options
 
 Command = Callable[..., Any]
 
@@ -41,8 +41,7 @@ def _writing_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_options(*args: Any, **given: Any) -> Any:
-        from cogcache.export.exporting import Options
-        from cogcache.export.wording import Wording
+        from cogcache.export import Options, Wording
 
         wording = Wording(*(given.pop(name) for name in ("prefix", "suffix", "trigger")))
         options = Options(wording, given.pop("media"), given.pop("overwrite"))
@@ -78,8 +77,8 @@ def export(
     Formats: jsonl, csv, parquet; txt, vtt, srt; videofolder, cogvideox, finetrainers, musubi,
     diffusion-pipe, webdataset.
     """
-    from cogcache.export.exporting import export as write
-    from cogcache.export.exporting import export_beside, format_of
+    from cogcache.export import export as write
+    from cogcache.export import export_beside, format_of
 
     if (out is None) == (beside is None):
         raise ConfigError("it is not clear where to write", "name OUT, or give --beside vtt")
@@ -87,7 +86,7 @@ def export(
     if out is None:
         _finish(export_beside(catalog, str(beside), selection, options))
     elif features:
-        from cogcache.export.feature_pack import pack
+        from cogcache.export import pack
 
         count = pack(cache, out, selection, overwrite=options.overwrite)
         click.echo(f"{count:,} clips packed")
@@ -119,7 +118,7 @@ def import_(file: Path, cache: Path, set_: str, overwrite: bool) -> None:
     Each line names its clip as an export does, by feature_key or by video, start_s and end_s, and
     has a caption. The captions there are stay; the set stands beside them as a model of that name.
     """
-    from cogcache.export.importing import import_captions
+    from cogcache.export import import_captions
 
     done = import_captions(file, catalog_of(cache), set_, overwrite=overwrite)
     click.echo(f"{done.written:,} captions imported as {set_!r}, {done.same:,} were there already")

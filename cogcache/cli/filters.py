@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cogcache.errors import ConfigError
-from cogcache.generation.flags import FLAGS
+from cogcache.generation import FLAGS
 
 Command = Callable[..., Any]
 
@@ -72,7 +72,7 @@ def selection_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_selection(*args: Any, **given: Any) -> Any:
-        from cogcache.catalog.search.selection import Selection
+        from cogcache.catalog import Selection
 
         chosen = {name: given.pop(name) for name in _NAMES}
         return command(*args, selection=Selection(**chosen), **given)
@@ -90,7 +90,7 @@ def catalog_of(cache: Path) -> Path:
         CacheError: the folder is no cache.
         ConfigError: it has no catalog yet.
     """
-    from cogcache.store.store import FeatureStore
+    from cogcache.store import FeatureStore
 
     FeatureStore.open(cache)
     if not (cache / "catalog.sqlite").is_file():

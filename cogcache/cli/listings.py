@@ -39,8 +39,8 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
 
-    from cogcache.stages.runs.status import state_of
-    from cogcache.store.live import live_runs
+    from cogcache.stages import state_of
+    from cogcache.store import live_runs
 
     def rows(catalog: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = getattr(catalog, what)()
@@ -124,7 +124,7 @@ def _with_units(row: dict[str, Any]) -> dict[str, Any]:
 def _print_side_by_side(
     cache: Path, rows: Callable[[Any], list[dict[str, Any]]], *, json_: bool
 ) -> None:
-    from cogcache.catalog.catalog import Catalog
+    from cogcache.catalog import Catalog
     from cogcache.cli.tables import side_by_side
 
     with Catalog(catalog_of(cache)) as catalog:
@@ -144,7 +144,7 @@ def _list(
     *,
     json_: bool,
 ) -> None:
-    from cogcache.catalog.catalog import Catalog
+    from cogcache.catalog import Catalog
 
     with Catalog(catalog_of(cache)) as catalog:
         print_rows(rows(catalog), columns, json_=json_)

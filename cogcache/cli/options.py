@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from cogcache.settings.prompts import parse_prompts, prompt_sets_of
-from cogcache.settings.settings import Leaf, Settings, leaves, load_settings
+from cogcache.settings import Leaf, Settings, leaves, load_settings, parse_prompts, prompt_sets_of
 
 Command = Callable[..., Any]
 

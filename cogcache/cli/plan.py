@@ -9,7 +9,7 @@ import click
 
 from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option
-from cogcache.settings.settings import Settings
+from cogcache.settings import Settings
 from cogcache.units import format_bytes
 
 PLANNED = ("model", "sampling", "vision", "language", "generation")
@@ -26,7 +26,7 @@ def plan(frames: int, prompts: int, clips: int, json_: bool, settings: Settings)
 
     Nothing is loaded; of a hub id only small files and headers are fetched.
     """
-    from cogcache.planning.plan import make_plan
+    from cogcache.planning import make_plan
 
     made = make_plan(settings, frames, prompts, clips)
     click.echo(json.dumps(made, indent=2) if json_ else "\n".join(_lines(made)))

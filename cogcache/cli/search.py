@@ -12,8 +12,7 @@ from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:
-    from cogcache.catalog.search.selection import Selection
-    from cogcache.catalog.search.semantic import SemanticIndex
+    from cogcache.catalog import Selection, SemanticIndex
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
@@ -51,12 +50,12 @@ def search(
     All words of QUERY have to be there. "In quotes" is a phrase, shor* a beginning, OR parts
     alternatives, and -word excludes (put -- before QUERY then). Put single quotes around it all.
     """
-    from cogcache.catalog.search.full_text import CaptionSearch
+    from cogcache.catalog import CaptionSearch
 
     text = " ".join(query)
     with CaptionSearch(catalog_of(cache)) as index:
         if semantic:
-            from cogcache.catalog.search.semantic import fused_search
+            from cogcache.catalog import fused_search
 
             vectors = _vectors(cache, semantic_model)
             found = fused_search(vectors, index, text, selection, limit=limit, offset=offset)
@@ -74,8 +73,7 @@ def _vectors(cache: Path, model: str) -> SemanticIndex:
     """Return the model's vectors of all captions; new captions are added first."""
     from tqdm import tqdm
 
-    from cogcache.catalog.search.embedding import Embedder
-    from cogcache.catalog.search.semantic import SemanticIndex
+    from cogcache.catalog import Embedder, SemanticIndex
 
     index = SemanticIndex(cache, Embedder(model))
     # Quiet where nobody looks on, and where it is done in a moment.

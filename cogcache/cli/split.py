@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cogcache.cli.options import settings_options
-from cogcache.settings.settings import Settings
+from cogcache.settings import Settings
 
 
 @click.command()

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.catalog.rows import STAGES
+from cogcache.catalog import STAGES
 from cogcache.cli.options import as_arguments, cache_option, settings_options
-from cogcache.settings.settings import Settings
-from cogcache.video.cutting import WHOLE, Span
+from cogcache.settings import Settings
+from cogcache.video import WHOLE, Span
 
 if TYPE_CHECKING:
-    from cogcache.stages.runs.report import RunReport
+    from cogcache.stages import RunReport
 
 COLUMNS = ("stage", "before_loading_bytes", "planned_peak_bytes", "measured_peak_bytes")
 peaks_option = click.option(
@@ -225,7 +225,7 @@ def _both(
     peaks: Sequence[Path],
 ) -> int:
     """Run the stages, which write their peaks to `peaks`; return the exit status."""
-    from cogcache.stages.both import Hours, run_stage, second_limits
+    from cogcache.stages import Hours, run_stage, second_limits
 
     hours = Hours(settings.limits.max_hours)
     retry = ["--retry-failed"] if retry_failed else []

@@ -15,7 +15,7 @@ from cogcache.cli.printing import json_option, print_rows
 @json_option
 def status(cache: Path, json_: bool) -> None:
     """Show the runs at work on a cache: how far, how fast, how much memory."""
-    from cogcache.stages.runs.status import shown, statuses
+    from cogcache.stages import shown, statuses
 
     rows = statuses(cache)
     columns = ("command", "state", "progress", "failed", "rate", "left", "memory", "started_at")
@@ -33,7 +33,7 @@ def verify(cache: Path, fix: bool, json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cogcache.catalog.upkeep.verify import verify as find
+    from cogcache.catalog import verify as find
 
     found = find(cache, fix=fix)
     if found or json_:
@@ -56,7 +56,7 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cogcache.catalog.upkeep.unused import collect
+    from cogcache.catalog import collect
     from cogcache.units import format_bytes
 
     remove = yes and not dry_run
@@ -72,7 +72,7 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
 @cache_option
 def rebuild(cache: Path) -> None:
     """Make the catalog anew from the feature files; keep captions where they can be read."""
-    from cogcache.catalog.upkeep.rebuild import rebuild as make
+    from cogcache.catalog import rebuild as make
 
     made = make(cache)
     saved = ", ".join(f"{count} {table}" for table, count in made.saved.items())
@@ -107,7 +107,7 @@ def merge(sources: tuple[Path, ...], into: Path, json_: bool) -> None:
     """
     from dataclasses import asdict
 
-    from cogcache.catalog.upkeep.merge import merge as run
+    from cogcache.catalog import merge as run
 
     merged = run(sources, into)
     rows = [asdict(each) for each in merged.conflicts]

@@ -10,10 +10,10 @@ import click
 
 from cogcache.cli.options import cache_option, settings_options
 from cogcache.cli.printing import json_option
-from cogcache.settings.settings import Settings
+from cogcache.settings import Settings
 
 if TYPE_CHECKING:
-    from cogcache.stages.captioning.likeness import ComparedCaptions
+    from cogcache.stages import ComparedCaptions
 
 COMPARED = ("model", "sampling", "vision", "language", "generation")
 PART = click.FloatRange(0, 1)
@@ -54,8 +54,7 @@ def verify_quantization(
     Each runs in a process of its own, one after the other. Nothing is stored in the cache.
     Exit status: 1 if a bound that was given does not hold.
     """
-    from cogcache.stages.captioning.likeness import Bounds, summary
-    from cogcache.stages.captioning.precision import check_precision
+    from cogcache.stages import Bounds, check_precision, summary
 
     pairs = check_precision(cache, settings, clips=compare_clips, positions=positions)
     found = summary(pairs)
@@ -70,7 +69,7 @@ def verify_quantization(
 
 def _lines(found: dict[str, float]) -> list[str]:
     from cogcache.cli.tables import as_table
-    from cogcache.stages.captioning.likeness import RATED
+    from cogcache.stages import RATED
 
     rates: list[dict[str, Any]] = [
         {
@@ -92,7 +91,7 @@ def _lines(found: dict[str, float]) -> list[str]:
 
 def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
     from cogcache.cli.tables import as_table
-    from cogcache.stages.captioning.likeness import worst
+    from cogcache.stages import worst
 
     rows = [
         {**pair.row(), "unquantised": pair.reference_caption, "quantised": pair.caption}

@@ -13,7 +13,7 @@ from cogcache.cli.options import cache_option
 from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cogcache.catalog.search.selection import Selection
+    from cogcache.catalog import Selection
 
 EXTRAS = {"web": ("jinja2", "starlette", "uvicorn"), "plot": ("matplotlib",)}
 PORT = 8484
@@ -37,7 +37,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite the file if there
 def serve(cache: Path, host: str, port: int, token: str | None) -> None:
     """Show clips, captions, failures, runs and figures in a browser."""
     _need("web")
-    from cogcache.web.app import address, serve
+    from cogcache.web import address, serve
 
     catalog_of(cache)
     click.echo(f"{address(host, port)}  (Ctrl-C ends it)")
@@ -65,7 +65,7 @@ def gallery(
 ) -> None:
     """Write captions beside their pictures into one HTML file, OUT, to send round."""
     _need("web")
-    from cogcache.web.gallery import write_gallery
+    from cogcache.web import write_gallery
 
     catalog_of(cache)
     _may_write(out, force=force)
@@ -89,7 +89,7 @@ def gallery(
 def report(out: Path, cache: Path, runs: tuple[int, ...], force: bool) -> None:
     """Draw memory, time, throughput, lengths and failures into OUT: .png, .svg or .html."""
     _need("plot")
-    from cogcache.web.report import write_report
+    from cogcache.web import write_report
 
     catalog_of(cache)
     _may_write(out, force=force)

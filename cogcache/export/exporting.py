@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from cogcache.catalog.search.selection import Selection
+from cogcache.catalog import Selection
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.clip_files import Media, place
 from cogcache.export.items import Item, check_one_each, load_items
@@ -18,7 +18,7 @@ from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.trainer_folders import LAYOUTS, Placed
 from cogcache.export.webdataset import write_tars
 from cogcache.export.wording import Wording, num_words
-from cogcache.system.atomic_files import seal
+from cogcache.system import seal
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")
 _MAX_WORDS: Final = 150

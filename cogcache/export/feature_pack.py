@@ -12,16 +12,20 @@ from pathlib import Path
 import h5py
 from h5py import h5d, h5p, h5s
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow
-from cogcache.catalog.search.selection import Selection
+from cogcache.catalog import Catalog, ClipRow, Selection
 from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
 from cogcache.export.target import check_free, whole_file
 from cogcache.export.wording import Wording
-from cogcache.store.format import TYPES, Bits, block_rows, encode_attribute, fixed_text
-from cogcache.store.reader import StoredFeatures
-from cogcache.store.store import FeatureStore
+from cogcache.store import (
+    TYPES,
+    Bits,
+    FeatureStore,
+    StoredFeatures,
+    block_rows,
+    encode_attribute,
+    fixed_text,
+)
 
 FORMAT = 1
 _SMALL_BYTES = 2**16

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import CaptionRow, ClipRow
+from cogcache.catalog import CaptionRow, Catalog, ClipRow
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import text_to_path, video_digest_of
-from cogcache.catalog.search.selection import Selection
+from cogcache.catalog import CatalogFile, Selection, text_to_path, video_digest_of
 from cogcache.errors import ConfigError
 from cogcache.export.wording import Wording
 

@@ -15,7 +15,7 @@ from typing import Final
 from uuid import uuid4
 
 from cogcache.errors import CacheError, ConfigError
-from cogcache.system.atomic_files import make_folder, sync_folder
+from cogcache.system import make_folder, sync_folder
 
 MARK: Final = ".cogcache-export"
 """A hidden file in each folder that an export made."""

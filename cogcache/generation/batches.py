@@ -16,9 +16,9 @@ from cogcache.generation.requests import (
     laid_out,
     room_for,
 )
-from cogcache.models.family import Family, PromptRow
-from cogcache.settings.stage_two import Generation
-from cogcache.system.heap import running_out
+from cogcache.models import Family, PromptRow
+from cogcache.settings import Generation
+from cogcache.system import running_out
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel

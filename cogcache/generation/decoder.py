@@ -33,8 +33,8 @@ from cogcache.generation.requests import (
     room_for,
 )
 from cogcache.generation.token_choice import Chooser, choose_all
-from cogcache.models.family import Family, left_padded
-from cogcache.system.heap import give_back, running_out
+from cogcache.models import Family, left_padded
+from cogcache.system import give_back, running_out
 
 
 def can_decode(model: PreTrainedModel) -> bool:

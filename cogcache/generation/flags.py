@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cogcache.settings.stage_two import Generation
+from cogcache.settings import Generation
 
 LOOP_TOKENS = 240
 """A caption's tail of this many tokens is looked at for loops."""

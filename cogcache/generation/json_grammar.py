@@ -16,7 +16,7 @@ from referencing import Registry
 from torch import Tensor
 
 from cogcache.errors import ConfigError
-from cogcache.models.family import Family
+from cogcache.models import Family
 
 
 class Grammar:

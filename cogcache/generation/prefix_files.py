@@ -25,8 +25,8 @@ from torch import Tensor
 from cogcache.errors import CacheError, CorruptFeaturesError, FeaturesError
 from cogcache.generation.kv_cache import Prefix
 from cogcache.keys import Field, digest
-from cogcache.store.format import Bits, hash_block, hashing, tensor_digest
-from cogcache.system.atomic_files import Part, make_folder, remove_dead, seal_parts
+from cogcache.store import Bits, hash_block, hashing, tensor_digest
+from cogcache.system import Part, make_folder, remove_dead, seal_parts
 from cogcache.units import format_bytes
 
 logger = logging.getLogger(__name__)

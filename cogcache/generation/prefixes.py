@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from cogcache.generation.kv_cache import Prefix
 from cogcache.generation.prefix_files import KeptPrefixes
 from cogcache.generation.requests import Request, Statistics, laid_out
-from cogcache.models.family import Family
+from cogcache.models import Family
 
 FEWEST_SHARED = 4
 """A text before the video that is shorter than this is not worth a pass of its own."""

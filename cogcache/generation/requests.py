@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cogcache.generation import stop_texts
-from cogcache.models.family import Family, PromptRow
-from cogcache.settings.stage_two import Generation
+from cogcache.models import Family, PromptRow
+from cogcache.settings import Generation
 
 if TYPE_CHECKING:
     from torch import Tensor

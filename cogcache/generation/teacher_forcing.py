@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cogcache.models.family import Family, PromptRow
+from cogcache.models import Family, PromptRow
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cogcache.settings.stage_two import Generation
+from cogcache.settings import Generation
 
 if TYPE_CHECKING:
     from cogcache.generation.json_grammar import Grammar

@@ -115,7 +115,7 @@ def _expected(family: Family, num_frames: int, size: tuple[int, int]) -> ClipTen
     import numpy as np
     import torch
 
-    from cogcache.video.reading import ClipFrames
+    from cogcache.video import ClipFrames
 
     seconds = np.arange(num_frames)
     clip = ClipFrames(

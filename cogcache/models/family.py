@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from cogcache.settings.stage_two import Language
-    from cogcache.video.reading import ClipFrames
+    from cogcache.settings import Language
+    from cogcache.video import ClipFrames
 
 
 _BRACKETS = ("<", "[")

@@ -34,10 +34,15 @@ from cogcache.models.halves.partition import Half, Partition, loaded_types
 from cogcache.models.halves.sizes import ITEM_BYTES, half_sizes, language_sizes, path_of
 from cogcache.models.quantization.layers import Quantization, kind_of, linear_layers
 from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings
-from cogcache.system.atomic_files import make_folder, partial_name, remove_dead_folder, sync_folder
-from cogcache.system.devices import pick_device
-from cogcache.system.signals import ended_by_signals
+from cogcache.settings import Settings
+from cogcache.system import (
+    ended_by_signals,
+    make_folder,
+    partial_name,
+    pick_device,
+    remove_dead_folder,
+    sync_folder,
+)
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:

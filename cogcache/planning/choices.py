@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cogcache.models.halves.sizes import ITEM_BYTES, HalfSizes, LanguageSizes
+from cogcache.models import ITEM_BYTES, HalfSizes, LanguageSizes
 from cogcache.planning.estimates import frame_bytes, kv_bytes, logit_bytes, prefill_bytes
-from cogcache.settings.settings import Settings
+from cogcache.settings import Settings
 from cogcache.units import MIB, format_bytes
 
 MARGIN = 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cogcache.models.halves.sizes import ITEM_BYTES
-from cogcache.settings.settings import Settings
+from cogcache.models import ITEM_BYTES
+from cogcache.settings import Settings
 
 QUESTION_TOKENS = 11
 """Of a short question with what is around it."""

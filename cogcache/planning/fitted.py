@@ -9,13 +9,20 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from cogcache.errors import CogcacheError, ConfigError
-from cogcache.models.family import Family
-from cogcache.models.halves.compiled import compile_blocks
-from cogcache.models.halves.load import LoadedHalf, WholeModel, load_half
-from cogcache.models.halves.offload import Offload
-from cogcache.models.halves.sizes import ITEM_BYTES, LanguageSizes, half_sizes, language_sizes
-from cogcache.models.halves.waiting import settle
-from cogcache.models.quantization.layers import Quantization
+from cogcache.models import (
+    ITEM_BYTES,
+    Family,
+    LanguageSizes,
+    LoadedHalf,
+    Offload,
+    Quantization,
+    WholeModel,
+    compile_blocks,
+    half_sizes,
+    language_sizes,
+    load_half,
+    settle,
+)
 from cogcache.planning.choices import (
     LanguageChoice,
     StagePlan,
@@ -26,11 +33,16 @@ from cogcache.planning.choices import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.settings.settings import Settings
-from cogcache.stages.runs.report import RunReport
-from cogcache.system.devices import free_bytes, pick_device
-from cogcache.system.heap import blocks_given_back, give_back, running_out
-from cogcache.system.memory_monitor import sample
+from cogcache.settings import Settings
+from cogcache.stages import RunReport
+from cogcache.system import (
+    blocks_given_back,
+    free_bytes,
+    give_back,
+    pick_device,
+    running_out,
+    sample,
+)
 from cogcache.units import MIB, format_bytes, parse_bytes
 
 if TYPE_CHECKING:

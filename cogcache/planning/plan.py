@@ -7,18 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import Family
-from cogcache.models.halves.load import WholeModel, is_stored
-from cogcache.models.halves.sizes import (
+from cogcache.models import (
     ITEM_BYTES,
+    Checkpoint,
+    Family,
     HalfSizes,
+    Kind,
     LanguageSizes,
+    Quantization,
+    WholeModel,
+    family_of,
     half_sizes,
+    is_stored,
     language_sizes,
 )
-from cogcache.models.quantization.layers import Kind, Quantization
-from cogcache.models.registry import family_of
 from cogcache.planning.choices import (
     DEVICE_CONTEXT_BYTES,
     LanguageChoice,
@@ -29,9 +31,8 @@ from cogcache.planning.choices import (
     whole_bytes,
 )
 from cogcache.planning.estimates import feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
-from cogcache.settings.settings import Settings
-from cogcache.system.devices import free_bytes, pick_device
-from cogcache.system.memory_monitor import sample
+from cogcache.settings import Settings
+from cogcache.system import free_bytes, pick_device, sample
 from cogcache.units import GIB, format_bytes, parse_bytes
 
 USUAL_GIB = (4, 6, 8, 12, 16, 24, 48)

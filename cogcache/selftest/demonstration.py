@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import RunRow
+from cogcache.catalog import Catalog, RunRow
 from cogcache.errors import CogcacheError
 from cogcache.selftest.shapes import QUESTIONS, Scene, draw_scene, write_clip
-from cogcache.stages.both import run_stage
+from cogcache.stages import run_stage
 
 NUM_CLIPS = 12
 SEED = 2_000_000

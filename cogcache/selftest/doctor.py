@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.errors import CogcacheError
-from cogcache.stages.runs.report import versions
-from cogcache.system.devices import pick_device
+from cogcache.stages import versions
+from cogcache.system import pick_device
 from cogcache.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 2 * GIB
@@ -68,7 +68,7 @@ def _product() -> str:
     """Multiply with a 4-bit layer and with the same weights in bf16."""
     import torch
 
-    from cogcache.models.quantization.layers import Quantization, dequantized, quantized_linear
+    from cogcache.models import Quantization, dequantized, quantized_linear
 
     torch.manual_seed(0)
     device = pick_device("auto")
@@ -88,9 +88,7 @@ def _decodes(decoder: str) -> str:
     import numpy as np
 
     from cogcache.selftest.shapes import draw_scene, write_clip
-    from cogcache.video.decord_reader import decord_frames
-    from cogcache.video.frame_index import index_frames
-    from cogcache.video.pyav_reader import pyav_frames
+    from cogcache.video import decord_frames, index_frames, pyav_frames
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
@@ -108,7 +106,7 @@ def _decodes(decoder: str) -> str:
 def _feature_file() -> str:
     import torch
 
-    from cogcache.store.store import FeatureStore
+    from cogcache.store import FeatureStore
 
     features = torch.randn(4, 66, 64).bfloat16()
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +128,7 @@ def _full_text() -> str:
 
 
 def _tiny() -> str:
-    from cogcache.models.checkpoints.checkpoint import Checkpoint
+    from cogcache.models import Checkpoint
 
     checkpoint = Checkpoint.open("tiny")
     checkpoint.tensors(list(checkpoint.weight_map))

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.generation.batches import generate
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import ClipTensors, Family
-from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings
-from cogcache.system.memory_monitor import MemoryMonitor, sample
-from cogcache.video.reading import read_clip
+from cogcache.generation import generate
+from cogcache.models import Checkpoint, ClipTensors, Family, family_of
+from cogcache.settings import Settings
+from cogcache.system import MemoryMonitor, sample
+from cogcache.video import read_clip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     """Caption videos with the whole model and print what it took."""
     import torch
 
-    from cogcache.models.halves.load import WholeModel, load_whole
+    from cogcache.models import WholeModel, load_whole
 
     settings = Settings(model=arguments[0])
     family = family_of(Checkpoint.open(settings.model))

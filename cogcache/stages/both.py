@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from cogcache.settings.machines import Limits
-from cogcache.settings.settings import Settings
-from cogcache.system.signals import asking_to_end
+from cogcache.settings import Limits, Settings
+from cogcache.system import asking_to_end
 
 
 @dataclass(frozen=True)

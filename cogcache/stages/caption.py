@@ -16,15 +16,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.published import open_catalog
-from cogcache.catalog.rows import CaptionRow, ClipRow, FlaggedCaption, failure_row, text_to_path
+from cogcache.catalog import (
+    CaptionRow,
+    Catalog,
+    ClipRow,
+    FlaggedCaption,
+    failure_row,
+    open_catalog,
+    text_to_path,
+)
 from cogcache.errors import ClipError
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves.identity import HalfIdentity, identify
-from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings
+from cogcache.models import Checkpoint, ClipTensors, Family, HalfIdentity, family_of, identify
+from cogcache.settings import Settings
 from cogcache.stages.captioning.caption_claims import CaptionClaims
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import UNFILLED
@@ -35,11 +38,10 @@ from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
 from cogcache.stages.runs.progress import AtWork, announced, at_work
 from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted
-from cogcache.store.claims import Claims, remove_dead_claims
-from cogcache.store.store import FeatureStore
-from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.store import Claims, FeatureStore, remove_dead_claims
+from cogcache.system import MemoryMonitor
 from cogcache.units import printable
-from cogcache.video.cutting import Span
+from cogcache.video import Span
 
 logger = logging.getLogger(__name__)
 

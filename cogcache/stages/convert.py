@@ -16,29 +16,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.recovery import rows_of
-from cogcache.catalog.rows import ClipRow
+from cogcache.catalog import Catalog, ClipRow, rows_of
 from cogcache.errors import ConfigError, CorruptFeaturesError
 from cogcache.keys import FeatureKey
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import ClipTensors
-from cogcache.models.halves.identity import identify
-from cogcache.models.halves.projector import load_projector
-from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings
+from cogcache.models import Checkpoint, ClipTensors, family_of, identify, load_projector
+from cogcache.settings import Settings
 from cogcache.stages.clips.choice import names_of
 from cogcache.stages.runs.progress import announced, at_work
 from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted, versions
-from cogcache.store.repacking import compression_of, repack
-from cogcache.store.store import FeatureStore
-from cogcache.store.writer import Compression
-from cogcache.system.devices import pick_device
-from cogcache.system.memory_monitor import MemoryMonitor
+from cogcache.store import Compression, FeatureStore, compression_of, repack
+from cogcache.system import MemoryMonitor, pick_device
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from cogcache.models.halves.load import LoadedHalf
+    from cogcache.models import LoadedHalf
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.published import open_catalog
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.halves.identity import identify
-from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings
+from cogcache.catalog import Catalog, open_catalog
+from cogcache.models import Checkpoint, family_of, identify
+from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.discovery import Finding
 from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, list_work, unseen
@@ -32,11 +29,9 @@ from cogcache.stages.encoding.local import Encoding, LocalEncoding
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.progress import AtWork, announced, at_work
 from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted
-from cogcache.store.claims import Claims, remove_dead_claims
-from cogcache.store.store import FeatureStore
-from cogcache.system.memory_monitor import MemoryMonitor
-from cogcache.video.cutting import WHOLE, Span
-from cogcache.video.paths import find_videos
+from cogcache.store import Claims, FeatureStore, remove_dead_claims
+from cogcache.system import MemoryMonitor
+from cogcache.video import WHOLE, Span, find_videos
 
 logger = logging.getLogger(__name__)
 

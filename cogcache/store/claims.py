@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.store.live import LiveRun, clock_s, forget_dead, is_alive
-from cogcache.system.atomic_files import make_folder
+from cogcache.system import make_folder
 
 FOLDER: Final = "claims"
 

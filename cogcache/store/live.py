@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from cogcache.system.atomic_files import make_folder
-from cogcache.system.host import machine
+from cogcache.system import machine, make_folder
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.errors import CacheError
-from cogcache.system.atomic_files import seal
+from cogcache.system import seal
 
 CACHE_FORMAT: Final = 1
 _FORMAT_ELSEWHERE: Final = 2

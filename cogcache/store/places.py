@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from cogcache.errors import CacheError, ConfigError
-from cogcache.system.atomic_files import remove_dead, seal, sync_folder
-from cogcache.system.object_stores import RemoteError, facts, filesystem, tried
-from cogcache.system.urls import path_of_url, url_of
+from cogcache.system import (
+    RemoteError,
+    facts,
+    filesystem,
+    path_of_url,
+    remove_dead,
+    seal,
+    sync_folder,
+    tried,
+    url_of,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from cogcache.store import reader, writer
 from cogcache.store.format import Bits
 from cogcache.store.store import FeatureStore
 from cogcache.store.writer import Compression
-from cogcache.system.atomic_files import seal
+from cogcache.system import seal
 
 
 def repack(store: FeatureStore, key: str, compression: Compression) -> int | None:

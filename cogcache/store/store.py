@@ -20,7 +20,7 @@ from cogcache.store.mark import CACHE_FORMAT, is_free, read_mark, write_mark
 from cogcache.store.places import KEY, feature_files
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.writer import Compression
-from cogcache.system.atomic_files import remove_dead, seal, sync_folder
+from cogcache.system import remove_dead, seal, sync_folder
 
 if TYPE_CHECKING:
     import torch

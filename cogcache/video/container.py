@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
-from cogcache.system.faults import raise_if_exhausted
+from cogcache.system import raise_if_exhausted
 from cogcache.video.file_state import check_file, check_readable, unreadable
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from threading import Event
 from typing import Any
 
 from cogcache.errors import VideoError
-from cogcache.system.faults import DISK_ERROR, OF_DISKS, raise_if_exhausted
+from cogcache.system import DISK_ERROR, OF_DISKS, raise_if_exhausted
 
 FileState = tuple[Path, int, int, int]
 """A file as it is now: one that grew or was replaced is another."""

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cogcache.errors import ConfigError
-from cogcache.system import object_stores
-from cogcache.system.urls import is_url, path_of_url
+from cogcache.system import is_url, object_stores, path_of_url
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, Final, NamedTuple, Self
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.database import uri_of
+from cogcache.catalog import Catalog, uri_of
 from cogcache.errors import CatalogError
 
 BrowseRow = dict[str, Any]

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cogcache.catalog.rows import STAGES
-from cogcache.settings.stage_two import PART, SUMMARY
+from cogcache.catalog import STAGES
+from cogcache.settings import PART, SUMMARY
 from cogcache.web.browse import Browser, BrowseRow, CaptionSet, Page
 
 RUNS_PER_PAGE: Final = 20

@@ -13,11 +13,10 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from cogcache.catalog.search.full_text import CaptionSearch
-from cogcache.catalog.search.selection import Selection
+from cogcache.catalog import CaptionSearch, Selection
 from cogcache.errors import CacheError, ConfigError
-from cogcache.store.store import FeatureStore
-from cogcache.system.atomic_files import seal
+from cogcache.store import FeatureStore
+from cogcache.system import seal
 from cogcache.web.browse import Browser, BrowseRow
 from cogcache.web.rendering import HERE, environment
 

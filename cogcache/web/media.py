@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from cogcache.catalog.rows import text_to_path
+from cogcache.catalog import text_to_path
 from cogcache.errors import CacheError, VideoError
 from cogcache.web.rendering import HERE
 from cogcache.web.site import site_of

@@ -8,9 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cogcache.catalog.rows import text_to_path
-from cogcache.catalog.search.queries import MIN_PREFIX, has_unspaced
-from cogcache.catalog.search.selection import Selection
+from cogcache.catalog import MIN_PREFIX, Selection, has_unspaced, text_to_path
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import charts, figures
 from cogcache.web.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page

@@ -19,8 +19,7 @@ from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from cogcache.catalog.rows import text_to_path
-from cogcache.catalog.search.comparison import changes
+from cogcache.catalog import changes, text_to_path
 from cogcache.units import format_bytes, format_seconds
 
 HERE: Final = Path(__file__).parent

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cogcache.catalog.rows import STAGES
+from cogcache.catalog import STAGES
 from cogcache.errors import ConfigError
-from cogcache.system.atomic_files import seal
+from cogcache.system import seal
 from cogcache.units import GIB, MIB, format_bytes, format_seconds
 from cogcache.web import figures
 from cogcache.web.browse import Browser, BrowseRow

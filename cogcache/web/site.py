@@ -9,10 +9,9 @@ from pathlib import Path
 
 from starlette.requests import Request
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.search.full_text import CaptionSearch
+from cogcache.catalog import CaptionSearch, Catalog
 from cogcache.errors import ConfigError
-from cogcache.store.store import FeatureStore
+from cogcache.store import FeatureStore
 from cogcache.web.browse import Browser
 
 

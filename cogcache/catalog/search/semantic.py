@@ -25,7 +25,7 @@ from cogcache.catalog.search.full_text import CaptionSearch, Results
 from cogcache.catalog.search.queries import Query, parse
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.system.atomic_files import seal
+from cogcache.system import seal
 
 AT_A_TIME: Final = 512
 SAVE_EACH: Final = 50_000

@@ -20,7 +20,7 @@ from cogcache.catalog.merge_rows import MergedRows, merge_rows, snapshot
 from cogcache.catalog.published import publish, published
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
-from cogcache.store.store import FeatureStore
+from cogcache.store import FeatureStore
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,8 @@ from cogcache.catalog.database import VERSION, CatalogFile
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.errors import CacheError, CatalogError
-from cogcache.store.live import live_runs
-from cogcache.store.store import FeatureStore
-from cogcache.system.atomic_files import seal
+from cogcache.store import FeatureStore, live_runs
+from cogcache.system import seal
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.rows import path_to_text, text_to_path
 from cogcache.errors import VideoError
-from cogcache.store.store import FeatureStore
-from cogcache.system.object_stores import RemoteError, facts
-from cogcache.system.urls import is_url
+from cogcache.store import FeatureStore
+from cogcache.system import RemoteError, facts, is_url
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
-from cogcache.store.store import FeatureStore
+from cogcache.store import FeatureStore
 
 logger = logging.getLogger(__name__)
 

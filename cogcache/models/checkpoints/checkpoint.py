@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
 from cogcache.models.checkpoints.headers import TensorInfo, read_header, read_tensor
 from cogcache.models.checkpoints.split_manifest import MANIFEST, Settings, SplitManifest, kept_rows
-from cogcache.system.hub import fetch_files
+from cogcache.system import fetch_files
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-    from cogcache.settings.stage_two import Language
-    from cogcache.video.reading import ClipFrames
+    from cogcache.settings import Language
+    from cogcache.video import ClipFrames
 
 FEATURES = "features"
 

@@ -18,7 +18,7 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
-from cogcache.system.heap import out_of_memory
+from cogcache.system import out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cogcache.models.derived.processing import ClipProcessor, Processed
-    from cogcache.settings.stage_two import Language
-    from cogcache.video.reading import ClipFrames
+    from cogcache.settings import Language
+    from cogcache.video import ClipFrames
 
 WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
 """Their features stand under `video` and their slots are image tokens, which beams cannot match."""

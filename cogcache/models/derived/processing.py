@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers.video_utils import VideoMetadata
 
-    from cogcache.video.reading import ClipFrames
+    from cogcache.video import ClipFrames
 
 SAME_S = 0.002
 """What a frame of even rate may be off: after hours, times are kept to a thousandth."""

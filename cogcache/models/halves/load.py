@@ -32,9 +32,7 @@ from cogcache.models.halves.partition import (
 )
 from cogcache.models.quantization.layers import Quantization, bnb_config
 from cogcache.models.quantization.verify import QuantizationReport, verify
-from cogcache.system.faults import raise_if_there
-from cogcache.system.heap import blocks_given_back, keep_giving_back
-from cogcache.system.scratch import Scratch
+from cogcache.system import Scratch, blocks_given_back, keep_giving_back, raise_if_there
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,7 @@ from cogcache.models.halves.waiting import (
 from cogcache.models.quantization.head import quantize_head
 from cogcache.models.quantization.layers import Quantization, left_out, linear_layers
 from cogcache.models.quantization.verify import Checked, check_block
-from cogcache.system.free_memory import available_bytes
+from cogcache.system import available_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cogcache.models.quantization.layers import Quantization, linear_layers, quantized_linear
-from cogcache.system.free_memory import available_bytes
+from cogcache.system import available_bytes
 
 Slot = tuple[Any, str]
 """An object and its attribute that holds a tensor."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
-    from cogcache.settings.stage_two import Language
+    from cogcache.settings import Language
 
 Kind = Literal["nf4", "fp4", "int8", "none"]
 BLOCK_SIZE = 64

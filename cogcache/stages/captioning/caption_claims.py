@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cogcache.catalog.catalog import Catalog
+from cogcache.catalog import Catalog
 from cogcache.stages.captioning.tasks import Task
 from cogcache.stages.runs.report import Counts
-from cogcache.store.claims import Claims
-from cogcache.system.signals import Stop
+from cogcache.store import Claims
+from cogcache.system import Stop
 
 _LOOK_EVERY_S: Final = 0.5
 

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import ClipError, CogcacheError, ConfigError
-from cogcache.generation import stop_texts
-from cogcache.generation.batches import Batches
-from cogcache.generation.flags import changes_for, flags_of
-from cogcache.generation.requests import Finished, NoRoom, Request
-from cogcache.models.family import ClipTensors, Family
-from cogcache.models.halves.identity import HalfIdentity
-from cogcache.planning.choices import LanguageChoice
-from cogcache.settings.settings import Settings
+from cogcache.generation import (
+    Batches,
+    Finished,
+    NoRoom,
+    Request,
+    changes_for,
+    flags_of,
+    stop_texts,
+)
+from cogcache.models import ClipTensors, Family, HalfIdentity
+from cogcache.planning import LanguageChoice
+from cogcache.settings import Settings
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.tasks import Task, caption_key
 from cogcache.stages.runs.report import RunReport
@@ -29,10 +33,8 @@ from cogcache.units import GIB
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from cogcache.generation.decoder import Decoder
-    from cogcache.generation.json_grammar import Grammar
-    from cogcache.generation.prefix_files import KeptPrefixes
-    from cogcache.planning.fitted import Fitted, LanguageLoader
+    from cogcache.generation import Decoder, Grammar, KeptPrefixes
+    from cogcache.planning import Fitted, LanguageLoader
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
 """What is asked about one clip, and its features."""
@@ -78,7 +80,7 @@ class Captioner:
         if (schema := self.settings.generation.json_schema) is None:
             return None
         try:
-            from cogcache.generation.json_grammar import Grammar
+            from cogcache.generation import Grammar
         except ImportError as error:
             problem = f"--json-schema needs {error.name}, which is not installed"
             raise ConfigError(problem, "pip install 'cogcache[structured]'") from error
@@ -86,7 +88,7 @@ class Captioner:
 
     def _load(self, row_tokens: int) -> Decoder | Batches:
         """Load the half once it is known how long the rows are; clips come longest first."""
-        from cogcache.planning.fitted import Fitted, LanguageLoader
+        from cogcache.planning import Fitted, LanguageLoader
 
         if self.half is None:
             self.loader = LanguageLoader(self.family, self.settings, row_tokens)
@@ -95,7 +97,7 @@ class Captioner:
 
     def _decoder(self, half: Fitted[LanguageChoice]) -> Decoder | Batches:
         """Return what turns rows into tokens, and say so where it cannot share prefixes."""
-        from cogcache.generation.decoder import Decoder, can_decode
+        from cogcache.generation import Decoder, can_decode
 
         rows, beams = half.choice.clips_per_batch, self.settings.generation.num_beams
         rows = self.family.rows_together(rows, beams)
@@ -123,7 +125,7 @@ class Captioner:
 
     def _kept(self, device: str) -> KeptPrefixes | None:
         """Return where video parts are kept; they depend on weights and types, on no prompt."""
-        from cogcache.generation.prefix_files import KeptPrefixes
+        from cogcache.generation import KeptPrefixes
 
         language, limits = self.settings.language, self.settings.limits
         if language.keep_prefix is None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow, FlaggedCaption, text_to_path
+from cogcache.catalog import Catalog, ClipRow, FlaggedCaption, text_to_path
 from cogcache.errors import ClipError
 from cogcache.settings import templates
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cogcache.catalog.rows import FlaggedCaption
+from cogcache.catalog import FlaggedCaption
 from cogcache.stages.captioning.tasks import CaptionList, Task
 from cogcache.stages.runs.report import Counts
-from cogcache.store.live import live_runs
-from cogcache.system.signals import Stop
+from cogcache.store import live_runs
+from cogcache.system import Stop
 
 _LOOK_EVERY_S: Final = 2.0
 

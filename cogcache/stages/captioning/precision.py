@@ -16,14 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow
+from cogcache.catalog import Catalog, ClipRow
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import Family
-from cogcache.models.halves.identity import HalfIdentity, identify
-from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings
+from cogcache.models import Checkpoint, Family, HalfIdentity, family_of, identify
+from cogcache.settings import Settings
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import Filler
 from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, compare, similarity
@@ -32,8 +28,8 @@ from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.tasks import Task, caption_key
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.stages.runs.report import Counts, RunReport, Timings
-from cogcache.store.store import FeatureStore
-from cogcache.system.processes import in_own_process
+from cogcache.store import FeatureStore
+from cogcache.system import in_own_process
 from cogcache.units import format_bytes
 
 
@@ -191,7 +187,7 @@ def _look(
     """Keep the expectations of the reference, or compare with those that were kept."""
     from safetensors.torch import load_file, save_file
 
-    from cogcache.generation.teacher_forcing import log_probabilities
+    from cogcache.generation import log_probabilities
 
     path = job.folder / f"{name}.safetensors"
     found = log_probabilities(captioner.model, captioner.family, row, tokens)

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from itertools import groupby
 
 from cogcache.errors import ClipError, CorruptFeaturesError, FeaturesError
-from cogcache.models.family import ClipTensors
+from cogcache.models import ClipTensors
 from cogcache.stages.captioning.tasks import Task
-from cogcache.store.store import FeatureStore
+from cogcache.store import FeatureStore
 
 CLIPS_AHEAD = 4
 """Clips whose features may wait in memory."""

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.errors import ClipError
-from cogcache.models.family import ClipTensors
-from cogcache.models.halves.identity import HalfIdentity
-from cogcache.settings.settings import Settings
+from cogcache.models import ClipTensors, HalfIdentity
+from cogcache.settings import Settings
 from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, read_clip_features
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.tasks import Task
@@ -26,9 +25,8 @@ from cogcache.stages.distributed.launch import WorkerLayout, _spec, _watched
 from cogcache.stages.distributed.scheduler import Scheduler
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
 from cogcache.stages.runs.report import RunReport
-from cogcache.store.store import FeatureStore
-from cogcache.system.memory_monitor import MemoryMonitor
-from cogcache.system.signals import Stop
+from cogcache.store import FeatureStore
+from cogcache.system import MemoryMonitor, Stop
 
 if TYPE_CHECKING:
     from cogcache.stages.captioning.captioner import Captioner

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cogcache.catalog.rows import CaptionRow
+from cogcache.catalog import CaptionRow
 from cogcache.errors import ClipError
-from cogcache.settings.settings import Settings
+from cogcache.settings import Settings
 from cogcache.stages.captioning.tasks import Task
 
 

@@ -15,14 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow, FlaggedCaption
+from cogcache.catalog import Catalog, ClipRow, FlaggedCaption
 from cogcache.errors import ClipError, ConfigError
 from cogcache.keys import FeatureKey, SummaryKey, digest
-from cogcache.models.family import Family
-from cogcache.models.halves.identity import HalfIdentity
-from cogcache.settings.settings import Settings
-from cogcache.settings.stage_two import CAPTIONS, PART, SUMMARY
+from cogcache.models import Family, HalfIdentity
+from cogcache.settings import CAPTIONS, PART, SUMMARY, Settings
 from cogcache.stages.captioning.tasks import CaptionList, Task, caption_key, list_captions
 from cogcache.stages.captioning.timeline import (
     SEVERAL_CUTTINGS,
@@ -34,7 +31,7 @@ from cogcache.stages.captioning.timeline import (
     span_of,
 )
 from cogcache.stages.clips.cuts import known_spans
-from cogcache.video.cutting import Span
+from cogcache.video import Span
 
 NO_CAPTIONS: Final = "no_captions"
 NOT_ASKABLE: Final = "not_askable"

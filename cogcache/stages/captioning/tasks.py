@@ -8,20 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow, FlaggedCaption
+from cogcache.catalog import Catalog, ClipRow, FlaggedCaption
 from cogcache.errors import ClipError
 from cogcache.keys import CaptionKey, Field, Template
-from cogcache.models.family import Family
-from cogcache.models.halves.identity import HalfIdentity
-from cogcache.models.quantization.layers import Quantization
+from cogcache.models import Family, HalfIdentity, Quantization
+from cogcache.settings import Generation, Settings, levels
 from cogcache.settings import json_schema as schemas
-from cogcache.settings.settings import Settings
-from cogcache.settings.stage_two import Generation
-from cogcache.settings.templates import levels
 from cogcache.stages.captioning.fill_prompts import Filled, Filler
 from cogcache.stages.clips.choice import choose_clips
-from cogcache.video.cutting import Span
+from cogcache.video import Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from cogcache.catalog.rows import ClipRow
+from cogcache.catalog import ClipRow
 from cogcache.errors import ClipError
 from cogcache.units import format_clock
-from cogcache.video.cutting import Span
+from cogcache.video import Span
 
 SEVERAL_CUTTINGS: Final = "several_cuttings"
 TOO_LONG: Final = "captions_too_long"

@@ -7,19 +7,14 @@ import os
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow, path_to_text, text_to_path
+from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
 from cogcache.errors import CacheError
 from cogcache.keys import Field, computes_in, differences
-from cogcache.models.family import Family
-from cogcache.models.halves.identity import recall
-from cogcache.settings.settings import Settings
-from cogcache.settings.stage_one import Clips
-from cogcache.settings.work_share import WorkShare
+from cogcache.models import Family, recall
+from cogcache.settings import Clips, Settings, WorkShare
 from cogcache.stages.clips.cuts import known_spans
-from cogcache.system.urls import is_url
-from cogcache.video.cutting import Span
-from cogcache.video.paths import find_videos
+from cogcache.system import is_url
+from cogcache.video import Span, find_videos
 
 
 def within(

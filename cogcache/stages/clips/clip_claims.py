@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import path_to_text
+from cogcache.catalog import Catalog, path_to_text
 from cogcache.stages.clips.worklist import Clip, list_sealed
-from cogcache.store.claims import Claims
-from cogcache.store.store import FeatureStore
-from cogcache.system.signals import Stop
+from cogcache.store import Claims, FeatureStore
+from cogcache.system import Stop
 
 _LOOK_EVERY_S: Final = 0.5
 

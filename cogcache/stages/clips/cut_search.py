@@ -27,13 +27,20 @@ from cogcache.stages.clips.cuts import (
 )
 from cogcache.stages.clips.found import FoundClips
 from cogcache.stages.clips.worklist import sort_clips
-from cogcache.system.spool import Fetching, Spool
-from cogcache.video.cutting import Span
-from cogcache.video.reading import VideoInfo
-from cogcache.video.scenes import Extent, Film, Piece, look, measure, pieces_of
-from cogcache.video.workers.limits import decode_limits
-from cogcache.video.workers.pool import Pool
-from cogcache.video.workers.process import Program
+from cogcache.system import Fetching, Spool
+from cogcache.video import (
+    Extent,
+    Film,
+    Piece,
+    Pool,
+    Program,
+    Span,
+    VideoInfo,
+    decode_limits,
+    look,
+    measure,
+    pieces_of,
+)
 
 _LOOK_EVERY_S: Final = 0.5
 

@@ -14,16 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import VideoRow, path_to_text
+from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
-from cogcache.settings.stage_one import Clips
-from cogcache.system import object_stores
-from cogcache.system.urls import is_url
-from cogcache.video.cutting import Span, cut, spans_of
-from cogcache.video.reading import VideoInfo
-from cogcache.video.scenes import THRESHOLDS
+from cogcache.settings import Clips
+from cogcache.system import is_url, object_stores
+from cogcache.video import THRESHOLDS, Span, VideoInfo, cut, spans_of
 
 
 @dataclass(slots=True)

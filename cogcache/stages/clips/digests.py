@@ -16,16 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.file_facts import Stat
-from cogcache.catalog.rows import path_to_text
+from cogcache.catalog import Catalog, Stat, path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
-from cogcache.settings.work_share import WorkShare
-from cogcache.system.faults import DiskWatch
-from cogcache.system.object_stores import as_video_errors, facts
-from cogcache.system.spool import Spool
-from cogcache.system.urls import is_url
-from cogcache.video.file_state import Seen, file_digest, unreadable
+from cogcache.settings import WorkShare
+from cogcache.system import DiskWatch, Spool, as_video_errors, facts, is_url
+from cogcache.video import Seen, file_digest, unreadable
 
 _THREADS: Final = 4
 _READ_AHEAD: Final = 16

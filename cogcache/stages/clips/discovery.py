@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Final, Self
 
 from cogcache.errors import ClipError
-from cogcache.settings.work_share import WorkShare
+from cogcache.settings import WorkShare
 from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.cut_search import CutSearch
 from cogcache.stages.clips.digests import DigestReader
 from cogcache.stages.clips.found import CLIPS_AHEAD, FoundClips
 from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, sort_videos
 from cogcache.stages.runs.report import RunReport
-from cogcache.system.spool import Spool
+from cogcache.system import Spool
 
 _WAIT_S: Final = 0.05
 """Where no clip is ready. Short: what is done meanwhile waits to be taken."""

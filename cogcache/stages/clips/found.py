@@ -12,8 +12,8 @@ from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.worklist import Wanted, Worklist, num_unseen, put_damaged_away
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.report import RunReport
-from cogcache.system.faults import DiskWatch
-from cogcache.video.cutting import WHOLE
+from cogcache.system import DiskWatch
+from cogcache.video import WHOLE
 
 CLIPS_AHEAD: Final = 64
 """Clips that may wait to be made before more videos are read or searched."""

@@ -12,22 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.file_facts import Stat
-from cogcache.catalog.recovery import rows_of
-from cogcache.catalog.rows import ClipRow, path_to_text
+from cogcache.catalog import Catalog, ClipRow, Stat, path_to_text, rows_of
 from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.keys import FeatureKey, Template, computes_in
-from cogcache.models.family import Family
-from cogcache.models.halves.identity import HalfIdentity
-from cogcache.settings.settings import Settings
-from cogcache.settings.work_share import WorkShare
+from cogcache.models import Family, HalfIdentity
+from cogcache.settings import Settings, WorkShare
 from cogcache.stages.clips.cuts import cut_videos, search_key, size_bytes
 from cogcache.stages.clips.digests import look_up
 from cogcache.stages.runs.report import Counts
-from cogcache.store.store import FeatureStore
-from cogcache.video.cutting import WHOLE, Span
-from cogcache.video.file_state import Seen
+from cogcache.store import FeatureStore
+from cogcache.video import WHOLE, Seen, Span
 
 logger = logging.getLogger(__name__)
 

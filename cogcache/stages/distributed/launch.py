@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cogcache.errors import ConfigError
-from cogcache.settings.settings import Settings
+from cogcache.settings import Settings
 from cogcache.stages.distributed.process_workers import ProcessEngine
 from cogcache.stages.distributed.scheduler import Engine, Scheduler, WorkerSpec
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, take_over
 from cogcache.stages.runs.report import RunReport
-from cogcache.system.free_memory import available_bytes
+from cogcache.system import available_bytes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from cogcache.stages.distributed.jobs import Actor, ActorSpec, Job, JobQueue, Result
 from cogcache.stages.distributed.scheduler import Event, WorkerSpec
-from cogcache.system.processes import CONTEXT, Bug, bug_of, end_with_parent, ending, signals_blocked
+from cogcache.system import CONTEXT, Bug, bug_of, end_with_parent, ending, signals_blocked
 
 READY = "ready"
 Pipe: TypeAlias = "Connection[Any, Any]"

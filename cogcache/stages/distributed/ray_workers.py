@@ -22,8 +22,7 @@ from typing import Any
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.stages.distributed.jobs import ActorSpec, Job, JobQueue, Result
 from cogcache.stages.distributed.scheduler import Event, WorkerSpec
-from cogcache.system.processes import Bug, bug_of
-from cogcache.system.signals import asking_to_end
+from cogcache.system import Bug, asking_to_end, bug_of
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

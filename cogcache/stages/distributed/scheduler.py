@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from cogcache.errors import ClipError, CogcacheError
 from cogcache.stages.distributed.jobs import ActorSpec, Job, Result
-from cogcache.system.signals import Stop
+from cogcache.system import Stop
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import Family
-from cogcache.models.registry import family_of
-from cogcache.planning.choices import StagePlan
-from cogcache.settings.settings import Settings
+from cogcache.models import Checkpoint, Family, family_of
+from cogcache.planning import StagePlan
+from cogcache.settings import Settings
 from cogcache.stages.runs.report import Counts, RunReport, Timings
-from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
+from cogcache.system import MemoryMonitor, MemorySample
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import ClipRow, VideoRow
+from cogcache.catalog import Catalog, ClipRow, VideoRow
 from cogcache.errors import ClipError
 from cogcache.stages.clips.cuts import video_row
 from cogcache.stages.clips.worklist import Clip, clip_row
 from cogcache.stages.runs.failures import _add_failure, note_failure
 from cogcache.stages.runs.report import RunReport
-from cogcache.store.claims import Claims
-from cogcache.system.faults import DiskWatch
+from cogcache.store import Claims
+from cogcache.system import DiskWatch
 
 if TYPE_CHECKING:
     from cogcache.stages.encoding.feature_maker import Outcome

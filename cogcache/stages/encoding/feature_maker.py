@@ -13,22 +13,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from cogcache.catalog.rows import path_to_text
+from cogcache.catalog import path_to_text
 from cogcache.errors import ClipError
 from cogcache.keys import Field
-from cogcache.models.family import ClipTensors, Family
-from cogcache.planning.fitted import Fitted, VisionLoader
-from cogcache.settings.settings import Settings
+from cogcache.models import ClipTensors, Family
+from cogcache.planning import Fitted, VisionLoader
+from cogcache.settings import Settings
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.encoding.frame_reuse import Encoded, FrameReuse, Neighbours, no_neighbours
 from cogcache.stages.encoding.preparation import PreparedClip
 from cogcache.stages.runs.report import RunReport, versions
-from cogcache.store.store import FeatureStore
-from cogcache.system.heap import running_out
-from cogcache.video.reading import VideoInfo
+from cogcache.store import FeatureStore
+from cogcache.system import running_out
+from cogcache.video import VideoInfo
 
 if TYPE_CHECKING:
-    from cogcache.models.family import ClipTensors, Family
+    from cogcache.models import ClipTensors, Family
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cogcache.errors import CacheError, ClipError
-from cogcache.models.family import ClipTensors
+from cogcache.models import ClipTensors
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.encoding.preparation import PreparedClip
-from cogcache.store.store import FeatureStore
+from cogcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from torch import Tensor

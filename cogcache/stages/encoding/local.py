@@ -12,8 +12,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from cogcache.errors import ClipError
-from cogcache.models.family import Family
-from cogcache.settings.settings import Settings
+from cogcache.models import Family
+from cogcache.settings import Settings
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.encoding.frame_reuse import Neighbours, no_neighbours
 from cogcache.stages.encoding.preparation import (
@@ -24,10 +24,9 @@ from cogcache.stages.encoding.preparation import (
     without_decord,
 )
 from cogcache.stages.runs.report import RunReport
-from cogcache.store.store import FeatureStore
-from cogcache.system.spool import Fetching, Spool
-from cogcache.video.workers.limits import decode_limits
-from cogcache.video.workers.pool import map_unordered
+from cogcache.store import FeatureStore
+from cogcache.system import Fetching, Spool
+from cogcache.video import decode_limits, map_unordered
 
 if TYPE_CHECKING:
     from cogcache.stages.encoding.feature_maker import FeatureMaker, Outcome

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
 from cogcache.keys import Field
-from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.registry import family_of
-from cogcache.settings.stage_one import Sampling
-from cogcache.video.file_state import Seen, check_unchanged
-from cogcache.video.reading import DECORD, VideoInfo, probe, read_clip, thumbnail
+from cogcache.models import Checkpoint, family_of
+from cogcache.settings import Sampling
+from cogcache.video import DECORD, Seen, VideoInfo, check_unchanged, probe, read_clip, thumbnail
 
 if TYPE_CHECKING:
-    from cogcache.models.family import ClipTensors, Family
+    from cogcache.models import ClipTensors, Family
 
 
 logger = logging.getLogger(__name__)
@@ -61,7 +59,7 @@ class PreparedClip:
         """Return the vision half's inputs."""
         from safetensors.torch import load
 
-        from cogcache.models.family import ClipTensors
+        from cogcache.models import ClipTensors
 
         return ClipTensors(load(self.payload), self.texts)
 

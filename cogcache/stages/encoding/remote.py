@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache.settings.settings import Settings
-from cogcache.settings.stage_one import Sampling
+from cogcache.settings import Sampling, Settings
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.distributed.jobs import JobQueue, Result
 from cogcache.stages.distributed.launch import WorkerLayout, _environment, _spec, _watched
@@ -27,13 +26,9 @@ from cogcache.stages.encoding.preparation import (
     without_decord,
 )
 from cogcache.stages.runs.report import RunReport
-from cogcache.store.store import FeatureStore
-from cogcache.system.memory_monitor import MemoryMonitor
-from cogcache.system.processes import Bug
-from cogcache.system.signals import Stop
-from cogcache.video.workers.decode_worker import DecodeWorker
-from cogcache.video.workers.limits import decode_limits
-from cogcache.video.workers.process import Program
+from cogcache.store import FeatureStore
+from cogcache.system import Bug, MemoryMonitor, Stop
+from cogcache.video import DecodeWorker, Program, decode_limits
 
 if TYPE_CHECKING:
     from cogcache.stages.encoding.feature_maker import FeatureMaker, Outcome

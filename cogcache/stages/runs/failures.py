@@ -6,12 +6,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import failure_row
+from cogcache.catalog import Catalog, failure_row
 from cogcache.errors import ClipError
 from cogcache.stages.runs.report import RunReport
 from cogcache.units import printable
-from cogcache.video.cutting import Span
+from cogcache.video import Span
 
 logger = logging.getLogger(__name__)
 

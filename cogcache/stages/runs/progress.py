@@ -13,13 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.settings.machines import Limits
-from cogcache.settings.settings import Settings
+from cogcache.settings import Limits, Settings
 from cogcache.stages.runs.report import RunReport
 from cogcache.stages.runs.status import line
-from cogcache.store.live import LiveRun
-from cogcache.system.memory_monitor import sample
-from cogcache.system.signals import Stop, stop_on_signals
+from cogcache.store import LiveRun
+from cogcache.system import Stop, sample, stop_on_signals
 from cogcache.units import GIB, format_bytes
 
 logger = logging.getLogger(__name__)

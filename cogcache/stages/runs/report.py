@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from cogcache.catalog.catalog import Catalog
+from cogcache.catalog import Catalog
 from cogcache.errors import CogcacheError
-from cogcache.planning.choices import StagePlan
-from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
+from cogcache.planning import StagePlan
+from cogcache.system import MemoryMonitor, MemorySample
 from cogcache.units import format_bytes, format_seconds
 
 REPORTED_VERSIONS = ("cogcache", "torch", "transformers", "bitsandbytes", "h5py")

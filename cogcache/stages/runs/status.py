@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.store.live import live_runs
-from cogcache.store.store import FeatureStore
+from cogcache.catalog import Catalog
+from cogcache.store import FeatureStore, live_runs
 from cogcache.units import format_bytes, format_seconds
 
 

@@ -12,7 +12,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
 from cogcache.errors import CogcacheError, VideoError
-from cogcache.system.processes import CONTEXT, Bug, ending, signals_blocked
+from cogcache.system import CONTEXT, Bug, ending, signals_blocked
 from cogcache.units import format_seconds
 from cogcache.video.workers.limits import resident_bytes
 from cogcache.video.workers.process import Doing, Program, too_much_memory, work

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from cogcache.settings.stage_one import Vision
+from cogcache.settings import Vision
 from cogcache.units import GIB
 
 if sys.platform != "win32":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from cogcache.errors import ClipError
-from cogcache.system.processes import Bug
+from cogcache.system import Bug
 from cogcache.video.workers.decode_worker import DecodeWorker
 from cogcache.video.workers.limits import WorkerLimits
 from cogcache.video.workers.process import Program

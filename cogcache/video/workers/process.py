@@ -11,7 +11,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from cogcache.errors import ClipError, VideoError
-from cogcache.system.processes import bug_of, end_with_parent
+from cogcache.system import bug_of, end_with_parent
 from cogcache.units import format_bytes
 from cogcache.video.workers.limits import WorkerLimits, limit_job, limit_process
 

@@ -1,0 +1,14 @@
+from . import stop_texts as stop_texts
+from .batches import Batches as Batches
+from .batches import generate as generate
+from .decoder import Decoder as Decoder
+from .decoder import can_decode as can_decode
+from .flags import FLAGS as FLAGS
+from .flags import changes_for as changes_for
+from .flags import flags_of as flags_of
+from .json_grammar import Grammar as Grammar
+from .prefix_files import KeptPrefixes as KeptPrefixes
+from .requests import Finished as Finished
+from .requests import NoRoom as NoRoom
+from .requests import Request as Request
+from .teacher_forcing import log_probabilities as log_probabilities

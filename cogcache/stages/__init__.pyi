@@ -1,0 +1,17 @@
+from .both import Hours as Hours
+from .both import run_stage as run_stage
+from .both import second_limits as second_limits
+from .caption import caption as caption
+from .captioning.likeness import RATED as RATED
+from .captioning.likeness import Bounds as Bounds
+from .captioning.likeness import ComparedCaptions as ComparedCaptions
+from .captioning.likeness import summary as summary
+from .captioning.likeness import worst as worst
+from .captioning.precision import check_precision as check_precision
+from .convert import convert as convert
+from .extract import extract as extract
+from .runs.report import RunReport as RunReport
+from .runs.report import versions as versions
+from .runs.status import shown as shown
+from .runs.status import state_of as state_of
+from .runs.status import statuses as statuses

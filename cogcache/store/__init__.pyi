@@ -1,0 +1,17 @@
+from .claims import Claims as Claims
+from .claims import remove_dead_claims as remove_dead_claims
+from .format import TYPES as TYPES
+from .format import Bits as Bits
+from .format import block_rows as block_rows
+from .format import encode_attribute as encode_attribute
+from .format import fixed_text as fixed_text
+from .format import hash_block as hash_block
+from .format import hashing as hashing
+from .format import tensor_digest as tensor_digest
+from .live import LiveRun as LiveRun
+from .live import live_runs as live_runs
+from .reader import StoredFeatures as StoredFeatures
+from .repacking import compression_of as compression_of
+from .repacking import repack as repack
+from .store import FeatureStore as FeatureStore
+from .writer import Compression as Compression

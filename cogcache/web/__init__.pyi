@@ -1,0 +1,4 @@
+from .app import address as address
+from .app import serve as serve
+from .gallery import write_gallery as write_gallery
+from .report import write_report as write_report
