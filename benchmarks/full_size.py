@@ -61,7 +61,7 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     family = family_of(Checkpoint.open(str(folder)))
     inputs = family.prepare(read_video(folder), torch.bfloat16)
     stage.split.lap("decode")
-    half = Fitted(VisionLoader(family, stage.settings), stage.report)
+    half = Fitted(VisionLoader(family, stage.settings), stage.report.note_load)
     stage.loaded(half.model, options)
     frames = half.choice.frames_per_batch
     (features,) = family.encode(half.model, [inputs], frames)
@@ -93,7 +93,9 @@ def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     family = family_of(Checkpoint.open(str(folder)))
     request = request_for(folder, stage.settings)
-    half = Fitted(LanguageLoader(family, stage.settings, request.row.length), stage.report)
+    half = Fitted(
+        LanguageLoader(family, stage.settings, request.row.length), stage.report.note_load
+    )
     stage.loaded(half.model, options)
     decoder = Decoder(half.model, family, half.choice.clips_per_batch)
     (made,) = decoder.run([[request]])

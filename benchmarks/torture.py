@@ -46,7 +46,7 @@ State = dict[str, object]
 
 def decode_here(task: Callable[[Any], Any], jobs: Iterable[Any], **how: Any) -> Iterator[Any]:
     """Do what `map_unordered` does, in this process."""
-    how["initializer"](*how["initargs"])
+    how["initializer"]()
     for job in jobs:
         if job is None:  # none just now
             yield None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import lazy_loader
 
-_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__ = sorted([*__all__, "__version__"])
+_attribute, _, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = sorted([*_names, "__version__"])
 
 
 def __getattr__(name: str) -> object:
@@ -18,3 +18,7 @@ def __getattr__(name: str) -> object:
 
         return version("cogcache")
     return _attribute(name)
+
+
+def __dir__() -> list[str]:
+    return __all__

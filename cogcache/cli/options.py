@@ -41,7 +41,7 @@ def settings_options(*tables: str, prompts: bool = False) -> Callable[[Command],
     ``settings``, a `Settings` of defaults, overridden by the file, overridden by the options.
 
     Args:
-        tables: names out of `cogcache.config.TABLES`.
+        tables: names out of `cogcache.settings.settings.TABLES`.
         prompts: whether the command takes prompts.
     """
     names = [leaf.name for leaf in leaves(*tables)]

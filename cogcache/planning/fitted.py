@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -34,7 +35,6 @@ from cogcache.planning.choices import (
     whole_bytes,
 )
 from cogcache.settings import Settings
-from cogcache.stages import RunReport
 from cogcache.system import (
     blocks_given_back,
     free_bytes,
@@ -186,24 +186,39 @@ class LanguageLoader:
         return loaded
 
 
+@dataclass(frozen=True)
+class LoadNotes:
+    """What is to be said of one attempt to load a half."""
+
+    base_bytes: int
+    """What the process held before any weight: the interpreter and its libraries."""
+    load_s: float
+    notes: tuple[str, ...]
+    """What was chosen, and why."""
+    planned: StagePlan | None = None
+    """None where memory ran out before the half was loaded; so are the fields below."""
+    bytes_by_shard: Mapping[str, int] | None = None
+    quantization: str | None = None
+
+
 class Fitted(Generic[Choice]):
     """A half in memory; with less of it there once memory has run out.
 
     Args:
         loader: chooses and loads.
-        report: is told the plan, each choice's reason, and the bytes read.
+        note: is called with the notes of each attempt to load.
 
     Raises:
         ConfigError: not even the smallest choice fits.
         CogcacheError: memory runs out while the smallest choice is loaded.
     """
 
-    def __init__(self, loader: Loader[Choice], report: RunReport) -> None:
+    def __init__(self, loader: Loader[Choice], note: Callable[[LoadNotes], None]) -> None:
         self.loader: Loader[Choice] = loader
-        self.report = report
+        self._note = note
         self.choice: Choice = loader.first()
         # By now the model's classes are imported: they are no part of what the weights take.
-        report.base_bytes = sample().host_bytes
+        self._base_bytes = sample().host_bytes
         self.loaded: LoadedHalf | None = None
         if not self._load() and not self.make_room():
             raise CogcacheError("memory runs out while weights load", "give the stage more memory")
@@ -221,24 +236,33 @@ class Fitted(Generic[Choice]):
         """
         while less := self.loader.less(self.choice):
             logger.warning("out of memory: loading anew, %s", less.reason)
-            self.report.notes.append("memory ran out: loaded anew, with more of it elsewhere")
             self.choice, self.loaded = less, None
             give_back()
-            if self._load():
+            if self._load("memory ran out: loaded anew, with more of it elsewhere"):
                 return True
         return False
 
-    def _load(self) -> bool:
-        with self.report.split.time("load"), running_out():
-            self.loaded = self.loader.load(self.choice)
+    def _load(self, *why: str) -> bool:
+        started_s = time.perf_counter()
+        try:
+            with running_out():
+                self.loaded = self.loader.load(self.choice)
+        finally:
+            self._note(self._notes(time.perf_counter() - started_s, why))
+        return self.loaded is not None
+
+    def _notes(self, load_s: float, why: tuple[str, ...]) -> LoadNotes:
         if self.loaded is None:
-            return False
-        self.report.planned = self.choice.plan
-        self.report.notes.append(self.choice.reason)
-        self.report.bytes_by_shard = dict(self.loaded.bytes_by_shard)
-        if self.loaded.quantization is not None:
-            self.report.quantization = self.loaded.quantization.summary()
-        return True
+            return LoadNotes(self._base_bytes, load_s, why)
+        quantization = self.loaded.quantization
+        return LoadNotes(
+            self._base_bytes,
+            load_s,
+            (*why, self.choice.reason),
+            planned=self.choice.plan,
+            bytes_by_shard=dict(self.loaded.bytes_by_shard),
+            quantization=quantization.summary() if quantization is not None else None,
+        )
 
 
 def memory_for(settings: Settings, device: str) -> int:

@@ -180,7 +180,7 @@ class _Captioning:
         """Yield what makes captions: the language half in this process, or a crew."""
         settings, report, stop = self.settings, self.report, self.at.stop
         if settings.machines.has_crew:
-            from cogcache.stages.distributed.launch import distributed_captioning
+            from cogcache.stages.captioning.remote import distributed_captioning
 
             root = self.store.root
             with distributed_captioning(settings, root, self.identity, stop, report) as crew:

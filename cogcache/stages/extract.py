@@ -146,7 +146,7 @@ class _Extraction:
             return LocalEncoding(
                 wanted.settings, wanted.family, self.store, self.report, self._neighbours
             )
-        from cogcache.stages.distributed.launch import distributed_encoding
+        from cogcache.stages.encoding.remote import distributed_encoding
 
         return distributed_encoding(
             wanted.settings, self.store.root, self._neighbours, self.at.stop, self.report

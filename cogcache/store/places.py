@@ -42,7 +42,7 @@ class FeatureFiles(Protocol):
     """What the store of features asks of a place for files named by their keys."""
 
     def path_of(self, key: str) -> Path:
-        """Return where a file lies or would lie: a path, or a URL as `cogcache.urls` has them."""
+        """Return where a file lies or would lie: a path, or a URL of `cogcache.system.urls`."""
 
     def has(self, key: str) -> bool:
         """Say whether there is a file of this key."""

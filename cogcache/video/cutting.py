@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-WHOLE: Span = (0.0, None)
-
-
 Span = tuple[float, float | None]
+"""Start and end of a clip in seconds from the first frame; None is the end of the video."""
+WHOLE: Span = (0.0, None)
 
 
 def spans_of(

@@ -15,7 +15,6 @@ import transformers
 import zoo
 import zoo_wide
 from contracts import FPS, asked, clip
-from test_public_names import loaded_by
 from transformers import Qwen2VLProcessor, Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from videos import write_video
@@ -32,6 +31,7 @@ from cogcache.models.registry import family_of
 from cogcache.settings.stage_one import Sampling
 from cogcache.settings.stage_two import Language
 from cogcache.video.reading import ClipFrames, read_clip
+from tests.house.test_public_names import loaded_by
 
 FRAMES = clip(4, (32, 48), 1)
 VERSION = transformers.__version__

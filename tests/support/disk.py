@@ -1,7 +1,7 @@
 """A disk that may lose what was not synced, and system calls that may fail, around `sealing`.
 
-Every call by which `cogcache.sealing` changes the disk goes through one of six functions. They
-are replaced by ones that note the call, or that fail the Nth.
+Every call by which `cogcache.system.atomic_files` changes the disk goes through one of six
+functions. They are replaced by ones that note the call, or that fail the Nth.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Captioner:
 
         if self.half is None:
             self.loader = LanguageLoader(self.family, self.settings, row_tokens)
-            self.half = Fitted(self.loader, self.report)
+            self.half = Fitted(self.loader, self.report.note_load)
         return self._decoder(self.half)
 
     def _decoder(self, half: Fitted[LanguageChoice]) -> Decoder | Batches:

@@ -48,7 +48,7 @@ class Encoder:
     report: RunReport
 
     def __post_init__(self) -> None:
-        self.half = Fitted(VisionLoader(self.family, self.settings), self.report)
+        self.half = Fitted(VisionLoader(self.family, self.settings), self.report.note_load)
         self.frames_per_batch = self.half.choice.frames_per_batch
 
     def encode(self, clips: Sequence[ClipTensors]) -> list[ClipTensors | ClipError]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -154,8 +155,8 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
             workers=vision.decode_workers,
             limits=decode_limits(vision),
             ahead=decoded_ahead(settings),
-            initializer=start_worker,
-            initargs=(
+            initializer=partial(
+                start_worker,
                 settings.model,
                 settings.revision,
                 vision.vision_dtype,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,8 @@ class DecodeSpec:
         program = Program(
             prepare,
             decode_limits(vision),
-            start_worker,
-            (
+            partial(
+                start_worker,
                 self.place.checkpoint,
                 settings.revision,
                 vision.vision_dtype,

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogcache.catalog import Catalog
 from cogcache.errors import CogcacheError
-from cogcache.planning import StagePlan
 from cogcache.system import MemoryMonitor, MemorySample
 from cogcache.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from cogcache.planning import LoadNotes, StagePlan
 
 REPORTED_VERSIONS = ("cogcache", "torch", "transformers", "bitsandbytes", "h5py")
 
@@ -111,6 +113,15 @@ class RunReport:
         self.peak = self.workers_peak or monitor.peak
         self.total_s = time.monotonic() - monitor.started_s
         self.timeline = monitor.timeline
+
+    def note_load(self, notes: LoadNotes) -> None:
+        """Take over what is to be said of an attempt to load a half."""
+        self.base_bytes = notes.base_bytes
+        self.notes += notes.notes
+        self.split.add("load", notes.load_s)
+        if notes.planned is not None:
+            self.planned, self.quantization = notes.planned, notes.quantization
+            self.bytes_by_shard = notes.bytes_by_shard or {}
 
     @property
     def planned_bytes(self) -> int:

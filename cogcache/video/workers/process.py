@@ -22,8 +22,7 @@ class Program:
 
     task: Callable[[Any], Any]
     limits: WorkerLimits
-    initializer: Callable[..., object] | None = None
-    initargs: tuple[object, ...] = ()
+    initializer: Callable[[], object] | None = None
     second_try: Callable[[Any, str], Any] | None = None
 
 
@@ -55,7 +54,7 @@ def work(pipe: Connection[Any, Any], program: Program) -> None:
     _PIPES.append(pipe)
     try:
         if program.initializer is not None:
-            program.initializer(*program.initargs)
+            program.initializer()
     except Exception as error:  # noqa: BLE001 - the parent raises it
         pipe.send(bug_of(error))
         return
