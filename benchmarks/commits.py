@@ -86,10 +86,10 @@ def write(path: Path, name: str, clips: int, batch: int, seconds: float) -> tupl
         while done < clips and time.perf_counter() - began_s < seconds:
             some = made[done : done + batch]
             started_s = time.perf_counter()
-            catalog.add_videos([video for video, _, _ in some])
-            catalog.add_clips([clip for _, clip, _ in some])
-            catalog.clear_failed([clip["feature_key"] for _, clip, _ in some])
-            catalog.add_captions([caption for _, _, caption in some])
+            catalog.files.add_videos([video for video, _, _ in some])
+            catalog.clips.add([clip for _, clip, _ in some])
+            catalog.failures.clear_failed([clip["feature_key"] for _, clip, _ in some])
+            catalog.captions.add([caption for _, _, caption in some])
             waits.append(time.perf_counter() - started_s)
             done += len(some)
     return done, waits

@@ -100,15 +100,15 @@ class Bench:
         if stage == "extract":
             return sum(1 for _ in cache.glob("features/??/*.h5"))
         with Catalog(cache / "catalog.sqlite") as catalog:
-            return len(catalog.captions())
+            return len(catalog.captions.rows())
 
     def hold_same(self, cache: Path) -> None:
         """Hold that a cache has what one process made, nothing less and nothing twice."""
         hold(features(cache) == features(self.plain), "feature files differ")
         hold(rows(cache) == rows(self.plain), "clips or captions differ")
         with Catalog(cache / "catalog.sqlite") as catalog:
-            hold(not catalog.failures(), "something failed")
-            keys = [row["feature_key"] for row in catalog.clips()]
+            hold(not catalog.failures.rows(), "something failed")
+            keys = [row["feature_key"] for row in catalog.clips.rows()]
         hold(len(keys) == len(set(keys)) == self.num_clips, f"{len(keys)} clips are listed")
         for folder in ("claims", "working"):
             hold(not [*(cache / folder).glob("*")], f"{folder} are left")
@@ -130,7 +130,7 @@ def features(cache: Path) -> dict[str, str]:
 def rows(cache: Path) -> list[tuple[object, ...]]:
     """Return what the catalog says of each clip and caption, the times of making left out."""
     with Catalog(cache / "catalog.sqlite") as catalog:
-        clips, captions = catalog.clips(), catalog.captions()
+        clips, captions = catalog.clips.rows(), catalog.captions.rows()
     of_clips = [(row["feature_key"], row["video"], row["num_frames"]) for row in clips]
     of_captions = [
         (row["caption_key"], row["video"], row["caption"], str(row["flags"]), row["num_tokens"])

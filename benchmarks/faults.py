@@ -84,10 +84,10 @@ def work(cache: Path, said: mmap.mmap) -> None:
             store.write(key.digest, {"features": tensor}, {**key.fields(), **facts})
             said[3 * number] = 1
             video, clip = rows_of(store, key.digest, 1000)
-            catalog.add_videos([video])
-            catalog.add_clips([clip])
+            catalog.files.add_videos([video])
+            catalog.clips.add([clip])
             said[3 * number + 1] = 1
-            catalog.add_captions([caption_row(key.digest, each) for each in range(2)])
+            catalog.captions.add([caption_row(key.digest, each) for each in range(2)])
             said[3 * number + 2] = 1
 
 
@@ -163,7 +163,7 @@ def look(cache: Path, ran: Ran, fault: str) -> None:
             FeatureStore.open(cache).prove(key)
             continue
         with Catalog(cache / "catalog.sqlite") as catalog:
-            there = catalog.clips() if kind == "clip" else catalog.captions()
+            there = catalog.clips.rows() if kind == "clip" else catalog.captions.rows()
         hold(any(row["feature_key"] == key for row in there), f"{fault}: {step} is lost")
 
 
@@ -172,7 +172,11 @@ def again(cache: Path, fault: str) -> None:
     work(cache, mmap.mmap(-1, 4096))
     hold(verify(cache) == [], f"{fault}: the cache is not sound: {verify(cache)}")
     with Catalog(cache / "catalog.sqlite") as catalog:
-        counts = len(FeatureStore.open(cache)), len(catalog.clips()), len(catalog.captions())
+        counts = (
+            len(FeatureStore.open(cache)),
+            len(catalog.clips.rows()),
+            len(catalog.captions.rows()),
+        )
     hold(counts == (NUM_CLIPS, NUM_CLIPS, 2 * NUM_CLIPS), f"{fault}: there are {counts}")
     litter = [path for path in cache.rglob("*") if path.name.endswith(".partial")]
     hold(not litter, f"{fault}: litter is left: {litter}")

@@ -143,8 +143,8 @@ def hold(holds: bool, otherwise: str) -> None:
 def content(cache: Path) -> dict[str, list[dict[str, Any]]]:
     """Return all rows, less what says when and by which run they were made."""
     with Catalog(cache / "catalog.sqlite") as catalog:
-        tables = {"videos": catalog.videos(), "clips": catalog.clips()}
-        tables |= {"captions": catalog.captions(), "failures": catalog.failures()}
+        tables = {"videos": catalog.files.videos(), "clips": catalog.clips.rows()}
+        tables |= {"captions": catalog.captions.rows(), "failures": catalog.failures.rows()}
     return {
         name: sorted(({k: v for k, v in row.items() if k not in TIMES} for row in rows), key=repr)
         for name, rows in tables.items()
@@ -197,7 +197,7 @@ def report(cluster: Cluster, seconds: float) -> None:
     stores[0].sweep()
     hold(verify(cluster.shared) == [], "the cache is not sound")
     with Catalog(cluster.shared / "catalog.sqlite") as catalog:
-        runs, clips = catalog.runs(), catalog.clips()
+        runs, clips = catalog.runs.rows(), catalog.clips.rows()
     made = Counter(row["run"] for row in clips)
     print(f"{len(runs)} runs; clips by the run that made them: {sorted(made.values())}")
     print(f"{len(ours['clips'])} clips and {len(ours['captions'])} captions in {seconds:.0f} s:")

@@ -122,7 +122,7 @@ class _Parts:
         whole = WholeModel.of(self.family.checkpoint)
         self.model = load_half(whole, "vision", dtype=torch.bfloat16).model
         with Catalog(bench.folder / "parts.sqlite") as catalog:
-            wanted = Wanted(settings, self.family, identify(self.family, "vision", catalog))
+            wanted = Wanted(settings, self.family, identify(self.family, "vision", catalog.files))
         keys = [wanted.key(f"{number:064x}", (0.0, None)) for number in range(len(videos))]
         self.clips = [Clip(video, key) for video, key in zip(videos, keys, strict=True)]
         start_worker(settings.model, None, settings.vision.vision_dtype)

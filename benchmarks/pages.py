@@ -47,14 +47,14 @@ def fill(path: Path, num_clips: int) -> None:
     with Catalog(path) as catalog:
         for first in range(0, num_clips, BATCH):
             numbers = range(first, min(num_clips, first + BATCH))
-            catalog.add_videos([video(number // 2) for number in numbers if number % 2 == 0])
-            catalog.add_clips([clip(number) for number in numbers])
-            catalog.add_captions(
+            catalog.files.add_videos([video(number // 2) for number in numbers if number % 2 == 0])
+            catalog.clips.add([clip(number) for number in numbers])
+            catalog.captions.add(
                 [caption(n, name, rng) for n in numbers for name in ("default", "short")]
             )
         for number in range(300):
             reason = rng.choice(["no_video_stream", "decode_failed", "timeout"])
-            catalog.add_failure(failure(number, reason))
+            catalog.failures.add(failure(number, reason))
         for number in range(200):
             add_run(catalog, ("extract", "caption")[number % 2], rng)
 
@@ -135,10 +135,10 @@ def add_run(catalog: Catalog, command: str, rng: random.Random) -> None:
         for i in range(600)
     ]
     report = {"timeline": samples, "total_s": 300.0, "bytes_by_shard": {"a": 10**9}}
-    run = catalog.start_run(command, MODEL, {})
+    run = catalog.runs.start(command, MODEL, {})
     split = {"load": 3.0, "encode": 9.0}
     counts = {"done": 10, "failed": 0}
-    catalog.finish_run(run, "done", split=split, counts=counts, report=report)
+    catalog.runs.finish(run, "done", split=split, counts=counts, report=report)
 
 
 def measure(cache: Path, num_clips: int) -> None:

@@ -247,18 +247,20 @@ def _fill(cache: Path, count: int) -> None:
     family = family_of(Checkpoint.open("tiny"))
     FeatureStore.create_or_open(cache)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        vision, language = (identify(family, half, catalog) for half in ("vision", "language"))
+        vision, language = (
+            identify(family, half, catalog.files) for half in ("vision", "language")
+        )
         wanted = Wanted(settings, family, vision)
         keys = [wanted.key(f"{n:064x}", (0.0, None)) for n in range(count // 8)]
         videos = [f"/videos/{n:06}.mp4" for n in range(len(keys))]
         unknown = dict.fromkeys(
             ("duration_s", "fps", "width", "height", "total_num_frames", "codec")
         )
-        catalog.add_videos(
+        catalog.files.add_videos(
             {"digest": key.video_digest, "path": video, "size_bytes": 1, **unknown}
             for key, video in zip(keys, videos, strict=True)
         )
-        catalog.add_clips(
+        catalog.clips.add(
             {
                 "feature_key": key.digest, "video_digest": key.video_digest, "video": video,
                 "start_s": 0.0, "end_s": None, "family": family.name, "model": "tiny",
@@ -268,7 +270,7 @@ def _fill(cache: Path, count: int) -> None:
         )  # fmt: skip
         tasks = list_captions(settings, family, language, catalog).missing
         assert len(tasks) == count
-        catalog.add_captions(
+        catalog.captions.add(
             {
                 "caption_key": task.key.digest, "feature_key": task.key.feature_key,
                 "video": task.clip["video"], "start_s": 0.0, "end_s": None,

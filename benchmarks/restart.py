@@ -55,7 +55,7 @@ def fill(root: Path, first: int, last: int) -> None:
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     with Catalog(cache / "catalog.sqlite") as catalog:
         family = family.at(settings.vision.cache_point) if hasattr(family, "at") else family
-        wanted = Wanted(settings, family, identify(family, "vision", catalog))
+        wanted = Wanted(settings, family, identify(family, "vision", catalog.files))
         for start in range(first, last, A_TIME):
             videos: list[VideoRow] = []
             clips: list[ClipRow] = []
@@ -81,9 +81,9 @@ def fill(root: Path, first: int, last: int) -> None:
                         "settings": key.fields(),
                     }
                 )  # fmt: skip
-            catalog.remember_digests(remembered)
-            catalog.add_videos(videos)
-            catalog.add_clips(clips)
+            catalog.files.remember_digests(remembered)
+            catalog.files.add_videos(videos)
+            catalog.clips.add(clips)
 
 
 def measure(root: Path) -> tuple[float, float, int, str]:

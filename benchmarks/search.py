@@ -109,7 +109,7 @@ def measure(count: int, folder: Path, each: int) -> None:
         for first in range(0, count, BATCH):
             captions = language.captions(BATCH)
             began = time.perf_counter()
-            catalog.add_captions(rows(captions, first))  # type: ignore[arg-type]
+            catalog.captions.add(rows(captions, first))  # type: ignore[arg-type]
             if first == 0:
                 added_s = time.perf_counter() - began
                 # The index of the others is built at once.

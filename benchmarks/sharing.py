@@ -68,7 +68,7 @@ def made(torture: Torture) -> int:
     if torture.stage == "extract":
         return len(torture.files())
     with Catalog(torture.cache / "catalog.sqlite") as catalog:
-        return len(catalog.captions())
+        return len(catalog.captions.rows())
 
 
 def share(torture: Torture, runs: int, clips: int, *, kill: bool) -> list[dict[str, int]]:

@@ -138,9 +138,9 @@ class Torture:
             if self.stage == "caption":
                 return {
                     row["caption_key"]: (row["id"], row["run"], row["caption"])
-                    for row in catalog.captions()
+                    for row in catalog.captions.rows()
                 }
-            keys = [row["feature_key"] for row in catalog.clips()]
+            keys = [row["feature_key"] for row in catalog.clips.rows()]
         for key in keys:
             store.prove(key)
         return {key: store.path_of(key).stat().st_ino for key in keys}

@@ -60,63 +60,18 @@ _CAPTIONS = _each_file(
 )
 
 
-class Catalog(FileFacts):
-    """An open catalog; a context manager. Any number of threads and processes may share one.
+class Clips:
+    """The clips whose features are in the cache."""
 
-    What a method wrote is on the disk when it returns. Each call waits for the disk once: give
-    many rows at a time. Every method raises CatalogError where the file cannot be used.
+    def __init__(self, file: CatalogFile) -> None:
+        self._file = file
 
-    Args:
-        path: the SQLite file; made if absent.
-
-    Raises:
-        CatalogError: it is no catalog, is of a newer version, or cannot be opened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(CatalogFile(path))
-        self.path = path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; what was written is on the disk already."""
-        self._file.close()
-
-    # ---- videos and clips -------------------------------------------------------------------
-
-    def add_video(self, video: VideoRow) -> None:
-        """Add a video, or replace what is known of it."""
-        self.add_videos([video])
-
-    def add_videos(self, videos: Iterable[VideoRow]) -> None:
-        """Add many videos in one transaction."""
-        self._file.upsert("videos", "digest", videos)
-
-    def videos(
-        self,
-        *,
-        paths: Collection[str] | None = None,
-        digests: Collection[str] | None = None,
-    ) -> list[VideoRow]:
-        """Return the videos, by path."""
-        among = {"path": paths, "digest": digests}
-        return cast(list[VideoRow], self._file.select("videos", "path", among=among))
-
-    def add_clip(self, clip: ClipRow) -> None:
-        """Add a clip, or replace what is known of it. Its video must be there."""
-        self.add_clips([clip])
-
-    def add_clips(self, clips: Iterable[ClipRow]) -> None:
+    def add(self, clips: Iterable[ClipRow]) -> None:
         """Add many clips in one transaction. Their videos must be there."""
         made: dict[str, object] = {"created_at": _now(), "run": None}
         self._file.upsert("clips", "feature_key", ({**made, **clip} for clip in clips))
 
-    def clips(
+    def rows(
         self,
         *,
         feature_keys: Collection[str] | None = None,
@@ -132,7 +87,7 @@ class Catalog(FileFacts):
         order, among = "video, start_s, feature_key", {"feature_key": feature_keys}
         return cast(list[ClipRow], self._file.select(_CLIPS, order, equal=equal, among=among))
 
-    def has_clips(self, feature_keys: Collection[str]) -> set[str]:
+    def known(self, feature_keys: Collection[str]) -> set[str]:
         """Return those of the keys that are a clip's."""
         return self._file.known("clips", "feature_key", feature_keys)
 
@@ -143,18 +98,23 @@ class Catalog(FileFacts):
         span = {"video": video_digest, "start": start_s, "end": end_s}
         return [row["feature_key"] for row in self._file.query(sql, span)]
 
-    def resize_clip(self, feature_key: str, size_bytes: int) -> None:
+    def resize(self, feature_key: str, size_bytes: int) -> None:
         """Note how large a clip's feature file is now."""
         row = {"size_bytes": size_bytes, "key": feature_key}
         self._file.write("UPDATE clips SET size_bytes = :size_bytes WHERE feature_key = :key", row)
 
-    def remove_clips(self, feature_keys: Collection[str]) -> int:
+    def remove(self, feature_keys: Collection[str]) -> int:
         """Forget clips whose features are gone; their captions stay. Returns how many."""
         return self._file.delete("clips", "feature_key", feature_keys)
 
-    # ---- captions ---------------------------------------------------------------------------
 
-    def add_captions(self, captions: Iterable[CaptionRow], *, replace: bool = False) -> int:
+class Captions:
+    """What language halves said of clips."""
+
+    def __init__(self, file: CatalogFile) -> None:
+        self._file = file
+
+    def add(self, captions: Iterable[CaptionRow], *, replace: bool = False) -> int:
         """Add captions in one transaction; return how many were written.
 
         Args:
@@ -165,7 +125,7 @@ class Catalog(FileFacts):
         rows = [{**made, **caption} for caption in captions]
         return self._file.upsert("captions", "caption_key", rows, replace=replace)
 
-    def caption_keys(self, caption_keys: Collection[str]) -> set[str]:
+    def known(self, caption_keys: Collection[str]) -> set[str]:
         """Return those of the keys that are a caption's."""
         return self._file.known("captions", "caption_key", caption_keys)
 
@@ -179,7 +139,7 @@ class Catalog(FileFacts):
             for row in rows
         }
 
-    def captions(
+    def rows(
         self,
         *,
         feature_keys: Collection[str] | None = None,
@@ -195,9 +155,14 @@ class Catalog(FileFacts):
         order, among = "video, start_s, id", {"feature_key": feature_keys}
         return cast(list[CaptionRow], self._file.select(_CAPTIONS, order, equal=equal, among=among))
 
-    # ---- failures ---------------------------------------------------------------------------
 
-    def add_failure(self, failure: FailureRow) -> None:
+class Failures:
+    """The clips that could not be done."""
+
+    def __init__(self, file: CatalogFile) -> None:
+        self._file = file
+
+    def add(self, failure: FailureRow) -> None:
         """Note that a clip failed; one that failed before gets one try more."""
         at = _now()
         row: dict[str, object] = {"run": None, **failure, "tries": 1, "first_at": at, "last_at": at}
@@ -208,13 +173,13 @@ class Catalog(FileFacts):
             row,
         )
 
-    def failures(self, *, video: str | None = None, stage: Stage | None = None) -> list[FailureRow]:
+    def rows(self, *, video: str | None = None, stage: Stage | None = None) -> list[FailureRow]:
         """Return the failures that fit all that is given, by video and start."""
         equal = {"video": video, "stage": stage}
         order = "video, start_s, end_s, stage"
         return cast(list[FailureRow], self._file.select("failures", order, equal=equal))
 
-    def clear_failures(self, video: str, start_s: float, end_s: float | None, stage: Stage) -> int:
+    def clear(self, video: str, start_s: float, end_s: float | None, stage: Stage) -> int:
         """Forget the failure of a clip that has been done after all; return how many."""
         return self._file.write(
             "DELETE FROM failures WHERE video = :video AND start_s = :start_s"
@@ -231,7 +196,7 @@ class Catalog(FileFacts):
         """Forget the failures of clips that have been done after all; return how many."""
         return self._file.delete("failures", "feature_key", feature_keys) if feature_keys else 0
 
-    def clear_void_failures(self, read: Collection[str], changed: Collection[str]) -> int:
+    def clear_void(self, read: Collection[str], changed: Collection[str]) -> int:
         """Forget failures of stage one that say nothing any more; return how many.
 
         Args:
@@ -245,9 +210,14 @@ class Catalog(FileFacts):
             {"read": json.dumps([*read]), "changed": json.dumps([*changed])},
         )
 
-    # ---- runs -------------------------------------------------------------------------------
 
-    def start_run(
+class Runs:
+    """The runs of commands."""
+
+    def __init__(self, file: CatalogFile) -> None:
+        self._file = file
+
+    def start(
         self,
         command: str,
         model: str,
@@ -267,7 +237,7 @@ class Catalog(FileFacts):
         row |= {"planned_peak_bytes": planned_peak_bytes, "started_at": _now(), "status": "running"}
         return self._file.insert("runs", row)
 
-    def finish_run(
+    def finish(
         self,
         run: int,
         status: str,
@@ -290,9 +260,48 @@ class Catalog(FileFacts):
         columns = ", ".join(f"{name} = :{name}" for name in row)
         self._file.write(f"UPDATE runs SET {columns} WHERE run = :run", row)
 
-    def runs(self) -> list[RunRow]:
+    def rows(self) -> list[RunRow]:
         """Return the runs, oldest first."""
         return cast(list[RunRow], self._file.select("runs", "run"))
+
+
+class Catalog:
+    """An open catalog; a context manager. Any number of threads and processes may share one.
+
+    Its tables are ``files`` (with the videos that they hold, and what is remembered of them),
+    ``clips``, ``captions``, ``failures`` and ``runs``. What a method wrote is on the disk when it
+    returns. Each call waits for the disk once: give many rows at a time. Every method raises
+    CatalogError where the file cannot be used.
+
+    Args:
+        path: the SQLite file; made if absent.
+
+    Raises:
+        CatalogError: it is no catalog, is of a newer version, or cannot be opened.
+
+    Example:
+        >>> with Catalog(cache / "catalog.sqlite") as catalog:
+        ...     texts = [row["caption"] for row in catalog.captions.rows()]
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = CatalogFile(path)
+        self.files = FileFacts(self._file)
+        self.clips = Clips(self._file)
+        self.captions = Captions(self._file)
+        self.failures = Failures(self._file)
+        self.runs = Runs(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was written is on the disk already."""
+        self._file.close()
 
 
 def _now() -> str:

@@ -6,10 +6,10 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import path_to_text, text_to_path
+from cogcache.catalog.rows import VideoRow, path_to_text, text_to_path
 from cogcache.system import RemoteFacts, is_url
 from cogcache.video import file_digest
 
@@ -18,10 +18,24 @@ Stat: TypeAlias = os.stat_result | RemoteFacts
 
 
 class FileFacts:
-    """Digests by path, size, time and inode; and values by name, made from files."""
+    """The videos, the digests of files by path, size, time and inode, and values by name."""
 
     def __init__(self, file: CatalogFile) -> None:
         self._file = file
+
+    def add_videos(self, videos: Iterable[VideoRow]) -> None:
+        """Add many videos in one transaction."""
+        self._file.upsert("videos", "digest", videos)
+
+    def videos(
+        self,
+        *,
+        paths: Collection[str] | None = None,
+        digests: Collection[str] | None = None,
+    ) -> list[VideoRow]:
+        """Return the videos, by path."""
+        among = {"path": paths, "digest": digests}
+        return cast(list[VideoRow], self._file.select("videos", "path", among=among))
 
     def known_digest(self, path: Path, stat: Stat) -> str | None:
         """Return the digest of a file that has not changed since it was remembered, or None."""

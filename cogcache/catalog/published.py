@@ -80,7 +80,7 @@ def _begin(own: Path, cache: Path, shard: WorkShare) -> None:
             with snapshot(path) as copy:
                 keep_shard(copy, shard)
                 with Catalog(copy) as catalog:
-                    keys = {clip["feature_key"] for clip in catalog.clips()}
+                    keys = {clip["feature_key"] for clip in catalog.clips.rows()}
                 merge_rows(copy, fresh, keys)
     fresh.replace(own)
 
@@ -90,10 +90,10 @@ def _prefix(shard: WorkShare) -> str:
 
 
 def _name(catalog: Catalog, shard: WorkShare) -> str:
-    known = catalog.recall(_NAME)
+    known = catalog.files.recall(_NAME)
     if known is None:
         known = {"name": f"{machine()}.{uuid4().hex[:8]}"}
-        catalog.remember(_NAME, known)
+        catalog.files.remember(_NAME, known)
     return f"{_prefix(shard)}{known['name']}"
 
 

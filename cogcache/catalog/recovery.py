@@ -57,13 +57,13 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
 def adopt(catalog: Catalog, rows: Iterable[tuple[VideoRow, ClipRow]]) -> int:
     """Add clips to the catalog by what their files say; what it knows of videos stays."""
     pairs = [*rows]
-    known = {row["digest"] for row in catalog.videos()}
-    catalog.add_videos(
+    known = {row["digest"] for row in catalog.files.videos()}
+    catalog.files.add_videos(
         {**video, "size_bytes": _size_bytes(video["path"])}
         for video, _ in pairs
         if video["digest"] not in known
     )
-    catalog.add_clips([clip for _, clip in pairs])
+    catalog.clips.add([clip for _, clip in pairs])
     return len(pairs)
 
 

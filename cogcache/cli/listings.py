@@ -43,7 +43,7 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
     from cogcache.store import live_runs
 
     def rows(catalog: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = getattr(catalog, what)()
+        found: list[dict[str, Any]] = getattr(catalog, what).rows()
         if what == "runs":
             live = live_runs(cache)
             found = [row | {"status": state_of(row, live)} for row in found]
@@ -61,7 +61,7 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
 def failures(cache: Path, json_: bool) -> None:
     """List what could not be done, with the reason."""
     columns = ("video", "start_s", "end_s", "stage", "reason", "message", "tries")
-    _list(cache, lambda catalog: catalog.failures(), columns, json_=json_)
+    _list(cache, lambda catalog: catalog.failures.rows(), columns, json_=json_)
 
 
 @click.command()

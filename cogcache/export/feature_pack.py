@@ -67,7 +67,7 @@ def _chosen(
         said = {name: item.row[name] for name in names}
         captions.setdefault(item.row["feature_key"], []).append(said)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        clips = catalog.clips(feature_keys=None if selection == Selection() else captions)
+        clips = catalog.clips.rows(feature_keys=None if selection == Selection() else captions)
     if not clips:
         raise ConfigError("no clip was chosen", "see what there is: `cogcache ls clips`")
     return clips, captions

@@ -39,8 +39,8 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
     if not name.strip() or not name.isprintable():
         raise ConfigError(f"{name!r} cannot be the name of a set", "use letters")
     with Catalog(catalog) as opened:
-        rows = _rows(file, opened.clips(), name)
-        there = {row["caption_key"]: row for row in opened.captions(model=name)}
+        rows = _rows(file, opened.clips.rows(), name)
+        there = {row["caption_key"]: row for row in opened.captions.rows(model=name)}
         if any(row["quantization"] != "imported" for row in there.values()):
             raise ConfigError(f"{name!r} is a model that made captions", "name the set otherwise")
         new = [row for row in rows if not _is_same(row, there.get(row["caption_key"]))]
@@ -48,7 +48,7 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
         if changed and not overwrite:
             problem = f"the set {name!r} has other captions already for {len(changed)} clips"
             raise ConfigError(problem, "replace them with --overwrite, or name another --set")
-        return Imported(opened.add_captions(new, replace=True), len(rows) - len(new))
+        return Imported(opened.captions.add(new, replace=True), len(rows) - len(new))
 
 
 def _is_same(row: CaptionRow, there: CaptionRow | None) -> bool:

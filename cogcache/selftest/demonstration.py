@@ -100,8 +100,10 @@ def demonstrate(folder: Path) -> Demonstration:
     _stage("extract", str(folder / "clips"), f"--cache={cache}", "--model=tiny")
     _stage("caption", f"--cache={cache}", "--model=tiny", "--max-new-tokens=64", *prompts)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        captions = {(Path(r["video"]), r["prompt_name"]): r["caption"] for r in catalog.captions()}
-        runs = tuple(catalog.runs()[-2:])
+        captions = {
+            (Path(r["video"]), r["prompt_name"]): r["caption"] for r in catalog.captions.rows()
+        }
+        runs = tuple(catalog.runs.rows()[-2:])
     answers = tuple(
         Answer(path.name, name, captions.get((path, name), ""), scene.answer(name))
         for path, scene in scenes.items()

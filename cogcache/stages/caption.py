@@ -90,10 +90,10 @@ def caption(
         with MemoryMonitor() as monitor:
             split = Timings()
             with split.time("digest"):
-                identity = identify(family, "language", catalog)
+                identity = identify(family, "language", catalog.files)
                 listed = partial(list_all, settings, family, identity, catalog, videos, spans)
                 work = listed()
-            run = catalog.start_run("caption", settings.model, settings.model_dump(mode="json"))
+            run = catalog.runs.start("caption", settings.model, settings.model_dump(mode="json"))
             counts = Counts(found=work.num_found, cached=work.num_cached)
             report = RunReport(
                 run, "caption", settings.model, counts, split, settings.machines.shard
@@ -110,7 +110,7 @@ def caption(
                 if not report.stopped:
                     note_refused(work, catalog, report)
         report.finish(monitor)
-        catalog.finish_run(run, **report.row())
+        catalog.runs.finish(run, **report.row())
     return report
 
 
@@ -121,9 +121,9 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
     one of a clip that failed.
     """
     refused = {clip["feature_key"] for clip, _ in work.refused}
-    for row in catalog.failures(stage="caption"):
+    for row in catalog.failures.rows(stage="caption"):
         if row["reason"] in (*UNFILLED, *NO_SUMMARY) and row["feature_key"] not in refused:
-            catalog.clear_failures(row["video"], row["start_s"], row["end_s"], "caption")
+            catalog.failures.clear(row["video"], row["start_s"], row["end_s"], "caption")
     for clip, error in work.refused:
         _note(clip, error, catalog, report)
     report.counts.failed += len(work.refused) + work.num_waiting
@@ -132,7 +132,7 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
 def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) -> None:
     span = (clip["start_s"], clip["end_s"])
     video, key = text_to_path(clip["video"]), clip["feature_key"]
-    catalog.add_failure(failure_row(video, span, "caption", error, run=report.run, key=key))
+    catalog.failures.add(failure_row(video, span, "caption", error, run=report.run, key=key))
     logger.warning("%s: %s", printable(clip["video"]), printable(error.problem))
 
 
@@ -240,7 +240,7 @@ class _Captioning:
 
     def _commit(self) -> None:
         with self.report.split.time("commit"):
-            self.catalog.add_captions(self.uncommitted)
+            self.catalog.captions.add(self.uncommitted)
         self.report.counts.done += len(self.uncommitted)
         self.sharing.give_back(row["caption_key"] for row in self.uncommitted)
         self.uncommitted.clear()

@@ -72,7 +72,7 @@ def convert(
             clips = _clips(catalog, videos)
             tasks = job.projections(clips, cache_point) if cache_point else []
             tasks += job.repackings(clips) if compression else []
-            run = catalog.start_run("convert", settings.model, settings.model_dump(mode="json"))
+            run = catalog.runs.start("convert", settings.model, settings.model_dump(mode="json"))
             job.run = run
             report = RunReport(run, "convert", settings.model, job.counts, Timings())
             job.counts.found = job.counts.cached + len(tasks)
@@ -85,12 +85,12 @@ def convert(
                 report.stopped, report.fault = at.stop.reason, at.stop.fault
         report.notes += job.lines()
         report.finish(monitor)
-        catalog.finish_run(run, **report.row())
+        catalog.runs.finish(run, **report.row())
     return report
 
 
 def _clips(catalog: Catalog, videos: Sequence[str | Path] | None) -> list[ClipRow]:
-    listed = catalog.clips()
+    listed = catalog.clips.rows()
     if videos is not None:
         names = names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]
@@ -160,7 +160,7 @@ class _Conversion:
         after = repack(self.store, key, self.compression)
         if after is None:
             return False
-        self.catalog.resize_clip(key, after)
+        self.catalog.clips.resize(key, after)
         self.saved_bytes += clip["size_bytes"] - after
         return True
 
@@ -180,10 +180,10 @@ class _Conversion:
         family = family_of(Checkpoint.open(self.settings.model, self.settings.revision))
         self.target, self.source = family.at(cache_point), family.at(sources[0])
         digests = {
-            each.cache_point: identify(each, "vision", self.catalog).digest
+            each.cache_point: identify(each, "vision", self.catalog.files).digest
             for each in (self.source, self.target)
         }
-        there = self.catalog.has_clips([self._key(clip, digests).digest for clip in clips])
+        there = self.catalog.clips.known([self._key(clip, digests).digest for clip in clips])
         found: list[_Task] = []
         for clip in clips:
             key = self._key(clip, digests)
@@ -225,7 +225,7 @@ class _Conversion:
         told = {**stored.attributes, **key.fields(), "converted_from": old, "versions": versions()}
         packed = self.compression or compression_of(self.store, old)
         self.store.write(key.digest, projected.tensors, told, stored.thumbnail, compression=packed)
-        self.catalog.add_clip({**rows_of(self.store, key.digest, 0)[1], "run": self.run})
+        self.catalog.clips.add([{**rows_of(self.store, key.digest, 0)[1], "run": self.run}])
         return True
 
     def _projected(self, features: ClipTensors, dtype: str) -> ClipTensors:

@@ -76,10 +76,10 @@ def extract(
         with MemoryMonitor() as monitor:
             split = Timings()
             with split.time("digest"):
-                identity = identify(family, "vision", catalog)
+                identity = identify(family, "vision", catalog.files)
                 wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
                 work = list_work(paths, wanted, store, catalog)
-            run = catalog.start_run("extract", settings.model, settings.model_dump(mode="json"))
+            run = catalog.runs.start("extract", settings.model, settings.model_dump(mode="json"))
             counts = Counts()
             work.add_to(counts)
             report = RunReport(
@@ -93,7 +93,7 @@ def extract(
                         _Extraction(wanted, store, catalog, report, at).run(work)
                     report.stopped, report.fault = at.stop.reason, at.stop.fault
         report.finish(monitor)
-        catalog.finish_run(run, **report.row())
+        catalog.runs.finish(run, **report.row())
     return report
 
 
@@ -154,7 +154,7 @@ class _Extraction:
 
     def _neighbours(self, clip: Clip) -> list[str]:
         """Return the keys of cached clips that share time with a clip of the same video."""
-        found = self.catalog.overlapping(clip.key.video_digest, *clip.span)
+        found = self.catalog.clips.overlapping(clip.key.video_digest, *clip.span)
         return [key for key in found if key in self.store]
 
     def _shown(self, clips: Iterable[Clip | None]) -> Iterator[Clip | None]:

@@ -54,7 +54,7 @@ def _is_still(request: Request, path: Path, digest: str) -> bool:
     """Say whether a file is the one that was catalogued, and no link to another by now."""
     try:
         # Reads the file only if the catalog does not know it as it is: once, then it does.
-        return site_of(request).catalog.digest_of(path) == digest
+        return site_of(request).catalog.files.digest_of(path) == digest
     except (OSError, ValueError, VideoError):
         return False
 

@@ -26,9 +26,9 @@ def cache(tmp_path) -> Path:
 def add(cache: Path, number: int, text: str, **changes: object) -> None:
     """Add a caption of a clip; its key is made of all that tells it from others."""
     with Catalog(cache / "catalog.sqlite") as catalog:
-        row = {**caption_of(catalog.clips()[number]), "caption": text, **changes}
+        row = {**caption_of(catalog.clips.rows()[number]), "caption": text, **changes}
         row["caption_key"] = json.dumps([number, text, sorted(map(str, changes.items()))])
-        catalog.add_captions([row])
+        catalog.captions.add([row])
 
 
 def diff(cache: Path, *arguments: str) -> str:
@@ -46,7 +46,7 @@ def found(cache: Path, a: str, b: str) -> dict[str, tuple[str, str | None, str |
 
 def test_clips_are_held_against_each_other_by_prompt(cache):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        first = catalog.captions()[0]["caption"]
+        first = catalog.captions.rows()[0]["caption"]
     add(cache, 0, first, prompt_name="other")
     add(cache, 1, "Something else.", prompt_name="other")
     pairs = found(cache, "default", "prompt=other")
@@ -59,7 +59,7 @@ def test_clips_are_held_against_each_other_by_prompt(cache):
 
 def test_sets_of_other_models_and_runs_are_paired_prompt_by_prompt(cache):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        runs = [catalog.start_run("caption", "made-up", {}) for _ in range(2)]
+        runs = [catalog.runs.start("caption", "made-up", {}) for _ in range(2)]
     for run, text in zip(runs, ("Red.", "Blue."), strict=True):
         add(cache, 0, text, prompt_name="color", run=run, quantization=f"q{run}")
         add(cache, 0, "Round.", prompt_name="shape", run=run, quantization=f"q{run}")

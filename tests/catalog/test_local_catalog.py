@@ -30,12 +30,12 @@ GIVEN = {"max_frames": 2, "max_new_tokens": 2, "quantization": "none", "decode_w
 
 def runs_of(path: Path) -> int:
     with Catalog(path) as catalog:
-        return len(catalog.runs())
+        return len(catalog.runs.rows())
 
 
 def fail_with_a_run_begun(cache: Path, own: Path) -> None:
     with open_catalog(cache, own, None) as catalog:
-        catalog.start_run("extract", "made-up", {})
+        catalog.runs.start("extract", "made-up", {})
         raise ZeroDivisionError
 
 
@@ -43,7 +43,7 @@ def test_a_copy_is_left_when_a_run_ends_and_when_it_fails(tmp_path):
     FeatureStore.create_or_open(tmp_path / "cache")
     own = tmp_path / "disk/catalog.sqlite"
     with open_catalog(tmp_path / "cache", own, None) as catalog:
-        catalog.start_run("extract", "made-up", {})
+        catalog.runs.start("extract", "made-up", {})
     (copy,) = published(tmp_path / "cache")
     assert runs_of(copy) == 1
     with pytest.raises(ZeroDivisionError):
@@ -56,7 +56,7 @@ def test_a_copy_is_left_every_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(local_catalog, "PUBLISH_EVERY_S", 0.05)
     FeatureStore.create_or_open(tmp_path / "cache")
     with open_catalog(tmp_path / "cache", tmp_path / "own.sqlite", "1/2") as catalog:
-        catalog.start_run("extract", "made-up", {})
+        catalog.runs.start("extract", "made-up", {})
         end_s = time.monotonic() + 20
         while not published(tmp_path / "cache") and time.monotonic() < end_s:
             time.sleep(0.02)
@@ -132,7 +132,7 @@ def test_a_later_array_of_other_shards_begins_with_what_was_merged(shards):
 def test_a_merged_catalog_is_nobodys_name(tmp_path):
     make_cache(tmp_path, 1)
     with open_catalog(tmp_path / "cache", tmp_path / "own.sqlite", None) as catalog:
-        catalog.add_captions([caption_of(clip) for clip in catalog.clips()])
+        catalog.captions.add([caption_of(clip) for clip in catalog.clips.rows()])
     merge([], tmp_path / "cache")
     for _ in range(2):
         with open_catalog(tmp_path / "cache", tmp_path / "next.sqlite", None):

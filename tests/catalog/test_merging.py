@@ -35,10 +35,10 @@ def content(cache: Path) -> dict[str, list[dict[str, object]]]:
     """All rows but what tells when and by which run they were made."""
     with Catalog(cache / "catalog.sqlite") as catalog:
         tables = {
-            "videos": catalog.videos(),
-            "clips": catalog.clips(),
-            "captions": catalog.captions(),
-            "failures": catalog.failures(),
+            "videos": catalog.files.videos(),
+            "clips": catalog.clips.rows(),
+            "captions": catalog.captions.rows(),
+            "failures": catalog.failures.rows(),
         }
     return {
         name: sorted(
@@ -89,11 +89,11 @@ def test_a_merged_cache_verifies(made):
 
 def test_rows_name_the_runs_that_made_them(made):
     with Catalog(made / "merged/catalog.sqlite") as catalog:
-        shard_of = {row["run"]: row["report"]["shard"] for row in catalog.runs()}
-        of_caption = {row["caption_key"]: shard_of[row["run"]] for row in catalog.captions()}
+        shard_of = {row["run"]: row["report"]["shard"] for row in catalog.runs.rows()}
+        of_caption = {row["caption_key"]: shard_of[row["run"]] for row in catalog.captions.rows()}
     for name, shard in (("one", "1/2"), ("two", "2/2")):
         with Catalog(made / name / "catalog.sqlite") as catalog:
-            for row in catalog.captions():
+            for row in catalog.captions.rows():
                 assert of_caption[row["caption_key"]] == shard
 
 
@@ -161,11 +161,15 @@ def test_a_failure_is_cleared_where_another_made_the_clip_and_kept_where_none_di
     keys = make_cache(tmp_path, 1)
     other = copy_of(tmp_path / "cache", "other")
     with Catalog(other / "catalog.sqlite") as catalog:
-        catalog.remove_clips(keys)
+        catalog.clips.remove(keys)
         failure = {"start_s": 0.0, "end_s": None, "stage": "extract", "message": ""}
         made = str(tmp_path / "0.mp4")
-        catalog.add_failure({**failure, "video": made, "feature_key": keys[0], "reason": "timeout"})
-        catalog.add_failure({**failure, "video": "b", "feature_key": "b" * 64, "reason": "timeout"})
+        catalog.failures.add(
+            {**failure, "video": made, "feature_key": keys[0], "reason": "timeout"}
+        )
+        catalog.failures.add(
+            {**failure, "video": "b", "feature_key": "b" * 64, "reason": "timeout"}
+        )
     FeatureStore.open(other).remove(keys[0])
     merge([other, tmp_path / "cache"], tmp_path / "merged")
     assert [row["video"] for row in content(tmp_path / "merged")["failures"]] == ["b"]
@@ -187,7 +191,7 @@ def test_a_clip_that_was_sealed_and_not_listed_is_entered(tmp_path):
     keys = make_cache(tmp_path, 2)
     before = content(tmp_path / "cache")["clips"]
     with Catalog(tmp_path / "cache/catalog.sqlite") as catalog:
-        catalog.remove_clips([keys[1]])
+        catalog.clips.remove([keys[1]])
     merged = merge([tmp_path / "cache"], tmp_path / "merged")
     assert merged.adopted == 1
     assert content(tmp_path / "merged")["clips"] == before
@@ -204,7 +208,7 @@ def test_captions_outlive_features_that_are_not_there(tmp_path):
 def test_catalogs_of_an_older_version_are_taken_and_stay_so(tmp_path):
     make_cache(tmp_path, 1)
     with Catalog(tmp_path / "cache/catalog.sqlite") as catalog:
-        catalog.start_run("extract", "made-up", {})
+        catalog.runs.start("extract", "made-up", {})
     change(tmp_path / "cache", "DROP INDEX runs_uid")
     change(tmp_path / "cache", "ALTER TABLE runs DROP COLUMN uid")
     change(tmp_path / "cache", "DELETE FROM _sqlite_migrations WHERE name = '0005_run_names'")
@@ -212,7 +216,7 @@ def test_catalogs_of_an_older_version_are_taken_and_stay_so(tmp_path):
     for _ in range(2):
         merge([tmp_path / "cache"], tmp_path / "merged")
     with Catalog(tmp_path / "merged/catalog.sqlite") as catalog:
-        assert len(catalog.runs()) == 1
+        assert len(catalog.runs.rows()) == 1
     conn = sqlite3.connect(tmp_path / "cache/catalog.sqlite")
     assert conn.execute("PRAGMA user_version").fetchone() == (4,)
     conn.close()
@@ -221,8 +225,8 @@ def test_catalogs_of_an_older_version_are_taken_and_stay_so(tmp_path):
 def test_a_catalog_in_use_is_merged_as_it_is_at_the_moment(tmp_path):
     make_cache(tmp_path, 2)
     with Catalog(tmp_path / "cache/catalog.sqlite") as catalog:
-        (clip, _) = catalog.clips()
-        catalog.add_captions([{**caption_of(clip), "caption_key": "c" * 64}])
+        (clip, _) = catalog.clips.rows()
+        catalog.captions.add([{**caption_of(clip), "caption_key": "c" * 64}])
         merge([tmp_path / "cache"], tmp_path / "merged")
     assert len(content(tmp_path / "merged")["captions"]) == 3
 

@@ -58,7 +58,7 @@ def found(cache):
     def search(query: str, *texts: str | dict[str, object], **filters: object) -> list[str]:
         rows = [caption(n, t) if isinstance(t, str) else t for n, t in enumerate(texts, 1)]
         with Catalog(cache / "catalog.sqlite") as catalog:
-            catalog.add_captions(rows)
+            catalog.captions.add(rows)
         with CaptionSearch(cache / "catalog.sqlite") as index:
             return [h.caption["caption"] for h in index.search(query, Selection(**filters)).hits]
 
@@ -171,9 +171,9 @@ def test_a_clip_to_the_end_of_its_video_has_the_videos_rest_as_duration(cache):
     clip |= {"start_s": 20.0, "end_s": None, "family": "f", "model": "m", "num_frames": 1}
     clip |= {"size_bytes": 1, "decoder": "d", "settings": {}}
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.add_video(video)
-        catalog.add_clip(clip)
-        catalog.add_captions([caption(1, ENGLISH, start_s=20.0, end_s=None)])
+        catalog.files.add_videos([video])
+        catalog.clips.add([clip])
+        catalog.captions.add([caption(1, ENGLISH, start_s=20.0, end_s=None)])
     with CaptionSearch(cache / "catalog.sqlite") as index:
         for shortest, hits in ((9.0, 1), (11.0, 0)):
             assert index.search("fox", Selection(min_duration_s=shortest)).num_ranked == hits
@@ -181,7 +181,7 @@ def test_a_clip_to_the_end_of_its_video_has_the_videos_rest_as_duration(cache):
 
 def test_snippets_mark_what_was_found(cache):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.add_captions([caption(1, ENGLISH), caption(2, CHINESE)])
+        catalog.captions.add([caption(1, ENGLISH), caption(2, CHINESE)])
     with CaptionSearch(cache / "catalog.sqlite") as index:
         assert "A [red fox] trots" in index.search('"red fox"').hits[0].snippet
         marked = index.search("红色", marks=("<", ">")).hits[0].snippet
@@ -190,7 +190,7 @@ def test_snippets_mark_what_was_found(cache):
 
 def test_of_too_many_the_newest_are_ranked_and_that_is_said(cache):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.add_captions([caption(n, "A fox.") for n in range(MAX_RANKED + 9)])
+        catalog.captions.add([caption(n, "A fox.") for n in range(MAX_RANKED + 9)])
     with CaptionSearch(cache / "catalog.sqlite") as index:
         all_, some = (
             index.search("fox"),
@@ -205,7 +205,7 @@ def test_of_too_many_the_newest_are_ranked_and_that_is_said(cache):
 def test_changed_and_removed_captions_are_found_as_they_are_now(found, cache):
     found("fox", ENGLISH, CHINESE)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.add_captions([caption(1, CHINESE), caption(2, ENGLISH)], replace=True)
+        catalog.captions.add([caption(1, CHINESE), caption(2, ENGLISH)], replace=True)
     assert (found("fox"), found("红色")) == ([ENGLISH], [CHINESE])
     with sqlite3.connect(cache / "catalog.sqlite") as connection:
         connection.execute("DELETE FROM captions")

@@ -34,7 +34,7 @@ def embedder():
 def cache(tmp_path):
     FeatureStore.create_or_open(tmp_path / "cache")
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
-        catalog.add_captions([caption(n, text) for n, text in enumerate(TEXTS, 1)])
+        catalog.captions.add([caption(n, text) for n, text in enumerate(TEXTS, 1)])
     return tmp_path / "cache"
 
 
@@ -73,7 +73,7 @@ def test_only_new_and_changed_captions_are_embedded_again(cache, embedder):
     index = SemanticIndex(cache, embedder)
     assert (index.update(), index.update()) == (3, 0)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.add_captions([caption(1, "A kite in the sky."), caption(4, DOG)], replace=True)
+        catalog.captions.add([caption(1, "A kite in the sky."), caption(4, DOG)], replace=True)
     again = SemanticIndex(cache, embedder)
     assert again.update() == 2
     assert again.near("flying a kite")[0][0] == 1

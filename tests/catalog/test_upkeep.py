@@ -47,12 +47,12 @@ def found(cache, *, fix=False):
 
 def clips(cache):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        return {row["feature_key"] for row in catalog.clips()}
+        return {row["feature_key"] for row in catalog.clips.rows()}
 
 
 def captions(cache):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        return [row["caption"] for row in catalog.captions()]
+        return [row["caption"] for row in catalog.captions.rows()]
 
 
 def test_nothing_is_found_in_a_sound_cache(cache):
@@ -99,7 +99,7 @@ def test_a_folder_in_the_place_of_a_file_does_not_hide_what_else_is_wrong(cache,
 
 def test_a_file_that_the_catalog_lacks_is_found_and_listed_again(cache, keys):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        catalog.remove_clips([keys[2]])
+        catalog.clips.remove([keys[2]])
     assert found(cache, fix=True) == [("not_in_catalog", keys[2])]
     assert clips(cache) == set(keys)
 
@@ -204,7 +204,7 @@ class TestGc:
     def test_keeps_the_clips_of_a_video_of_which_a_copy_was_seen(self, cache, tmp_path):
         shutil.move(tmp_path / "1.mp4", tmp_path / "moved.mp4")
         with Catalog(cache / "catalog.sqlite") as catalog:
-            catalog.digest_of(tmp_path / "moved.mp4")
+            catalog.files.digest_of(tmp_path / "moved.mp4")
         assert collect(cache) == []
 
     @pytest.mark.parametrize("options", [[], ["--dry-run"], ["--dry-run", "--yes"]])
@@ -231,12 +231,17 @@ class TestRebuild:
     def test_keeps_captions_runs_and_failures(self, cache):
         def told():
             with Catalog(cache / "catalog.sqlite") as catalog:
-                return catalog.captions(), catalog.runs(), catalog.failures(), catalog.videos()
+                return (
+                    catalog.captions.rows(),
+                    catalog.runs.rows(),
+                    catalog.failures.rows(),
+                    catalog.files.videos(),
+                )
 
         with Catalog(cache / "catalog.sqlite") as catalog:
-            run = catalog.start_run("extract", "tiny", {})
+            run = catalog.runs.start("extract", "tiny", {})
             failure = {"video": "x.mp4", "start_s": 0.0, "end_s": None, "stage": "extract"}
-            catalog.add_failure(
+            catalog.failures.add(
                 {**failure, "feature_key": None, "reason": "missing", "message": "", "run": run}
             )
         before = told()
@@ -246,9 +251,9 @@ class TestRebuild:
     def test_reads_captions_that_still_lie_in_the_log(self, cache):
         # Open all the while, as by a run that was killed: nothing has been moved out of the log.
         with Catalog(cache / "catalog.sqlite") as catalog:
-            (row,) = catalog.captions()[:1]
+            (row,) = catalog.captions.rows()[:1]
             del row["id"]
-            catalog.add_captions([{**row, "caption_key": "new", "caption": "the last word"}])
+            catalog.captions.add([{**row, "caption_key": "new", "caption": "the last word"}])
             assert (cache / "catalog.sqlite-wal").stat().st_size
             copy = shutil.copytree(cache, cache.with_name("copy"))
         rebuild(copy)
@@ -260,9 +265,9 @@ class TestRebuild:
 
     def test_saves_captions_around_a_damaged_page(self, cache):
         with Catalog(cache / "catalog.sqlite") as catalog:
-            (row,) = catalog.captions()[:1]
+            (row,) = catalog.captions.rows()[:1]
             del row["id"]
-            catalog.add_captions(
+            catalog.captions.add(
                 {**row, "caption_key": f"k{n}", "caption": f"{n:04} " + "x" * 500}
                 for n in range(200)
             )

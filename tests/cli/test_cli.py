@@ -168,7 +168,7 @@ def test_a_signal_to_run_ends_it_in_order_and_the_next_run_does_the_rest(tmp_pat
     assert "Traceback" not in errors
     assert partial_files(cache) == []
     with catalog_of(cache) as catalog:
-        made = len(catalog.clips())
+        made = len(catalog.clips.rows())
     assert 0 < made == len(FeatureStore(cache)) < 56
     again = here("extract", *command[1:6])
     assert f"{56 - made} clips made, {made} there already" in again.output

@@ -46,7 +46,7 @@ def test_run_does_both_stages_where_nothing_can_be_printed(videos, tmp_path):
     assert ended.returncode == 1  # as one video failed
     assert "Traceback" not in ended.stderr
     with catalog_of(tmp_path / "cache") as catalog:
-        assert len(catalog.captions()) == 1
+        assert len(catalog.captions.rows()) == 1
 
 
 def test_closed_streams_are_no_bug_and_no_file_of_the_cache_gets_their_numbers(videos, tmp_path):
@@ -83,9 +83,9 @@ def test_a_folder_that_cannot_be_searched_is_a_failure(tmp_path):
     closed.chmod(0o700)
     assert ended.returncode == 1, ended.stderr
     with catalog_of(cache) as catalog:
-        (row,) = catalog.failures()
+        (row,) = catalog.failures.rows()
         assert (row["video"], row["reason"]) == (os.fspath(closed), "unreadable")
-        assert len(catalog.clips()) == 1
+        assert len(catalog.clips.rows()) == 1
 
 
 def test_lines_of_a_message_stay_lines():
@@ -120,17 +120,17 @@ def test_a_terminal_that_closes_ends_a_run_in_order(tmp_path):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP
     with catalog_of(cache) as catalog:
-        (run,) = catalog.runs()
+        (run,) = catalog.runs.rows()
         assert (run["status"], run["report"]["stopped"]) == ("stopped", "SIGHUP")
-        assert 0 < len(catalog.clips()) == run["counts"]["done"] < 60
-        assert not catalog.failures()
+        assert 0 < len(catalog.clips.rows()) == run["counts"]["done"] < 60
+        assert not catalog.failures.rows()
     assert not [*(cache / "claims").iterdir(), *(cache / "working").iterdir()]
 
 
 def test_a_run_that_was_killed_is_dead_and_one_at_work_is_running(tmp_path):
     with Catalog(tmp_path / "catalog.sqlite") as catalog:
-        catalog.start_run("extract", "tiny", {})
-        (run,) = catalog.runs()
+        catalog.runs.start("extract", "tiny", {})
+        (run,) = catalog.runs.rows()
     assert state_of(run, []) == "dead"
     assert state_of(run, [{"run": run["run"], "state": "dead"}]) == "dead"
     assert state_of(run, [{"run": run["run"], "state": "at work"}]) == "running"
@@ -142,7 +142,7 @@ def test_a_run_that_an_error_ends_says_so_and_is_not_dead(tmp_path):
     with pytest.raises(ConfigError) as caught:
         extract([tmp_path / "a.mp4"], tmp_path / "cache", settings(memory="64MiB"))
     with catalog_of(tmp_path / "cache") as catalog:
-        (run,) = catalog.runs()
+        (run,) = catalog.runs.rows()
     assert run["status"] == state_of(run, []) == "error"
     assert run["report"]["stopped"] == caught.value.problem
 

@@ -187,7 +187,7 @@ def test_prefix_suffix_and_trigger_stand_around_each_caption(write):
 
 def test_empty_captions_are_left_out_and_counted(cache, tmp_path):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        video = Path(catalog.videos()[0]["path"])
+        video = Path(catalog.files.videos()[0]["path"])
         add_caption(catalog, video, 9.0, None, " \n", flags=["empty"])
     out = tmp_path / "a.jsonl"
     wording = Wording(prefix="A clip: ")
@@ -238,7 +238,7 @@ def test_the_command_ends_with_1_when_a_video_could_not_be_had(cache, tmp_path):
 @pytest.mark.parametrize("kind", ["vtt", "srt"])
 def test_no_caption_can_break_out_of_its_cue(write, cache, kind, text):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        video = Path(next(v["path"] for v in catalog.videos() if v["path"].endswith("mkv")))
+        video = Path(next(v["path"] for v in catalog.files.videos() if v["path"].endswith("mkv")))
         add_caption(catalog, video, 0.25, 0.25001, text)
     out = write("subs", kind)
     assert len(subtitles(out / f"b.{kind}")) == 2

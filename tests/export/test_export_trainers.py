@@ -70,7 +70,7 @@ def test_clips_are_cut_and_whole_videos_of_another_kind_are_made_mp4(exported):
 
 def test_what_is_cut_shows_the_frames_of_its_span(cache, exported):
     with Catalog(cache / "catalog.sqlite") as catalog:
-        source = next(v["path"] for v in catalog.videos() if v["path"].endswith(".mp4"))
+        source = next(v["path"] for v in catalog.files.videos() if v["path"].endswith(".mp4"))
     with av.open(source) as container:
         wanted = [f for f in container.decode(video=0) if 0.5 <= f.time < 1.5]
     with av.open(str(exported / "cogvideox" / "videos" / NAMES[2])) as container:
@@ -194,7 +194,7 @@ def test_more_samples_go_into_the_next_shard(cache, tmp_path, monkeypatch):
 def test_several_captions_of_a_clip_are_refused_with_the_filters_to_choose(tmp_path):
     cache = make_cache(tmp_path)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        video = Path(catalog.captions()[0]["video"])
+        video = Path(catalog.captions.rows()[0]["video"])
         add_caption(catalog, video, 0.0, None, "Another.", prompt_name="short")
         with pytest.raises(ConfigError, match="--prompt-name short --model tiny"):
             export(catalog.path, tmp_path / "o", "musubi", Selection(), Options())
@@ -231,7 +231,7 @@ def test_a_damaged_video_is_left_out(tmp_path):
 def test_captions_longer_than_the_encoder_reads_are_counted(tmp_path):
     cache = make_cache(tmp_path)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        video = Path(catalog.captions()[0]["video"])
+        video = Path(catalog.captions.rows()[0]["video"])
         add_caption(catalog, video, 1.0, 1.5, "word " * 200)
     done = export(cache / "catalog.sqlite", tmp_path / "o", "cogvideox", Selection(), Options())
     assert "1 captions have more than 150 words: the trainer may cut them" in done.notes

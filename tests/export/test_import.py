@@ -41,7 +41,7 @@ def louder(row):
 
 def captions(catalog, model):
     with Catalog(catalog) as opened:
-        return [row["caption"] for row in opened.captions(model=model)]
+        return [row["caption"] for row in opened.captions.rows(model=model)]
 
 
 def test_edited_captions_are_a_set_beside_those_there_were(catalog, edited):

@@ -160,7 +160,7 @@ def test_plan_says_how_large_a_kept_video_part_is(extracted, tmp_path):
         with safe_open(path, framework="pt") as file:
             sizes.append(sum(file.get_tensor(name).nbytes for name in file.keys()))  # noqa: SIM118
     with Catalog(cache / "catalog.sqlite") as catalog:
-        frames = [clip["num_frames"] for clip in catalog.clips()]
+        frames = [clip["num_frames"] for clip in catalog.clips.rows()]
     config = family_of(Checkpoint.open("tiny")).full_config()
     asked = load_settings(None, {"compute_dtype": "float32"})
     assert sorted(sizes) == sorted(prefix_bytes(config, asked, count) for count in frames)

@@ -67,7 +67,7 @@ def made(cache: Path, tmp_path: Path, *, of: str = "a", **changes: object) -> li
     own = Path(shutil.copytree(cache, tmp_path / of))
     caption(own, asked(**changes))
     with catalog_of(own) as catalog:
-        return catalog.captions()
+        return catalog.captions.rows()
 
 
 def test_every_caption_follows_the_schema(extracted, schema, tmp_path):
@@ -140,7 +140,7 @@ def test_the_schema_is_a_part_of_the_key_and_its_blanks_are_not(tiny_cache, sche
     assert caption(tiny_cache, settings(json_schema=json.dumps(other), **given)).counts.done == 2
     assert caption(tiny_cache, settings(**given)).counts.done == 2
     with catalog_of(tiny_cache) as catalog:
-        held = {row["settings"]["generation"].get("json_schema") for row in catalog.captions()}
+        held = {row["settings"]["generation"].get("json_schema") for row in catalog.captions.rows()}
     assert len(held) == 3
 
 

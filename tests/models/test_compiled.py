@@ -74,6 +74,6 @@ def test_compiled_and_plain_features_lie_side_by_side(video, tmp_path):
     again = extract([str(video)], tmp_path / "cache", COMPILED)
     assert (again.counts.cached, again.counts.done) == (1, 0)
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
-        found = {clip["settings"]["dtype"] for clip in catalog.clips()}
+        found = {clip["settings"]["dtype"] for clip in catalog.clips.rows()}
     assert found == {"bfloat16", "bfloat16, compiled"}
     assert len(list((tmp_path / "cache" / "features").rglob("*.h5"))) == 2

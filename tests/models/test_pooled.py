@@ -132,7 +132,7 @@ def test_both_cache_points_live_in_one_cache_and_caption_alike(videos, tmp_path)
         assert extract([videos], tmp_path, settings).counts.done == 4
         run = caption(tmp_path, settings).run
         with Catalog(tmp_path / "catalog.sqlite") as catalog:
-            rows = [row for row in catalog.captions() if row["run"] == run]
+            rows = [row for row in catalog.captions.rows() if row["run"] == run]
         texts[point] = {row["video"]: row["caption"] for row in rows}
     assert len(texts["pooled"]) == 4
     assert texts["pooled"] == texts["projected"]
@@ -142,7 +142,7 @@ def test_halves_are_told_apart_by_cache_point(tmp_path):
     with Catalog(tmp_path / "catalog.sqlite") as memory:
         family = family_of(Checkpoint.open("tiny"))
         found = {
-            identify(family.at(point), half, memory).digest
+            identify(family.at(point), half, memory.files).digest
             for point in ("projected", "pooled")
             for half in ("vision", "language")
         }

@@ -106,7 +106,9 @@ def settings_of(model: str, **given) -> Settings:
 
 def texts_of(cache: Path) -> dict[tuple[str, str], str]:
     with Catalog(cache / "catalog.sqlite") as catalog:
-        return {(row["caption_key"], row["prompt"]): row["caption"] for row in catalog.captions()}
+        return {
+            (row["caption_key"], row["prompt"]): row["caption"] for row in catalog.captions.rows()
+        }
 
 
 def features_of(cache: Path) -> dict[str, bytes]:
@@ -291,7 +293,7 @@ def test_an_unquantised_half_that_was_not_narrowed_can_be_quantised(plain, tmp_p
 
 def identity(folder: Path, half: str, tmp_path: Path) -> object:
     with Catalog(tmp_path / "identity.sqlite") as catalog:
-        return identify(family_of(Checkpoint.open(str(folder))), half, catalog)
+        return identify(family_of(Checkpoint.open(str(folder))), half, catalog.files)
 
 
 @pytest.mark.parametrize("half", ["vision", "language"])

@@ -29,7 +29,7 @@ def test_a_dozen_clips_are_captioned_with_every_question(shown):
     folder, _ = shown
     assert len(list((folder / "clips").glob("*.mp4"))) == NUM_CLIPS == 12
     with catalog_of(folder / "cache") as catalog:
-        rows = catalog.captions()
+        rows = catalog.captions.rows()
     assert len(rows) == NUM_CLIPS * len(ASKED)
     assert {row["prompt_name"] for row in rows} == set(ASKED)
 

@@ -82,7 +82,9 @@ def test_the_shard_is_in_report_and_status(sharded):
     root, reports = sharded
     assert reports[1].lines()[0].startswith("extract, shard 2/3: ")
     with Catalog(root / "cache/catalog.sqlite") as catalog:
-        row = next(row for row in catalog.runs() if row["settings"]["machines"]["shard"] == "1/3")
+        row = next(
+            row for row in catalog.runs.rows() if row["settings"]["machines"]["shard"] == "1/3"
+        )
     assert row["report"]["shard"] == "1/3"
     assert "shard" not in shown({**row, **row["counts"], "state": ""})["command"]
     assert shown({**row, **row["counts"], "state": ""})["command"] == "extract 1/3"

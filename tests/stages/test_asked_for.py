@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
     for spans, more in (([WHOLE, (0.25, 0.75)], {}), ([], {"segment_s": 0.5})):
         extract([root / "a.mp4"], root / "cache", settings(**more), spans=spans)
     with catalog_of(root / "cache") as catalog:
-        spans = {(clip["start_s"], clip["end_s"]) for clip in catalog.clips()}
+        spans = {(clip["start_s"], clip["end_s"]) for clip in catalog.clips.rows()}
     assert spans == {WHOLE, FIRST, SECOND, (0.25, 0.75)}
     return root / "cache"
 
@@ -47,7 +47,7 @@ def test_only_the_clips_asked_for_are_captioned(cache, spans, segment_s, expecte
     report = caption(cache, settings(**how, **prompt), spans=spans)
     assert report.counts.done == len(expected)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        rows = [row for row in catalog.captions() if row["prompt"] == prompt["prompts"]["x"]]
+        rows = [row for row in catalog.captions.rows() if row["prompt"] == prompt["prompts"]["x"]]
     assert {(row["start_s"], row["end_s"]) for row in rows} == expected
 
 

@@ -33,7 +33,7 @@ def asked(**overrides: object):
 
 def captions(cache: Path) -> list[CaptionRow]:
     with catalog_of(cache) as catalog:
-        return catalog.captions()
+        return catalog.captions.rows()
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +158,10 @@ def test_the_shards_of_the_language_half_suffice(cache, extracted, tmp_path, cap
 
 def test_features_of_two_models_are_not_mixed_where_the_vision_half_is_not_there(cache, tmp_path):
     with catalog_of(cache) as catalog:
-        first, *_ = catalog.clips()
+        first, *_ = catalog.clips.rows()
         other = {**first["settings"], "vision_digest": "0" * 64}
         row = {**first, "feature_key": "0" * 64, "model": "other", "settings": other}
-        catalog.add_clip({name: row[name] for name in row if name not in ("created_at", "run")})
+        catalog.clips.add([{name: row[name] for name in row if name not in ("created_at", "run")}])
     model = without_shards_of("language", tmp_path / "model")
     with pytest.raises(CacheError, match="features of other and tiny"):
         caption(cache, asked(model=str(model)))
@@ -182,7 +182,7 @@ def test_in_4_bits_the_report_says_what_was_verified(cache):
 def test_planned_and_measured_peaks_are_in_the_row_of_the_run(cache):
     caption(cache, asked())
     with catalog_of(cache) as catalog:
-        row = catalog.runs()[-1]
+        row = catalog.runs.rows()[-1]
     assert (row["command"], row["status"]) == ("caption", "done")
     assert 0 < row["planned_peak_bytes"] < 2 * row["measured_peak_bytes"]
     assert set(row["split"]) >= {"load", "generate", "commit"}
@@ -224,7 +224,7 @@ def test_a_damaged_feature_file_fails_its_clip_and_is_made_anew_by_stage_one(tmp
     extract([tmp_path], cache, settings())
     store = FeatureStore.open(cache)
     with catalog_of(cache) as catalog:
-        key = next(row["feature_key"] for row in catalog.clips(video=str(video)))
+        key = next(row["feature_key"] for row in catalog.clips.rows(video=str(video)))
     content = bytearray(store.path_of(key).read_bytes())
     content[len(content) // 2] ^= 1
     store.path_of(key).write_bytes(content)
@@ -233,7 +233,7 @@ def test_a_damaged_feature_file_fails_its_clip_and_is_made_anew_by_stage_one(tmp
     report = caption(cache, asked(prompts=two))
     assert (report.counts.done, report.counts.failed, report.exit_status) == (2, 2, 1)
     with catalog_of(cache) as catalog:
-        (failure,) = catalog.failures()
+        (failure,) = catalog.failures.rows()
     assert (failure["reason"], failure["video"], failure["tries"]) == (
         "features_corrupt", str(video), 1,
     )  # fmt: skip
@@ -241,7 +241,7 @@ def test_a_damaged_feature_file_fails_its_clip_and_is_made_anew_by_stage_one(tmp
 
     assert extract([tmp_path], cache, settings()).counts.done == 1
     with catalog_of(cache) as catalog:
-        assert catalog.failures() == []
+        assert catalog.failures.rows() == []
     assert caption(cache, asked(prompts=two)).counts.done == 2
 
 
@@ -315,7 +315,7 @@ def test_out_of_memory_with_one_caption_offloads_layers(cache, extracted, fault)
     assert report.counts.done == NUM_CLIPS
     assert any("loaded anew, with more of it elsewhere" in line for line in report.lines())
     with catalog_of(cache) as catalog:
-        assert catalog.failures() == []
+        assert catalog.failures.rows() == []
 
 
 def test_a_caption_that_no_memory_suffices_for_fails_alone(cache, extracted, fault):
@@ -328,7 +328,7 @@ def test_a_caption_that_no_memory_suffices_for_fails_alone(cache, extracted, fau
     assert report.counts.failed
     assert report.counts.done + report.counts.failed == NUM_CLIPS
     with catalog_of(cache) as catalog:
-        assert {row["reason"] for row in catalog.failures()} == {"out_of_memory"}
+        assert {row["reason"] for row in catalog.failures.rows()} == {"out_of_memory"}
 
 
 def test_a_signal_ends_the_run_in_order_and_the_next_run_does_the_rest(cache, fault):
@@ -353,4 +353,4 @@ def test_a_bug_ends_the_run(cache, fault):
     with pytest.raises(ValueError, match="a fault of ours"):
         caption(cache, asked())
     with catalog_of(cache) as catalog:
-        assert catalog.failures() == []
+        assert catalog.failures.rows() == []

@@ -47,7 +47,7 @@ def settings(**changes: object) -> Settings:
 def made(cache: Path, **changes: object) -> tuple[RunReport, list[CaptionRow]]:
     report = caption(cache, settings(**changes))
     with Catalog(cache / "catalog.sqlite") as catalog:
-        return report, catalog.captions()
+        return report, catalog.captions.rows()
 
 
 def texts(rows: list[CaptionRow]) -> list[tuple[str, str, str]]:

@@ -50,7 +50,7 @@ def asked(**changes: object):
 def captions(cache: Path, prompt_name: str) -> dict[str, CaptionRow]:
     """Return the newest caption of each clip with a prompt."""
     with catalog_of(cache) as catalog:
-        return {row["video"]: row for row in catalog.captions(prompt_name=prompt_name)}
+        return {row["video"]: row for row in catalog.captions.rows(prompt_name=prompt_name)}
 
 
 def test_a_prompt_that_names_a_caption_is_asked_with_what_was_said(cache):
@@ -108,7 +108,7 @@ def test_a_chain_goes_on_with_the_video_after_a_pass_without_it(cache):
     chain = {**CHAIN, "third": "Was it {caption.second}?"}
     assert caption(cache, asked(prompts=chain, **WORDS)).counts.done == 3 * NUM_CLIPS
     with catalog_of(cache) as catalog:
-        assert catalog.failures() == []
+        assert catalog.failures.rows() == []
 
 
 def test_only_a_first_caption_that_changes_makes_a_new_second(cache):
@@ -137,7 +137,7 @@ def test_each_of_several_draws_has_a_second_caption_of_its_own(cache):
     drawn = {"do_sample": True, "temperature": 3.0, "n": 3, "retry": False}
     caption(cache, asked(**drawn))
     with catalog_of(cache) as catalog:
-        rows = catalog.captions()
+        rows = catalog.captions.rows()
     said = {
         (row["video"], row["settings"]["generation"]["draw"]): row["caption"]
         for row in rows
@@ -159,12 +159,12 @@ def test_an_empty_first_caption_gives_no_second_and_is_told(cache):
     assert (report.counts.done, report.counts.failed) == (NUM_CLIPS, NUM_CLIPS)
     assert report.exit_status == 1
     with catalog_of(cache) as catalog:
-        failures = catalog.failures()
+        failures = catalog.failures.rows()
     assert [row["reason"] for row in failures] == [NO_FIRST_CAPTION] * NUM_CLIPS
     assert "'second' needs the caption 'color', which is empty" in failures[0]["message"]
     assert caption(cache, empty).counts.failed == 0
     with catalog_of(cache) as catalog:
-        assert catalog.failures() == []
+        assert catalog.failures.rows() == []
 
 
 def test_what_is_made_of_a_flagged_caption_is_flagged(cache):
@@ -177,7 +177,7 @@ def test_what_is_made_of_a_flagged_caption_is_flagged(cache):
 
 def test_captions_that_wait_for_a_clip_that_fails_fail_with_it(cache):
     with catalog_of(cache) as catalog:
-        key = catalog.clips()[0]["feature_key"]
+        key = catalog.clips.rows()[0]["feature_key"]
     FeatureStore.open(cache).path_of(key).unlink()
     report = caption(cache, asked())
     assert (report.counts.done, report.counts.failed) == (2 * NUM_CLIPS - 2, 2)
@@ -192,8 +192,8 @@ def test_variables_of_the_clip_are_filled_in(tmp_path):
     prompts = {"a": "{name}, {start} to {end}, {duration} s"}
     caption(tmp_path / "cache", asked(prompts=prompts))
     with catalog_of(tmp_path / "cache") as catalog:
-        told = [row["prompt"] for row in catalog.captions()]
-        [video] = catalog.videos()
+        told = [row["prompt"] for row in catalog.captions.rows()]
+        [video] = catalog.files.videos()
     length = f"{video['duration_s']:.2f}".rstrip("0").rstrip(".")
     assert told[0] == "a film.v2, 0 to 1.5, 1.5 s"
     assert told[-1].startswith(f"a film.v2, 4.5 to {length}, ")
@@ -207,7 +207,7 @@ def test_the_name_of_a_file_may_be_no_text(tmp_path):
     extract([folder], tmp_path / "cache", settings())
     caption(tmp_path / "cache", asked(prompts={"a": "{name}!"}))
     with catalog_of(tmp_path / "cache") as catalog:
-        assert [row["prompt"] for row in catalog.captions()] == [
+        assert [row["prompt"] for row in catalog.captions.rows()] == [
             "a\N{REPLACEMENT CHARACTER}{start}!"
         ]
 
@@ -260,7 +260,7 @@ def test_a_text_only_caption_is_that_of_the_language_half_asked_alone(cache):
 
 def test_text_only_captions_need_no_features(cache):
     with catalog_of(cache) as catalog:
-        keys = [clip["feature_key"] for clip in catalog.clips()]
+        keys = [clip["feature_key"] for clip in catalog.clips.rows()]
     caption(cache, asked(prompts={"color": COLOR}))
     for key in keys:
         FeatureStore.open(cache).path_of(key).unlink()

@@ -27,7 +27,9 @@ def append_once_at_work(cache: Path, video: Path) -> threading.Thread:
     def wait() -> None:
         until_s = time.monotonic() + 60
         with catalog_of(cache) as catalog:
-            while not catalog.digests_of({video: video.stat()}) and time.monotonic() < until_s:
+            while (
+                not catalog.files.digests_of({video: video.stat()}) and time.monotonic() < until_s
+            ):
                 time.sleep(0.002)
         with video.open("ab") as file:
             file.write(b"\0\0\0\x08free")
@@ -47,12 +49,12 @@ def test_what_has_grown_since_its_digest_was_taken_is_not_sealed_under_it(tmp_pa
     thread.join()
     assert (report.counts.done, report.counts.failed) == (1, 1)
     with catalog_of(cache) as catalog:
-        (row,) = catalog.failures()
+        (row,) = catalog.failures.rows()
         assert (row["video"], row["reason"]) == (os.fspath(grown), "changing")
     again = extract([still, grown], cache, settings())
     assert (again.counts.done, again.counts.cached, again.counts.failed) == (1, 1, 0)
     with catalog_of(cache) as catalog:
-        assert not catalog.failures()
+        assert not catalog.failures.rows()
 
 
 def test_a_file_that_was_only_touched_has_not_changed(tmp_path):
@@ -71,7 +73,7 @@ def test_digests_that_were_read_before_a_run_was_broken_off_are_remembered(tmp_p
         with reader:
             taken = dict(reader.take(60.0))
         assert taken
-        assert catalog.digests_of(stats) == taken
+        assert catalog.files.digests_of(stats) == taken
 
 
 def test_a_long_file_is_read_no_further_once_the_run_ends(tmp_path):

@@ -52,7 +52,7 @@ def of_point(cache: Path, point: str) -> dict[str, dict[str, torch.Tensor]]:
     """Return the tensors of all clips of a cache point, by key."""
     store = FeatureStore.open(cache)
     with catalog_of(cache) as catalog:
-        clips = [c for c in catalog.clips() if c["settings"]["cache_point"] == point]
+        clips = [c for c in catalog.clips.rows() if c["settings"]["cache_point"] == point]
     return {clip["feature_key"]: store.read(clip["feature_key"]).tensors for clip in clips}
 
 
@@ -82,7 +82,7 @@ def test_both_stages_take_converted_features_for_their_own(extracted, pooled, vi
     for point in ("pooled", "projected"):
         run = caption(pooled, settings(cache_point=point, **given)).run
         with catalog_of(pooled) as catalog:
-            rows = [row for row in catalog.captions() if row["run"] == run]
+            rows = [row for row in catalog.captions.rows() if row["run"] == run]
         texts.append({row["video"]: row["caption"] for row in rows})
     assert len(texts[0]) == NUM_CLIPS
     assert texts[0] == texts[1]
@@ -95,7 +95,7 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_row_is_written_again(pooled):
     assert (again.counts.done, again.counts.cached) == (0, NUM_CLIPS)
     lost = next(iter(of_point(pooled, "projected")))
     with catalog_of(pooled) as catalog:
-        catalog.remove_clips([lost])
+        catalog.clips.remove([lost])
     assert convert(pooled, settings(), **POINT).counts.done == 1
     assert lost in of_point(pooled, "projected")
     assert partial_files(pooled) == []
@@ -136,10 +136,10 @@ def test_what_cannot_be_turned_exactly_is_refused_with_the_reason(extracted, tmp
     other = tmp_path / "other"
     shutil.copytree(extracted[1], other)
     with catalog_of(other) as catalog:
-        for clip in catalog.clips():
+        for clip in catalog.clips.rows():
             changed = {**clip["settings"], "vision_digest": "0" * 64}
             row = {**clip, "settings": changed}
-            catalog.add_clip({n: row[n] for n in row if n not in ("created_at", "run")})
+            catalog.clips.add([{n: row[n] for n in row if n not in ("created_at", "run")}])
     with pytest.raises(ConfigError, match="made by the vision half of tiny, of other weights"):
         convert(other, settings(), **POINT)
 

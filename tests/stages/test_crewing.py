@@ -53,14 +53,14 @@ def features(cache: Path) -> dict[str, bytes]:
 
 def captions(cache: Path) -> list[tuple[object, ...]]:
     with catalog_of(cache) as catalog:
-        rows = catalog.captions()
+        rows = catalog.captions.rows()
     names = ("caption_key", "video", "prompt", "caption", "flags", "num_tokens")
     return sorted(tuple(str(row[name]) for name in names) for row in rows)
 
 
 def failures(cache: Path) -> list[tuple[str, str]]:
     with catalog_of(cache) as catalog:
-        return [(row["video"], row["reason"]) for row in catalog.failures()]
+        return [(row["video"], row["reason"]) for row in catalog.failures.rows()]
 
 
 def cogcache(*arguments: object) -> list[str]:
@@ -94,7 +94,7 @@ def test_features_of_a_ray_cluster_are_those_of_one_process(plain, tmp_path):
     assert features(cache) == features(plain.cache)
     assert failures(cache) == failures(plain.cache)
     with catalog_of(cache) as catalog:
-        assert len(catalog.clips()) == NUM_CLIPS
+        assert len(catalog.clips.rows()) == NUM_CLIPS
     # What Ray itself has to say stays in its logs.
     assert done.stdout.startswith(f"extract: {NUM_CLIPS} clips made, 0 there already, 1 failed")
     (line,) = done.stderr.splitlines()

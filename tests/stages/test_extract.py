@@ -42,11 +42,11 @@ class Made:
 
     def failures(self) -> dict[str, FailureRow]:
         with catalog_of(self.cache) as catalog:
-            return {Path(row["video"]).name: row for row in catalog.failures()}
+            return {Path(row["video"]).name: row for row in catalog.failures.rows()}
 
     def listed(self) -> list[str]:
         with catalog_of(self.cache) as catalog:
-            return [Path(row["video"]).name for row in catalog.clips()]
+            return [Path(row["video"]).name for row in catalog.clips.rows()]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_only_shards_with_vision_weights_were_read(made):
 
 def test_planned_and_measured_peaks_are_in_the_row_of_the_run(made):
     with catalog_of(made.cache) as catalog:
-        row = catalog.runs()[0]
+        row = catalog.runs.rows()[0]
     assert row["status"] == "failures"
     assert 0 < row["planned_peak_bytes"] < 2 * row["measured_peak_bytes"]
     assert set(row["split"]) >= {"digest", "load", "wait_for_frames", "encode"}
@@ -196,7 +196,7 @@ def test_a_part_of_a_video_has_the_times_of_the_whole(made, tmp_path):
     assert 2.0 <= times[0] <= times[-1] < 4.0
     assert (stored.attributes["start_s"], stored.attributes["end_s"]) == (2.0, 4.0)
     with catalog_of(cache) as catalog:
-        (failure,) = catalog.failures()
+        (failure,) = catalog.failures.rows()
     assert (failure["reason"], failure["start_s"]) == ("clip_outside", 90.0)
 
 
@@ -248,7 +248,7 @@ def test_a_clip_that_no_memory_suffices_for_fails_alone(made, fault, tmp_path):
     report = extract(videos, cache, settings(frames_per_batch=100))
     assert (report.counts.done, report.counts.failed) == (1, 1)
     with catalog_of(cache) as catalog:
-        assert [row["reason"] for row in catalog.failures()] == ["out_of_memory"]
+        assert [row["reason"] for row in catalog.failures.rows()] == ["out_of_memory"]
 
 
 def test_features_that_are_no_numbers_fail_their_clip_alone(made, fault, tmp_path):
@@ -262,7 +262,7 @@ def test_features_that_are_no_numbers_fail_their_clip_alone(made, fault, tmp_pat
     report = extract(videos, cache, settings(frames_per_batch=100))
     assert (report.counts.done, report.counts.failed) == (1, 1)
     with catalog_of(cache) as catalog:
-        assert [row["reason"] for row in catalog.failures()] == ["not_finite"]
+        assert [row["reason"] for row in catalog.failures.rows()] == ["not_finite"]
 
 
 def test_a_signal_ends_the_run_in_order_and_the_next_run_does_the_rest(made, fault, tmp_path):
@@ -305,8 +305,8 @@ def test_a_bug_and_a_second_ctrl_c_end_the_run_at_once_and_leave_nothing_unfinis
     assert not set(child_processes()) - before
     assert partial_files(cache) == []
     with catalog_of(cache) as catalog:
-        assert catalog.runs()[-1]["status"] == status
-        assert catalog.failures() == []
+        assert catalog.runs.rows()[-1]["status"] == status
+        assert catalog.failures.rows() == []
 
 
 def test_a_folder_without_videos_is_misuse(tmp_path):

@@ -32,7 +32,7 @@ def cache(tmp_path) -> Path:
 
 def num_read(videos: list[Path], cache: Path) -> int:
     with catalog_of(cache) as catalog:
-        return len(catalog.digests_of({video: video.stat() for video in videos}))
+        return len(catalog.files.digests_of({video: video.stat() for video in videos}))
 
 
 def test_a_run_with_a_limit_does_not_read_all_videos(many, cache):

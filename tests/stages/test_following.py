@@ -42,7 +42,7 @@ def cache(tmp_path):
 
 def num_captions(cache: Path) -> int:
     with catalog_of(cache) as catalog:
-        return len(catalog.captions())
+        return len(catalog.captions.rows())
 
 
 def test_a_limit_is_the_most_that_one_run_makes_and_the_next_goes_on(videos, cache):
@@ -110,7 +110,7 @@ def test_following_makes_whole_chains_of_the_clips_that_are_added(videos, cache,
     assert process.returncode == 0, process.error
     assert "9 captions made, 0 there already" in process.output
     with catalog_of(cache) as catalog:
-        rows = {(row["video"], row["prompt_name"]): row for row in catalog.captions()}
+        rows = {(row["video"], row["prompt_name"]): row for row in catalog.captions.rows()}
     assert len(rows) == 9
     for (video, name), row in rows.items():
         if name != "first":

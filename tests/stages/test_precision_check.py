@@ -203,7 +203,7 @@ def test_random_weights_lose_much_and_the_gate_says_so(golden, videos, tmp_path)
     for whose, rate in (("flags", "no_end"), ("reference_flags", "reference_no_end")):
         assert found["summary"][rate] == sum("no_end" in row[whose] for row in rows) / 3 > 0
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
-        assert list(catalog.captions()) == []
+        assert list(catalog.captions.rows()) == []
 
 
 def test_a_table_is_printed_for_readers():

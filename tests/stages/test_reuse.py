@@ -46,7 +46,7 @@ def reused(report: RunReport) -> tuple[int, int] | None:
 def features(cache: Path) -> dict[tuple[float, float | None], torch.Tensor]:
     store = FeatureStore.open(cache)
     with catalog_of(cache) as catalog:
-        rows = catalog.clips()
+        rows = catalog.clips.rows()
     return {
         (row["start_s"], row["end_s"]): store.read(row["feature_key"]).tensors["features"]
         for row in rows

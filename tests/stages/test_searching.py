@@ -60,7 +60,7 @@ def searched(cache: Path) -> set[str]:
 
 def num_clips(cache: Path) -> int:
     with catalog_of(cache) as catalog:
-        return len(catalog.clips())
+        return len(catalog.clips.rows())
 
 
 def searching(cache: Path) -> str:
@@ -134,7 +134,7 @@ def test_what_is_known_is_made_while_the_rest_is_searched(films, cache):
     report = extract([*films[1:3], films[0]], cache, settings(limit=1, **QUICK))
     assert report.counts.done == 1
     with catalog_of(cache) as catalog:
-        assert {row["video"] for row in catalog.clips()} == {str(films[0])}
+        assert {row["video"] for row in catalog.clips.rows()} == {str(films[0])}
 
 
 def test_a_run_without_time_or_space_searches_nothing_and_says_what_is_left(films, cache):
@@ -212,8 +212,8 @@ def test_two_runs_search_no_film_twice_and_make_no_clip_twice(films, long_film, 
         output, error = process.communicate(timeout=120)
         assert process.returncode == 0, output + error
     with catalog_of(cache) as catalog:
-        counts = [row["counts"] for row in catalog.runs()]
-        clips = catalog.clips()
+        counts = [row["counts"] for row in catalog.runs.rows()]
+        clips = catalog.clips.rows()
     assert sum(each["searched"] for each in counts) == NUM_FILMS + 1
     assert sum(each["done"] for each in counts) == len(clips) > NUM_FILMS + 1
     assert [each["done"] + each["cached"] for each in counts] == [len(clips)] * 2
@@ -232,7 +232,7 @@ def test_a_film_is_searched_by_another_run_once_the_one_that_did_is_dead(long_fi
     output, error = second.communicate(timeout=120)
     assert second.returncode == 0, output + error
     with catalog_of(cache) as catalog:
-        counts = catalog.runs()[-1]["counts"]
+        counts = catalog.runs.rows()[-1]["counts"]
     assert (counts["searched"], counts["done"]) == (1, num_clips(cache))
 
 

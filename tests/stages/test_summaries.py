@@ -43,8 +43,8 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.catalog = Catalog(folder / "catalog.sqlite")
         self.family = family_of(Checkpoint.open("tiny"))
-        self.identity = identify(self.family, "language", self.catalog)
-        self.vision = identify(self.family, "vision", self.catalog)
+        self.identity = identify(self.family, "language", self.catalog.files)
+        self.vision = identify(self.family, "vision", self.catalog.files)
 
     def settings(self, **options: object) -> Settings:
         return settings(summarize=True, **{"segment_s": SEGMENT_S, **options})
@@ -57,17 +57,17 @@ class Desk:
             "digest": DIGEST, "path": str(VIDEO), "duration_s": count * step_s, "fps": 1.0,
             "width": 8, "height": 8, "total_num_frames": 99, "codec": "h264", "size_bytes": 1,
         }  # fmt: skip
-        self.catalog.add_videos([video])
+        self.catalog.files.add_videos([video])
         wanted = Wanted(self.settings(), self.family, self.vision)
         ends = [*(step_s * n for n in range(1, count)), None]
         for number, end_s in enumerate(ends):
             if number not in but:
                 clip = Clip(VIDEO, wanted.key(DIGEST, (number * step_s, end_s)))
-                self.catalog.add_clip(clip_row(clip, "tiny", self.run))
+                self.catalog.clips.add([clip_row(clip, "tiny", self.run)])
 
     @property
     def run(self) -> int:
-        return self.catalog.start_run("extract", "tiny", {})
+        return self.catalog.runs.start("extract", "tiny", {})
 
     def list(self, spans: tuple[Span, ...] = (), **options: object) -> CaptionList:
         made = self.settings(**options)
@@ -80,7 +80,7 @@ class Desk:
             said = text or f"Scene at {task.clip['start_s']:g}."
             facts = {"num_tokens": 3, "seconds": 0.1, "flags": (), **made}
             rows.append(Made(task, said, **facts).row(self.settings(), self.run))
-        self.catalog.add_captions(rows)
+        self.catalog.captions.add(rows)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_no_summary_is_made_while_stage_one_still_adds_clips(desk):
 def test_a_clip_that_failed_is_left_out_and_the_summary_says_so(desk):
     desk.add_clips(4, but=(3,))
     error = VideoError("decode_failed", "it cannot be read")
-    desk.catalog.add_failure(failure_row(VIDEO, (30.0, None), "extract", error, key="k"))
+    desk.catalog.failures.add(failure_row(VIDEO, (30.0, None), "extract", error, key="k"))
     desk.say(desk.list().missing)
     (task,) = desk.list().missing
     assert task.gaps
@@ -206,7 +206,7 @@ def test_empty_captions_are_left_out_and_flags_are_handed_on(desk):
     desk.add_clips(3)
     empty, *others = desk.list().missing
     desk.say(others)
-    desk.catalog.add_captions([Made(empty, "", 0, 0.1, ("empty",)).row(desk.settings(), desk.run)])
+    desk.catalog.captions.add([Made(empty, "", 0, 0.1, ("empty",)).row(desk.settings(), desk.run)])
     (task,) = desk.list().missing
     assert task.words.count("Scene at") == 2
 
@@ -215,7 +215,7 @@ def test_a_video_of_which_nothing_is_said_is_refused_with_a_reason(desk):
     desk.add_clips(2)
     tasks = desk.list().missing
     rows = [Made(each, "", 0, 0.1, ("empty",)).row(desk.settings(), desk.run) for each in tasks]
-    desk.catalog.add_captions(rows)
+    desk.catalog.captions.add(rows)
     ((_, error),) = desk.list().refused
     assert error.reason == "no_captions"
 
@@ -313,8 +313,8 @@ def test_a_run_makes_the_captions_and_then_the_summary(summed_up):
 
 def test_a_summary_is_a_caption_of_the_whole_of_each_file(summed_up):
     with catalog_of(summed_up[0]) as catalog:
-        rows = catalog.captions(prompt_name="summary")
-        (length_s,) = {row["duration_s"] for row in catalog.videos()}
+        rows = catalog.captions.rows(prompt_name="summary")
+        (length_s,) = {row["duration_s"] for row in catalog.files.videos()}
     assert [Path(row["video"]).name for row in rows] == ["a.mp4", "b.mp4"]
     assert {(row["start_s"], row["end_s"]) for row in rows} == {(0.0, None)}
     path, selection = summed_up[0] / "catalog.sqlite", Selection(prompts=("summary",))

@@ -50,7 +50,7 @@ class Desk:
     def __init__(self, folder: Path, catalog: Catalog, store: FeatureStore) -> None:
         self.folder, self.catalog, self.store = folder, catalog, store
         family = family_of(Checkpoint.open("tiny"))
-        self.wanted = Wanted(settings(), family, identify(family, "vision", catalog))
+        self.wanted = Wanted(settings(), family, identify(family, "vision", catalog.files))
 
     def video(self, name: str, seed: int = 0) -> Path:
         path = self.folder / name
@@ -73,7 +73,7 @@ class Desk:
         """Find the clips of videos as a run does, and make none."""
         wanted = replace(self.wanted, **changed)
         work = list_work(videos, wanted, self.store, self.catalog)
-        run = self.catalog.start_run("extract", "tiny", {})
+        run = self.catalog.runs.start("extract", "tiny", {})
         report = RunReport(run, "extract", "tiny", Counts(found=work.num_clips), Timings())
         report.counts.skipped = len(work.known_failures)
         with LiveRun(self.store.root, dict).beating() as live:
@@ -83,7 +83,7 @@ class Desk:
 
     def fail(self, clip: Clip) -> None:
         row = failure_row(clip.video, clip.span, "extract", BAD, key=clip.key.digest)
-        self.catalog.add_failure(row)
+        self.catalog.failures.add(row)
 
     def seal(self, clip: Clip) -> None:
         """Write a feature file as stage one does, and leave the catalog as it is."""
@@ -151,12 +151,12 @@ def test_a_file_that_failed_and_was_changed_is_missing_and_its_failure_forgotten
     desk.fail(desk.list(video).missing[0])
     desk.video("a.mp4", 1)
     assert names(desk.list(video).missing) == ["a.mp4"]
-    assert desk.catalog.failures() == []
+    assert desk.catalog.failures.rows() == []
 
 
 def test_a_copy_that_is_read_after_its_clip_has_failed_is_listed_with_it(desk):
     (clip,) = desk.list(desk.video("a.mp4")).missing
-    run = desk.catalog.start_run("extract", "tiny", {})
+    run = desk.catalog.runs.start("extract", "tiny", {})
     report = RunReport(run, "extract", "tiny", Counts(), Timings())
     with LiveRun(desk.store.root, dict).beating() as live:
         writer = ClipWriter("tiny", desk.catalog, report, Claims(live))
@@ -164,7 +164,7 @@ def test_a_copy_that_is_read_after_its_clip_has_failed_is_listed_with_it(desk):
         writer.take([(clip, BAD)])
         copies[clip.key.digest] = [desk.folder / "copy.mp4"]
         writer.note_late_copies()
-    videos = [Path(row["video"]).name for row in desk.catalog.failures()]
+    videos = [Path(row["video"]).name for row in desk.catalog.failures.rows()]
     assert videos == ["a.mp4", "copy.mp4"]
     assert report.counts.failed == 1
 
@@ -174,10 +174,10 @@ def test_a_file_that_was_gone_and_is_back_leaves_no_failure(desk):
     desk.list(video)
     away = video.rename(video.with_suffix(".away"))
     (gone,) = desk.list(video).failures
-    desk.catalog.add_failure(failure_row(video, WHOLE, "extract", gone.error))
+    desk.catalog.failures.add(failure_row(video, WHOLE, "extract", gone.error))
     away.rename(video)
     assert names(desk.list(video).missing) == ["a.mp4"]
-    assert desk.catalog.failures() == []
+    assert desk.catalog.failures.rows() == []
 
 
 def test_the_failure_of_another_video_stays(desk):
@@ -185,7 +185,7 @@ def test_the_failure_of_another_video_stays(desk):
     desk.fail(desk.list(video, other).missing[1])
     desk.video("a.mp4", 2)
     desk.list(video)
-    assert len(desk.catalog.failures()) == 1
+    assert len(desk.catalog.failures.rows()) == 1
 
 
 def test_features_that_no_row_names_are_taken_into_the_catalog(desk):
@@ -193,7 +193,7 @@ def test_features_that_no_row_names_are_taken_into_the_catalog(desk):
     (clip,) = desk.list(video).missing
     desk.seal(clip)
     assert names(desk.list(video).cached) == ["a.mp4"]
-    (row,) = desk.catalog.clips()
+    (row,) = desk.catalog.clips.rows()
     assert (row["feature_key"], row["video"], row["num_frames"]) == (
         clip.key.digest, str(video), 2,
     )  # fmt: skip
@@ -216,7 +216,7 @@ def test_a_renamed_video_is_cached_and_listed_under_its_new_name_alone(desk):
     desk.list(video)
     renamed = video.rename(desk.folder / "b.mp4")
     assert names(desk.list(renamed).cached) == ["b.mp4"]
-    assert [row["video"] for row in desk.catalog.clips()] == [str(renamed)]
+    assert [row["video"] for row in desk.catalog.clips.rows()] == [str(renamed)]
 
 
 def test_a_copy_is_listed_beside_the_first(desk):
@@ -224,7 +224,7 @@ def test_a_copy_is_listed_beside_the_first(desk):
     desk.seal(desk.list(video).missing[0])
     copy = shutil.copy(video, desk.folder / "copy.mp4")
     desk.list(video, copy)
-    assert [row["video"] for row in desk.catalog.clips()] == [str(video), str(copy)]
+    assert [row["video"] for row in desk.catalog.clips.rows()] == [str(video), str(copy)]
 
 
 def test_a_caption_is_listed_for_each_file_that_holds_its_video(desk):
@@ -233,7 +233,7 @@ def test_a_caption_is_listed_for_each_file_that_holds_its_video(desk):
     desk.seal(clip)
     copy = shutil.copy(video, desk.folder / "copy.mp4")
     desk.list(video, copy)
-    desk.catalog.add_captions(
+    desk.catalog.captions.add(
         [
             {
                 "caption_key": "1" * 64, "feature_key": clip.key.digest, "video": str(video),
@@ -243,11 +243,11 @@ def test_a_caption_is_listed_for_each_file_that_holds_its_video(desk):
             }
         ]
     )  # fmt: skip
-    rows = desk.catalog.captions()
+    rows = desk.catalog.captions.rows()
     assert [(row["video"], row["caption"]) for row in rows] == [
         (str(video), "Red."), (str(copy), "Red."),
     ]  # fmt: skip
-    assert [row["video"] for row in desk.catalog.captions(video=str(copy))] == [str(copy)]
+    assert [row["video"] for row in desk.catalog.captions.rows(video=str(copy))] == [str(copy)]
 
 
 def test_a_video_that_cannot_be_cut_fails_once_and_is_known_then(desk):
@@ -256,7 +256,7 @@ def test_a_video_that_cannot_be_cut_fails_once_and_is_known_then(desk):
     cutting = {"settings": settings(segment_s=2.0)}
     _, first = desk.find(video, **cutting)
     assert (first.found, first.failed) == (1, 1)
-    (row,) = desk.catalog.failures()
+    (row,) = desk.catalog.failures.rows()
     assert row["reason"] == "not_a_video"
     _, again = desk.find(video, **cutting)
     assert (again.found, again.failed, again.skipped) == (1, 0, 1)

@@ -34,8 +34,8 @@ def outcome(folder: Path, cache: Path, **overrides: object) -> dict[str, str]:
     extract([folder], cache, settings(**overrides))
     store = FeatureStore.open(cache)
     with catalog_of(cache) as catalog:
-        found = {row["video"]: row["reason"] for row in catalog.failures()}
-        for clip in catalog.clips():
+        found = {row["video"]: row["reason"] for row in catalog.failures.rows()}
+        for clip in catalog.clips.rows():
             found[clip["video"]] = clip["decoder"]
             assert store.describe(clip["feature_key"])["decoder"] == clip["decoder"]
     return {Path(video).name: each for video, each in found.items()}

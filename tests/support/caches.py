@@ -52,12 +52,12 @@ def make_cache(root: Path, num_videos: int = 3) -> list[str]:
         for number in range(num_videos):
             video = root / f"{number}.mp4"
             video.write_bytes(b"a video, for all that a catalog knows" * (number + 1))
-            catalog.remember_digest(video, video.stat(), file_digest(video))
+            catalog.files.remember_digest(video, video.stat(), file_digest(video))
             keys.append(write_clip_features(store, video, key_of(file_digest(video))))
             row, clip = rows_of(store, keys[-1], video.stat().st_size)
-            catalog.add_video(row)
-            catalog.add_clip(clip)
-        catalog.add_captions([caption_of(clip) for clip in catalog.clips()])
+            catalog.files.add_videos([row])
+            catalog.clips.add([clip])
+        catalog.captions.add([caption_of(clip) for clip in catalog.clips.rows()])
     return keys
 
 

@@ -48,12 +48,12 @@ def make_collection(folder: Path) -> Collection:
     store = FeatureStore.create_or_open(folder / "cache")
     with Catalog(folder / "cache" / "catalog.sqlite") as catalog:
         for path in videos.values():
-            catalog.add_video(_video(catalog, path))
+            catalog.files.add_videos([_video(catalog, path)])
         _add_runs(catalog)
         for number, (name, span, texts) in enumerate(clips):
             _add_clip(catalog, store, _key(number), videos[name], span)
-            catalog.add_captions(_captions(number, videos[name], span, texts))
-        catalog.add_failure(_failure(folder / "videos" / f"broken{SCRIPT[:8]}.mp4"))
+            catalog.captions.add(_captions(number, videos[name], span, texts))
+        catalog.failures.add(_failure(folder / "videos" / f"broken{SCRIPT[:8]}.mp4"))
     digests = [file_digest(path) for path in videos.values()]
     keys = [_key(number) for number in range(len(clips))]
     return Collection(folder / "cache", list(videos.values()), keys, digests)
@@ -65,7 +65,7 @@ def _key(number: int) -> str:
 
 def _video(catalog: Catalog, path: Path) -> Any:
     return {
-        "digest": catalog.digest_of(path),
+        "digest": catalog.files.digest_of(path),
         "path": path_to_text(path),
         "duration_s": 4.0,
         "fps": 10.0,
@@ -84,7 +84,7 @@ def _add_clip(
     size = store.write(key, {"x": torch.zeros(1)}, {"video": str(path)}, thumbnail(frames))
     row: Any = {
         "feature_key": key,
-        "video_digest": catalog.digest_of(path),
+        "video_digest": catalog.files.digest_of(path),
         "video": path_to_text(path),
         "start_s": span[0],
         "end_s": span[1],
@@ -96,7 +96,7 @@ def _add_clip(
         "settings": {},
         "run": 1,
     }
-    catalog.add_clip(row)
+    catalog.clips.add([row])
 
 
 def _captions(
@@ -139,7 +139,7 @@ def _failure(path: Path) -> Any:
 
 def _add_runs(catalog: Catalog) -> None:
     for command, bytes_read in (("extract", 400), ("caption", 600)):
-        run = catalog.start_run(command, MODEL, {"model": MODEL})
+        run = catalog.runs.start(command, MODEL, {"model": MODEL})
         samples = [
             {
                 "time_s": 0.1 * i,
@@ -150,7 +150,7 @@ def _add_runs(catalog: Catalog) -> None:
             }
             for i in range(20)
         ]
-        catalog.finish_run(
+        catalog.runs.finish(
             run,
             "done",
             planned_peak_bytes=150_000_000,

@@ -40,7 +40,7 @@ def add_video(catalog: Catalog, path: Path) -> None:
     names = ("duration_s", "fps", "width", "height", "total_num_frames", "codec")
     row = {name: getattr(info, name) for name in names}
     row |= {"digest": file_digest(path), "path": str(path), "size_bytes": path.stat().st_size}
-    catalog.add_video(row)
+    catalog.files.add_videos([row])
 
 
 def add_caption(
@@ -51,20 +51,20 @@ def add_caption(
     key = f"{digest[:32]}{round(start_s * 1000):032x}"
     clip = {"feature_key": key, "video_digest": digest, "video": str(video), "start_s": start_s}
     clip |= {"end_s": end_s, "family": "f", "model": "tiny", "num_frames": 4, "size_bytes": 9}
-    catalog.add_clip(clip | {"decoder": "pyav", "settings": {}})
-    number = len(catalog.captions())
+    catalog.clips.add([clip | {"decoder": "pyav", "settings": {}}])
+    number = len(catalog.captions.rows())
     row = {"caption_key": f"{number:064x}", "feature_key": key, "video": str(video)}
     row |= {"start_s": start_s, "end_s": end_s, "prompt_name": "default", "prompt": "Describe."}
     row |= {"caption": text, "model": "tiny", "quantization": "nf4", "flags": [], "num_tokens": 7}
     row |= {"seconds": 0.5, "settings": {}, "created_at": "2026-03-05T10:00:00+00:00"}
-    catalog.add_captions([row | other])
+    catalog.captions.add([row | other])
 
 
 def add_features(cache: Path) -> None:
     """Seal features for every clip of the cache."""
     store = FeatureStore.open(cache)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        for clip in catalog.clips():
+        for clip in catalog.clips.rows():
             numbers = torch.randn(24, 64, 64, generator=torch.Generator().manual_seed(1))
             tensors = {"features": numbers.bfloat16(), "grid": torch.tensor([24, 8, 8])}
             store.write(clip["feature_key"], tensors, {"video": clip["video"], "fps": 8.0})

@@ -266,7 +266,7 @@ def both(s3, tmp_path_factory):
 
 def rows_of(cache: Path, table: str) -> list[dict[str, object]]:
     with Catalog(cache / "catalog.sqlite") as catalog:
-        return getattr(catalog, table)()
+        return getattr(catalog, table).rows()
 
 
 class TestARunOverAStore:

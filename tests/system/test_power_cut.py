@@ -131,12 +131,12 @@ class TestACommitOfCaptions:
         cache = tmp_path / "cache"
         log = cache / "catalog.sqlite-wal"
         with Catalog(cache / "catalog.sqlite") as catalog:
-            (clip,) = catalog.clips()
+            (clip,) = catalog.clips.rows()
             row = caption_of(clip)
             lengths = []
             for number in range(4):
                 batch = [{**row, "caption_key": f"{number}-{i}"} for i in range(5)]
-                catalog.add_captions(batch)
+                catalog.captions.add(batch)
                 lengths.append(log.stat().st_size)
             files = {name: (cache / name).read_bytes() for name in ("catalog.sqlite", log.name)}
 
@@ -148,7 +148,7 @@ class TestACommitOfCaptions:
             (folder / log.name).write_bytes(kept)
             with Catalog(folder / "catalog.sqlite") as catalog:
                 assert catalog._file.query("PRAGMA integrity_check")[0][0] == "ok"
-                return {caption["caption_key"] for caption in catalog.captions()}
+                return {caption["caption_key"] for caption in catalog.captions.rows()}
 
         return after, files[log.name], lengths
 

@@ -47,8 +47,8 @@ def ran(tmp_path_factory):
     options = ("--max-new-tokens", 3, "--quantization", "none", "--decode-workers", 1)
     done = cogcache("run", folder, "--cache", cache, *options)
     with catalog_of(cache) as catalog:
-        captions = {text_to_path(row["video"]) for row in catalog.captions() if row["caption"]}
-        failures = {text_to_path(row["video"]): row["reason"] for row in catalog.failures()}
+        captions = {text_to_path(row["video"]) for row in catalog.captions.rows() if row["caption"]}
+        failures = {text_to_path(row["video"]): row["reason"] for row in catalog.failures.rows()}
     return Ran(
         folder,
         cache,
@@ -123,6 +123,6 @@ def test_strict_fails_what_is_suspect_and_nothing_else(ran, tmp_path):
     names = [*SUSPECT, "plain.mp4", "b frames.mp4"]
     report = extract([ran.folder / n for n in names], tmp_path / "cache", settings(strict=True))
     with catalog_of(tmp_path / "cache") as catalog:
-        failures = {Path(row["video"]).name: row["reason"] for row in catalog.failures()}
+        failures = {Path(row["video"]).name: row["reason"] for row in catalog.failures.rows()}
     assert failures == dict.fromkeys(SUSPECT, "suspect")
     assert report.counts.done == 2

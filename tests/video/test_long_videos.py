@@ -63,7 +63,7 @@ def test_captions_go_on_in_the_middle_and_are_summed_up_at_the_end(reports_and_f
     assert (first.counts.done, second.counts.cached) == (PARTS // 2, PARTS // 2)
     assert second.counts.done == PARTS - PARTS // 2 + 1
     with catalog_of(cache) as catalog:
-        rows = catalog.captions()
+        rows = catalog.captions.rows()
     assert [row["start_s"] for row in rows if row["prompt_name"] == "default"] == [
         number * SEGMENT_S for number in range(PARTS)
     ]

@@ -125,9 +125,9 @@ def drawn(cache: Path, out: Path, *runs: int) -> str:
 def test_a_report_draws_the_runs_that_are_asked_for(tmp_path):
     collection = make_collection(tmp_path)
     with catalog_of(collection.cache) as catalog:
-        first = catalog.runs()[0]
-        again = catalog.start_run("extract", first["model"], {})
-        catalog.finish_run(again, "done", counts={"done": 1}, report=first["report"])
+        first = catalog.runs.rows()[0]
+        again = catalog.runs.start("extract", first["model"], {})
+        catalog.runs.finish(again, "done", counts={"done": 1}, report=first["report"])
     assert "<!-- extract, run 3: " in drawn(collection.cache, tmp_path / "last.svg")
     picture = drawn(collection.cache, tmp_path / "asked.svg", 2, 1)
     assert picture.index("<!-- extract, run 1: ") < picture.index("<!-- caption, run 2: ")
@@ -142,10 +142,10 @@ def test_a_report_draws_the_runs_that_are_asked_for(tmp_path):
 def test_a_run_that_cannot_be_drawn_is_refused(tmp_path, runs, said):
     collection = make_collection(tmp_path)
     with catalog_of(collection.cache) as catalog:
-        again = catalog.start_run("extract", "m", {})
-        timeline = catalog.runs()[0]["report"]["timeline"]
-        catalog.finish_run(again, "done", report={"timeline": timeline})
-        catalog.start_run("extract", "m", {})
+        again = catalog.runs.start("extract", "m", {})
+        timeline = catalog.runs.rows()[0]["report"]["timeline"]
+        catalog.runs.finish(again, "done", report={"timeline": timeline})
+        catalog.runs.start("extract", "m", {})
     assert said in drawn(collection.cache, tmp_path / "a.svg", *runs)
     assert not (tmp_path / "a.svg").exists()
 

@@ -73,10 +73,10 @@ def search_all(tmp_path) -> Iterator[Callable[..., Found]]:
 
     def do(*videos: Path, retry_failed: bool = False, **options: object) -> Found:
         asked = settings(scenes=True, **options)
-        wanted = Wanted(asked, family, identify(family, "vision", catalog), (), retry_failed)
+        wanted = Wanted(asked, family, identify(family, "vision", catalog.files), (), retry_failed)
         work = list_work(videos, wanted, store, catalog)
         counts = Counts(found=work.num_clips, skipped=len(work.known_failures))
-        run_id = catalog.start_run("extract", "tiny", {})
+        run_id = catalog.runs.start("extract", "tiny", {})
         report = RunReport(run_id, "extract", "tiny", counts, Timings())
         with LiveRun(cache, dict).beating() as run:
             sharing = ClipClaims(Claims(run), store, catalog, Stop())
@@ -122,7 +122,7 @@ def test_a_clip_has_the_frames_of_its_scene_and_no_others(film, tmp_path):
     report = extract([film], tmp_path / "cache", settings(scenes=True, min_scene_s=0.5))
     assert report.counts.done == len(LENGTHS)
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
-        spans = [(clip["start_s"], clip["end_s"]) for clip in catalog.clips()]
+        spans = [(clip["start_s"], clip["end_s"]) for clip in catalog.clips.rows()]
     begins = [0.0, *(first / FPS for first in FIRSTS)]
     assert spans == list(zip(begins, [*begins[1:], None], strict=True))
 
@@ -156,7 +156,7 @@ def test_a_video_without_cuts_is_one_clip():
 
 def test_what_was_found_is_remembered_with_how_it_was_found(film, search_all):
     found = search_all(film)
-    value = found.catalog.recall(f"scenes adaptive 3 {file_digest(film)}")
+    value = found.catalog.files.recall(f"scenes adaptive 3 {file_digest(film)}")
     assert value["begins_s"] == [first / FPS for first in FIRSTS]
     assert value["made_with"].startswith("scenedetect")
     known = known_spans([file_digest(film)], SETTINGS.clips, found.catalog)
@@ -187,7 +187,7 @@ def test_a_video_that_cannot_be_searched_is_one_failure(film, tmp_path, search_a
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video" * 100)
     found = search_all(bad, film)
-    (row,) = found.catalog.failures()
+    (row,) = found.catalog.failures.rows()
     assert (row["video"], row["reason"], row["stage"]) == (str(bad), "not_a_video", "extract")
     assert (found.counts.failed, found.counts.searched) == (1, 1)
     assert found.counts.found == len(found.clips) + 1

@@ -169,7 +169,7 @@ def test_a_run_shows_its_memory_over_time(client):
 def test_a_run_that_has_not_ended_has_a_page(tmp_path):
     made = make_collection(tmp_path)
     with Catalog(made.cache / "catalog.sqlite") as catalog:
-        run = catalog.start_run("extract", "tiny", {})
+        run = catalog.runs.start("extract", "tiny", {})
     with TestClient(create_app(made.cache), base_url="http://localhost") as client:
         assert "running" in client.get(f"/runs/{run}").text
         assert client.get("/runs").status_code == 200
@@ -471,10 +471,10 @@ def test_totals_follow_what_is_written(collection, tmp_path):
     made = make_collection(tmp_path)
     path = made.cache / "catalog.sqlite"
     with Catalog(path) as catalog:
-        row = {**catalog.captions()[0], "num_tokens": 55, "flags": ["looping"]}
+        row = {**catalog.captions.rows()[0], "num_tokens": 55, "flags": ["looping"]}
         del row["id"]
-        catalog.add_captions([row], replace=True)
-        catalog.remove_clips(made.keys[:1])
+        catalog.captions.add([row], replace=True)
+        catalog.clips.remove(made.keys[:1])
     with Browser(path) as browser:
         found = figures_of(browser)
         assert (found["clips"], found["captions"]) == (3, 16)

@@ -42,7 +42,9 @@ class Embedder:
         """Return the digest of all of the model's files that its vectors depend on."""
         small = [path for path in self.folder.rglob("*.json") if path.is_file()]
         files = sorted([*self._weights, *small, *self.folder.rglob("vocab.txt")])
-        names = {str(path.relative_to(self.folder)): catalog.digest_of(path) for path in files}
+        names = {
+            str(path.relative_to(self.folder)): catalog.files.digest_of(path) for path in files
+        }
         return digest(names)
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

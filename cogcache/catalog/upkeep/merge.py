@@ -135,17 +135,17 @@ def _take_files(theirs: FeatureStore, ours: FeatureStore, path: Path, merged: Me
     merged.files += len(taken)
     with Catalog(path) as catalog:
         # Of a file that lay here unlisted, another's row may not be true: it is read itself.
-        return taken | catalog.has_clips(there)
+        return taken | catalog.clips.known(there)
 
 
 def _num_others(copy: Path, there: set[str]) -> int:
     with Catalog(copy) as catalog:
-        return len({clip["feature_key"] for clip in catalog.clips()} - there)
+        return len({clip["feature_key"] for clip in catalog.clips.rows()} - there)
 
 
 def _adopt_unlisted(store: FeatureStore, catalog: Catalog, merged: Merged) -> int:
     there = store.present()
-    unlisted = sorted(there - catalog.has_clips(there))
+    unlisted = sorted(there - catalog.clips.known(there))
     batch, adopted = [], 0
     for number, key in enumerate(unlisted, 1):
         try:
@@ -156,5 +156,5 @@ def _adopt_unlisted(store: FeatureStore, catalog: Catalog, merged: Merged) -> in
         if len(batch) == _ADOPT_AT_A_TIME or number == len(unlisted):
             adopted += adopt(catalog, batch)
             batch.clear()
-    catalog.clear_failed(unlisted)
+    catalog.failures.clear_failed(unlisted)
     return adopted

@@ -45,7 +45,7 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
     store = FeatureStore.open(cache)
     with Catalog(cache / "catalog.sqlite") as catalog:
         current = _current_digests(catalog)
-        rows = {row["feature_key"]: row for row in catalog.clips()}
+        rows = {row["feature_key"]: row for row in catalog.clips.rows()}
         unused = [
             Unused(key, row["video"], row["start_s"], row["end_s"], row["size_bytes"], remove)
             for key, row in sorted(rows.items(), key=lambda item: item[1]["video"])
@@ -54,7 +54,7 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
         if remove:
             for each in unused:
                 store.remove(each.feature_key)
-            catalog.remove_clips([each.feature_key for each in unused])
+            catalog.clips.remove([each.feature_key for each in unused])
     return unused
 
 
@@ -69,7 +69,7 @@ def _current_digests(catalog: Catalog) -> set[str]:
             current |= set() if _is_gone(text_to_path(path)) else {digest}
             continue
         try:
-            current.add(catalog.digest_of(text_to_path(path)))
+            current.add(catalog.files.digest_of(text_to_path(path)))
         except (OSError, VideoError) as error:
             logger.info("%s: %s", path, error)
     return current

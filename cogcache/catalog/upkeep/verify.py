@@ -84,7 +84,7 @@ class _Verification:
     def run(self) -> Iterator[Finding]:
         if self.fix:
             self.store.sweep()
-        rows = {row["feature_key"]: row for row in self.catalog.clips()}
+        rows = {row["feature_key"]: row for row in self.catalog.clips.rows()}
         keys = [*self.store]
         for key in tqdm(keys, desc="verify", unit="clip", disable=None):
             if found := self._file(key, rows.get(key)):
@@ -133,7 +133,7 @@ class _Verification:
         return move
 
     def _forget(self, key: str) -> None:
-        self.catalog.remove_clips([key])
+        self.catalog.clips.remove([key])
 
     def _adopt(self, video: VideoRow, clip: ClipRow) -> Callable[[str], object]:
         def add(_: str) -> None:

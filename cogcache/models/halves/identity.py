@@ -23,7 +23,7 @@ EPOCH = 1
 
 
 class DigestMemory(Protocol):
-    """What identities are remembered in; the catalog is one."""
+    """What identities are remembered in; the catalog's ``files`` are one."""
 
     def recall(self, name: str) -> Mapping[str, Any] | None:
         """Return what was remembered under a name."""

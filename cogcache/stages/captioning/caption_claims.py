@@ -35,7 +35,7 @@ class CaptionClaims:
                 return
             if not self.claims.take(key):
                 self.held.add(key)
-            elif self.catalog.caption_keys([key]):  # made by another since the list was
+            elif self.catalog.captions.known([key]):  # made by another since the list was
                 self.claims.release(key)
                 self.counts.cached += 1
             else:

@@ -115,7 +115,9 @@ class Filler:
     @cached_property
     def _lengths_s(self) -> dict[str, float | None]:
         digests: Collection[str] = {clip["video_digest"] for clip in self.clips}
-        return {row["digest"]: row["duration_s"] for row in self.catalog.videos(digests=digests)}
+        return {
+            row["digest"]: row["duration_s"] for row in self.catalog.files.videos(digests=digests)
+        }
 
 
 def _no_caption(name: str, variable: str) -> ClipError:

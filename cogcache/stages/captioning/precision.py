@@ -82,7 +82,7 @@ def check_precision(
     FeatureStore.open(cache)
     family = _family(settings)
     with Catalog(cache / "catalog.sqlite") as catalog:
-        identity = identify(family, "language", catalog)
+        identity = identify(family, "language", catalog.files)
         chosen = _spread(choose_clips(settings, family, catalog, None), clips)
         tasks = list(_tasks(chosen, settings, family, identity, catalog))
     if not tasks:

@@ -91,10 +91,10 @@ class _Summaries:
                 self.found.num_waiting += 1
             else:
                 wanted.append((video, self._key(video.clips[0], video.span, video.keys)))
-        known = self.catalog.caption_keys([key.digest for _, key in wanted])
+        known = self.catalog.captions.known([key.digest for _, key in wanted])
         self.found.num_cached += len(known)
         missing = [(video, key) for video, key in wanted if key.digest not in known]
-        said = self.catalog.said([key for video, _ in missing for key in video.keys])
+        said = self.catalog.captions.said([key for video, _ in missing for key in video.keys])
         for video, key in missing:
             try:
                 self._add(video, key, said)
@@ -128,7 +128,7 @@ class _Summaries:
 
     @cached_property
     def _failed(self) -> set[tuple[str, Span]]:
-        rows = self.catalog.failures(stage="extract")
+        rows = self.catalog.failures.rows(stage="extract")
         return {(row["video"], (row["start_s"], row["end_s"])) for row in rows}
 
     def _uncut(self, clip: ClipRow) -> ClipRow:
@@ -181,7 +181,7 @@ class _Summaries:
 
     def _summed_up(self, parts: Sequence[tuple[Line, Task | None]], video: str) -> list[Line]:
         """Return the lines of parts; nothing, and what makes them is added, while some lack."""
-        said = self.catalog.said([line.key for line, _ in parts])
+        said = self.catalog.captions.said([line.key for line, _ in parts])
         missing = [task for line, task in parts if task and line.key not in said]
         self.found.missing += missing
         if missing:
@@ -235,7 +235,9 @@ class _Summaries:
     @cached_property
     def _lengths_s(self) -> dict[str, float | None]:
         digests = {clip["video_digest"] for clip in self.found.clips}
-        return {row["digest"]: row["duration_s"] for row in self.catalog.videos(digests=digests)}
+        return {
+            row["digest"]: row["duration_s"] for row in self.catalog.files.videos(digests=digests)
+        }
 
 
 def _asked(prompt: str, told: Sequence[str]) -> str:

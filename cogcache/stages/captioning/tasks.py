@@ -126,7 +126,7 @@ class _Listing:
         for digest, each in wanted.get(self.summary_of or "", ()):
             if each.draw == 0:
                 self.found.summed_up[each.clip["feature_key"]] = digest
-        known = self.catalog.caption_keys(keys)
+        known = self.catalog.captions.known(keys)
         for name, of_prompt in wanted.items():
             if name in self.filler.needed:
                 self._remember(of_prompt, known)
@@ -160,7 +160,7 @@ class _Listing:
                 if filled := self.filler.fill(name, clip, draw):
                     found.append(self._task(_Wanted(clip, name, draw, filled)))
         new = {task.key.digest: task for task in found if task.words is None}
-        known = self.seen | self.catalog.caption_keys(new.keys())
+        known = self.seen | self.catalog.captions.known(new.keys())
         self.seen |= new.keys()
         return [task for digest, task in new.items() if digest not in known]
 
@@ -171,7 +171,7 @@ class _Listing:
         return replace(own, generation={**own.generation, "video": False})
 
     def _remember(self, wanted: list[tuple[str, _Wanted]], known: Set[str]) -> None:
-        said = self.catalog.said([digest for digest, _ in wanted if digest in known])
+        said = self.catalog.captions.said([digest for digest, _ in wanted if digest in known])
         self.filler.said |= {
             (each.name, each.clip["feature_key"], each.draw): said[digest]
             for digest, each in wanted

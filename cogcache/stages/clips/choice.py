@@ -59,7 +59,7 @@ def choose_clips(
     """
     wanted = _feature_fields(settings, family, catalog)
     shard = WorkShare.parse(settings.machines.shard)
-    listed = [clip for clip in catalog.clips() if shard.has(clip["video_digest"])]
+    listed = [clip for clip in catalog.clips.rows() if shard.has(clip["video_digest"])]
     if videos is not None:
         names = names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]
@@ -130,6 +130,6 @@ def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dic
         "epoch": family.epoch,
     }
     # A machine that only captions has no vision weights, and need not have.
-    if identity := recall(family, "vision", catalog):
+    if identity := recall(family, "vision", catalog.files):
         fields["vision_digest"] = identity.digest
     return fields

@@ -87,7 +87,7 @@ class ClipClaims:
 
     def _failures(self, video: str | None = None) -> dict[str, int]:
         """Return how often each clip has failed so far, by key."""
-        rows = self.catalog.failures(video=video, stage="extract")
+        rows = self.catalog.failures.rows(video=video, stage="extract")
         return {row["feature_key"]: row["tries"] for row in rows if row["feature_key"]}
 
     def wait_for_others(self) -> list[Clip]:

@@ -193,7 +193,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
             key = self.wanted.failure_key(film.digest)
             self.found.lose([film.video, *film.copies], result, key)
         elif isinstance(result, VideoInfo):
-            self.sharing.catalog.add_videos([video_row(film.video, film.digest, result)])
+            self.sharing.catalog.files.add_videos([video_row(film.video, film.digest, result)])
             self._find(film, self._known_spans(film))
         elif isinstance(job, Film):
             film.extent, clips = result, self.settings.clips
@@ -214,7 +214,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
 
     def _find(self, film: _Search, spans: Iterable[Span]) -> None:
         """Take up the clips of a video that has been looked at just now."""
-        self.sharing.catalog.clear_failed([self.wanted.failure_key(film.digest)])
+        self.sharing.catalog.failures.clear_failed([self.wanted.failure_key(film.digest)])
         self.found.note_held()
         self._settle(film, spans)
 

@@ -38,9 +38,9 @@ def known_spans(digests: Collection[str], clips: Clips, catalog: Catalog) -> dic
     """Return the clips of those videos for which the catalog knows all that cutting needs."""
     if clips.scenes:
         names = {scene_name(each, clips): each for each in digests}
-        found = catalog.recall_all(names)
+        found = catalog.files.recall_all(names)
         return {names[name]: _scene_spans(value, clips) for name, value in found.items()}
-    rows = catalog.videos(digests=digests)
+    rows = catalog.files.videos(digests=digests)
     return {
         row["digest"]: cut(row["duration_s"], clips.segment_s, clips.overlap_s)
         for row in rows
@@ -97,7 +97,7 @@ def remember_scenes(
 ) -> list[Span]:
     """Remember where the scenes of a video begin, and return the clips that it is cut into."""
     value = {"begins_s": sorted(begins_s), "end_s": end_s, **_made_with()}
-    catalog.remember(scene_name(video_digest, clips), value)
+    catalog.files.remember(scene_name(video_digest, clips), value)
     return _scene_spans(value, clips)
 
 

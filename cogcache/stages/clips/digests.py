@@ -56,8 +56,8 @@ def look_up(videos: Sequence[Path], catalog: Catalog, shard: WorkShare) -> Looke
     asking = _ASKING_THREADS if any(map(is_url, videos)) else 1
     stats: dict[Path, Stat]
     stats, failures = _sort(videos, _each(_stat, videos, asking))
-    known = catalog.digests_of(stats)
-    catalog.clear_void_failures([path_to_text(video) for video in known], ())
+    known = catalog.files.digests_of(stats)
+    catalog.failures.clear_void([path_to_text(video) for video in known], ())
     return Looked(
         {v: known[v] for v in videos if v in known and shard.has(known[v])},
         {video: stat for video, stat in stats.items() if video not in known},
@@ -138,16 +138,18 @@ class DigestReader(AbstractContextManager["DigestReader"]):
     def _remember(self, digests: Mapping[Path, str]) -> None:
         if not digests:
             return
-        self._catalog.remember_digests((v, self._stats[v], each) for v, each in digests.items())
+        self._catalog.files.remember_digests(
+            (v, self._stats[v], each) for v, each in digests.items()
+        )
         texts = [path_to_text(video) for video in digests]
-        self._catalog.clear_void_failures(texts, texts)
+        self._catalog.failures.clear_void(texts, texts)
         self._new |= {*digests.values()}
         if time.monotonic() - self._forgot_s > _FORGET_EVERY_S:
             self._forget_moved()
 
     def _forget_moved(self) -> None:
         """Forget where files were that have been found elsewhere."""
-        self._catalog.forget_gone(self._new)
+        self._catalog.files.forget_gone(self._new)
         self._new, self._forgot_s = set(), time.monotonic()
 
 

@@ -155,7 +155,7 @@ def list_work(
     looked = look_up(videos, catalog, WorkShare.parse(wanted.settings.machines.shard))
     work = Worklist(unread=looked.unread, seen=looked.seen)
     work.failures += [Unusable(video, error) for video, error in looked.failures]
-    work.failed = catalog.failed_keys("extract") if not wanted.retry_failed else set()
+    work.failed = catalog.failures.failed_keys("extract") if not wanted.retry_failed else set()
     sort_videos(work, looked.digests, wanted, store.present(), catalog)
     put_damaged_away(work, store, catalog)
     return work
@@ -214,7 +214,7 @@ def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) ->
     Returns:
         Those whose file is damaged; it is moved to the quarantine.
     """
-    known = catalog.has_clips([clip.key.digest for clip in clips])
+    known = catalog.clips.known([clip.key.digest for clip in clips])
     damaged = []
     for clip in [clip for clip in clips if clip.key.digest not in known]:
         try:
@@ -223,8 +223,8 @@ def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) ->
             store.quarantine(clip.key.digest, error.problem)
             damaged.append(clip)
         else:
-            catalog.add_videos([{**video, "path": path_to_text(clip.video)}])
-            catalog.add_clips([{**row, "video": path_to_text(clip.video)}])
+            catalog.files.add_videos([{**video, "path": path_to_text(clip.video)}])
+            catalog.clips.add([{**row, "video": path_to_text(clip.video)}])
     return damaged
 
 

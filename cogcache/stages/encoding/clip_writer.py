@@ -61,9 +61,9 @@ class ClipWriter:
     def _commit(self, videos: Sequence[VideoRow], clips: Sequence[ClipRow]) -> None:
         if not clips:
             return
-        self.catalog.add_videos(videos)
-        self.catalog.add_clips(clips)
-        self.catalog.clear_failed([clip["feature_key"] for clip in clips])
+        self.catalog.files.add_videos(videos)
+        self.catalog.clips.add(clips)
+        self.catalog.failures.clear_failed([clip["feature_key"] for clip in clips])
         self.report.counts.done += len(clips)
         for clip in clips:
             self.claims.release(clip["feature_key"])

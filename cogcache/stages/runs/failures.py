@@ -33,4 +33,4 @@ def note_failure(
 def _add_failure(
     catalog: Catalog, report: RunReport, video: Path, span: Span, error: ClipError, key: str | None
 ) -> None:
-    catalog.add_failure(failure_row(video, span, "extract", error, run=report.run, key=key))
+    catalog.failures.add(failure_row(video, span, "extract", error, run=report.run, key=key))

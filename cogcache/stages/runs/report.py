@@ -222,5 +222,5 @@ def error_noted(report: RunReport, catalog: Catalog, monitor: MemoryMonitor) -> 
         report.error = error.problem if isinstance(error, CogcacheError) else repr(error)
         report.finish(monitor)
         with suppress(CogcacheError):  # it may be the catalog that fails
-            catalog.finish_run(report.run, **report.row())
+            catalog.runs.finish(report.run, **report.row())
         raise

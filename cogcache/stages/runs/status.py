@@ -23,7 +23,7 @@ def statuses(cache: Path) -> list[dict[str, Any]]:
     if not (cache / "catalog.sqlite").is_file():
         return []
     with Catalog(cache / "catalog.sqlite") as catalog:
-        last = catalog.runs()[-1:]
+        last = catalog.runs.rows()[-1:]
     return [{**run, **run["counts"], "state": _ended(run["status"])} for run in last]
 
 
