@@ -47,7 +47,7 @@ class Checkpoint:
             CheckpointError: it is nowhere to be found, or has no config.json.
         """
         if model == "tiny":
-            checkpoint = cls(model, Path(__file__).parent / "tiny")
+            checkpoint = cls(model, Path(__file__).parents[2] / "tiny")
         elif Path(model).is_dir():
             checkpoint = cls(model, Path(model))
         else:
