@@ -2,7 +2,7 @@
 
 The decoder is transformers' own Llama. Three things differ from a plain Llama: frames share
 position ids and the rotary tables may be built in bfloat16 (`positions`), and the checkpoint's
-names and fused weights are converted while loading (`conversion`).
+names and fused weights are converted while loading (`weight_names`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
 )
 
+from cogcache.models.cogvlm2 import weight_names  # noqa: F401  (registers the published names)
 from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
 from cogcache.models.cogvlm2.positions import CogVLM2RotaryEmbedding, shared_position_ids
 from cogcache.models.cogvlm2.slots import merge_features, rows_of_features
