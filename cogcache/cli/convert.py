@@ -46,7 +46,9 @@ def convert(
     report = run(
         cache, settings, cache_point=cache_point, compression=compression, videos=videos or None
     )
+    from cogcache.stages import report_lines
+
     notes = [] if report.counts.done else [f"  {note}" for note in report.notes]
-    for line in report.lines() + notes:
+    for line in report_lines(report) + notes:
         click.echo(line)
     raise SystemExit(report.exit_status)

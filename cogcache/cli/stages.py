@@ -257,7 +257,9 @@ def _clip_arguments(spans: Sequence[Span]) -> list[str]:
 
 def _finish(report: RunReport, peaks_path: Path | None) -> None:
     """Print a stage's report and end with its exit status."""
-    _print(report.lines())
+    from cogcache.stages import report_lines
+
+    _print(report_lines(report))
     if peaks_path is not None:
         write_peaks(report, peaks_path)
     raise SystemExit(report.exit_status)

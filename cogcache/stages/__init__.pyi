@@ -12,6 +12,7 @@ from .convert import convert as convert
 from .extract import extract as extract
 from .runs.report import RunReport as RunReport
 from .runs.report import versions as versions
+from .runs.report_lines import report_lines as report_lines
 from .runs.status import shown as shown
 from .runs.status import state_of as state_of
 from .runs.status import statuses as statuses

@@ -22,7 +22,6 @@ from cogcache.catalog import (
     ClipRow,
     FlaggedCaption,
     failure_row,
-    open_catalog,
     text_to_path,
 )
 from cogcache.errors import ClipError
@@ -36,10 +35,10 @@ from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
-from cogcache.stages.runs.progress import AtWork, announced, at_work
-from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted
+from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.progress import AtWork
+from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.store import Claims, FeatureStore, remove_dead_claims
-from cogcache.system import MemoryMonitor
 from cogcache.units import printable
 from cogcache.video import Span
 
@@ -83,34 +82,22 @@ def caption(
     remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with (
-        announced(cache, "caption", settings) as live,
-        open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
-    ):
-        with MemoryMonitor() as monitor:
-            split = Timings()
-            with split.time("digest"):
-                identity = identify(family, "language", catalog.files)
-                listed = partial(list_all, settings, family, identity, catalog, videos, spans)
-                work = listed()
-            run = catalog.runs.start("caption", settings.model, settings.model_dump(mode="json"))
-            counts = Counts(found=work.num_found, cached=work.num_cached)
-            report = RunReport(
-                run, "caption", settings.model, counts, split, settings.machines.shard
-            )
-            with error_noted(report, catalog, monitor):
-                if work.missing or follow:
-                    limit = settings.limits.limit
-                    following = Following(cache, listed, work, counts, limit, follow)
-                    with at_work(live, report, settings.limits, monitor.started_s) as at:
-                        job = _Captioning(settings, family, identity, store, catalog, report, at)
-                        job.run(work, following)
-                    report.stopped, report.fault = at.stop.reason, at.stop.fault
-                    work = following.last
-                if not report.stopped:
-                    note_refused(work, catalog, report)
-        report.finish(monitor)
-        catalog.runs.finish(run, **report.row())
+    with open_run("caption", cache, settings, catalog_path) as run:
+        catalog = run.catalog
+        with run.timings.time("digest"):
+            identity = identify(family, "language", catalog)
+            listed = partial(list_all, settings, family, identity, catalog, videos, spans)
+            work = listed()
+        counts = Counts(found=work.num_found, cached=work.num_cached)
+        report = run.begin(counts)
+        if work.missing or follow:
+            following = Following(cache, listed, work, counts, settings.limits.limit, follow)
+            with run.working() as at:
+                job = _Captioning(settings, family, identity, store, catalog, report, at)
+                job.run(work, following)
+            work = following.last
+        if not report.stopped:
+            note_refused(work, catalog, report)
     return report
 
 

@@ -22,10 +22,10 @@ from cogcache.keys import FeatureKey
 from cogcache.models import Checkpoint, ClipTensors, family_of, identify, load_projector
 from cogcache.settings import Settings
 from cogcache.stages.clips.choice import names_of
-from cogcache.stages.runs.progress import announced, at_work
-from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted, versions
+from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.report import Counts, RunReport, versions
 from cogcache.store import Compression, FeatureStore, compression_of, repack
-from cogcache.system import MemoryMonitor, pick_device
+from cogcache.system import pick_device
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -63,29 +63,20 @@ def convert(
         CogcacheError: the checkpoint or the cache is not usable.
     """
     store = FeatureStore.open(cache)
-    with (
-        announced(cache, "convert", settings) as live,
-        Catalog(cache / "catalog.sqlite") as catalog,
-    ):
-        job = _Conversion(settings, store, catalog, compression)
-        with MemoryMonitor() as monitor:
-            clips = _clips(catalog, videos)
-            tasks = job.projections(clips, cache_point) if cache_point else []
-            tasks += job.repackings(clips) if compression else []
-            run = catalog.runs.start("convert", settings.model, settings.model_dump(mode="json"))
-            job.run = run
-            report = RunReport(run, "convert", settings.model, job.counts, Timings())
-            job.counts.found = job.counts.cached + len(tasks)
-            with error_noted(report, catalog, monitor):
-                with at_work(live, report, settings.limits, monitor.started_s) as at:
-                    for task in tqdm(tasks, unit="clip", desc="convert", disable=None):
-                        if at.stop:
-                            break
-                        job.do(task)
-                report.stopped, report.fault = at.stop.reason, at.stop.fault
+    with open_run("convert", cache, settings) as run:
+        job = _Conversion(settings, store, run.catalog, compression)
+        clips = _clips(run.catalog, videos)
+        tasks = job.projections(clips, cache_point) if cache_point else []
+        tasks += job.repackings(clips) if compression else []
+        job.counts.found = job.counts.cached + len(tasks)
+        report = run.begin(job.counts)
+        job.run = report.run
+        with run.working() as at:
+            for task in tqdm(tasks, unit="clip", desc="convert", disable=None):
+                if at.stop:
+                    break
+                job.do(task)
         report.notes += job.lines()
-        report.finish(monitor)
-        catalog.runs.finish(run, **report.row())
     return report
 
 

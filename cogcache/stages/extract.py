@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, open_catalog
+from cogcache.catalog import Catalog
 from cogcache.models import Checkpoint, family_of, identify
 from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
@@ -27,10 +27,10 @@ from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, list_work, un
 from cogcache.stages.encoding.clip_writer import ClipWriter
 from cogcache.stages.encoding.local import Encoding, LocalEncoding
 from cogcache.stages.runs.failures import note_failure
-from cogcache.stages.runs.progress import AtWork, announced, at_work
-from cogcache.stages.runs.report import Counts, RunReport, Timings, error_noted
+from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.progress import AtWork
+from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.store import Claims, FeatureStore, remove_dead_claims
-from cogcache.system import MemoryMonitor
 from cogcache.video import WHOLE, Span, find_videos
 
 logger = logging.getLogger(__name__)
@@ -69,31 +69,19 @@ def extract(
     remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
-    with (
-        announced(cache, "extract", settings) as live,
-        open_catalog(cache, catalog_path, settings.machines.shard) as catalog,
-    ):
-        with MemoryMonitor() as monitor:
-            split = Timings()
-            with split.time("digest"):
-                identity = identify(family, "vision", catalog.files)
-                wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
-                work = list_work(paths, wanted, store, catalog)
-            run = catalog.runs.start("extract", settings.model, settings.model_dump(mode="json"))
-            counts = Counts()
-            work.add_to(counts)
-            report = RunReport(
-                run, "extract", settings.model, counts, split, settings.machines.shard
-            )
-            with error_noted(report, catalog, monitor):
-                for bad in work.failures:
-                    note_failure(catalog, report, [bad.video], WHOLE, bad.error, None)
-                if work.missing or work.unsearched or work.unread:
-                    with at_work(live, report, settings.limits, monitor.started_s) as at:
-                        _Extraction(wanted, store, catalog, report, at).run(work)
-                    report.stopped, report.fault = at.stop.reason, at.stop.fault
-        report.finish(monitor)
-        catalog.runs.finish(run, **report.row())
+    with open_run("extract", cache, settings, catalog_path) as run:
+        with run.timings.time("digest"):
+            identity = identify(family, "vision", run.catalog)
+            wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
+            work = list_work(paths, wanted, store, run.catalog)
+        counts = Counts()
+        work.add_to(counts)
+        report = run.begin(counts)
+        for bad in work.failures:
+            note_failure(run.catalog, report, [bad.video], WHOLE, bad.error, None)
+        if work.missing or work.unsearched or work.unread:
+            with run.working() as at:
+                _Extraction(wanted, store, run.catalog, report, at).run(work)
     return report
 
 

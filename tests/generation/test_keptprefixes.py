@@ -18,6 +18,7 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
 from cogcache.planning.estimates import prefix_bytes
 from cogcache.settings.settings import load_settings
+from cogcache.stages.runs.report_lines import report_lines
 from tests.generation.test_decoding import GREEDY, lab, requests, tokens
 from tests.stages.test_captioning import NUM_CLIPS, extracted, made, texts
 
@@ -145,7 +146,7 @@ def test_the_command_keeps_video_parts_for_prompts_to_come(extracted, tmp_path):
     folder = str(tmp_path / "prefixes")
     made(cache, prompts=ONE_PROMPT, keep_prefix=folder)
     report, rows = made(cache, prompts=OTHER_PROMPT, keep_prefix=folder)
-    lines = "\n".join(report.lines())
+    lines = "\n".join(report_lines(report))
     assert f"{NUM_CLIPS} read, 0 written" in lines
     assert "decoding: 0 prefills of a video part" in lines
     made(plain, prompts=ONE_PROMPT)

@@ -16,6 +16,7 @@ from cogcache.settings.settings import load_settings
 from cogcache.settings.work_share import WorkShare
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
+from cogcache.stages.runs.report_lines import report_lines
 from cogcache.stages.runs.status import shown
 
 DIGESTS = [hashlib.sha256(bytes([n])).hexdigest() for n in range(200)]
@@ -80,7 +81,7 @@ def test_a_video_keeps_its_shard_when_the_list_grows(sharded):
 
 def test_the_shard_is_in_report_and_status(sharded):
     root, reports = sharded
-    assert reports[1].lines()[0].startswith("extract, shard 2/3: ")
+    assert report_lines(reports[1])[0].startswith("extract, shard 2/3: ")
     with Catalog(root / "cache/catalog.sqlite") as catalog:
         row = next(
             row for row in catalog.runs.rows() if row["settings"]["machines"]["shard"] == "1/3"

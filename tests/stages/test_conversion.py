@@ -17,6 +17,7 @@ from cogcache.errors import ConfigError
 from cogcache.stages.caption import caption
 from cogcache.stages.convert import convert
 from cogcache.stages.extract import extract
+from cogcache.stages.runs.report_lines import report_lines
 from cogcache.store import writer
 from cogcache.store.repacking import compression_of, repack
 from cogcache.store.store import FeatureStore
@@ -63,7 +64,7 @@ def test_pooled_features_become_those_that_stage_one_makes_projected(extracted, 
     dtype, _, reference = extracted
     report = convert(pooled, settings(), **POINT)
     assert (report.counts.found, report.counts.done) == (NUM_CLIPS, NUM_CLIPS)
-    assert any(f"projected in {dtype}: the same bits" in line for line in report.lines())
+    assert any(f"projected in {dtype}: the same bits" in line for line in report_lines(report))
     made, wanted = of_point(pooled, "projected"), of_point(reference, "projected")
     assert made.keys() == wanted.keys()
     for key, tensors in wanted.items():

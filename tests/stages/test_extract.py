@@ -22,6 +22,7 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2.family import CogVLM2Family
 from cogcache.stages.extract import extract
 from cogcache.stages.runs.report import RunReport
+from cogcache.stages.runs.report_lines import report_lines
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.store import FeatureStore
 
@@ -152,7 +153,7 @@ def test_planned_and_measured_peaks_are_in_the_row_of_the_run(made):
 
 
 def test_the_report_says_what_was_done_in_one_line(made):
-    first = made.report.lines()[0]
+    first = report_lines(made.report)[0]
     assert first.startswith(
         "extract: 2 clips made, 0 there already, 2 the same as others, 4 failed"
     )
@@ -227,7 +228,7 @@ def test_out_of_memory_with_one_frame_offloads_blocks_and_the_run_goes_on(made, 
     report = extract(videos, cache, settings(frames_per_batch=2))
     assert report.counts.done == 2
     assert fault.passes[:2] == [2, 1]
-    assert any("loaded anew, with more of it elsewhere" in line for line in report.lines())
+    assert any("loaded anew, with more of it elsewhere" in line for line in report_lines(report))
     again = Made(made.videos, cache, report).features()
     for name, stored in again.items():
         first = made.features()[name].tensors["features"]

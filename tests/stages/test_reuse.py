@@ -16,6 +16,7 @@ from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.stages.extract import extract
 from cogcache.stages.runs.report import RunReport
+from cogcache.stages.runs.report_lines import report_lines
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import read_clip
 
@@ -39,7 +40,7 @@ def alone(video, tmp_path_factory) -> Path:
 
 def reused(report: RunReport) -> tuple[int, int] | None:
     """Return how many of how many frames the report says were encoded before."""
-    found = re.search(r"(\d+) of (\d+) frames were encoded before", "\n".join(report.lines()))
+    found = re.search(r"(\d+) of (\d+) frames were encoded before", "\n".join(report_lines(report)))
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from cogcache.planning.choices import StagePlan
 from cogcache.stages.runs.report import Counts, RunReport, Timings, versions
+from cogcache.stages.runs.report_lines import report_lines
 from cogcache.system.memory_monitor import MemoryMonitor, MemorySample
 
 MIB = 1024**2
@@ -36,31 +37,31 @@ def test_status_and_exit_status_say_how_it_ended(made, stopped, status, exit_sta
 def test_the_first_line_names_what_was_made_there_failed_and_how_long_it_took():
     made = report(found=7, done=3, cached=1, failed=2, skipped=1)
     made.total_s = 61
-    assert made.lines()[0] == (
+    assert report_lines(made)[0] == (
         "extract: 3 clips made, 1 there already, 2 failed, "
         "1 failed before (--retry-failed), in 1 min 01 s"
     )
 
 
 def test_a_run_that_found_nothing_says_what_to_do():
-    assert "`cogcache extract`" in report("caption").lines()[0]
+    assert "`cogcache extract`" in report_lines(report("caption"))[0]
 
 
 def test_a_run_without_work_is_told_in_one_line():
-    assert len(report(found=3, cached=3).lines()) == 1
+    assert len(report_lines(report(found=3, cached=3))) == 1
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on():
     made = report(found=3, done=1)
     made.stopped = "SIGTERM"
-    assert "run the same command to go on" in made.lines()[1]
+    assert "run the same command to go on" in report_lines(made)[1]
 
 
 def test_planned_and_measured_peaks_stand_side_by_side():
     made = report(found=1, done=1)
     made.planned, made.base_bytes = StagePlan(30 * MIB, 20 * MIB, 10 * MIB), 100 * MIB
     made.peak = MemorySample(anonymous_bytes=120 * MIB, file_bytes=50 * MIB)
-    text = "\n".join(made.lines())
+    text = "\n".join(report_lines(made))
     assert "170 MiB" in text
     assert "planned 160 MiB" in text
     assert (made.row()["planned_peak_bytes"], made.row()["measured_peak_bytes"]) == (
@@ -74,7 +75,7 @@ def test_on_a_device_the_libraries_are_no_part_of_the_plan():
     made.peak = MemorySample(anonymous_bytes=900 * MIB, device_bytes=48 * MIB)
     assert made.row()["planned_peak_bytes"] == 50 * MIB
     assert made.row()["measured_peak_bytes"] == 48 * MIB
-    assert "on the device" in "\n".join(made.lines())
+    assert "on the device" in "\n".join(report_lines(made))
 
 
 def test_times_of_a_part_add_up_even_if_it_fails():

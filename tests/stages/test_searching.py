@@ -17,6 +17,7 @@ from films import write_film
 from scenes import catalog_of, settings
 
 from cogcache.stages.extract import extract
+from cogcache.stages.runs.report_lines import report_lines
 from cogcache.stages.runs.status import shown, statuses
 from cogcache.store.live import live_runs
 from cogcache.store.store import FeatureStore
@@ -141,7 +142,7 @@ def test_a_run_without_time_or_space_searches_nothing_and_says_what_is_left(film
     late = extract(films, cache, settings(max_hours=1e-9, **QUICK))
     assert (late.counts.done, searched(cache), late.exit_status) == (0, set(), 0)
     assert "--max-hours" in (late.stopped or "")
-    assert f"  {NUM_FILMS} videos not cut into clips yet" in late.lines()
+    assert f"  {NUM_FILMS} videos not cut into clips yet" in report_lines(late)
     full = extract(films, cache, settings(min_free_gib=1e9, **QUICK))
     assert (searched(cache), full.exit_status) == (set(), 1)
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cogcache.catalog import Catalog
-from cogcache.errors import CogcacheError
 from cogcache.system import MemoryMonitor, MemorySample
-from cogcache.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from cogcache.planning import LoadNotes, StagePlan
@@ -48,10 +45,6 @@ class Counts:
     def settled(self) -> int:
         """Those of `found` that nothing more is to be done about."""
         return self.cached + self.done + self.failed + self.skipped
-
-
-def _videos(number: int) -> str:
-    return "1 video" if number == 1 else f"{number:,} videos"
 
 
 class Timings:
@@ -168,59 +161,3 @@ class RunReport:
                 "timeline": [sample.as_dict() for sample in self.timeline],
             },
         }
-
-    def lines(self) -> list[str]:
-        """Return the report as lines for a reader."""
-        counts, unit = self.counts, "captions" if self.command == "caption" else "clips"
-        parts = [f"{counts.done} {unit} made", f"{counts.cached} there already"]
-        parts += [f"{counts.copies} the same as others"] if counts.copies else []
-        parts += [f"{counts.failed} failed"] if counts.failed else []
-        parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
-        if not (counts.found or counts.unsearched or self.shard or self.stopped):
-            parts = ["the cache holds no clips of these videos; `cogcache extract` makes them"]
-        total = format_seconds(self.total_s)
-        shard = f", shard {self.shard}" if self.shard else ""
-        lines = [f"{self.command}{shard}: {', '.join(parts)}, in {total}"]
-        if counts.unsearched:
-            lines.append(f"  {_videos(counts.unsearched)} not cut into clips yet")
-        if self.stopped:
-            lines.append(f"  stopped early ({self.stopped}); run the same command to go on")
-        if not counts.done:
-            return lines
-        lines += [f"  {self.quantization}"] if self.quantization else []
-        lines += [f"  {note}" for note in self.notes]
-        split = (f"{part} {format_seconds(s)}" for part, s in self.split.seconds.items())
-        lines += [f"  time: {', '.join(split)}"] if self.split.seconds else []
-        lines.append(f"  peak memory: {self._peak_line()}")
-        return lines
-
-    def _peak_line(self) -> str:
-        peak, planned = self.peak or MemorySample(), self.planned
-        plan = f", planned {format_bytes(self.planned_bytes)}" if planned else ""
-        if peak.device_bytes:
-            device, reserved = format_bytes(peak.device_bytes), format_bytes(peak.reserved_bytes)
-            driver = format_bytes(peak.driver_bytes)
-            counted = f", {driver} by the driver's count" if peak.driver_bytes else ""
-            return f"{device} on the device ({reserved} reserved{counted}){plan}"
-        anonymous, mapped = format_bytes(peak.anonymous_bytes), format_bytes(peak.file_bytes)
-        total, base = format_bytes(peak.host_bytes), format_bytes(self.base_bytes)
-        return f"{total} ({anonymous} its own, {mapped} mapped; {base} before loading){plan}"
-
-
-@contextmanager
-def error_noted(report: RunReport, catalog: Catalog, monitor: MemoryMonitor) -> Iterator[None]:
-    """Note in the catalog that a run ends with an error, if a `with` block does: it was not killed.
-
-    Args:
-        report: of the run.
-        catalog: has the run's row.
-        monitor: of the run's memory.
-    """
-    try:
-        yield
-    except Exception as error:
-        report.error = error.problem if isinstance(error, CogcacheError) else repr(error)
-        report.finish(monitor)
-        with suppress(CogcacheError):  # it may be the catalog that fails
-            catalog.runs.finish(report.run, **report.row())
-        raise
