@@ -85,7 +85,7 @@ def caption(
     with open_run("caption", cache, settings, catalog_path) as run:
         catalog = run.catalog
         with run.timings.time("digest"):
-            identity = identify(family, "language", catalog)
+            identity = identify(family, "language", catalog.files)
             listed = partial(list_all, settings, family, identity, catalog, videos, spans)
             work = listed()
         counts = Counts(found=work.num_found, cached=work.num_cached)

@@ -71,7 +71,7 @@ def extract(
     family = family.at(settings.vision.cache_point)
     with open_run("extract", cache, settings, catalog_path) as run:
         with run.timings.time("digest"):
-            identity = identify(family, "vision", run.catalog)
+            identity = identify(family, "vision", run.catalog.files)
             wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
             work = list_work(paths, wanted, store, run.catalog)
         counts = Counts()
