@@ -8,6 +8,7 @@ CogcacheError
 │   └── TensorMismatchError             missing, unexpected or misshapen tensors
 ├── UnknownFamilyError                  no family knows this architecture
 ├── QuantizationError                   what was asked for is not what was loaded
+├── TrainingError                       training cannot go on: its data, its loss, its checkpoint
 ├── MachineError                        it has no more files, memory or disk to give
 ├── CacheError                          a cache folder that is not ours, or of another format
 │   ├── CorruptFeaturesError            a feature file whose bytes are not the sealed ones
@@ -76,6 +77,10 @@ class UnknownFamilyError(CogcacheError):
 
 class QuantizationError(CogcacheError):
     """The weights in memory are not of the precision that was asked for."""
+
+
+class TrainingError(CogcacheError):
+    """Training cannot begin or go on: nothing to learn from, a loss that is no number."""
 
 
 class MachineError(CogcacheError):

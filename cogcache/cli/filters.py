@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,23 @@ _NAMES = (
 
 def selection_options(command: Command) -> Command:
     """Give a command the filters; it is called with ``selection: Selection`` for all of them."""
+    return _with_filters(command, _OPTIONS)
 
+
+def selection_options_beside_model(command: Command) -> Command:
+    """Give the filters to a command whose ``--model`` is the model that it loads."""
+    others = [option for name, option in zip(_NAMES, _OPTIONS, strict=True) if name != "models"]
+    captions_of = click.option(
+        "--captions-of",
+        "models",
+        multiple=True,
+        metavar="NAME",
+        help="Only captions of this model, or of this imported set. Repeatable.",
+    )
+    return _with_filters(command, [captions_of, *others])
+
+
+def _with_filters(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
     @functools.wraps(command)
     def with_selection(*args: Any, **given: Any) -> Any:
         from cogcache.catalog import Selection
@@ -78,7 +94,7 @@ def selection_options(command: Command) -> Command:
         return command(*args, selection=Selection(**chosen), **given)
 
     decorated: Command = with_selection
-    for option in reversed(_OPTIONS):
+    for option in reversed(options):
         decorated = option(decorated)
     return decorated
 

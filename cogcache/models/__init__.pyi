@@ -1,5 +1,15 @@
 from . import describe as describe
+from .adapters import CONFIG as CONFIG
+from .adapters import RECORD as RECORD
+from .adapters import WEIGHTS as WEIGHTS
+from .adapters import Adapter as Adapter
+from .adapters import adapter_bytes as adapter_bytes
+from .adapters import lora_state as lora_state
+from .adapters import model_name as model_name
+from .adapters import put_on as put_on
+from .adapters import with_adapter as with_adapter
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
+from .checkpoints.tensor_files import sync_file as sync_file
 from .family import ClipTensors as ClipTensors
 from .family import Family as Family
 from .family import PromptRow as PromptRow
@@ -24,6 +34,7 @@ from .halves.waiting import settle as settle
 from .quantization.layers import Kind as Kind
 from .quantization.layers import Quantization as Quantization
 from .quantization.layers import dequantized as dequantized
+from .quantization.layers import linear_layers as linear_layers
 from .quantization.layers import quantized_linear as quantized_linear
 from .registry import family_of as family_of
 from .registry import get_family as get_family

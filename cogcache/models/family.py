@@ -167,6 +167,19 @@ class Family(ABC):
         """Lay out one prompt around one clip's cached features."""
 
     @abstractmethod
+    def answer_ids(
+        self, features: ClipTensors, prompt: str, layout: str, caption: str
+    ) -> list[int]:
+        """Return the tokens of a caption as they follow its prompt, and the one that ends it.
+
+        Args:
+            features: of the clip; their texts and shapes count.
+            prompt: what `row` lays out.
+            layout: of the prompt.
+            caption: what the model is to say.
+        """
+
+    @abstractmethod
     def text_row(self, prompt: str, layout: str) -> PromptRow:
         """Lay out a prompt about no clip: words for the language half alone."""
 

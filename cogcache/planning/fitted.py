@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.models import (
     ITEM_BYTES,
+    Adapter,
     Family,
     LanguageSizes,
     LoadedHalf,
     Offload,
     Quantization,
     WholeModel,
+    adapter_bytes,
     compile_blocks,
     half_sizes,
     language_sizes,
     load_half,
+    put_on,
     settle,
 )
 from cogcache.planning.choices import (
@@ -147,6 +150,7 @@ class LanguageLoader:
             Quantization.of(language),
             ITEM_BYTES[language.compute_dtype],
             on_cpu=pick_device(self.settings.device) == "cpu",
+            adapter_bytes=adapter_bytes(language.adapter),
         )
 
     def _choose(self, usable: int) -> LanguageChoice:
@@ -173,6 +177,10 @@ class LanguageLoader:
     def load(self, choice: LanguageChoice) -> LoadedHalf:
         """Load the half."""
         language = self.settings.language
+        if language.adapter is not None and _waiting_from(choice) is not None:
+            problem = "an adapter needs all layers of the language half in memory: " + choice.reason
+            hint = "give more --memory, or merge the adapter with `cogcache split --adapter`"
+            raise ConfigError(problem, hint)
         loaded = load_half(
             self.whole,
             "language",
@@ -183,6 +191,8 @@ class LanguageLoader:
         )
         with blocks_given_back():
             settle(loaded.model)
+        if language.adapter is not None:
+            put_on(loaded.model, Adapter.open(language.adapter))
         return loaded
 
 

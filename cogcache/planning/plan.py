@@ -16,6 +16,7 @@ from cogcache.models import (
     LanguageSizes,
     Quantization,
     WholeModel,
+    adapter_bytes,
     family_of,
     half_sizes,
     is_stored,
@@ -73,6 +74,7 @@ class _Model:
             quantization,
             ITEM_BYTES[dtype],
             on_cpu=self.settings.device == "cpu",
+            adapter_bytes=adapter_bytes(self.settings.language.adapter),
         )
 
     @cached_property

@@ -1,5 +1,10 @@
 from . import json_schema as json_schema
 from . import templates as templates
+from .fields import AtLeastOne as AtLeastOne
+from .fields import NoneIfEmpty as NoneIfEmpty
+from .fields import NoneIfZero as NoneIfZero
+from .fields import Positive as Positive
+from .fields import Table as Table
 from .machines import Limits as Limits
 from .prompts import parse_prompts as parse_prompts
 from .prompts import prompt_sets_of as prompt_sets_of
@@ -16,4 +21,6 @@ from .stage_two import SUMMARY as SUMMARY
 from .stage_two import Generation as Generation
 from .stage_two import Language as Language
 from .templates import levels as levels
+from .training import Distillation as Distillation
+from .training import Training as Training
 from .work_share import WorkShare as WorkShare

@@ -21,6 +21,7 @@ from cogcache.settings.machines import Limits, Machines
 from cogcache.settings.stage_one import Clips, Sampling, Vision
 from cogcache.settings.stage_two import Generation, Language, Summary
 from cogcache.settings.toml_files import read_toml
+from cogcache.settings.training import Distillation, Training
 
 DEFAULT_PROMPT = "Please describe this video in detail."
 DEFAULT_PROMPTS = {"default": DEFAULT_PROMPT}
@@ -63,6 +64,8 @@ class Settings(Table):
     summary: Summary = Summary()
     limits: Limits = Limits()
     machines: Machines = Machines()
+    training: Training = Training()
+    distillation: Distillation = Distillation()
     prompts: Prompts = Field(default=DEFAULT_PROMPTS)
     """Prompts by name; each clip is captioned with all of them."""
     prompt_sets: dict[PromptName, Prompts] = Field(default={})

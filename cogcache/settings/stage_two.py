@@ -81,6 +81,9 @@ class Language(Table):
     keep_prefix: Annotated[str | None, NoneIfEmpty] = None
     """Folder that keeps each clip's video part as the language half has run it, so that a later
     prompt starts at once; `plan` says its size, some 200 MiB a clip; "" for none."""
+    adapter: Annotated[str | None, NoneIfEmpty] = None
+    """Folder that `cogcache train` wrote: captions are made with what was learnt, and listed under
+    a model name of their own. Part of the caption key; "" for none."""
 
 
 class Generation(Table):

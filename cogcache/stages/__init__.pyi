@@ -10,9 +10,14 @@ from .captioning.likeness import worst as worst
 from .captioning.precision import check_precision as check_precision
 from .convert import convert as convert
 from .extract import extract as extract
+from .runs.progress import announced as announced
+from .runs.progress import at_work as at_work
+from .runs.report import Counts as Counts
 from .runs.report import RunReport as RunReport
+from .runs.report import Timings as Timings
 from .runs.report import versions as versions
 from .runs.report_lines import report_lines as report_lines
 from .runs.status import shown as shown
 from .runs.status import state_of as state_of
 from .runs.status import statuses as statuses
+from .train import train as train

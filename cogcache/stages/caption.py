@@ -25,7 +25,15 @@ from cogcache.catalog import (
     text_to_path,
 )
 from cogcache.errors import ClipError
-from cogcache.models import Checkpoint, ClipTensors, Family, HalfIdentity, family_of, identify
+from cogcache.models import (
+    Checkpoint,
+    ClipTensors,
+    Family,
+    HalfIdentity,
+    family_of,
+    identify,
+    with_adapter,
+)
 from cogcache.settings import Settings
 from cogcache.stages.captioning.caption_claims import CaptionClaims
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
@@ -86,6 +94,7 @@ def caption(
         catalog = run.catalog
         with run.timings.time("digest"):
             identity = identify(family, "language", catalog.files)
+            identity = with_adapter(identity, settings.language.adapter)
             listed = partial(list_all, settings, family, identity, catalog, videos, spans)
             work = listed()
         counts = Counts(found=work.num_found, cached=work.num_cached)

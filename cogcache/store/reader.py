@@ -85,6 +85,25 @@ def describe(path: Path, key: str) -> dict[str, Field]:
         return _read_head(file, key).attributes
 
 
+def outline(path: Path, key: str) -> StoredFeatures:
+    """Return what is in a file with tensors on meta: their shapes and types, and no number.
+
+    Raises:
+        CorruptFeaturesError: the file is damaged, of another key or of another format.
+        CacheError: the disk or the system will not let it be read.
+    """
+    import torch
+
+    with _opened(path) as file:
+        head = _read_head(file, key)
+        datasets = {name: _dataset(file, f"tensors/{name}") for name in head.digests}
+        tensors = {
+            name: torch.empty(each.shape, dtype=getattr(torch, _checked_dtype(each)), device="meta")
+            for name, each in datasets.items()
+        }
+    return StoredFeatures(tensors, head.attributes, head.thumbnail)
+
+
 def prove(path: Path, key: str) -> None:
     """Read every byte of a file that counts, and hold it against what was sealed.
 

@@ -188,6 +188,16 @@ class FeatureStore:
         with self._found(key) as path:
             return reader.describe(path, key)
 
+    def outline(self, key: str) -> StoredFeatures:
+        """Return the attributes of ``key``, and its tensors on meta: shapes without numbers.
+
+        Raises:
+            CacheError: the cache holds none of this key, or the disk cannot be read.
+            CorruptFeaturesError: the file is damaged; ``quarantine`` it.
+        """
+        with self._found(key) as path:
+            return reader.outline(path, key)
+
     def prove(self, key: str) -> None:
         """Read all that the file of ``key`` holds, and hold it against what was sealed.
 

@@ -34,11 +34,14 @@ from cogcache.models.split import split
 from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation, Language
 from cogcache.store.store import FeatureStore
+from cogcache.training.examples import Chosen, Example, lay_out_one
+from cogcache.training.loss import Collator, logits_of, token_losses
 from cogcache.video.reading import ClipFrames
 
 FPS = 30.0
 NEW_TOKENS = 8
 QUESTIONS = ("What is it?", "Tell me how it moves, please.")
+CAPTIONS = ("Two cats sleep.", "A red ball rolls away.")
 CONVERSATIONS = {
     "words first": [
         {"role": "user", "content": [{"type": "text", "text": "Look: "}, {"type": "video"}]}
@@ -392,6 +395,23 @@ class ModelFamilyTests:
             for made in Decoder(language, lab.family, 2).run(groups):
                 assert made.tokens == wanted[made.request.task][: len(made.tokens)]
 
+    @claim("learns")
+    def test_the_loss_on_captions_is_that_of_the_whole_model(self, lab):
+        """Given the processor's own ids and pixels, and the whole model's own positions."""
+        features = [lab.features(frames) for frames in lab.clips]
+        examples = [
+            lay_out_one(as_chosen(question, caption), lab.family, clip, "")
+            for question, caption, clip in zip(QUESTIONS, CAPTIONS, features, strict=True)
+        ]
+        half = lab.half("language")
+        batch = Collator(lab.family, half, None).laid_out(examples, features)
+        with torch.inference_mode():
+            losses = token_losses(logits_of(half, batch), batch.labels).sum(dim=1)
+        for index, example in enumerate(examples):
+            processed = lab.processed(lab.clips[index], asked(QUESTIONS[index]))
+            wanted = whole_loss(lab.monolith(), processed, example)
+            assert float(losses[index]) / example.num_labels == pytest.approx(wanted, rel=1e-5)
+
     @claim("2nd clip")
     def test_a_clip_is_not_affected_by_the_one_before(self, lab):
         features = [lab.features(frames) for frames in lab.clips]
@@ -516,6 +536,31 @@ def quantized_whole(lab: Lab) -> PreTrainedModel:
         lab.folder, dtype=torch.bfloat16, quantization_config=config, device_map={"": "cpu"}
     )
     return model.eval()
+
+
+def as_chosen(question: str, caption: str) -> Chosen:
+    return Chosen("key", "features", "video", "a clip", "default", question, caption)
+
+
+def whole_loss(model: PreTrainedModel, processed: dict[str, Tensor], example: Example) -> float:
+    """Return the loss that a model in one piece gives of a caption behind a processor's prompt."""
+    ids = processed["input_ids"]
+    assert torch.equal(ids[0], example.sequences["input_ids"][: ids.shape[1]])
+    answer = torch.tensor([example.answer])
+    behind = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+    inputs = {
+        name: torch.cat((each, behind.get(name, torch.zeros_like(answer))), dim=1)
+        if each.shape == ids.shape
+        else each
+        for name, each in processed.items()
+    }
+    labels = inputs["input_ids"].clone()
+    labels[:, : ids.shape[1]] = -100
+    others = {name: each for name, each in inputs.items() if name != "input_ids"}
+    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    with torch.inference_mode():
+        output = model(**inputs, position_ids=positions, labels=labels, use_cache=False)
+    return float(output.loss)
 
 
 def as_prompt(messages: Messages) -> str:

@@ -109,6 +109,14 @@ class CogVLM2Family(Family):
             tokens_per_frame += 2  # the language half puts boi and eoi around them
         return self._row(features, prompt, layout, (num_frames, tokens_per_frame))
 
+    def answer_ids(
+        self, features: ClipTensors, prompt: str, layout: str, caption: str
+    ) -> list[int]:
+        """Return a blank and the caption, as answers stand in the published history of turns."""
+        before = layouts.question_text(prompt, layout)
+        blank = " " if before and not before[-1].isspace() else ""
+        return [*self._encode(blank + caption), self.stop_ids[0]]
+
     def text_row(self, prompt: str, layout: str) -> PromptRow:
         """Lay out one question in the same template, about no frames."""
         return self._row(ClipTensors({}), prompt, layout, (0, 0))

@@ -116,6 +116,20 @@ class DerivedFamily(Family):
         conversation = conversations.conversation_of(prompt)
         return PromptRow(features, self.processor.sequences(conversation, replacements))
 
+    def answer_ids(
+        self, features: ClipTensors, prompt: str, layout: str, caption: str
+    ) -> list[int]:
+        """Return a caption as the chat template writes an answer, and what ends its turn.
+
+        The end is a token that ends captions when they are made: the template's own where it is
+        one of those.
+        """
+        count = len(json.loads(features.texts["replacements"]))
+        conversation = conversations.conversation_of(prompt)
+        ids, behind = self.processor.answer_ids(conversation, count, caption)
+        ends = [token for token in behind if token in self.stop_ids]
+        return [*ids, ends[0] if ends else self.stop_ids[0]]
+
     def text_row(self, prompt: str, layout: str) -> PromptRow:
         """Lay out a question by the chat template, about no clip."""
         conversation = conversations.about_nothing(prompt)

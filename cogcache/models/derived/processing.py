@@ -171,6 +171,42 @@ class ClipProcessor:
             outputs = self.tokenized(processor, expanded, self._text_arguments(text))
         return _sequences(dict(outputs))
 
+    def answer_ids(
+        self, conversation: Sequence[Message], num_replacements: int, caption: str
+    ) -> tuple[list[int], list[int]]:
+        """Return a caption's tokens behind a prompt, and those of what the template puts behind it.
+
+        The words before it are given to the tokenizer with it: some write a word otherwise where
+        nothing stands before it.
+        """
+        asked = self.text(conversation, num_replacements)
+        lead, behind = self._around_answer(conversation, asked, caption)
+        before = asked.rpartition(self.placeholder)[2]
+        start, whole = self._plain_ids(before), self._plain_ids(before + lead + caption)
+        fits = whole[: len(start)] == start
+        ids = whole[len(start) :] if fits else self._plain_ids(lead + caption)
+        return ids, self._plain_ids(behind)
+
+    def _around_answer(
+        self, conversation: Sequence[Message], asked: str, caption: str
+    ) -> tuple[str, str]:
+        """Return what stands between a prompt and its answer, and what stands behind that."""
+        if not getattr(self.processor, "chat_template", None):
+            return " ", ""  # the usual forms, which end with a colon
+        answer = {"role": "assistant", "content": [{"type": "text", "text": caption}]}
+        turns = [*conversation, answer]
+        count = asked.count(self.placeholder)
+        told = self.processor.apply_chat_template(
+            turns if self.takes_videos else with_images(turns, count), tokenize=False
+        )
+        lead, found, behind = told.removeprefix(asked).partition(caption)
+        fits = told.startswith(asked) and found and not lead.strip()
+        return (lead, behind) if fits else ("", behind if found else "")
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def tokenized(
         self, processor: Any, text: list[str], arguments: Mapping[str, Any]
     ) -> Mapping[str, Tensor]:

@@ -64,7 +64,7 @@ class LanguageSizes:
     head_bytes: int
     """Of the output head; 0 where it is the embedding."""
     other_bytes: int
-    """Norms, and a projector that belongs to this half."""
+    """Norms, a projector that belongs to this half, and an adapter on it."""
     largest_matrix: int
     """Parameters of the largest quantised matrix; 0 where none is quantised."""
     quantized_bytes: int
@@ -91,6 +91,7 @@ def language_sizes(
     item_bytes: int,
     *,
     on_cpu: bool,
+    adapter_bytes: int = 0,
 ) -> LanguageSizes:
     """Add up the language half from shapes.
 
@@ -100,6 +101,7 @@ def language_sizes(
         quantization: what is asked for.
         item_bytes: of a parameter that is not quantised.
         on_cpu: whether it runs there.
+        adapter_bytes: of an adapter that is put onto it.
     """
     ends = [path_of(meta, end) for end in (meta.get_input_embeddings(), _head(meta))]
     layers = {f"{path}.weight": layer for path, layer in linear_layers(meta)}
@@ -124,7 +126,7 @@ def language_sizes(
             owner = name.rpartition(".")[0]
             beside[owner if owner in ends else ""] += size
     stack = _main_stack(blocks)
-    other = beside[""] + sum(blocks.values()) - sum(stack.values())
+    other = beside[""] + sum(blocks.values()) - sum(stack.values()) + adapter_bytes
     head = beside[ends[1]] if ends[1] else 0
     if quantization.head != "none" and ends[1]:
         weight = meta.get_parameter(f"{ends[1]}.weight")

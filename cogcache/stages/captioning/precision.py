@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
-from cogcache.models import Checkpoint, Family, HalfIdentity, family_of, identify
+from cogcache.models import Checkpoint, Family, HalfIdentity, family_of, identify, with_adapter
 from cogcache.settings import Settings
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import Filler
@@ -83,6 +83,7 @@ def check_precision(
     family = _family(settings)
     with Catalog(cache / "catalog.sqlite") as catalog:
         identity = identify(family, "language", catalog.files)
+        identity = with_adapter(identity, settings.language.adapter)
         chosen = _spread(choose_clips(settings, family, catalog, None), clips)
         tasks = list(_tasks(chosen, settings, family, identity, catalog))
     if not tasks:

@@ -145,12 +145,9 @@ def _features_of(task: Task, store: FeatureStore) -> ClipTensors | ClipError:
 
 def _with_whole_paths(settings: Settings) -> Settings:
     language = settings.language
-    if language.keep_prefix is None:
-        return settings
-    kept = str(Path(language.keep_prefix).absolute())
-    return settings.model_copy(
-        update={"language": language.model_copy(update={"keep_prefix": kept})}
-    )
+    given = {"keep_prefix": language.keep_prefix, "adapter": language.adapter}
+    whole = {name: str(Path(path).absolute()) for name, path in given.items() if path is not None}
+    return settings.model_copy(update={"language": language.model_copy(update=whole)})
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 
 from cogcache.catalog import CaptionRow
 from cogcache.errors import ClipError
+from cogcache.models import model_name
 from cogcache.settings import Settings
 from cogcache.stages.captioning.tasks import Task
 
@@ -39,7 +40,7 @@ class Made:
             "prompt_name": task.prompt_name,
             "prompt": task.prompt,
             "caption": self.text,
-            "model": settings.model,
+            "model": model_name(settings.model, settings.language.adapter),
             "quantization": settings.language.quantization,
             "flags": list(self.flags),
             "num_tokens": self.num_tokens,

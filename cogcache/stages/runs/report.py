@@ -98,6 +98,8 @@ class RunReport:
     timeline: list[MemorySample] = field(default_factory=list)
     searching: str = ""
     """What the search for scenes is at, while the run goes."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What a run that trains has come to: losses, and captions before and after."""
     expected: float | None = 0.0
     """Clips that are expected in videos not cut yet; None where nothing is known to go by."""
 
@@ -159,5 +161,6 @@ class RunReport:
                 "total_s": self.total_s,
                 "versions": versions(),
                 "timeline": [sample.as_dict() for sample in self.timeline],
+                **({"training": dict(self.training)} if self.training else {}),
             },
         }

@@ -1,0 +1,172 @@
+"""`train`: the language half learns captions of the catalog from cached features.
+
+choose captions → split them by video → lay them out → load the half → train, evaluate, save
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogcache.catalog import Catalog, Selection
+from cogcache.errors import TrainingError
+from cogcache.models import Checkpoint, Family, family_of, identify, recall
+from cogcache.settings import Settings
+from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.report import Counts, RunReport
+from cogcache.store import FeatureStore
+from cogcache.system import pick_device, sample
+from cogcache.training import (
+    Chosen,
+    LaidOut,
+    Record,
+    begin,
+    check_method,
+    choose,
+    lay_out,
+    split_by_video,
+)
+
+if TYPE_CHECKING:
+    from cogcache.training import Learnt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Trained:
+    """What a run did, for a reader."""
+
+    report: RunReport
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """What the command line ends with; 1 where captions were left out."""
+        return self.report.exit_status
+
+
+def train(
+    cache: Path,
+    out: Path,
+    settings: Settings,
+    selection: Selection,
+    catalog_path: Path | None = None,
+) -> Trained:
+    """Train an adapter on captions of a cache; typed again, it goes on where it was ended.
+
+    Args:
+        cache: folder of the cache.
+        out: folder of the run and of the adapter.
+        settings: the model, how it is loaded and all of training.
+        selection: which captions.
+        catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
+
+    Raises:
+        CogcacheError: nothing can be learnt, the folder holds another run, the half does not fit.
+    """
+    check_method(settings)
+    store = FeatureStore.open(cache)
+    family = family_of(Checkpoint.open(settings.model, settings.revision))
+    family = family.at(settings.vision.cache_point)
+    with open_run("train", cache, settings, catalog_path) as run:
+        job = _Training(cache, out, settings, selection, family, store, run.catalog)
+        with run.timings.time("digest"):
+            job.find(catalog_path or cache / "catalog.sqlite")
+        report = run.begin(Counts())
+        with run.working() as at:
+            done = job.learn(report, at.stop)
+    return done
+
+
+@dataclass
+class _Training:
+    """A run: what it learns, then how."""
+
+    cache: Path
+    out: Path
+    settings: Settings
+    selection: Selection
+    family: Family
+    store: FeatureStore
+    catalog: Catalog
+    kept: list[Chosen] = field(default_factory=list)
+    held: list[Chosen] = field(default_factory=list)
+
+    def find(self, catalog_path: Path) -> None:
+        """Choose captions and see that the folder is free, or holds this very run."""
+        identity = identify(self.family, "language", self.catalog.files)
+        chosen = choose(catalog_path, self.selection, self.settings.prompts, self._fits())
+        self.kept, self.held = split_by_video(chosen, self.settings.training.eval_share)
+        self.record = Record.of(
+            self.settings, self.family.name, identity.digest, self.kept, self.held
+        )
+        names = {each.caption_key: each.name for each in chosen}
+        self.goes_on = begin(self.out, self.record, names)
+
+    def _fits(self) -> Mapping[str, Any]:
+        """Return which features the model reads; of its vision half, where that is known."""
+        fields: dict[str, Any] = {
+            "family": self.family.name,
+            "cache_point": self.family.cache_point,
+            "preprocessing": self.family.preprocessing(),
+        }
+        if identity := recall(self.family, "vision", self.catalog.files):
+            fields["vision_digest"] = identity.digest
+        return fields
+
+    def learn(self, report: RunReport, stop: Any) -> Trained:
+        """Lay the captions out, load the half, and train it."""
+        from cogcache.training import Run
+
+        with report.split.time("lay_out"):
+            train, held = self._laid_out(self.kept), self._laid_out(self.held)
+        left_out = [*train.lines(), *held.lines()]
+        if not train.examples:
+            problem = f"no caption is left to learn from: {'; '.join(left_out)}"
+            raise TrainingError(problem, "choose other captions")
+        report.base_bytes = sample().host_bytes
+        report.counts.failed = sum(map(len, [*train.left_out.values(), *held.left_out.values()]))
+        run = Run(
+            self.settings, self.family, self.store, train.examples, held.examples, self.out,
+            pick_device(self.settings.device), self.record, stop, [self._observer(report)],
+        )  # fmt: skip
+        with report.split.time("train"):
+            learnt = run.learn()
+        report.bytes_by_shard = dict(learnt.loaded.bytes_by_shard)
+        if learnt.loaded.quantization is not None:
+            report.quantization = learnt.loaded.quantization.summary()
+        report.notes += left_out
+        report.training = {**learnt.record.figures, "samples": learnt.sampler.rows()}
+        return Trained(report, self._lines(learnt, report))
+
+    def _laid_out(self, chosen: list[Chosen]) -> LaidOut:
+        layout = self.family.layout(self.settings.language)
+        context = self.family.full_config().get("max_position_embeddings")
+        return lay_out(chosen, self.family, self.store, layout, context)
+
+    def _observer(self, report: RunReport) -> Any:
+        def observe(what: str, facts: Mapping[str, Any]) -> None:
+            if what == "step":
+                report.counts.done = int(facts["step"])
+                report.counts.found = max(report.counts.found, report.counts.done)
+
+        return observe
+
+    def _lines(self, learnt: Learnt, report: RunReport) -> list[str]:
+        figures = learnt.record.figures
+        lines = [
+            f"train: step {figures['steps']}, from {len(self.kept)} captions, "
+            f"{len(self.held)} kept for evaluation"
+        ]
+        if figures["evaluation"]:
+            first, last = figures["evaluation"][0], figures["evaluation"][-1]
+            lines.append(f"  evaluation: loss {first['loss']:.3f} at first, {last['loss']:.3f} now")
+        lines += [f"  {note}" for note in report.notes]
+        lines += learnt.sampler.lines()
+        if learnt.is_complete or figures["steps"]:
+            lines.append(f"  the adapter is in {self.out}: cogcache caption --adapter {self.out}")
+        return lines

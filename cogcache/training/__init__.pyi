@@ -1,0 +1,10 @@
+from .examples import Chosen as Chosen
+from .examples import LaidOut as LaidOut
+from .examples import choose as choose
+from .examples import lay_out as lay_out
+from .examples import split_by_video as split_by_video
+from .learning import Learnt as Learnt
+from .learning import Run as Run
+from .results import Record as Record
+from .results import begin as begin
+from .results import check_method as check_method
