@@ -15,7 +15,7 @@ from cogcache.export.items import Item, check_one_each, load_items
 from cogcache.export.rows import ROWS
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
-from cogcache.export.trainer_folders import LAYOUTS, Placed
+from cogcache.export.trainer_folders import FFMPEG, LAYOUTS, Placed
 from cogcache.export.webdataset import write_tars
 from cogcache.export.wording import Wording, num_words
 from cogcache.system import seal
@@ -146,10 +146,12 @@ def _write_folder(
     items: Sequence[Item], out: Path, format_: str, options: Options
 ) -> tuple[list[Placed], list[Left]]:
     left_out: list[Left] = []
+    takes = LAYOUTS[format_].takes if format_ in LAYOUTS else FFMPEG
 
     def put(number: int, path: Path) -> Placed | None:
         try:
-            return Placed(path.name, items[number], place(items[number], path, options.media))
+            facts = place(items[number], path, options.media, takes)
+            return Placed(path.name, items[number], facts)
         except VideoError as error:
             path.unlink(missing_ok=True)
             log.info("left out: %s", error.problem)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cogcache.export.clip_files import ClipFacts
+from cogcache.export.clip_files import ClipFacts, Takes
 from cogcache.export.items import Item
 from cogcache.export.rows import json_line
 from cogcache.export.wording import one_line
@@ -42,6 +42,8 @@ class Layout:
     """Writes the rest: takes the folder, the place it will have in the end, and the clips."""
     flags: str
     """How the trainer is told of it; ``{out}`` is the export's folder."""
+    takes: Takes
+    """What its reader takes."""
     max_words: int
     """About as many words as the trainer's text encoder reads; it cuts the rest silently."""
 
@@ -139,17 +141,25 @@ def _toml(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+DECORD: Final = Takes("decord")
+FFMPEG: Final = Takes("an older FFmpeg")
+
 LAYOUTS: Final[dict[str, Layout]] = {
     "videofolder": Layout(
-        "train/videos", _videofolder, 'load_dataset("videofolder", data_dir="{out}")', 340
+        "train/videos", _videofolder, 'load_dataset("videofolder", data_dir="{out}")', FFMPEG, 340
     ),
     "cogvideox": Layout(
         "videos",
         _cogvideox,
         "--instance_data_root {out} --caption_column prompts.txt --video_column videos.txt",
+        DECORD,
         150,
     ),
-    "finetrainers": Layout("data", _finetrainers, "--dataset_config {out}/training.json", 85),
-    "musubi": Layout("videos", _musubi, "--dataset_config {out}/dataset.toml", 340),
-    "diffusion-pipe": Layout("videos", _diffusion_pipe, 'dataset = "{out}/dataset.toml"', 340),
+    "finetrainers": Layout(
+        "data", _finetrainers, "--dataset_config {out}/training.json", DECORD, 85
+    ),
+    "musubi": Layout("videos", _musubi, "--dataset_config {out}/dataset.toml", FFMPEG, 340),
+    "diffusion-pipe": Layout(
+        "videos", _diffusion_pipe, 'dataset = "{out}/dataset.toml"', FFMPEG, 340
+    ),
 }

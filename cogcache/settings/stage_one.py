@@ -69,6 +69,9 @@ class Vision(Table):
     """Lossless compression of feature files; all of them are read alike."""
     frames_per_batch: AtLeastOne = 48
     """Most frames, over all clips, that one vision pass takes; halved when memory runs out."""
+    decoder: Literal["auto", "pyav", "decord"] = "auto"
+    """What reads videos; `auto`: PyAV, and decord where PyAV gives no picture of a file of a kind
+    for which decord is proven; `pyav`, `decord`: that one alone."""
     decode_workers: AtLeastOne = 2
     """Processes that decode and preprocess videos; with several devices or Ray, for each worker."""
     decode_timeout_s: Positive = 120.0

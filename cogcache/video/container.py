@@ -24,6 +24,8 @@ NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
 NO_MEMORY = ("get_buffer() failed", "Cannot allocate memory")
 """What libav says of it."""
 Logs = list[tuple[int, str, str]]
+DEFAULT_BONUS = 5_000_000
+"""Pixels that a default stream counts more than others, as in ffmpeg (`map_auto_video`)."""
 REFETCH = "try to play it; if it does not play, fetch it anew"
 
 
@@ -96,18 +98,16 @@ def _open_container(path: Path, logs: Logs, options: Mapping[str, str]) -> Input
 
 
 def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
-    import av
-    from av.stream import Disposition
-
     name = container.format.name
     if name in NOT_VIDEOS or name.endswith("_pipe"):
         problem = f"{path} is no video but of the format {name!r}"
         raise VideoError("not_a_video", problem, "name video files")
-    stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
+    found = picture_streams(container)
+    if not found:
         kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
         problem = f"{path} has no picture stream, only: {kinds}"
         raise VideoError("no_video_stream", problem, "leave it out, or name another file")
+    stream = max(found, key=_rank)
     if stream.codec_context is None:
         problem = f"{path}: no decoder knows how its pictures are coded"
         raise VideoError("decode_failed", problem, REFETCH)
@@ -116,6 +116,27 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
         raise VideoError("too_large", problem, f"sides of up to {MAX_SIDE} pixels are read")
     stream.thread_count = 1
     return stream
+
+
+def picture_streams(container: InputContainer) -> list[VideoStream]:
+    """Return the streams of moving pictures; covers, which are one picture each, are none."""
+    import av
+    from av.stream import Disposition
+
+    return [
+        each
+        for each in container.streams
+        if isinstance(each, av.VideoStream) and not each.disposition & Disposition.attached_pic
+    ]
+
+
+def _rank(stream: VideoStream) -> tuple[bool, int]:
+    """Return what ffmpeg goes by: the default one before others, then the largest picture."""
+    from av.stream import Disposition
+
+    known = stream.codec_context is not None
+    size = stream.width * stream.height if known else 0
+    return known, size + DEFAULT_BONUS * bool(stream.disposition & Disposition.default)
 
 
 def announced_s(video: OpenVideo) -> float:

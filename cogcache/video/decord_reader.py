@@ -1,9 +1,12 @@
 """Frames of a video by their numbers, read with decord, which the published runs use.
 
-decord 0.6 opens some files and shows wrong frames of them; those are left to PyAV: pictures that
-are to be turned or mirrored, edit lists, key frames that are none in full (behind which it drops
-frames unseen, and counts on), MPEG streams, and AVI whose frames come out of order. So are long
-films: while its decoder is at work it reads on, to the end of the file and as fast as it can.
+decord 0.6 opens many files and shows wrong frames of some: pictures that are to be turned or
+mirrored, edit lists, key frames that are none in full (behind which it drops frames unseen, and
+counts on), recovery points of H.264 outside of MP4, pictures coded in fields, the other one of two
+picture streams, MPEG streams, and AVI whose frames come out of order. So it reads only what it is
+proven for (the corpus of the tests), and only if it is asked for or PyAV has no decoder. While its
+decoder is at work it reads on, to the end of the file and as fast as it can: long films are not
+for it.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ from cogcache.video.frame_index import FrameIndex
 
 logger = logging.getLogger(__name__)
 
-CONTAINERS = ("mp4", "matroska", "flv", "avi")
+CONTAINERS = {
+    "mp4": frozenset({"h264", "hevc", "mpeg4", "vp9", "mjpeg"}),
+    "matroska": frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"}),
+    "flv": frozenset({"h264", "flv1"}),
+    "avi": frozenset({"mpeg4", "mjpeg"}),
+}
+"""By container: the codecs for which decord's frames are those that are shown."""
 AV_LOG_ERROR = 16
 BATCH = 4
 """decord holds a batch three times over: one for a clip takes 850 MB of Full HD instead of 460."""
@@ -42,7 +51,7 @@ def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Fram
 
     Shape [len(numbers), H, W, 3].
     """
-    decord = _decord() if _suits(index) else None
+    decord = _decord() if unfit(index) is None else None
     if decord is None:
         return None
     try:
@@ -52,22 +61,40 @@ def decord_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> Fram
     except (decord.DECORDError, RuntimeError, AssertionError, ValueError) as error:
         logger.debug("decord cannot read %r: %s", path, error)
         return None
-    # After an error PyAV reads it again, and says what is damaged.
     return None if errors else frames
+
+
+def unfit(index: FrameIndex) -> str | None:
+    """Return why decord is not to read a file; None where it may."""
+    if len(index.times_s) * index.picture_bytes > READ_AHEAD_BYTES:
+        return "the film is too long"
+    return misread(index)
+
+
+def misread(index: FrameIndex) -> str | None:
+    """Return why decord is not proven to show the frames of a file; None where it is."""
+    names = [name for name in CONTAINERS if name in index.container.split(",")]
+    if not names or index.codec not in CONTAINERS[names[0]]:
+        return f"it is not proven for {index.codec} in {index.container}"
+    reasons = {
+        "the file has defects": bool(index.defects),
+        "some key frames are not whole": index.has_false_keys,
+        "frames are coded in fields": index.has_fields,
+        "some frames build on those before a key frame": (
+            index.has_recovery_points and names[0] != "mp4"
+        ),
+        "an edit list hides frames": bool(index.num_hidden),
+        "pictures are turned or scaled": not index.display.is_plain,
+        "there are several picture streams": index.num_tracks > 1,
+        "frames can only be counted": not index.by_number,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _read(decord: Any, path: Path, index: FrameIndex, numbers: Sequence[int]) -> Frames | None:
     """Return the frames; None if what decord finds in the file is not what the index says."""
     reader = decord.VideoReader(os.path.abspath(path), num_threads=1)  # noqa: PTH100
     return _batches(reader, index, numbers) if _agrees(reader, index) else None
-
-
-def _suits(index: FrameIndex) -> bool:
-    known = any(name in index.container.split(",") for name in CONTAINERS)
-    # With defects not only because of the frames: decord would print what it cannot open.
-    sound = not index.has_false_keys and not index.defects
-    is_short = len(index.times_s) * index.picture_bytes <= READ_AHEAD_BYTES
-    return known and sound and index.turn is None and is_short
 
 
 def _batches(reader: Any, index: FrameIndex, numbers: Sequence[int]) -> Frames:

@@ -1,12 +1,11 @@
-"""What a container says of a video, read with PyAV: its stream, and when each frame begins."""
+"""What a container says of a video, read with PyAV: its stream, and when each frame is shown."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,57 +18,19 @@ from cogcache.video.container import (
     damage,
     first_error,
     open_video,
+    picture_streams,
 )
+from cogcache.video.display import Display, display_of
+from cogcache.video.earlier_reader import Change, Found, change_of
 from cogcache.video.file_state import state_of
 from cogcache.video.last_read import Last
+from cogcache.video.packets import HIDDEN, NONE, SHOWN, Packets, PacketTable
 
 if TYPE_CHECKING:
-    from av import VideoFrame
-    from av.packet import Packet
     from av.video.stream import VideoStream
 
-SLICE, IDR_SLICE = 1, 5
-I_SLICE = 2
-NAL_TYPE = 0b11111
-
-
-def is_entry(packet: bytes, extradata: bytes | None) -> bool:
-    """Tell whether decoding can begin at a packet that its container marks as a key frame.
-
-    A stream that freshens its pictures bit by bit marks packets as such that hold no whole
-    picture; decoders that begin there show rubbish for a while.
-
-    Args:
-        packet: one frame, in the length-prefixed form of MP4, Matroska and FLV.
-        extradata: the stream's ``avcC``; of a stream in another form nothing is known, and the
-            container is believed.
-    """
-    if not extradata or extradata[0] != 1:
-        return True
-    length_size, at = (extradata[4] & 3) + 1, 0
-    while at + length_size < len(packet):
-        start = at + length_size
-        kind = packet[start] & NAL_TYPE
-        if kind in {SLICE, IDR_SLICE}:
-            return kind == IDR_SLICE or _slice_type(packet[start + 1 : start + 17]) == I_SLICE
-        at = start + int.from_bytes(packet[at:start], "big")
-    return True
-
-
-def _slice_type(head: bytes) -> int | None:
-    """Return the second number of a slice's head: two exp-Golomb codes without a length."""
-    bits = "".join(f"{byte:08b}" for byte in head)
-    at, value = 0, -1
-    for _ in range(2):
-        one = bits.find("1", at)
-        end = 2 * one - at + 1
-        if one < 0 or end > len(bits):
-            return None
-        value, at = int(bits[one:end], 2) - 1, end
-    return value % 5  # 5 to 9 are 0 to 4 for a picture all of one type
-
-
-Turn = tuple[int, int, int, int]
+MAX_HELD_S = 3600.0
+"""Seconds that a picture stands still at most; what is longer is a jump in the time stamps."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,28 +39,56 @@ class FrameIndex:
 
     times_s: NDArray[np.float32]
     """Start of each frame from the first one's, in the order they are shown. Shape [N]."""
-    positions: NDArray[np.int64]
-    """Time stamps in the file's own unit; plain numbers where the file has none. Shape [N]."""
-    keys: NDArray[np.int64]
-    """Positions of the frames at which decoding can begin, ascending."""
-    by_timestamp: bool
-    """Whether decoded frames bear their position; if not, they are counted."""
+    packets: PacketTable
+    """Which packet holds which frame."""
     fps: float
     """Frames a second, on average."""
     duration_s: float
     """As announced; else the end of the last frame."""
-    size: tuple[int, int]
-    """Width and height of the picture as coded, before it is turned."""
-    turn: Turn | None
-    """How a player turns or mirrors the picture: (a, b, c, d) of the file's display matrix, by
-    which the pixel at (x, y) is shown at (ax + cy, bx + dy). None: not at all."""
+    offset_s: float
+    """The time that a player shows at the first frame."""
+    shown_s: tuple[tuple[float, float], ...]
+    """From when to when frames are shown, from the first one's start; gaps are jumps."""
+    display: Display
+    codec: str
+    """As libav names it."""
     container: str
     """Names of the container's format, as libav has them."""
+    brand: str
+    """The main one of an MP4; "" elsewhere."""
     has_false_keys: bool
     """Whether some packets are marked as key frames and are none in full: frames that follow are
     not whole, or are shown before them and need what came earlier (an open group of pictures)."""
+    has_recovery_points: bool
+    """Whether some entries are pictures of H.264 behind which pictures of before are still used."""
+    has_fields: bool
+    """Whether some frames come as two fields by themselves."""
+    num_hidden: int
+    """Frames that an edit list hides or leaves out."""
+    num_tracks: int
+    """Streams of moving pictures."""
+    has_cover_first: bool
+    """Whether a picture that does not move comes before the stream that is shown."""
+    has_sound: bool
     defects: tuple[str, ...]
     """What is wrong with the file as far as can be seen without decoding it."""
+    change: Change | None
+    """What an earlier reader made of it that is not what is shown; None: the same."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in square pixels, before the picture is turned."""
+        return self.display.size
+
+    @property
+    def by_number(self) -> bool:
+        """Whether frames can be found by their numbers; if not, only by counting from the first."""
+        return self.packets.numbers is not None
+
+    @property
+    def end_s(self) -> float:
+        """When the last frame ends."""
+        return self.shown_s[-1][1]
 
     @property
     def picture_bytes(self) -> int:
@@ -124,95 +113,118 @@ def index_frames(path: Path) -> FrameIndex:
 
 def _index_frames(path: Path) -> FrameIndex:
     with open_video(path) as video:
-        packets = _Packets()
-        packets.collect(video)
+        packets = Packets(video)
         check_memory(video.logs)  # else a sound file would be put down as damaged, clip after clip
-        if not packets.count:
+        if not packets.count(SHOWN):
             hint = "a file cut off while it was written has a head and no frames"
             raise VideoError("no_frames", f"{path} has a picture stream without frames", hint)
-        return packets.index(path, video)
+        return _index(path, video, packets)
 
 
-class _Packets:
-    """The packets of a stream that each hold one frame to show."""
+def _index(path: Path, video: OpenVideo, packets: Packets) -> FrameIndex:
+    container, stream = video.container, video.stream
+    stamps = _stamps(packets)
+    times = _times(video, packets, stamps)
+    defects = tuple(_defects(path, video, packets))
+    shown = _shown(times, packets, float(stream.time_base or 0))
+    found = Found(
+        times_s=times.times_s,
+        fps=times.fps,
+        display=display_of(stream, packets.first_frame),
+        has_fields=packets.has_fields,
+        num_tracks=len(picture_streams(container)),
+        is_sound=not packets.num_false_keys and not defects,
+    )
+    return FrameIndex(
+        times_s=times.times_s,
+        packets=packets.table(
+            by_time=times.by_stamp, in_order=not stream.codec_context.has_b_frames
+        ),
+        fps=times.fps,
+        # Of films that were joined only the last, or the first, is announced.
+        duration_s=(0 if packets.is_spliced else announced_s(video)) or shown[-1][1],
+        offset_s=_offset_s(video, stamps),
+        shown_s=shown,
+        display=found.display,
+        codec=stream.codec_context.name,
+        container=container.format.name,
+        brand=container.metadata.get("major_brand", "").strip(),
+        has_false_keys=bool(packets.num_false_keys),
+        has_recovery_points=len(packets.keys) > len(packets.idr),
+        has_fields=found.has_fields,
+        num_hidden=packets.count(HIDDEN) + max(_announced(video) - len(packets.kinds), 0),
+        num_tracks=found.num_tracks,
+        has_cover_first=any(each.index < stream.index for each in container.streams.video),
+        has_sound=bool(container.streams.audio),
+        defects=defects,
+        change=change_of(video, packets, found),
+    )
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.num_hidden = 0
-        self.num_incomplete = 0
-        self.num_false_keys = 0
-        self.last_key: int | None = None
-        self.stopped_by = ""
-        self.first_frame: VideoFrame | None = None
-        self.stamps, self.keys = array("q"), array("q")
 
-    def collect(self, video: OpenVideo) -> None:
-        with damage() as found:
-            for packet in video.container.demux(video.stream):
-                if self.first_frame is None:
-                    self.first_frame = _decode_one(video.stream, packet)
-                if packet.size:
-                    self.add(packet)
-        for error in found:
-            self.stopped_by = getattr(error, "strerror", None) or str(error)
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """When frames begin."""
 
-    def add(self, packet: Packet[VideoStream]) -> None:
-        if packet.is_keyframe and packet.pts is not None:
-            self.add_key(packet, packet.pts)
-            self.last_key = packet.pts
-        elif self.last_key is not None and packet.pts is not None:
-            self.num_false_keys += packet.pts < self.last_key
-        if packet.is_discard:
-            self.num_hidden += 1
-            return
-        self.count += 1
-        self.num_incomplete += packet.is_corrupt
-        if packet.pts is not None:
-            self.stamps.append(packet.pts)
+    times_s: NDArray[np.float32]
+    fps: float
+    by_stamp: bool
+    """Whether frames bear their times; if not, they are counted."""
 
-    def add_key(self, packet: Packet[VideoStream], position: int) -> None:
-        codec = packet.stream.codec_context
-        if codec.name == "h264" and not is_entry(bytes(packet), codec.extradata):
-            self.num_false_keys += 1
-        else:
-            self.keys.append(position)
 
-    def index(self, path: Path, video: OpenVideo) -> FrameIndex:
-        container, stream = video.container, video.stream
-        stamps = np.unique(np.array(self.stamps, np.int64))
-        whole = len(stamps) == self.count
-        # AVI numbers its packets in the order of decoding, whatever it calls those numbers.
-        by_timestamp = whole and container.format.name != "avi"
-        fps = _frame_rate(stream, stamps)
-        times_s = (stamps - stamps[:1]) * float(stream.time_base or 0)
-        if not whole:
-            times_s = np.arange(self.count) / fps
-        counted = np.arange(self.count, dtype=np.int64)
-        return FrameIndex(
-            times_s=times_s.astype(np.float32),
-            positions=stamps if by_timestamp else counted,
-            keys=np.unique(np.array(self.keys or [0], np.int64)) if by_timestamp else counted[:1],
-            by_timestamp=by_timestamp,
-            fps=fps,
-            duration_s=announced_s(video) or float(times_s[-1]) + 1 / fps,
-            size=(stream.width, stream.height),
-            turn=_turn(self.first_frame),
-            container=container.format.name,
-            has_false_keys=bool(self.num_false_keys),
-            defects=tuple(self.defects(path, video)),
-        )
+def _stamps(packets: Packets) -> NDArray[np.int64]:
+    """Return the time stamps of the frames that are shown, in the order of the file."""
+    is_shown = np.array(packets.kinds, np.int8) == SHOWN
+    shown: NDArray[np.int64] = np.array(packets.pts, np.int64)[is_shown]
+    return shown
 
-    def defects(self, path: Path, video: OpenVideo) -> Iterator[str]:
-        # Elsewhere than in MP4 the number announced is a guess or counts repeats.
-        told = video.stream.frames if "mp4" in video.container.format.name else 0
-        # An edit list hides frames, or leaves out what no shown frame needs.
-        if told > self.count + self.num_hidden and told > (there := _num_frames_unedited(path)):
-            yield f"{told} frames are announced, {there} are there"
-        if self.num_incomplete:
-            yield f"incomplete packets: {self.num_incomplete}"
-        if self.stopped_by:
-            yield f"reading stopped early: {self.stopped_by}"
-        yield from first_error(video.logs)
+
+def _times(video: OpenVideo, packets: Packets, stamps: NDArray[np.int64]) -> _Times:
+    fps = _frame_rate(video.stream, np.unique(stamps[stamps != NONE]))
+    # AVI numbers its packets in the order of decoding, whatever it calls those numbers.
+    counted = video.container.format.name == "avi"
+    if (stamps == NONE).any() or (counted and len(np.unique(stamps)) != len(stamps)):
+        return _Times((np.arange(len(stamps)) / fps).astype(np.float32), fps, by_stamp=False)
+    times_s = (np.sort(stamps) - stamps.min()) * float(video.stream.time_base or 0)
+    return _Times(times_s.astype(np.float32), fps, by_stamp=not counted)
+
+
+def _offset_s(video: OpenVideo, stamps: NDArray[np.int64]) -> float:
+    """Return the time of the first frame from the file's begin: of its first stream, that is."""
+    begin_s = (video.container.start_time or 0) / 1e6
+    if video.container.start_time is None or (stamps == NONE).any():
+        return 0.0
+    return max(round(float(stamps.min() * (video.stream.time_base or 0)) - begin_s, 6), 0.0)
+
+
+def _shown(times: _Times, packets: Packets, unit_s: float) -> tuple[tuple[float, float], ...]:
+    """Return from when to when frames are shown, each until the next but for `MAX_HELD_S`."""
+    kinds = np.array(packets.kinds, np.int8)
+    last = int(np.argmax(np.where(kinds == SHOWN, np.array(packets.pts, np.int64), NONE)))
+    held_s = max(packets.durations[last] * unit_s, 1 / times.fps)
+    # As Python's numbers: a clip's end is told in them.
+    starts = [float(each) for each in times.times_s]
+    end_s = starts[-1] + min(held_s, MAX_HELD_S)
+    jumps = np.flatnonzero(np.diff(times.times_s.astype(np.float64)) > MAX_HELD_S)
+    begins = [starts[0], *(starts[jump + 1] for jump in jumps)]
+    ends = [*(starts[jump] + MAX_HELD_S for jump in jumps), end_s]
+    return tuple(zip(begins, ends, strict=True))
+
+
+def _defects(path: Path, video: OpenVideo, packets: Packets) -> Iterator[str]:
+    told, there = _announced(video), len(packets.kinds)
+    # An edit list hides frames, or leaves out what no shown frame needs.
+    if told > there and told > (there := _num_frames_unedited(path)):
+        yield f"{told} frames are announced, {there} are there"
+    if packets.num_incomplete:
+        yield f"incomplete packets: {packets.num_incomplete}"
+    if packets.stopped_by:
+        yield f"reading stopped early: {packets.stopped_by}"
+    yield from first_error(video.logs)
+
+
+def _announced(video: OpenVideo) -> int:
+    """Return how many frames an MP4 says that it has; elsewhere that is a guess."""
+    return video.stream.frames if "mp4" in video.container.format.name else 0
 
 
 def _num_frames_unedited(path: Path) -> int:
@@ -222,23 +234,6 @@ def _num_frames_unedited(path: Path) -> int:
         for packet in video.container.demux(video.stream):
             count += bool(packet.size)
     return count
-
-
-def _decode_one(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:
-    """Return the first frame that a packet gives: PyAV tells of turning only there."""
-    with damage():
-        return next(iter(stream.decode(packet)), None)
-    return None
-
-
-def _turn(frame: VideoFrame | None) -> Turn | None:
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
-    if matrix is None:
-        return None
-    numbers = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    a, b, _, c, d = (round(each / 65_536) for each in numbers)
-    upright, lying = a * d and not (b or c), b * c and not (a or d)
-    return (a, b, c, d) if (upright or lying) and (a, b, c, d) != (1, 0, 0, 1) else None
 
 
 def _frame_rate(stream: VideoStream, stamps: NDArray[np.int64]) -> float:

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from cogcache.errors import VideoError
 from cogcache.video.container import REFETCH, Logs, check_memory, damage, first_error, open_video
-from cogcache.video.frame_index import FrameIndex, Turn
+from cogcache.video.frame_index import FrameIndex
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-EXACT_SEEK = ("mp4", "matroska", "gif")
+EXACT_SEEK = frozenset({"mp4", "matroska", "gif"})
 """Containers that find a frame by its time; in others that is a guess, best made once a clip."""
+BYTE_SEEK = frozenset({"mpegts", "mpeg"})
+"""Containers that can be entered at any byte, and whose times may begin anew on the way."""
 Frames = NDArray[np.uint8]
 Found = tuple[int, "VideoFrame"]
 
@@ -39,19 +41,19 @@ def pyav_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> tuple[
     """
     width, height = index.size
     frames = np.empty((len(numbers), height, width, 3), np.uint8)
-    slots = {int(index.positions[number]): slot for slot, number in enumerate(numbers)}
+    slots = {number: slot for slot, number in enumerate(numbers)}
     missing = set(slots)
     with ExitStack() as stack:
         reading = _Reading(path, index, stack)
-        for position, frame in reading.find(sorted(slots)):
-            missing.discard(position)
+        for number, frame in reading.find(sorted(slots)):
+            missing.discard(number)
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
-            frames[slots[position]] = rgb
+            frames[slots[number]] = rgb
         check_memory(line for logs in reading.logs for line in logs)
         if missing:
             said = next(reading.errors(), "the decoder gives no picture")
             raise VideoError("decode_failed", f"{path} cannot be decoded: {said}", REFETCH)
-    return turned(frames, index.turn), list(reading.troubles())
+    return index.display.turned(frames), list(reading.troubles())
 
 
 def frames_from(path: Path, index: FrameIndex, first: int) -> Iterator[Found]:
@@ -60,22 +62,7 @@ def frames_from(path: Path, index: FrameIndex, first: int) -> Iterator[Found]:
     Frames that cannot be decoded are passed over.
     """
     with ExitStack() as stack:
-        for position, frame in _Reading(path, index, stack).from_position(
-            int(index.positions[first])
-        ):
-            number = int(np.searchsorted(index.positions, position))
-            if number < len(index.positions) and index.positions[number] == position:
-                yield number, frame
-
-
-def turned(frames: Frames, turn: Turn | None) -> Frames:
-    """Return frames as a player shows them. ``turn`` is a display matrix's (a, b, c, d)."""
-    if turn is None:
-        return frames
-    a, b, c, d = turn
-    if a and d:
-        return np.ascontiguousarray(frames[:, ::d, ::a])
-    return np.ascontiguousarray(frames.swapaxes(1, 2)[:, ::b, ::c])
+        yield from _Reading(path, index, stack).from_number(first)
 
 
 class _Reading:
@@ -83,6 +70,8 @@ class _Reading:
 
     def __init__(self, path: Path, index: FrameIndex, stack: ExitStack) -> None:
         self.path, self.index, self.stack = path, index, stack
+        self.table = index.packets
+        self.names = frozenset(index.container.split(","))
         self.logs: list[Logs] = []
         self._open()
         self.has_sought = False
@@ -95,80 +84,117 @@ class _Reading:
         self.logs.append(self.video.logs)
 
     def find(self, wanted: list[int]) -> Iterator[Found]:
-        """Yield each wanted position with its frame or, failing that, its neighbour.
+        """Yield each wanted number with its frame or, failing that, its neighbour.
 
-        A position may be yielded again: the later frame is the better one.
+        A number may be yielded again: the later frame is the better one.
         """
-        for key, group in self._by_key(wanted):
-            # A stream that only freshens its pictures bit by bit, and a container that is
-            # searched by guessing, may begin too late: try again from an earlier key frame.
-            for first in dict.fromkeys((key, max(key - 3, 0))):
-                self._go_to(first)
-                missed = yield from self._collect(group)
+        for entry, group in self._by_entry(wanted):
+            # A stream that only freshens its pictures bit by bit may need an earlier entry.
+            for first in dict.fromkeys((entry, max(entry - 3, 0))):
+                missed = yield from self._collect(group, self._decoded(first))
                 self.stood_in = self.stood_in - set(group) | missed
                 if not missed:
                     break
 
-    def from_position(self, wanted: int) -> Iterator[Found]:
-        """Yield all frames from a position on."""
-        key = max(int(np.searchsorted(self.index.keys, wanted, side="right")) - 1, 0)
-        for start in dict.fromkeys((key, max(key - 3, 0), 0)):
-            self._go_to(start)
-            frames = self._decoded()
+    def from_number(self, wanted: int) -> Iterator[Found]:
+        """Yield all frames from a number on."""
+        entry = self.table.entry_before(wanted)
+        for start in dict.fromkeys((entry, max(entry - 3, 0), 0)):
+            frames = self._decoded(start)
             first = next(frames, None)
             if first is not None and (first[0] <= wanted or start == 0):
                 yield from (found for found in chain([first], frames) if found[0] >= wanted)
                 return
 
-    def _by_key(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
-        """Return the wanted positions with the number of the key frame to begin at."""
-        exact = any(name in self.index.container.split(",") for name in EXACT_SEEK)
+    def _by_entry(self, wanted: list[int]) -> list[tuple[int, list[int]]]:
+        """Return the wanted numbers with the entry to begin at."""
+        exact = bool(self.names & EXACT_SEEK)
         groups: dict[int, list[int]] = {}
-        for position in wanted:
-            key = int(np.searchsorted(self.index.keys, position, side="right")) - 1
-            first_key = key if exact else next(iter(groups), key)
-            groups.setdefault(max(first_key, 0), []).append(position)
+        for number in wanted:
+            entry = self.table.entry_before(number)
+            first = entry if exact else next(iter(groups), entry)
+            groups.setdefault(first, []).append(number)
         return list(groups.items())
 
-    def _go_to(self, key: int) -> None:
-        if key == 0:
-            self._open()
-            return
-        self.has_sought = True
-        # Where a file cannot be searched, reading goes on from where it is: never too late,
-        # as positions are asked for in ascending order.
-        with damage():
-            self.video.container.seek(int(self.index.keys[key]), stream=self.video.stream)
-
-    def _collect(self, wanted: Sequence[int]) -> Generator[Found, None, set[int]]:
-        """Yield each wanted position with a frame; return those whose own did not come."""
+    def _collect(
+        self, wanted: Sequence[int], frames: Iterator[Found]
+    ) -> Generator[Found, None, set[int]]:
+        """Yield each wanted number with a frame; return those whose own did not come."""
         todo, missed = deque(wanted), set[int]()
         before: VideoFrame | None = None
-        for position, frame in self._decoded():
-            while todo and position >= todo[0]:
-                exact = position == todo[0]
+        for number, frame in frames:
+            while todo and number >= todo[0]:
+                exact = number == todo[0]
                 missed |= set() if exact else {todo[0]}
                 yield todo.popleft(), frame if exact else before or frame
             if not todo:
                 return missed
             before = frame
         if before is not None:
-            yield from ((position, before) for position in todo)
+            yield from ((number, before) for number in todo)
         return missed | set(todo)
 
-    def _decoded(self) -> Iterator[Found]:
+    def _decoded(self, entry: int) -> Iterator[Found]:
+        """Yield the frames from an entry on, and maybe some before."""
+        numbers = self.table.numbers
         count = 0
-        for packet in self._packets():
+        for place, packet in self._placed(entry):
+            if packet.size and numbers is not None:
+                # The decoder hands a packet's time on to the frame that it becomes.
+                packet.pts = int(numbers[place]) if place < len(numbers) else -1
             for frame in self._decode(packet):
-                position = frame.pts if self.index.by_timestamp else count
+                number = count if numbers is None else frame.pts
                 count += 1
                 self.num_damaged += frame.is_corrupt
-                if position is not None:
-                    yield position, frame
+                if number is not None and number >= 0:
+                    yield number, frame
 
-    def _packets(self) -> Iterator[Packet[VideoStream]]:
+    def _placed(self, entry: int) -> Iterator[tuple[int, Packet[VideoStream]]]:
+        """Yield packets from an entry or from before it on, each with its place in the file."""
+        for start in dict.fromkeys((entry, max(entry - 3, 0), 0)):
+            packets = self._packets_from(start)
+            if start == 0:
+                yield from self._counted(0, packets)
+                return
+            for packet in packets:
+                place = self.table.place_of(packet)
+                if place is not None and place > self.table.entries[entry]:
+                    break  # a file that is searched by guessing: it was entered too late
+                if place is not None:
+                    yield from self._counted(place, chain([packet], packets))
+                    return
+
+    def _counted(
+        self, place: int, packets: Iterator[Packet[VideoStream]]
+    ) -> Iterator[tuple[int, Packet[VideoStream]]]:
+        known = self.table.places
+        for packet in packets:
+            # Behind damage a reader that came by another way may pass over other packets.
+            off = place < len(known) and packet.pos is not None and known[place] >= 0
+            if packet.size and off and known[place] != packet.pos:
+                found = self.table.place_of(packet)
+                place = place if found is None else found
+            yield place, packet
+            place += bool(packet.size)
+
+    def _packets_from(self, entry: int) -> Iterator[Packet[VideoStream]]:
+        if entry == 0:
+            self._open()
+        else:
+            self.has_sought = True
+            self._seek(entry)
         with damage():
             yield from self.video.container.demux(self.video.stream)
+
+    def _seek(self, entry: int) -> None:
+        byte = int(self.table.places[self.table.entries[entry]])
+        # Where a file cannot be searched, reading goes on from where it is: packets tell.
+        with damage():
+            if self.names & BYTE_SEEK and byte >= 0:
+                self.video.container.seek(byte, unsupported_byte_offset=True)
+            else:
+                stamp = int(self.table.entry_stamps[entry])
+                self.video.container.seek(stamp, stream=self.video.stream)
 
     def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
         with damage():

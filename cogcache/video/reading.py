@@ -14,14 +14,13 @@ from cogcache.errors import VideoError
 from cogcache.units import GIB, format_bytes
 from cogcache.video.container import announced_s, open_video
 from cogcache.video.cutting import cut
-from cogcache.video.decord_reader import decord_frames
+from cogcache.video.decord_reader import decord_frames, unfit
 from cogcache.video.file_state import file_digest, state_of
 from cogcache.video.frame_index import FrameIndex, index_frames
 from cogcache.video.last_read import Last
 from cogcache.video.paths import find_videos
 from cogcache.video.pyav_reader import pyav_frames
 from cogcache.video.sampling import SamplingRule, choose
-from cogcache.video.workers.process import doing
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -40,7 +39,8 @@ __all__ = [
 MAX_CLIP_BYTES = 8 * GIB
 """Bytes of one clip's chosen frames: what a worker may be asked to hold."""
 THUMBNAIL_SIDE = 256
-DECORD = "decord"
+Served = Literal["decord", "pyav"]
+Decoder = Literal["auto", "decord", "pyav"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ClipFrames:
     frames: NDArray[np.uint8]
     """RGB, turned as a player would. Shape [T, H, W, 3]."""
     timestamps_s: NDArray[np.float64]
-    """When each frame begins, in seconds of the whole video. Shape [T]."""
+    """When each frame begins, in seconds from the video's first. Shape [T]."""
     frame_indices: NDArray[np.int64]
     """Number of each frame in the whole video; a short clip may hold one twice. Shape [T]."""
     fps: float
@@ -73,9 +73,11 @@ class ClipFrames:
     """Of the whole video, counted."""
     duration_s: float
     """Of the whole video."""
-    decoder: Literal["decord", "pyav"]
+    decoder: Served
     suspect: str | None = None
     """What was wrong with the file on the way, if anything."""
+    offset_s: float = 0.0
+    """The time that a player shows at the video's first frame."""
 
 
 _LAST: Last[VideoInfo] = Last()
@@ -112,7 +114,7 @@ def read_clip(
     start_s: float = 0.0,
     end_s: float | None = None,
     *,
-    trust_decord: bool = True,
+    decoder: Decoder = "auto",
 ) -> ClipFrames:
     """Decode the frames of one clip that ``sampling`` chooses, and hold no others in memory.
 
@@ -121,27 +123,21 @@ def read_clip(
     Args:
         path: the video file.
         sampling: which frames of the clip to take.
-        start_s: the clip is ``[start_s, end_s)`` of the video, in seconds.
+        start_s: the clip is ``[start_s, end_s)`` of the video, in seconds from its first frame.
         end_s: None for all the rest.
-        trust_decord: whether decord is asked first; if not, PyAV alone is.
+        decoder: what reads; ``"auto"``: PyAV, and decord where PyAV gives no picture of a file
+            for which decord is proven.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
-            ``no_video_stream``, ``no_frames``, ``clip_outside``, ``decode_failed`` or
-            ``too_large``.
+            ``no_video_stream``, ``no_frames``, ``clip_outside``, ``decode_failed``,
+            ``decoder_unfit`` or ``too_large``.
     """
     index = index_frames(path)
-    chosen = choose(index.times_s, index.fps, sampling, start_s, end_s)
+    chosen = choose(index.times_s, index.fps, sampling, start_s, end_s, until_s=index.end_s)
     _check_size(path, index, len(chosen))
     numbers, slots = np.unique(chosen, return_inverse=True)
-    decoder: Literal["decord", "pyav"] = "decord"
-    troubles: list[str] = []
-    frames = None
-    if trust_decord:
-        with doing(DECORD):
-            frames = decord_frames(path, index, numbers.tolist())
-    if frames is None:
-        decoder, (frames, troubles) = "pyav", pyav_frames(path, index, numbers.tolist())
+    served, frames, troubles = _frames(path, index, numbers.tolist(), decoder)
     return ClipFrames(
         frames=frames if len(numbers) == len(chosen) else frames[slots],
         timestamps_s=index.times_s[chosen].astype(np.float64),
@@ -149,9 +145,31 @@ def read_clip(
         fps=index.fps,
         total_num_frames=len(index.times_s),
         duration_s=index.duration_s,
-        decoder=decoder,
+        decoder=served,
         suspect="; ".join(dict.fromkeys([*index.defects, *troubles])) or None,
+        offset_s=index.offset_s,
     )
+
+
+def _frames(
+    path: Path, index: FrameIndex, numbers: list[int], decoder: Decoder
+) -> tuple[Served, NDArray[np.uint8], list[str]]:
+    """Return which decoder has served, its frames, and what was wrong with them."""
+    if decoder == "decord":
+        frames = decord_frames(path, index, numbers)
+        if frames is None:
+            reason = unfit(index) or "it cannot read the file"
+            problem = f"{path} is not to be read with decord: {reason}"
+            raise VideoError("decoder_unfit", problem, "read it with PyAV: leave the decoder auto")
+        return "decord", frames, []
+    try:
+        return "pyav", *pyav_frames(path, index, numbers)
+    except VideoError as error:
+        if decoder == "auto" and error.reason == "decode_failed":
+            frames = decord_frames(path, index, numbers)
+            if frames is not None:
+                return "decord", frames, []
+        raise
 
 
 def _check_size(path: Path, index: FrameIndex, num_frames: int) -> None:

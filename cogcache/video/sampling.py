@@ -85,6 +85,8 @@ def choose(
     rule: SamplingRule,
     start_s: float = 0.0,
     end_s: float | None = None,
+    *,
+    until_s: float = 0.0,
 ) -> list[int]:
     """Return the indices, into the whole video, of the frames to look at in one clip.
 
@@ -95,12 +97,15 @@ def choose(
         start_s: the clip holds the frames from here on ...
         end_s: ... that begin before this; to the video's end if None. A clip in which no frame
             begins holds the one that stands still through it.
+        until_s: when the last frame ends, where that is known: it may be held for long.
 
     Raises:
         VideoError: the clip begins after the video's end (``clip_outside``).
         ConfigError: there is no such strategy.
     """
-    first, stop = _bounds(timestamps_s, fps, start_s, end_s)
+    first, stop = bounds(
+        timestamps_s, start_s, end_s, max(until_s, float(timestamps_s[-1]) + 1 / fps)
+    )
     if rule.strategy == "per_second":
         since_start_s = np.maximum(timestamps_s[first:stop] - start_s, 0)
         chosen = per_second(since_start_s, rule.max_frames)
@@ -115,11 +120,20 @@ def choose(
     return [first + index for index in chosen]
 
 
-def _bounds(
-    timestamps_s: Times, fps: float, start_s: float, end_s: float | None
+def bounds(
+    timestamps_s: Times, start_s: float, end_s: float | None, video_end_s: float
 ) -> tuple[int, int]:
-    """Return the first frame of a clip and the first after it."""
-    video_end_s = float(timestamps_s[-1]) + 1 / fps
+    """Return the first frame of a clip and the first after it.
+
+    Args:
+        timestamps_s: when each frame of the whole video begins, ascending. Shape [N].
+        start_s: where the clip begins.
+        end_s: where it ends; None: at the video's end.
+        video_end_s: when the last frame ends.
+
+    Raises:
+        VideoError: the clip begins after the video's end (``clip_outside``).
+    """
     if start_s >= video_end_s:
         raise VideoError(
             "clip_outside",

@@ -79,7 +79,7 @@ def extent_of(video: Path) -> Extent:
     """
     index = index_frames(video)
     end_s = round(float(index.times_s[-1]) + 1 / index.fps, 6)
-    return Extent(len(index.times_s), end_s, index.by_timestamp)
+    return Extent(len(index.times_s), end_s, index.by_number)
 
 
 def look(job: Film | Piece) -> Extent | list[float]:

@@ -224,7 +224,7 @@ def test_a_damaged_video_is_left_out(tmp_path):
     cache = make_cache(tmp_path)
     (tmp_path / "films" / "test set" / "b.mkv").write_bytes(b"no video at all")
     done = export(cache / "catalog.sqlite", tmp_path / "o", "musubi", Selection(), Options())
-    assert "cannot be decoded" in done.left_out[0][1]
+    assert "no video that can be opened" in done.left_out[0][1]
     assert not (tmp_path / "o" / "videos" / NAMES[0]).exists()
 
 

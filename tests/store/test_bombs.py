@@ -63,17 +63,24 @@ def fake_decord(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("fake_decord")
-def test_where_decord_crashes_hangs_or_fills_the_memory_pyav_serves(tmp_path):
+def test_where_a_decoder_crashes_hangs_or_fills_the_memory_each_clip_is_a_failure(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     for seed, name in enumerate(["crash", "hang", "swallow"]):
         write_scene(videos / f"{name}.mp4", seed)
-    found = outcome(videos, tmp_path / "cache", decode_timeout_s=4.0, **SMALL)
-    assert found == dict.fromkeys(("crash.mp4", "hang.mp4", "swallow.mp4"), "pyav")
+    forced = {"decoder": "decord", "decode_timeout_s": 4.0, **SMALL}
+    assert outcome(videos, tmp_path / "cache", **forced) == {
+        "crash.mp4": "decoder_crashed",
+        "hang.mp4": "timeout",
+        "swallow.mp4": "decode_memory",
+    }
+    # PyAV reads first, so that decord is not even asked.
+    names = ("crash.mp4", "hang.mp4", "swallow.mp4")
+    assert outcome(videos, tmp_path / "other", **SMALL) == dict.fromkeys(names, "pyav")
 
 
 @pytest.mark.usefixtures("fake_decord")
-def test_where_pyav_fails_too_the_clip_does_and_each_was_asked_once(tmp_path):
+def test_where_pyav_gives_no_picture_of_a_file_with_defects_decord_is_not_asked(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     million_frames(videos / "crash.mp4", number=1_000_000)

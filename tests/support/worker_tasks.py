@@ -15,7 +15,6 @@ from pathlib import Path
 from cogcache.errors import VideoError
 from cogcache.stages.distributed.jobs import JobQueue, Result
 from cogcache.video.workers.limits import WorkerLimits, limit_job
-from cogcache.video.workers.process import doing
 
 
 def double(number: int) -> int:
@@ -75,20 +74,6 @@ def leak(_job: object) -> int:
     """Keep 20 MiB more with each job."""
     LEAKED.append(bytearray(b"x") * (20 << 20))
     return os.getpid()
-
-
-def with_decoder(decoder: str) -> str:
-    """Fail with one decoder as its name says; with any other, succeed."""
-    with doing(decoder):
-        if decoder in ACTIONS:
-            ACTIONS[decoder]()
-        return f"read with {decoder}"
-
-
-def otherwise(decoder: str, was_doing: str) -> str | None:
-    """Return the decoder that is tried after one that was lost."""
-    assert was_doing == decoder
-    return {"segfault": "spare", "hang": "spare", "swallow": "spare", "kill": "exit"}.get(decoder)
 
 
 class OddError(Exception):

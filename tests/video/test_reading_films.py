@@ -44,8 +44,8 @@ def read_bytes() -> int:
     return int(psutil.Process().io_counters().read_chars)
 
 
-def minute(film: Path, number: int) -> ClipFrames:
-    return read_clip(film, SPREAD, number * 60.0, number * 60.0 + 24.0)
+def minute(film: Path, number: int, **how: str) -> ClipFrames:
+    return read_clip(film, SPREAD, number * 60.0, number * 60.0 + 24.0, **how)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -87,7 +87,7 @@ def test_a_long_film_shows_the_frames_that_decord_shows(film, monkeypatch):
     clips = [minute(film, number) for number in (0, 60, 119)]
     monkeypatch.setattr("cogcache.video.decord_reader.READ_AHEAD_BYTES", 2**50)
     for number, clip in zip((0, 60, 119), clips, strict=True):
-        again = minute(film, number)
+        again = minute(film, number, decoder="decord")
         assert (clip.decoder, again.decoder) == ("pyav", "decord")
         assert np.array_equal(clip.frames, again.frames)
         assert np.array_equal(clip.timestamps_s, again.timestamps_s)
@@ -96,7 +96,7 @@ def test_a_long_film_shows_the_frames_that_decord_shows(film, monkeypatch):
 @needs_proc
 def test_no_film_stays_open_between_clips(film, tmp_path):
     short = write_video(tmp_path / "short.mp4")
-    clips = minute(film, 0), read_clip(short, SPREAD)
+    clips = minute(film, 0), read_clip(short, SPREAD, decoder="decord")
     assert [clip.decoder for clip in clips] == ["pyav", "decord"]
     assert (open_files(film), open_files(short)) == (0, 0)
 

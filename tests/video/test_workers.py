@@ -142,20 +142,6 @@ def test_workers_are_replaced_before_they_have_leaked_much(limits, most_jobs):
     assert max(done_by.values()) == most_jobs
 
 
-@pytest.mark.parametrize("fatal", ["segfault", "hang", "swallow"])
-def test_a_job_that_cost_its_worker_is_done_otherwise(fatal):
-    limits = WorkerLimits(3.0, memory_bytes=300 * MIB)
-    jobs = [fatal, "plain"]
-    outcome = run(jobs, task=tasks.with_decoder, limits=limits, second_try=tasks.otherwise)
-    assert outcome == {fatal: "read with spare", "plain": "read with plain"}
-
-
-def test_a_job_is_tried_otherwise_only_once():
-    outcome = run(["kill", "exit"], task=tasks.with_decoder, second_try=tasks.otherwise)
-    assert "status 3" in outcome["kill"].problem
-    assert "status 3" in outcome["exit"].problem
-
-
 def test_a_worker_killed_while_idle_costs_no_job():
     results = map_unordered(tasks.process_id, range(3), workers=1, limits=A_MINUTE, ahead=1)
     with closing(results):

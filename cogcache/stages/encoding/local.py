@@ -17,13 +17,7 @@ from cogcache.models import Family
 from cogcache.settings import Settings
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.encoding.frame_reuse import Neighbours, no_neighbours
-from cogcache.stages.encoding.preparation import (
-    ClipSource,
-    PreparedClip,
-    prepare,
-    start_worker,
-    without_decord,
-)
+from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.stages.runs.report import RunReport
 from cogcache.store import FeatureStore
 from cogcache.system import Fetching, Spool
@@ -145,6 +139,7 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
                     settings.sampling,
                     clip.key.video_digest,
                     clip.seen,
+                    vision.decoder,
                 )
                 clips_of[source] = clip
                 yield source
@@ -162,7 +157,6 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
                 vision.vision_dtype,
                 settings.limits.strict,
             ),
-            second_try=without_decord,
         )
         # What ends a run early holds on to the generator, and so to its workers, for a while.
         self._open.enter_context(closing(results))

@@ -6,9 +6,8 @@ back as safetensors bytes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,10 @@ from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models import Checkpoint, family_of
 from cogcache.settings import Sampling
-from cogcache.video import DECORD, Seen, VideoInfo, check_unchanged, probe, read_clip, thumbnail
+from cogcache.video import Decoder, Seen, VideoInfo, check_unchanged, probe, read_clip, thumbnail
 
 if TYPE_CHECKING:
     from cogcache.models import ClipTensors, Family
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +33,8 @@ class ClipSource:
     """SHA-256 that the video's bytes had; "" where that is not known."""
     seen: Seen | None = None
     """What the file was when that was found; None where nobody can change it."""
-    trust_decord: bool = True
-    """Whether decord is asked before PyAV."""
+    decoder: Decoder = "auto"
+    """What reads the frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +58,6 @@ class PreparedClip:
         from cogcache.models import ClipTensors
 
         return ClipTensors(load(self.payload), self.texts)
-
-
-def without_decord(source: ClipSource, doing: str) -> ClipSource | None:
-    """Return how to read a clip otherwise whose worker was lost; None if decord is not to blame."""
-    if doing != DECORD:
-        return None
-    logger.info("%s: decord failed; PyAV is to read it", source.video)
-    return replace(source, trust_decord=False)
 
 
 class _Worker:
@@ -100,7 +88,7 @@ def prepare(source: ClipSource) -> PreparedClip:
     from safetensors.torch import save
 
     span = source.start_s, source.end_s
-    clip = read_clip(source.video, source.sampling, *span, trust_decord=source.trust_decord)
+    clip = read_clip(source.video, source.sampling, *span, decoder=source.decoder)
     if _Worker.strict and clip.suspect:
         problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
@@ -113,6 +101,7 @@ def prepare(source: ClipSource) -> PreparedClip:
         "frame_indices": clip.frame_indices.tolist(),
         "fps": clip.fps,
         "duration_s": clip.duration_s,
+        "offset_s": clip.offset_s,
         "total_num_frames": clip.total_num_frames,
         "width": info.width,
         "height": info.height,

@@ -19,17 +19,11 @@ from cogcache.stages.distributed.launch import WorkerLayout, _environment, _spec
 from cogcache.stages.distributed.scheduler import Scheduler, WorkerSpec
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
 from cogcache.stages.encoding.frame_reuse import Neighbours
-from cogcache.stages.encoding.preparation import (
-    ClipSource,
-    PreparedClip,
-    prepare,
-    start_worker,
-    without_decord,
-)
+from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.stages.runs.report import RunReport
 from cogcache.store import FeatureStore
 from cogcache.system import Bug, MemoryMonitor, Stop
-from cogcache.video import DecodeWorker, Program, decode_limits
+from cogcache.video import Decoder, DecodeWorker, Program, decode_limits
 
 if TYPE_CHECKING:
     from cogcache.stages.encoding.feature_maker import FeatureMaker, Outcome
@@ -68,9 +62,8 @@ class DecodeSpec:
                 vision.vision_dtype,
                 settings.limits.strict,
             ),
-            without_decord,
         )
-        return DecodeActor(settings.sampling, DecodeWorker(program))
+        return DecodeActor(settings.sampling, vision.decoder, DecodeWorker(program))
 
 
 @dataclass
@@ -78,6 +71,7 @@ class DecodeActor:
     """A decoder at work, in a process of its own."""
 
     sampling: Sampling
+    decoder: Decoder
     worker: DecodeWorker
 
     def work(self, inbox: JobQueue) -> Iterator[Result]:
@@ -86,7 +80,9 @@ class DecodeActor:
             while item := inbox.next(wait=True):
                 clip: Clip = item.job.clip
                 digest = clip.key.video_digest
-                source = ClipSource(clip.video, *clip.span, self.sampling, digest, clip.seen)
+                source = ClipSource(
+                    clip.video, *clip.span, self.sampling, digest, clip.seen, self.decoder
+                )
                 made = self.worker.run(source)
                 if isinstance(made, Bug):
                     raise made.error

@@ -11,11 +11,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
-from cogcache.errors import CogcacheError, VideoError
+from cogcache.errors import CogcacheError
 from cogcache.system import CONTEXT, Bug, ending, signals_blocked
-from cogcache.units import format_seconds
-from cogcache.video.workers.limits import resident_bytes
-from cogcache.video.workers.process import Doing, Program, too_much_memory, work
+from cogcache.video.workers.limits import Lost, resident_bytes
+from cogcache.video.workers.process import Program, work
 
 START_TIMEOUT_S: Final = 300.0
 """A worker that imports torch from a slow disk is not ready at once."""
@@ -23,8 +22,6 @@ LOOK_EVERY_S: Final = 0.05
 """Between looks at a worker's memory, which grows by some 100 MB meanwhile at worst."""
 NEAR_LIMIT: Final = 0.75
 """Share of its memory beyond which a crash is put down to it: what cannot be had crashes too."""
-COSTLY: Final = frozenset({"decoder_crashed", "decode_memory", "timeout"})
-"""Reasons for which a job may be tried otherwise."""
 
 
 class DecodeWorker:
@@ -33,8 +30,6 @@ class DecodeWorker:
     def __init__(self, program: Program) -> None:
         self.program, self.limits = program, program.limits
         self.closed = False
-        self.doing = ""
-        """What the process said last that it is at."""
         self._lock = threading.Lock()
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection[Any, Any] | None = None
@@ -45,19 +40,11 @@ class DecodeWorker:
         """Return the task's result, a ClipError, or a Bug."""
         try:
             outcome = self._exchange(job)
-            if (other := self._otherwise(job, outcome)) is not None:
-                self.stop()
-                outcome = self._exchange(other)
         except Exception as error:  # noqa: BLE001 - else it would end a thread unseen
             return Bug(error)
+        if isinstance(outcome, Lost):
+            return self.program.explain(outcome, self.limits)
         return outcome
-
-    def _otherwise(self, job: object, outcome: object) -> object:
-        """Return how else to do a job that went wrong, or None."""
-        lost = isinstance(outcome, VideoError) and outcome.reason in COSTLY
-        if not lost or self.closed or self.program.second_try is None:
-            return None
-        return self.program.second_try(job, self.doing)
 
     def _exchange(self, job: object) -> object:
         data = ForkingPickler.dumps(job)
@@ -80,17 +67,14 @@ class DecodeWorker:
         while True:
             left_s = end_s - time.monotonic()
             if pipe.poll(max(min(left_s, LOOK_EVERY_S), 0)):
-                said = pipe.recv()
-                if not isinstance(said, Doing):
-                    self._jobs_done += 1
-                    return said
-                self.doing = said.what
-            elif self._look() > (self.limits.memory_bytes or float("inf")):
+                self._jobs_done += 1
+                return pipe.recv()
+            if self._look() > (self.limits.memory_bytes or float("inf")):
                 self.stop()
-                return too_much_memory(self.limits.memory_bytes)
-            elif left_s <= 0:
+                return Lost("memory")
+            if left_s <= 0:
                 self.stop()
-                return _too_long(self.limits.timeout_s)
+                return Lost("time")
 
     def _look(self) -> int:
         """Return the memory that the process has in use."""
@@ -108,7 +92,6 @@ class DecodeWorker:
     def _hand_over(self, data: memoryview) -> Connection[Any, Any]:
         """Return the pipe of a process that has taken the job up."""
         pipe = self._ready()
-        self.doing = ""
         pipe.send_bytes(data)
         pipe.recv()
         return pipe
@@ -161,21 +144,11 @@ class DecodeWorker:
             if self._process is not None:
                 self._process.kill()
 
-    def _crashed(self, exit_code: int | None) -> VideoError:
+    def _crashed(self, exit_code: int | None) -> Lost:
         if exit_code == -getattr(signal, "SIGXCPU", 0):
-            return _too_long(self.limits.timeout_s, " of the processor")
+            return Lost("processor")
         limit = self.limits.memory_bytes
         if limit is not None and self._seen_bytes > NEAR_LIMIT * limit:
-            return too_much_memory(self.limits.memory_bytes)
-        hint = (
-            "play the file to see whether it is sound; a fault in the decoder kills only this clip"
-        )
-        if exit_code == -getattr(signal, "SIGKILL", 0):
-            hint = "the system may have run out of memory: lower --decode-workers or --max-frames"
-        problem = f"the process that worked on it crashed: {ending(exit_code)}"
-        return VideoError("decoder_crashed", problem, hint)
-
-
-def _too_long(seconds: float, of: str = "") -> VideoError:
-    hint = "raise --decode-timeout-s if the video is long; else leave it out"
-    return VideoError("timeout", f"gave up after {format_seconds(seconds)}{of}", hint)
+            return Lost("memory")
+        is_killed = exit_code == -getattr(signal, "SIGKILL", 0)
+        return Lost("crash", ending(exit_code), is_killed)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
+from cogcache.errors import VideoError
 from cogcache.settings import Vision
-from cogcache.units import GIB
+from cogcache.units import GIB, format_bytes, format_seconds
 
 if sys.platform != "win32":
     import resource
@@ -29,6 +30,37 @@ class WorkerLimits:
     """Jobs after which a process is replaced; None for never."""
     growth_bytes: int = GIB
     """Resident memory that a process may keep between jobs, beyond what it began with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A job that cost its worker, or that the worker could not do within its limits."""
+
+    by: Literal["crash", "time", "processor", "memory"]
+    ending: str = ""
+    """How the process ended."""
+    is_killed: bool = False
+    """Whether another process, or the system, ended it."""
+
+
+def decode_error(lost: Lost, limits: WorkerLimits) -> VideoError:
+    """Return what there is to say of a clip that cost its decode worker."""
+    if lost.by == "memory":
+        most = limits.memory_bytes
+        told = f" with the {format_bytes(most)} that it may take" if most else ""
+        problem = f"the decoder does not get by{told}: memory ran out"
+        hint = "lower --max-frames, or raise --decode-memory if the machine has more"
+        return VideoError("decode_memory", problem, hint)
+    if lost.by != "crash":
+        of = " of the processor" if lost.by == "processor" else ""
+        hint = "raise --decode-timeout-s if the video is long; else leave it out"
+        problem = f"gave up after {format_seconds(limits.timeout_s)}{of}"
+        return VideoError("timeout", problem, hint)
+    hint = "play the file to see whether it is sound; a fault in the decoder kills only this clip"
+    if lost.is_killed:
+        hint = "the system may have run out of memory: lower --decode-workers or --max-frames"
+    problem = f"the process that worked on it crashed: {lost.ending}"
+    return VideoError("decoder_crashed", problem, hint)
 
 
 def limit_process(limits: WorkerLimits) -> None:

@@ -33,7 +33,6 @@ def map_unordered(
     limits: WorkerLimits,
     ahead: int,
     initializer: Callable[[], object] | None = None,
-    second_try: Callable[[Job, str], Job | None] | None = None,
 ) -> Generator[tuple[Job, Result | ClipError] | None, None, None]:
     """Yield each job with ``task(job)`` or the error that it ended in, as they are done.
 
@@ -49,8 +48,6 @@ def map_unordered(
         limits: what a worker may take, and when it is replaced by a fresh one.
         ahead: jobs taken from ``jobs`` whose results are not yet taken by the caller, at most.
         initializer: is called once in each new process.
-        second_try: is told of a job that cost its worker, with what the worker was `doing` at that
-            moment; returns how to do the job otherwise, in a fresh worker, or None.
 
     Yields:
         ``(job, result)``, or ``(job, error)`` for a ClipError that the task raised, for a crash
@@ -63,7 +60,7 @@ def map_unordered(
             worker's traceback.
         CogcacheError: a worker cannot be started.
     """
-    program = Program(task, limits, initializer, second_try)
+    program = Program(task, limits, initializer)
     results = _results(_Source(Pool(program, workers), iter(jobs), max(ahead, 1)))
     next(results)  # to close a generator that was never begun would leave its workers
     return results

@@ -1,0 +1,231 @@
+"""Encodes the clip of a video anew: the frames that were captioned, as a player shows them.
+
+Frames, turning, pixels and times are those of the reader. Colours stay as they are coded, with
+their tags, so that every reader makes the same picture of them. Sound is encoded anew too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cogcache.errors import VideoError
+from cogcache.export.clip_sound import Sound, open_sound
+from cogcache.video import FrameIndex, bounds, frames_from, index_frames
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+CLOCK: Final = 90_000
+"""Ticks a second: the clock of MPEG, which most frame rates divide."""
+OPTIONS: Final = {"crf": "16", "threads": "1"}
+"""Nearly without loss. One thread: the same clip gives the same bytes on any machine."""
+SAME_MATRIX: Final = frozenset({1, 2, 4, 5, 6, 7, 9})
+"""Matrices that all readers know (ITU-T H.273, table 4; 2: not told); others go by RGB."""
+BT601: Final = 6
+FULL_RANGE: Final = 2
+SLOWEST, FASTEST = Fraction(1, 1000), Fraction(1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a new file holds."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a video is encoded."""
+
+    source: Path
+    index: FrameIndex
+    first: int
+    stop: int
+    """Frames ``[first, stop)``."""
+    end_s: float
+    """When the last of them ends, as far as the clip goes, from the video's first frame."""
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        """When the frames begin, from the first of them. Shape [stop - first]."""
+        times_s = self.index.times_s[self.first : self.stop].astype(np.float64)
+        since_s: NDArray[np.float64] = times_s - times_s[0]
+        return since_s
+
+    @property
+    def length_s(self) -> float:
+        """How long the frames are shown."""
+        return max(self.end_s - float(self.index.times_s[self.first]), 1 / CLOCK)
+
+
+def part_of(source: Path, start_s: float, end_s: float | None) -> Part:
+    """Return what of a video the clip `[start_s, end_s)` is.
+
+    Raises:
+        VideoError: the video cannot be opened, or the clip is not in it.
+    """
+    index = index_frames(source)
+    first, stop = bounds(index.times_s, start_s, end_s, index.end_s)
+    until_s = index.end_s if end_s is None else min(end_s, index.end_s)
+    if start_s > float(index.times_s[first]) and first + 1 == stop:
+        # It stands still through the clip, and is shown for as long as that.
+        until_s += float(index.times_s[first]) - start_s
+    return Part(source, index, first, stop, until_s)
+
+
+def encode(part: Part, path: Path, *, sound: bool) -> Encoded:
+    """Write the frames of a clip, and its sound, to an MP4 file.
+
+    Args:
+        part: what to encode.
+        path: of the new file.
+        sound: whether it is to have the sound of the video, if that has one.
+
+    Raises:
+        VideoError: the video cannot be decoded.
+    """
+    import av
+
+    with (
+        av.open(str(path), "w", format="mp4") as out,
+        open_sound(part.source, part.index, part.first, part.length_s, wanted=sound) as heard,
+    ):
+        writer = _Writer(out, part, heard)
+        for number, frame in _each(part):
+            writer.add(number, frame)
+        if not writer.num_frames:
+            problem = f"{part.source} gives no frame of the clip"
+            raise VideoError("no_frames", problem, "try to play it")
+        writer.end()
+    return Encoded(writer.num_frames, part.index.fps, writer.size[0], writer.size[1])
+
+
+def _each(part: Part) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield every frame of the clip; for one that is lost, the one before it, as in reading."""
+    expected, before = part.first, None
+    for number, frame in frames_from(part.source, part.index, part.first):
+        if number >= part.stop:
+            break
+        while expected < number:
+            yield expected, before or frame
+            expected += 1
+        if number == expected:
+            yield number, frame
+            expected += 1
+        before = frame
+    if before is not None:
+        yield from ((number, before) for number in range(expected, part.stop))
+
+
+class _Writer:
+    """One MP4 file that is being written."""
+
+    def __init__(self, out: OutputContainer, part: Part, sound: Sound | None) -> None:
+        self.out, self.part, self.sound = out, part, sound
+        width, height = part.index.display.shown
+        # H.264 with half the colours has even sides: an odd one loses its last row or column.
+        self.size = max(width // 2 * 2, 2), max(height // 2 * 2, 2)
+        self.num_frames = 0
+        self.stream: VideoStream | None = None
+        ticks = np.round(part.times_s * CLOCK).astype(np.int64)
+        # A player cannot show two frames at once: the later one of a pair is shown a tick later.
+        steps = np.arange(len(ticks))
+        self._ticks = np.maximum.accumulate(ticks - steps) + steps
+        self._end = max(round(part.length_s * CLOCK), int(self._ticks[-1]) + 1)
+
+    def add(self, number: int, frame: VideoFrame) -> None:
+        """Encode one frame."""
+        if self.stream is None:
+            self.stream = self._begin(frame)
+            if self.sound is not None:
+                self.sound.begin(self.out)
+        place = number - self.part.first
+        shown = shown_as_coded(frame, self.part.index, self.size)
+        shown.pts, shown.time_base = int(self._ticks[place]), Fraction(1, CLOCK)
+        later = self._ticks[place + 1] if place + 1 < len(self._ticks) else self._end
+        shown.duration = int(later - self._ticks[place])
+        self.out.mux(self.stream.encode(shown))
+        self.num_frames += 1
+        if self.sound is not None:
+            self.sound.write(self.out, until_s=float(later) / CLOCK)
+
+    def end(self) -> None:
+        """Write what the encoders still hold."""
+        if self.stream is not None:
+            self.out.mux(self.stream.encode(None))
+        if self.sound is not None:
+            self.sound.end(self.out)
+
+    def _begin(self, frame: VideoFrame) -> VideoStream:
+        rate = Fraction(self.part.index.fps).limit_denominator(1001)
+        rate = min(max(rate, SLOWEST), FASTEST)
+        stream: Any = self.out.add_stream("libx264", rate=rate, options=OPTIONS)
+        stream.width, stream.height = self.size
+        stream.codec_context.time_base = Fraction(1, CLOCK)
+        stream.pix_fmt = _target(frame)
+        same = _keeps_matrix(frame)
+        stream.codec_context.colorspace = int(frame.colorspace) if same else BT601
+        stream.codec_context.color_range = int(frame.color_range) if same else 1
+        if _is_full(frame):
+            stream.codec_context.color_range = FULL_RANGE
+        stream.codec_context.color_primaries = int(frame.color_primaries)
+        stream.codec_context.color_trc = int(frame.color_trc)
+        return stream  # type: ignore[no-any-return]
+
+
+def shown_as_coded(frame: VideoFrame, index: FrameIndex, size: tuple[int, int]) -> VideoFrame:
+    """Return a frame upright, in square pixels and 4:2:0, its colours coded as they were.
+
+    Args:
+        frame: as decoded.
+        index: of its video.
+        size: width and height wanted; beyond them a row or a column is left out.
+    """
+    from av import VideoFrame
+
+    width, height = index.size
+    if not _keeps_matrix(frame):
+        frame = frame.reformat(format="rgb24")
+    format_ = _target(frame)
+    frame = frame.reformat(max(width, 2), max(height, 2), format_)
+    if index.display.turn is None and (frame.width, frame.height) == size:
+        return frame
+    planes = [index.display.turned(plane[None])[0] for plane in _planes(frame)]
+    sides = [size, (size[0] // 2, size[1] // 2), (size[0] // 2, size[1] // 2)]
+    cut = [plane[:h, :w].reshape(-1) for plane, (w, h) in zip(planes, sides, strict=True)]
+    stacked = np.concatenate(cut).reshape(size[1] * 3 // 2, size[0])
+    return VideoFrame.from_ndarray(stacked, format=format_)
+
+
+def _planes(frame: VideoFrame) -> Iterator[NDArray[np.uint8]]:
+    for plane in frame.planes:
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        yield rows[: plane.height, : plane.width]
+
+
+def _keeps_matrix(frame: VideoFrame) -> bool:
+    """Say whether a frame is coded as readers of the new file expect."""
+    name = frame.format.name
+    return name.startswith(("yuv", "nv", "p0")) and int(frame.colorspace) in SAME_MATRIX
+
+
+def _is_full(frame: VideoFrame) -> bool:
+    return frame.format.name.startswith("yuvj") or (
+        _keeps_matrix(frame) and int(frame.color_range) == FULL_RANGE
+    )
+
+
+def _target(frame: VideoFrame) -> str:
+    return "yuvj420p" if _is_full(frame) else "yuv420p"
