@@ -11,6 +11,7 @@ from .rows import FlaggedCaption as FlaggedCaption
 from .rows import RunRow as RunRow
 from .rows import VideoRow as VideoRow
 from .rows import failure_row as failure_row
+from .rows import is_there as is_there
 from .rows import path_to_text as path_to_text
 from .rows import text_to_path as text_to_path
 from .rows import video_digest_of as video_digest_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import VideoRow, path_to_text, text_to_path
+from cogcache.catalog.rows import VideoRow, is_there, path_to_text, text_to_path
 from cogcache.system import RemoteFacts, is_url
 from cogcache.video import file_digest
 
@@ -103,7 +103,7 @@ class FileFacts:
         for texts in paths.values():
             # Of objects of a store nobody asks here: they count as being there.
             local = (text for text in texts if not is_url(text))
-            absent = [text for text in local if not text_to_path(text).exists()]
+            absent = [text for text in local if not is_there(text_to_path(text))]
             gone += absent if len(absent) < len(texts) else []
         return self._file.delete("files", "path", gone)
 

@@ -165,10 +165,15 @@ def path_to_text(path: Path | str) -> str:
 
 
 def text_to_path(text: str) -> Path:
-    """Return the path that ``path_to_text`` was given."""
+    """Return the path that ``path_to_text`` was given; a NUL, which no path has, is left out."""
     if text.startswith(_FILE):
-        return Path(os.fsdecode(unquote_to_bytes(text.removeprefix(_FILE))))
-    return Path(text)
+        text = os.fsdecode(unquote_to_bytes(text.removeprefix(_FILE)))
+    return Path(text.replace("\0", ""))
+
+
+def is_there(path: Path) -> bool:
+    """Say whether something lies at a path, which may be none that a file system takes."""
+    return os.path.exists(path)  # noqa: PTH110 - a Path raises where a name is too long
 
 
 def video_digest_of(captions: str, clips: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from cogcache.catalog import is_there
 from cogcache.errors import VideoError
 from cogcache.export.clip_encoder import Part, encode, part_of
 from cogcache.export.items import Item
@@ -55,7 +56,7 @@ def place(item: Item, path: Path, media: Media, takes: Takes) -> ClipFacts:
         VideoError: the video is missing or cannot be decoded.
     """
     source = item.path
-    if not source.is_file():
+    if not is_there(source):
         raise VideoError("missing", f"{source} is not there")
     part = part_of(source, *item.span)
     if _is_whole(part, item.span[1]) and reason_to_encode(part.index, takes) is None:

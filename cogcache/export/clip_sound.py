@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.video import FrameIndex, damage
+from cogcache.video import ONLY_THE_FILE, FrameIndex, damage
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -44,7 +44,7 @@ def open_sound(
         damage(),
         av.open(
             os.path.abspath(source),  # noqa: PTH100
-            options={"protocol_whitelist": "file"},
+            options=ONLY_THE_FILE,
             metadata_errors="replace",
         ) as container,
     ):

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from cogcache.catalog import Selection
+from cogcache.catalog import Selection, is_there
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.clip_files import Media, place
 from cogcache.export.items import Item, check_one_each, load_items
+from cogcache.export.names import check_below, names_below
 from cogcache.export.rows import ROWS
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
@@ -19,6 +20,8 @@ from cogcache.export.trainer_folders import FFMPEG, LAYOUTS, Placed
 from cogcache.export.webdataset import write_tars
 from cogcache.export.wording import Wording, num_words
 from cogcache.system import seal
+from cogcache.units import printable
+from cogcache.video import VIDEO_SUFFIXES
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")
 _MAX_WORDS: Final = 150
@@ -104,7 +107,7 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
     items, num_empty = load_items(catalog, selection, options.wording)
     texts: dict[Path, str] = {}
     for some in by_video(items).values():
-        path = some[0].path.with_suffix(f".{format_}")
+        path = _beside(some[0].path, format_)
         if path in texts:
             raise ConfigError(f"two videos would share {path}", "export them into a folder instead")
         texts[path] = SUBTITLES[format_](some)
@@ -114,6 +117,19 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
     for path, text in texts.items():
         seal(path, text.encode())
     return Exported(len(items), num_empty, [], [])
+
+
+def _beside(video: Path, format_: str) -> Path:
+    """Return the place beside a video; a name that a catalog merely claims has none.
+
+    Raises:
+        ConfigError: no video lies there.
+    """
+    hint = "choose others with --in, or export them into a folder"
+    is_video = bool(video.name) and video.suffix.lower() in VIDEO_SUFFIXES
+    if not is_video or not is_there(video) or video.is_dir():
+        raise ConfigError(f"{printable(str(video))} is no video that is there", hint)
+    return video.with_suffix(f".{format_}")
 
 
 def _write_subtitles(items: Sequence[Item], out: Path, format_: str, options: Options) -> None:
@@ -127,19 +143,12 @@ def _write_subtitles(items: Sequence[Item], out: Path, format_: str, options: Op
         return
     paths = [some[0].path for some in videos.values()]
     with whole_folder(out, overwrite=options.overwrite) as folder:
-        for name, some in zip(_names(paths), videos.values(), strict=True):
-            path = folder / f"{name}.{format_}"
+        names = names_below(paths, f".{format_}")
+        for name, some in zip(names, videos.values(), strict=True):
+            path = folder / name
+            check_below(folder, path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(write(some), encoding="utf-8", newline="\n")
-
-
-def _names(paths: Sequence[Path]) -> list[Path]:
-    """Return paths below what all have in common, without suffixes where that is unique."""
-    parents = [set(path.parents) for path in paths]
-    common = max(set.intersection(*parents), key=lambda path: len(path.parts))
-    names = [path.relative_to(common) for path in paths]
-    stems = [name.with_suffix("") for name in names]
-    return [stem if stems.count(stem) == 1 else n for stem, n in zip(stems, names, strict=True)]
 
 
 def _write_folder(

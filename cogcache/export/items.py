@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog import CatalogFile, Selection, text_to_path, video_digest_of
+from cogcache.catalog import CatalogFile, Selection, is_there, text_to_path, video_digest_of
 from cogcache.errors import ConfigError
 from cogcache.export.wording import Wording
 
@@ -84,7 +84,7 @@ class Item:
     def path(self) -> Path:
         """The video's file: where the caption says, else where it was last seen."""
         path = text_to_path(self.row["video"])
-        return path if self.seen_at is None or path.exists() else text_to_path(self.seen_at)
+        return path if self.seen_at is None or is_there(path) else text_to_path(self.seen_at)
 
 
 def load_items(catalog: Path, selection: Selection, wording: Wording) -> tuple[list[Item], int]:

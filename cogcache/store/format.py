@@ -35,6 +35,8 @@ OURS: Final = "cogcache_"
 _BLOCK_BYTES: Final = 2**20
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _JSON: Final = "json:"
+_MAX_DEPTH: Final = 32
+"""Of JSON in an attribute; what stage one writes is nested three deep."""
 
 Array: TypeAlias = npt.NDArray[np.signedinteger[Any]]
 
@@ -179,6 +181,21 @@ def encode_attribute(value: Field) -> Any:
     return fixed_text(_JSON + text)
 
 
+def _parsed(text: str) -> Field:
+    value: Field = json.loads(text)
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"an attribute is nested more than {_MAX_DEPTH} deep")
+
+
 def decode_attribute(stored: Any) -> Field:
     """Return the value that ``encode_attribute`` was given.
 
@@ -187,7 +204,7 @@ def decode_attribute(stored: Any) -> Field:
     """
     if isinstance(stored, bytes):
         text = stored.decode()
-        return json.loads(text.removeprefix(_JSON)) if text.startswith(_JSON) else text
+        return _parsed(text.removeprefix(_JSON)) if text.startswith(_JSON) else text
     if isinstance(stored, (np.bool_, np.int64, np.float64, np.ndarray)):
         return stored.tolist()
     raise ValueError(f"an attribute is of type {type(stored).__name__}")

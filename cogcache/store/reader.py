@@ -1,12 +1,11 @@
 """Reads a feature file and proves what it reads. docs/format.md specifies the file.
 
-Nothing in a file is believed before its digest fits: shapes are held against the bytes on the
-disk before memory is taken, and links, which lead elsewhere, are refused.
+Nothing in a file is believed before its digest fits. ``structure`` looks first at what the
+file is made of, so that nothing is followed out of it and no memory is taken for mere claims.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 import h5py
 import numpy as np
-from h5py import h5d, h5l, h5s
+from h5py import h5s
 
-from cogcache.errors import CacheError, CorruptFeaturesError
+from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
 from cogcache.keys import Field
 from cogcache.store.format import (
     FORMAT,
-    MAX_EXPANSION,
     OURS,
     TYPES,
     Array,
@@ -33,11 +31,21 @@ from cogcache.store.format import (
     seal_digest,
     tensor_digest,
 )
+from cogcache.store.structure import (
+    Structure,
+    attributes_of,
+    check_chunks,
+    expect,
+    load_no_plugins,
+    structure_of,
+)
 
 if TYPE_CHECKING:
     import torch
 
 _REMAKE: Final = "move it to quarantine and extract the clip again"
+_BLOCKS_IN_HAND: Final = 8
+"""Of a tensor that is proven and not kept: each has 1 MiB, or is one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ def read(path: Path, key: str, names: Collection[str] | None = None) -> StoredFe
     with _opened(path) as file, hashing() as pool:
         head = _read_head(file, key)
         wanted = head.digests if names is None else head.digests.keys() & set(names)
-        tensors = {name: _read_tensor(file, name, head.digests[name], pool) for name in wanted}
+        tensors = {name: _read_tensor(head, name, pool) for name in wanted}
     for name in names or ():
         if name not in tensors:
             raise KeyError(f"{path} holds no tensor {name!r}")
@@ -96,10 +104,9 @@ def outline(path: Path, key: str) -> StoredFeatures:
 
     with _opened(path) as file:
         head = _read_head(file, key)
-        datasets = {name: _dataset(file, f"tensors/{name}") for name in head.digests}
         tensors = {
-            name: torch.empty(each.shape, dtype=getattr(torch, _checked_dtype(each)), device="meta")
-            for name, each in datasets.items()
+            name: torch.empty(each.shape, dtype=getattr(torch, _dtype_of(each)), device="meta")
+            for name, each in head.tensors.items()
         }
     return StoredFeatures(tensors, head.attributes, head.thumbnail)
 
@@ -112,8 +119,9 @@ def prove(path: Path, key: str) -> None:
         CacheError: the disk or the system will not let it be read.
     """
     with _opened(path) as file, hashing() as pool:
-        for name, sealed in _read_head(file, key).digests.items():
-            _read_tensor(file, name, sealed, pool)
+        head = _read_head(file, key)
+        for name in head.digests:
+            _prove_tensor(head, name, pool)
 
 
 def check(path: Path, key: str, tensors: Mapping[str, Bits]) -> None:
@@ -124,10 +132,11 @@ def check(path: Path, key: str, tensors: Mapping[str, Bits]) -> None:
         CacheError: the disk or the system will not let it be read.
     """
     with _opened(path) as file:
-        _expect(_read_head(file, key).digests.keys() == tensors.keys(), "other tensors")
+        head = _read_head(file, key)
+        expect(head.digests.keys() == tensors.keys(), "other tensors")
         for name, bits in tensors.items():
-            same = _equal(_dataset(file, f"tensors/{name}"), bits)
-            _expect(same, f"tensor {name!r} is not what was written")
+            same = _equal(head.tensors[name], bits)
+            expect(same, f"tensor {name!r} is not what was written")
 
 
 def check_same_seal(path: Path, other: Path) -> None:
@@ -137,18 +146,31 @@ def check_same_seal(path: Path, other: Path) -> None:
         CorruptFeaturesError: they differ.
     """
     with _opened(path) as file, _opened(other) as packed:
-        seals = [each.attrs["cogcache_sha256"] for each in (file, packed)]
-        _expect(seals[0] == seals[1], "packed anew it has another digest")
+        seals = [attributes_of(each)["cogcache_sha256"] for each in (file, packed)]
+        expect(seals[0] == seals[1], "packed anew it has another digest")
+
+
+_ODD: Final = (
+    AttributeError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RuntimeError,  # RecursionError, too
+    TypeError,
+    ValueError,
+)
+"""What h5py and the standard library raise at a file that is not as the format says."""
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
+    load_no_plugins()
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except CorruptFeaturesError as error:
+    except (ConfigError, CorruptFeaturesError) as error:
         raise CorruptFeaturesError(f"{path} is damaged: {error.problem}", _REMAKE) from error
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except _ODD as error:
         if isinstance(error, OSError) and error.errno:
             # The disk's or the system's word, not the file's bytes: they may be sound.
             problem = f"{path} cannot be read: {error}"
@@ -156,56 +178,70 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise CorruptFeaturesError(f"{path} is damaged: {error}", _REMAKE) from error
 
 
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise CorruptFeaturesError(otherwise)
-
-
 @dataclass(frozen=True, slots=True)
 class _Head:
     """All but the tensors, whose digests it vouches for."""
 
     attributes: dict[str, Field]
+    tensors: Mapping[str, h5py.Dataset]
     digests: dict[str, str]
     thumbnail: bytes | None
 
 
 def _read_head(file: h5py.File, key: str) -> _Head:
-    stored = {name: decode_attribute(value) for name, value in file.attrs.items()}
+    structure = structure_of(file)
+    stored = {name: decode_attribute(value) for name, value in attributes_of(file).items()}
     attributes = {name: value for name, value in stored.items() if not name.startswith(OURS)}
-    _expect(stored["cogcache_format"] == FORMAT, f"its format is {stored['cogcache_format']}")
-    _expect(stored["cogcache_key"] == key, f"it bears the key {stored['cogcache_key']}")
+    expect(stored["cogcache_format"] == FORMAT, f"its format is {stored['cogcache_format']}")
+    expect(stored["cogcache_key"] == key, f"it bears the key {stored['cogcache_key']}")
     digests = {
-        name: str(decode_attribute(_dataset(file, f"tensors/{name}").attrs["sha256"]))
-        for name in file["tensors"]
+        name: str(decode_attribute(attributes_of(dataset)["sha256"]))
+        for name, dataset in structure.tensors.items()
     }
-    thumbnail = None
-    if "thumbnail" in file:
-        thumbnail = _read_bits(_dataset(file, "thumbnail"), None)[0].array.tobytes()
+    thumbnail = _read_thumbnail(structure)
     made = seal_digest(key, attributes, digests, thumbnail)
-    _expect(stored["cogcache_sha256"] == made, "its SHA-256 is not the sealed one")
-    return _Head(attributes, digests, thumbnail)
+    expect(stored["cogcache_sha256"] == made, "its SHA-256 is not the sealed one")
+    return _Head(attributes, structure.tensors, digests, thumbnail)
 
 
-def _dataset(file: h5py.File, path: str) -> h5py.Dataset:
-    # A soft or an external link would lead to bytes elsewhere, even in another file.
-    for link in {path.partition("/")[0], path}:
-        _expect(file.id.links.get_info(link.encode()).type == h5l.TYPE_HARD, f"{link} is a link")
-    dataset = file[path]
-    _expect(isinstance(dataset, h5py.Dataset), f"{path} is not a dataset")
-    return dataset
+def _read_thumbnail(structure: Structure) -> bytes | None:
+    if structure.thumbnail is None:
+        return None
+    return _read_bits(structure.thumbnail, None)[0].array.tobytes()
 
 
-def _read_tensor(file: h5py.File, name: str, sealed: str, pool: Executor) -> Bits:
-    bits, hashes = _read_bits(_dataset(file, f"tensors/{name}"), pool)
-    _expect(tensor_digest(bits, hashes) == sealed, f"the SHA-256 of tensor {name!r} is another")
+def _read_tensor(head: _Head, name: str, pool: Executor) -> Bits:
+    bits, hashes = _read_bits(head.tensors[name], pool)
+    _check_digest(head, name, tensor_digest(bits, hashes))
     return bits
+
+
+def _check_digest(head: _Head, name: str, digest: str) -> None:
+    expect(digest == head.digests[name], f"the SHA-256 of tensor {name!r} is another")
+
+
+def _prove_tensor(head: _Head, name: str, pool: Executor) -> None:
+    """Hash a tensor block by block, with no more than a few blocks in memory."""
+    dataset = head.tensors[name]
+    check_chunks(dataset)
+    # A view of one number that stands for all: it has the shape, and takes no memory.
+    item = np.zeros((), _integers(dataset))
+    shape = Bits(_dtype_of(dataset), np.broadcast_to(item, dataset.shape))
+    hashes: list[Future[str]] = []
+    for start, like in shape.blocks():
+        block = np.empty(like.shape, like.dtype)
+        _read_block(dataset, start, block)
+        hashes.append(pool.submit(hash_block, block))
+        if len(hashes) > _BLOCKS_IN_HAND:
+            hashes[-_BLOCKS_IN_HAND].result()
+    _check_digest(head, name, tensor_digest(shape, hashes))
 
 
 def _read_bits(dataset: h5py.Dataset, pool: Executor | None) -> tuple[Bits, list[Future[str]]]:
     """Read a tensor block by block; each is hashed in ``pool`` while the next one is read."""
-    dtype, hashes = _checked_dtype(dataset), []
-    bits = Bits(dtype, np.empty(dataset.shape, f"int{8 * TYPES[dtype].get_size()}"))
+    check_chunks(dataset)
+    hashes: list[Future[str]] = []
+    bits = Bits(_dtype_of(dataset), np.empty(dataset.shape, _integers(dataset)))
     for start, block in bits.blocks():
         _read_block(dataset, start, block)
         if pool is not None:
@@ -215,7 +251,8 @@ def _read_bits(dataset: h5py.Dataset, pool: Executor | None) -> tuple[Bits, list
 
 def _equal(dataset: h5py.Dataset, bits: Bits) -> bool:
     # Bit by bit with what is in memory: quicker than a second digest, and as strong.
-    if _checked_dtype(dataset) != bits.dtype or dataset.shape != bits.array.shape:
+    check_chunks(dataset)
+    if _dtype_of(dataset) != bits.dtype or dataset.shape != bits.array.shape:
         return False
     for start, block in bits.blocks():
         stored = np.empty_like(block)
@@ -235,24 +272,10 @@ def _read_block(dataset: h5py.Dataset, start: int, block: Array) -> None:
         dataset.id.read(h5s.create_simple(block.shape), space, block, mtype=kind)
 
 
-def _checked_dtype(dataset: h5py.Dataset) -> str:
+def _dtype_of(dataset: h5py.Dataset) -> str:
     kind = dataset.id.get_type()
-    names = [name for name, known in TYPES.items() if known == kind]
-    _expect(bool(names), f"{dataset.name} is of a type that the format does not have")
-    _check_size(dataset, math.prod(dataset.shape) * kind.get_size())
-    return names[0]
+    return next(name for name, known in TYPES.items() if known == kind)
 
 
-def _check_size(dataset: h5py.Dataset, nbytes: int) -> None:
-    """Refuse a shape that the bytes on the disk cannot fill, before memory is taken for it."""
-    how, stored = dataset.id.get_create_plist(), dataset.id.get_storage_size()
-    if how.get_layout() == h5d.CHUNKED:
-        import hdf5plugin  # noqa: F401  # its import lets HDF5 find the filters
-
-        fits = nbytes <= MAX_EXPANSION * stored and all(
-            np.less_equal(how.get_chunk(), dataset.shape)
-        )
-    else:
-        own = how.get_layout() == h5d.CONTIGUOUS and how.get_external_count() == 0
-        fits = own and nbytes == stored
-    _expect(fits and stored <= dataset.file.id.get_filesize(), f"{dataset.name} is too large")
+def _integers(dataset: h5py.Dataset) -> str:
+    return f"int{8 * dataset.id.get_type().get_size()}"

@@ -1,3 +1,4 @@
+from .container import ONLY_THE_FILE as ONLY_THE_FILE
 from .container import OpenVideo as OpenVideo
 from .container import damage as damage
 from .cutting import WHOLE as WHOLE
@@ -12,6 +13,7 @@ from .file_state import file_digest as file_digest
 from .file_state import unreadable as unreadable
 from .frame_index import FrameIndex as FrameIndex
 from .frame_index import index_frames as index_frames
+from .paths import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from .paths import find_videos as find_videos
 from .pyav_reader import frames_from as frames_from
 from .pyav_reader import pyav_frames as pyav_frames

@@ -19,8 +19,23 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 16_384
 """Pixels: what no film has, and a file made to fill the memory may."""
-NOT_VIDEOS = frozenset({"concat", "dash", "hls", "image2", "sdp", "tty"})
-"""Formats that libav plays: lists of other files, and texts and pictures as if they moved."""
+FORMATS = (
+    "3g2,3gp,4xm,amv,anm,apng,asf,asf_o,av1,avi,avs,avs2,avs3,bethsoftvid,bfi,bink,c93,cavsvideo,"
+    "cdxl,cine,dfa,dhav,dirac,dnxhd,dv,dxa,ea,evc,film_cpk,flic,flv,gif,gxf,h261,h263,h264,hevc,"
+    "idcin,ipmovie,iv8,ivf,ivr,jv,kux,live_flv,lmlm4,lvf,lxf,m4a,m4v,matroska,mj2,mjpeg,mjpeg_2000,"
+    "mm,mods,moflex,mov,mp4,mpeg,mpegts,mpegvideo,mpjpeg,mtv,mv,mvi,mxf,mxg,nsv,nut,nuv,obu,ogg,pmp,"
+    "pva,r3d,rl2,rm,roq,rpl,siff,smjpeg,smk,sol,swf,thp,tmv,txd,ty,vc1,vc1test,vivo,vmd,vvc,"
+    "wc3movie,webm,wsvqa,wtv,xmv,yop,yuv4mpegpipe"
+)
+"""Formats of libav that hold moving pictures, all of them in the one file that is opened."""
+SOUNDS = "aac,ac3,aiff,amr,ape,au,caf,flac,mp3,wav,w64,wv"
+"""Formats of sound alone: opened to be able to say so."""
+ONLY_THE_FILE = {"protocol_whitelist": "file", "format_whitelist": f"{FORMATS},{SOUNDS}"}
+"""Options that keep libav from following what a file names: other files, addresses, devices.
+
+A playlist (HLS, DASH), a list (concat), a numbered picture or a description (SDP) is of no such
+format, and is refused before libav reads more of it than it needs to tell its format.
+"""
 NO_MEMORY = ("get_buffer() failed", "Cannot allocate memory")
 """What libav says of it."""
 Logs = list[tuple[int, str, str]]
@@ -83,7 +98,7 @@ def _open_container(path: Path, logs: Logs, options: Mapping[str, str]) -> Input
         # An absolute path: "http:x.mp4" would be taken for an address.
         return av.open(
             os.path.abspath(path),  # noqa: PTH100
-            options={"protocol_whitelist": "file", **options},
+            options={**ONLY_THE_FILE, **options},
             metadata_errors="replace",
         )
     error = found[0]
@@ -98,10 +113,6 @@ def _open_container(path: Path, logs: Logs, options: Mapping[str, str]) -> Input
 
 
 def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
-    name = container.format.name
-    if name in NOT_VIDEOS or name.endswith("_pipe"):
-        problem = f"{path} is no video but of the format {name!r}"
-        raise VideoError("not_a_video", problem, "name video files")
     found = picture_streams(container)
     if not found:
         kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"

@@ -46,7 +46,7 @@ def create_app(cache: Path, token: str | None = None) -> Starlette:
             Route("/differences", pages.differences),
             Route("/failures", pages.failures),
             Route("/runs", pages.runs),
-            Route("/runs/{run:int}", pages.run),
+            Route("/runs/{run}", pages.run),
             Route("/figures", pages.collection),
             Route("/thumbnail/{key}", media.thumbnail),
             Route("/video/{digest}", media.video),
@@ -73,12 +73,23 @@ def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | N
     """
     import uvicorn
 
+    from cogcache.web.connections import BACKLOG, MAX_HEADER_BYTES, bounded_protocol, repeat_nothing
+
     check_address(host, token)
     with open_site(cache):  # an error of ours now, not one of the server's later
         pass
     app = create_app(cache, token)
     # Addresses may bear the token: they are not logged.
-    config = uvicorn.Config(app, access_log=False, log_level="warning")
+    config = uvicorn.Config(
+        app,
+        http=bounded_protocol(),
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+    repeat_nothing()
     with _listening(host, port) as listener, suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -124,7 +124,8 @@ def runs(request: Request) -> Response:
 def run(request: Request) -> Response:
     """Show one run: memory over time, and where the time went."""
     browser = site_of(request).browser
-    found = figures.run(browser, int(request.path_params["run"]))
+    number = _number(request.path_params["run"], 0)
+    found = figures.run(browser, number) if number else None
     if found is None:
         raise HTTPException(404, "The catalog has no such run.")
     levels = {"planned": found["planned_peak_bytes"]} if found["planned_peak_bytes"] else {}

@@ -1,0 +1,135 @@
+"""How many may be connected at a time, and how long a connection may keep the server waiting.
+
+uvicorn itself waits for ever for the first byte of a request, and takes connections until no file
+can be opened any more. What is not covered: many requests that are all in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Final
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEADERS_S: Final = 10.0
+"""A request must have arrived this long after the connection was made, or the last answer sent."""
+BODY_S: Final = 20.0
+"""What a request sends besides must have arrived this long after its headers."""
+STALLED_S: Final = 120.0
+"""An answer that is not taken for so long is broken off. A browser fetches the rest anew."""
+CHECKED_EVERY_S: Final = 1.0
+BACKLOG: Final = 64
+"""Connections that wait to be taken; asyncio takes so many at once."""
+MAX_CONNECTIONS: Final = 256
+MAX_HEADER_BYTES: Final = 16_384
+_REPEATED_S: Final = 60.0
+_MIN_CONNECTIONS: Final = 8
+_OWN_FILES: Final = 64
+"""Files that the server itself has open: the cache's, and what is being sent."""
+
+
+def most_connections() -> int:
+    """Return how many may be connected, given how many files this process may open."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such bound
+        return MAX_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    # A connection takes one file, one more while a video is sent, and some wait to be closed.
+    return max(_MIN_CONNECTIONS, min(MAX_CONNECTIONS, (files - _OWN_FILES - BACKLOG) // 3))
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection: dropped where it keeps the server waiting, or another needs its place."""
+
+    most: int = MAX_CONNECTIONS
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection; if there are too many, that one goes which has idled longest."""
+        super().connection_made(transport)
+        self._since_s = time.monotonic()
+        self._stalled_since_s: float | None = None
+        self._check_task = self.loop.call_later(CHECKED_EVERY_S, self._check)
+        connections: list[Any] = [*self.connections]
+        open_ones = [each for each in connections if not each.transport.is_closing()]
+        if len(open_ones) > self.most:
+            idle = [each for each in open_ones if each is not self and _is_idle(each)]
+            victim = min(idle, key=lambda each: each._since_s, default=self)
+            victim.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self._check_task.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._since_s = time.monotonic()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Note since when an answer is not taken."""
+        self._stalled_since_s = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that it is taken again."""
+        self._stalled_since_s = None
+        super().resume_writing()
+
+    def _check(self) -> None:
+        now_s = time.monotonic()
+        if self._is_late(now_s):
+            self.transport.abort()
+        else:
+            self._check_task = self.loop.call_later(CHECKED_EVERY_S, self._check)
+
+    def _is_late(self, now_s: float) -> bool:
+        if self._stalled_since_s is not None:
+            return now_s - self._stalled_since_s > STALLED_S
+        if _is_idle(self):
+            return now_s - self._since_s > HEADERS_S
+        return bool(self.cycle.more_body) and now_s - self._since_s > HEADERS_S + BODY_S
+
+
+def _is_idle(connection: Any) -> bool:
+    """Say whether no request is being answered; one that is only half there counts as none."""
+    return connection.cycle is None or bool(connection.cycle.response_complete)
+
+
+def bounded_protocol() -> type[BoundedProtocol]:
+    """Return the class of connections, with this process' bound on how many there may be."""
+    return type("Connection", (BoundedProtocol,), {"most": most_connections()})
+
+
+class NoRepeats(logging.Filter):
+    """Lets each kind of message through once a minute: a log must not grow with the requests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown_s: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a message is logged."""
+        error = record.exc_info[0] if record.exc_info else None
+        # Of the message as it is written in the program: what is filled in differs each time.
+        kind = (str(record.msg).partition("\n")[0][:80], error.__name__ if error else "")
+        now_s = time.monotonic()
+        if now_s - self._shown_s.get(kind, -_REPEATED_S) < _REPEATED_S:
+            return False
+        if len(self._shown_s) > 1000:
+            self._shown_s.clear()
+        self._shown_s[kind] = now_s
+        return True
+
+
+def repeat_nothing() -> None:
+    """Have the server's own logs and asyncio's repeat nothing."""
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, NoRepeats) for each in logger.filters):
+            logger.addFilter(NoRepeats())
