@@ -168,13 +168,15 @@ def generate(
     import torch
     from transformers import LogitsProcessorList
 
+    from cogcache.models import raised_products
+
     if generation.do_sample:
         torch.manual_seed(generation.seed if seed is None else seed)
     inputs = family.model_inputs(rows, model)
     length = inputs["input_ids"].shape[1]
     held = {"logits_processor": LogitsProcessorList([grammar.processor(length)])} if grammar else {}
     config = generation_config(family, generation)
-    with torch.inference_mode():
+    with torch.inference_mode(), raised_products(model):
         output = model.generate(**inputs, generation_config=config, **held)
     new_tokens = output[:, length:].tolist()
     return [_ended(tokens, family.stop_ids) for tokens in new_tokens]

@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from cogcache.generation.kv_cache import Prefix
 from cogcache.generation.prefix_files import KeptPrefixes
 from cogcache.generation.requests import Request, Statistics, laid_out
-from cogcache.models import Family
+from cogcache.models import Family, raised_products
 
 FEWEST_SHARED = 4
 """A text before the video that is shorter than this is not worth a pass of its own."""
@@ -99,7 +99,8 @@ class Prefixes:
 
 def forward(model: PreTrainedModel, cache: Cache, **inputs: Any) -> Any:
     """Run the model on top of a cache; only the last position has logits."""
-    return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with raised_products(model, inputs["input_ids"].numel()):
+        return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def cut_of(request: Request, family: Family) -> int:

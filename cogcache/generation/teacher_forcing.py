@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cogcache.models import Family, PromptRow
+from cogcache.models import Family, PromptRow, raised_products
 
 
 @torch.inference_mode()
@@ -37,9 +37,10 @@ def log_probabilities(
     others = {name: value for name, value in inputs.items() if name != "input_ids"}
     # The positions that `generate` and our own loop give these tokens: those of a longer prompt.
     positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
-    output = model(
-        **inputs, position_ids=positions, use_cache=False, logits_to_keep=len(tokens) + 1
-    )
+    with raised_products(model):
+        output = model(
+            **inputs, position_ids=positions, use_cache=False, logits_to_keep=len(tokens) + 1
+        )
     return torch.log_softmax(output.logits[0].float(), dim=-1).cpu()
 
 

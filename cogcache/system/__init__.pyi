@@ -39,6 +39,8 @@ from .processes import end_with_parent as end_with_parent
 from .processes import ending as ending
 from .processes import in_own_process as in_own_process
 from .processes import signals_blocked as signals_blocked
+from .processor import Processor as Processor
+from .processor import processor as processor
 from .scratch import Scratch as Scratch
 from .signals import Stop as Stop
 from .signals import asking_to_end as asking_to_end

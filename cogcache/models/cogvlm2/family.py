@@ -85,8 +85,10 @@ class CogVLM2Family(Family):
         """
         import torch
 
+        from cogcache.models.halves.raised import raised_products
+
         pixels = [clip.tensors["pixel_values_videos"] for clip in clips]
-        with torch.inference_mode():
+        with torch.inference_mode(), raised_products(model):
             encoded = [
                 model.get_video_features(batch.to(model.device)).pooler_output
                 for batch in torch.split(torch.cat(pixels), frames_per_batch)
@@ -98,7 +100,9 @@ class CogVLM2Family(Family):
         """Return `features` behind the projector, boi and eoi added."""
         import torch
 
-        with torch.inference_mode():
+        from cogcache.models.halves.raised import raised_products
+
+        with torch.inference_mode(), raised_products(model):
             projected = model.model.project(features.tensors[FEATURES].to(model.device))
         return ClipTensors({FEATURES: projected.cpu()}, features.texts)
 

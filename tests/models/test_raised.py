@@ -1,0 +1,172 @@
+"""bf16 products raised to float32: right to the bound, no worse than bf16, and only where meant."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from checkpoints import MINI
+from torch.nn import functional
+
+from cogcache.models import ClipTensors, family_of, load_half
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves import raised
+from cogcache.models.halves.raised import FEWEST_ROWS, WEIGHT_ROWS, Raised, raised_products
+from cogcache.models.quantization.layers import Quantization, dequantized, quantized_linear
+from cogcache.system import Processor
+
+BOUND = 1e-2
+"""Relative difference of features that two correct implementations in bf16 may show."""
+AVX2 = Processor("made up", "x86_64", "AVX2", avx512_bf16=False, amx=False)
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.fixture
+def on_avx2(monkeypatch):
+    monkeypatch.setattr(raised, "processor", lambda: AVX2)
+    monkeypatch.setattr(raised, "attention_is_faster", lambda: True)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("shape", [(FEWEST_ROWS, 96), (3, 50, 96)])
+def test_a_raised_product_is_that_of_float32_rounded_once(shape, has_bias):
+    torch.manual_seed(0)
+    inputs = torch.randn(shape).bfloat16()
+    weight = torch.randn(2 * WEIGHT_ROWS + 40, 96).bfloat16()
+    bias = torch.randn(len(weight)).bfloat16() if has_bias else None
+    with Raised():
+        found = functional.linear(inputs, weight, bias)
+    exact = functional.linear(inputs.double(), weight.double(), bias.double() if has_bias else None)
+    assert (found.dtype, found.shape) == (torch.bfloat16, exact.shape)
+    assert relative(found, exact) < 2**-8
+    assert relative(found, exact) <= 1.01 * relative(functional.linear(inputs, weight, bias), exact)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_raised_attention_is_that_of_float32(on_avx2, masked):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 4, 40, 16).bfloat16()
+    mask = torch.zeros(40, 40).bfloat16().masked_fill_(torch.ones(40, 40).triu(1).bool(), -1e4)
+    mask = mask if masked else None
+    with Raised():
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    wide = (each.double() for each in (query, key, value))
+    exact = functional.scaled_dot_product_attention(
+        *wide, attn_mask=mask.double() if masked else None
+    )
+    assert found.dtype == torch.bfloat16
+    assert relative(found, exact) < 2**-7
+
+
+def count_raised(monkeypatch) -> list[int]:
+    rows: list[int] = []
+    product = raised.linear
+
+    def counted(input: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        rows.append(input.numel() // input.shape[-1])
+        return product(input, *others)
+
+    monkeypatch.setattr(raised, "linear", counted)
+    monkeypatch.setitem(raised._RAISED, functional.linear, raised._Way(counted, lambda: True))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [(FEWEST_ROWS - 1, torch.bfloat16), (FEWEST_ROWS, torch.float32)]
+)
+def test_few_rows_and_other_types_are_let_be(monkeypatch, rows, dtype):
+    found = count_raised(monkeypatch)
+    inputs, weight = torch.ones(rows, 64, dtype=dtype), torch.ones(64, 64, dtype=dtype)
+    with Raised():
+        functional.linear(inputs, weight)
+    assert not found
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipTensors:
+    torch.manual_seed(0)
+    return ClipTensors({"pixel_values_videos": torch.randn(4, 3, 56, 56).bfloat16()})
+
+
+@pytest.fixture(scope="module")
+def halves() -> dict[torch.dtype, torch.nn.Module]:
+    types = (torch.bfloat16, torch.float32)
+    return {dtype: load_half(str(MINI), "vision", dtype=dtype).model for dtype in types}
+
+
+def features(model: torch.nn.Module, clip: ClipTensors) -> torch.Tensor:
+    family = family_of(Checkpoint.open(str(MINI)))
+    pixels = clip.tensors["pixel_values_videos"].to(model.dtype)
+    (found,) = family.encode(model, [ClipTensors({"pixel_values_videos": pixels})], 48)
+    return found.tensors["features"]
+
+
+def test_features_differ_from_those_of_bf16_by_no_more_than_bf16_does(
+    halves, clip, monkeypatch, on_avx2
+):
+    rows = count_raised(monkeypatch)
+    found = features(halves[torch.bfloat16], clip)
+    assert rows, "nothing was raised"
+    monkeypatch.setattr(raised, "raised_products", lambda *_: nullcontext())
+    monkeypatch.setattr(raised, "processor", lambda: Processor("", "other", "", False, False))
+    plain, exact = features(halves[torch.bfloat16], clip), features(halves[torch.float32], clip)
+    assert relative(found, plain) < BOUND
+    assert relative(found, exact) <= 1.02 * relative(plain, exact)
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_a_prefill_is_raised_and_a_step_is_not(monkeypatch, on_avx2, kind):
+    from cogcache.generation import prefixes
+
+    half = load_half("tiny", "language", quantization=Quantization(kind=kind)).model
+    if kind == "nf4":  # as where bitsandbytes has no product of its own
+        for module in half.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    rows = count_raised(monkeypatch)
+    cache = prefixes.DynamicCache(config=half.config)
+    ids = torch.arange(4, 4 + FEWEST_ROWS)[None]
+    with torch.inference_mode():
+        prefixes.forward(half, cache, input_ids=ids)
+        assert set(rows) == {FEWEST_ROWS}
+        rows.clear()
+        prefixes.forward(half, cache, input_ids=ids[:, :1])
+    assert not rows
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_raised_products_of_4_bits_are_those_of_the_dequantised_weights(kind, double_quant):
+    torch.manual_seed(0)
+    asked = Quantization(kind=kind, double_quant=double_quant)
+    bias = torch.randn(64).bfloat16()
+    layer = quantized_linear(torch.randn(64, 320).bfloat16(), bias, asked, "cpu")
+    layer.support_avx512bf16_for_cpu = False
+    inputs = torch.randn(FEWEST_ROWS, 320).bfloat16()
+    weight = dequantized(layer).to(torch.bfloat16)
+    with torch.inference_mode():
+        wanted, plain = raised.linear(inputs, weight, bias), layer(inputs)
+        with Raised():
+            assert torch.equal(layer(inputs), wanted)
+    assert relative(plain, wanted) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("seen", "raises"),
+    [
+        (AVX2, True),
+        (Processor("", "AMD64", "AVX512", avx512_bf16=False, amx=False), True),
+        (Processor("", "x86_64", "AVX512", avx512_bf16=True, amx=False), False),
+        (Processor("", "x86_64", "AVX2", avx512_bf16=True, amx=False), True),
+        (Processor("", "aarch64", "DEFAULT", avx512_bf16=False, amx=False), False),
+    ],
+)
+def test_products_are_raised_where_the_processor_multiplies_no_bf16(
+    monkeypatch, halves, seen, raises
+):
+    monkeypatch.setattr(raised, "processor", lambda: seen)
+    assert isinstance(raised_products(halves[torch.bfloat16]), Raised) is raises
