@@ -16,6 +16,7 @@ from .stage_one import Clips as Clips
 from .stage_one import Sampling as Sampling
 from .stage_one import Vision as Vision
 from .stage_two import CAPTIONS as CAPTIONS
+from .stage_two import GROUP_SIZES as GROUP_SIZES
 from .stage_two import PART as PART
 from .stage_two import SUMMARY as SUMMARY
 from .stage_two import Generation as Generation

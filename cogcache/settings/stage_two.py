@@ -58,14 +58,30 @@ class Summary(Table):
                 raise ValueError(f"summaries are listed as {name!r}: give that prompt another name")
 
 
+GROUP_SIZES = (32, 64, 128, 256)
+"""What torch's product of int4 weights takes."""
+
+
+def _known_group_size(size: int) -> int:
+    if size not in GROUP_SIZES:
+        raise ValueError("group_size is 32, 64, 128 or 256")
+    return size
+
+
+GroupSize = Annotated[int, AfterValidator(_known_group_size)]
+
+
 class Language(Table):
     """Stage two: how the language half is loaded and how prompts meet features."""
 
-    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
-    """Precision of the decoder's linear weights in memory; `none` keeps them in compute_dtype."""
+    quantization: Literal["nf4", "fp4", "int8", "int4", "none"] = "nf4"
+    """Precision of the decoder's linear weights in memory; `none` keeps them in compute_dtype;
+    `int4` is for CPUs."""
+    group_size: GroupSize = 64
+    """Columns that share a scale in `int4`: 32, 64, 128 or 256; fewer lose less, and take more."""
     double_quant: bool = True
     """Quantise the scales of 4-bit weights too, 0.4 bits a weight less; `nf4` and `fp4` only."""
-    head_quantization: Literal["none", "int8", "nf4"] = "none"
+    head_quantization: Literal["none", "int8", "nf4", "int4"] = "none"
     """Precision of the output head's weights; other than `none` may change a caption's words."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the language half's arithmetic and of its weights that are not quantised."""

@@ -44,8 +44,8 @@ def test_features_equal_those_of_the_resident_half(whole, pixels, resident):
 
 
 @pytest.mark.parametrize("resident", [0, 1])
-@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("head", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("kind", ["none", "nf4", "int8", "int4"])
+@pytest.mark.parametrize("head", ["none", "nf4", "int8", "int4"])
 def test_logits_equal_those_of_the_resident_half(whole, resident, kind, head):
     quantization = Quantization(kind=kind, head=head)
     ids = torch.arange(4, 24)[None]
@@ -61,12 +61,13 @@ def logits(whole, ids, quantization, offload) -> torch.Tensor:
 
 def test_a_quantised_head_gives_nearly_the_same_logits(whole):
     ids = torch.arange(4, 24)[None]
-    plain, eight, four = (
+    plain, eight, *both = (
         logits(whole, ids, Quantization(kind="none", head=head), None).float()
-        for head in ("none", "int8", "nf4")
+        for head in ("none", "int8", "nf4", "int4")
     )
     assert 0 < (eight - plain).norm() / plain.norm() < 0.05
-    assert 0 < (four - plain).norm() / plain.norm() < 0.2
+    for four in both:
+        assert 0 < (four - plain).norm() / plain.norm() < 0.2
 
 
 def test_a_head_in_parts_gives_the_logits_of_one_layer():

@@ -11,12 +11,18 @@ from torch import nn
 from cogcache.errors import QuantizationError
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import LoadedHalf, WholeModel, load_half
-from cogcache.models.quantization.layers import Quantization, dequantized, left_out, quantized_bytes
+from cogcache.models.quantization.layers import (
+    Quantization,
+    dequantized,
+    kind_of,
+    left_out,
+    quantized_bytes,
+)
 from cogcache.models.quantization.verify import ERROR_BOUND, QuantizationReport, verify
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
-KINDS = ("nf4", "fp4", "int8")
+KINDS = ("nf4", "fp4", "int8", "int4")
 FOUR_BITS = ("nf4", "fp4")
 SUITED = Sizes(width=128, inner=256, layers=3, vocabulary=256)
 """Every linear layer of the decoder can be taken by the 4-bit product on the CPU."""
@@ -85,7 +91,13 @@ def test_the_dtype_of_products_can_be_chosen(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "module"), [("nf4", "Linear4bit"), ("fp4", "Linear4bit"), ("int8", "Linear8bitLt")]
+    ("kind", "module"),
+    [
+        ("nf4", "Linear4bit"),
+        ("fp4", "Linear4bit"),
+        ("int8", "Linear8bitLt"),
+        ("int4", "Int4Linear"),
+    ],
 )
 def test_every_linear_layer_of_the_decoder_is_quantised_and_the_head_is_not(folder, kind, module):
     found = kinds_of(load(folder, kind=kind))
@@ -117,7 +129,7 @@ def test_weights_are_near_those_of_the_checkpoint(folder, kind):
     original = read_checkpoint(folder)["model.layers.1.mlp.language_mlp.up_proj.weight"].float()
     layer = load(folder, kind=kind).model.get_submodule(f"{LAYER.format(1)}mlp.up_proj")
     error = (dequantized(layer).float() - original).norm() / original.norm()
-    typical = {"nf4": 0.092, "fp4": 0.123, "int8": 0.0067}[kind]
+    typical = {"nf4": 0.092, "fp4": 0.123, "int8": 0.0067, "int4": 0.084}[kind]
     assert abs(error - typical) < 0.1 * typical
 
 
@@ -127,7 +139,7 @@ def test_products_are_those_of_the_quantised_weights(folder, kind):
     inputs = torch.arange(4, 40)[None]
     plain, loaded = load(folder, kind="none").model, load(folder, kind=kind).model
     for path, layer in loaded.get_decoder().named_modules():
-        if isinstance(layer, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
+        if isinstance(layer, nn.Linear) and kind_of(layer) != "none":
             twin = plain.get_decoder().get_submodule(path)
             twin.weight = nn.Parameter(dequantized(layer).to(torch.bfloat16), requires_grad=False)
     with torch.inference_mode():
@@ -281,7 +293,9 @@ def test_a_half_that_is_not_as_asked_is_refused(folder, fault, message):
         verified(folder, loaded)
 
 
-@pytest.mark.parametrize(("loaded_as", "asked"), [("nf4", "fp4"), ("fp4", "nf4"), ("int8", "nf4")])
+@pytest.mark.parametrize(
+    ("loaded_as", "asked"), [("nf4", "fp4"), ("fp4", "nf4"), ("int8", "nf4"), ("int4", "nf4")]
+)
 def test_another_kind_than_the_one_asked_for_is_refused(folder, loaded_as, asked):
     loaded = load(folder, kind=loaded_as)
     with pytest.raises(QuantizationError, match=f"asked for {asked}, but 21 layers differ"):

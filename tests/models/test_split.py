@@ -45,7 +45,7 @@ from cogcache.stages.extract import extract
 
 PROMPTS = {"a": "What color is the shape?", "b": "How fast does it move?"}
 SHORT = {"max_new_tokens": 16, "retry": False, "prompts": PROMPTS}
-KINDS = ("nf4", "fp4", "int8", "none")
+KINDS = ("nf4", "fp4", "int8", "int4", "none")
 SUITED = Sizes(width=128, inner=256)
 FILES = {"vision-00001.safetensors", "both-00001.safetensors", "language-00001.safetensors"}
 

@@ -46,7 +46,7 @@ def language_choice(tiny: WholeModel, asked: Settings, row_tokens: int = 80) -> 
     return choose_language(sizes, tiny.checkpoint.config, asked, GIB, row_tokens)
 
 
-@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("kind", ["none", "nf4", "int8", "int4"])
 @pytest.mark.parametrize("head", ["none", "nf4"])
 def test_planned_language_weights_are_what_is_held(tiny, kind, head):
     asked = settings(quantization=kind, head_quantization=head)

@@ -11,7 +11,7 @@ from cogcache.errors import CheckpointError, QuantizationError
 
 MANIFEST = "cogcache-split.json"
 FORMAT = 1
-Settings = Mapping[str, str | bool]
+Settings = Mapping[str, str | bool | int]
 KEPT_ROWS = 8
 """Rows of each quantised weight that are kept unquantised."""
 DTYPES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}

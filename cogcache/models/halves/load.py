@@ -30,7 +30,7 @@ from cogcache.models.halves.partition import (
     partition,
     shortened,
 )
-from cogcache.models.quantization.layers import Quantization, bnb_config
+from cogcache.models.quantization.layers import Quantization, check_int4, loading_config
 from cogcache.models.quantization.verify import QuantizationReport, verify
 from cogcache.system import Scratch, blocks_given_back, keep_giving_back, raise_if_there
 
@@ -135,46 +135,91 @@ def load_half(
         UnknownFamilyError: the architecture is not one that can be split.
         QuantizationError: what was loaded is not what was asked for.
     """
+    started = time.perf_counter()
+    whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
+    plan = _plan(whole, half, dtype, device, quantization, offload or Offload())
+    loaded, folder = _fill(plan)
+    report = _check(plan, loaded)
+    read = whole.checkpoint.bytes_by_file(plan.names)
+    seconds = time.perf_counter() - started
+    logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
+    return LoadedHalf(loaded, half, whole.partition, read, seconds, folder, report)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a half is going to be loaded; nothing of it is read yet."""
+
+    whole: WholeModel
+    placement: Placement
+    names: tuple[str, ...]
+    """Of its tensors in the checkpoint."""
+    dtype: torch.dtype
+    options: Mapping[str, Any]
+    """Of `from_pretrained`."""
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What each parameter is called in the checkpoint."""
+        return {self.whole.partition.targets[name]: name for name in self.names}
+
+
+def _plan(
+    whole: WholeModel,
+    half: Half,
+    dtype: torch.dtype | None,
+    device: str,
+    quantization: Quantization | None,
+    offload: Offload,
+) -> _Plan:
+    """Decide where each part goes and how it is quantised, and refuse what cannot be."""
     import torch
 
-    started = time.perf_counter()
     dtype = dtype or torch.bfloat16
-    whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))
+    if quantization is not None:
+        check_int4(whole.meta, quantization, device)
     names = whole.partition.names(half)
     whole.checkpoint.tensors(names)
-    sources = {whole.partition.targets[name]: name for name in names}
     stored = is_stored(whole, names, str(dtype).removeprefix("torch."), quantization)
     placement = Placement(
-        whole.meta, whole.partition.modules, half, offload or Offload(), device, quantization,
-        stored=stored,
-    )  # fmt: skip
+        whole.meta, whole.partition.modules, half, offload, device, quantization, stored=stored
+    )
     options: dict[str, Any] = {"device_map": placement.device_map()}
     if quantization is not None and placement.quantizes_while_loading:
-        settings = bnb_config(quantization, whole.meta, some_wait=placement.moves)
+        settings = loading_config(quantization, whole.meta, placement.later)
         if stored:
             whole = _reading_as_stored(whole, settings)
         else:
             options["quantization_config"] = settings
-    kind = half_class(whole.cls, half, whole.partition.modules)
-    keep_giving_back(placement.moves and device == "cpu")
+    return _Plan(whole, placement, names, dtype, options)
+
+
+def _fill(plan: _Plan) -> tuple[PreTrainedModel, Path]:
+    """Load a half from a view of the checkpoint; return it and the view's folder."""
+    whole, placement = plan.whole, plan.placement
+    kind = half_class(whole.cls, placement.half, whole.partition.modules)
+    keep_giving_back(placement.moves and placement.device == "cpu")
     with ExitStack() as undo:
         folder = undo.enter_context(closing(Scratch())).path
-        whole.checkpoint.view(names, folder)
-        options["offload_folder"] = str(folder / "offload")
+        whole.checkpoint.view(plan.names, folder)
+        options = {**plan.options, "offload_folder": str(folder / "offload")}
         with blocks_given_back(), warnings.catch_warnings():
             # A device map names loose parameters too; accelerate looks for modules only.
             warnings.filterwarnings("ignore", message="The following device_map keys")
-            loaded = _from_pretrained(kind, whole, str(folder), dtype, options)
-            placement.arrange(loaded, sources, whole.checkpoint, folder)
+            loaded = _from_pretrained(kind, whole, str(folder), plan.dtype, options)
+            placement.arrange(loaded, plan.sources, whole.checkpoint, folder)
         weakref.finalize(loaded, undo.pop_all().close)
-    check_half(loaded, half, whole.partition.modules, placement.elsewhere)
-    read = whole.checkpoint.bytes_by_file(names)
-    report = None
-    if quantization is not None:
-        report = verify(loaded, quantization, sources, whole.checkpoint, placement.checked)
-    seconds = time.perf_counter() - started
-    logger.info("%s half: %d bytes in %.1f s", half, sum(read.values()), seconds)
-    return LoadedHalf(loaded, half, whole.partition, read, seconds, folder, report)
+    return loaded, folder
+
+
+def _check(plan: _Plan, loaded: PreTrainedModel) -> QuantizationReport | None:
+    """Check that a half is all there, and quantised as asked."""
+    whole, placement = plan.whole, plan.placement
+    check_half(loaded, placement.half, whole.partition.modules, placement.elsewhere)
+    if placement.quantization is None:
+        return None
+    checkpoint, put_aside = whole.checkpoint, placement.checked
+    return verify(loaded, placement.quantization, plan.sources, checkpoint, put_aside)
 
 
 def is_stored(

@@ -108,6 +108,12 @@ class Placement:
         return [] if self.quantizes else self.waiting
 
     @property
+    def later(self) -> list[str]:
+        """Paths of what is not quantised while the half is loaded, but behind that or never."""
+        waiting = [] if self.stored else self.waiting
+        return [path for path in (*waiting, self.head, self.embedding) if path]
+
+    @property
     def quantizes(self) -> bool:
         """Whether the decoder's layers are quantised."""
         return self.quantization is not None and self.quantization.kind != "none"
@@ -115,7 +121,7 @@ class Placement:
     @property
     def quantizes_while_loading(self) -> bool:
         """Whether there are quantised layers among what stays."""
-        later = (*(f"{path}." for path in self.waiting), *left_out(self.meta))
+        later = (*(f"{path}." for path in self.waiting), *left_out(self.meta, self.quantization))
         layers = (path for path, _ in linear_layers(self.meta))
         some_stay = self.stored or any(not path.startswith(later) for path in layers)
         return self.quantizes and some_stay
@@ -198,7 +204,7 @@ class Placement:
         """Quantise, check and put aside one block after the other, so that one is in memory."""
         assert self.quantization is not None
         found = {}
-        excluded = left_out(self.meta)
+        excluded = left_out(self.meta, self.quantization)
         for path in self.waiting:
             block = model.get_submodule(path)
             inside = {name.removeprefix(f"{path}.") for name in excluded}

@@ -66,7 +66,7 @@ class LanguageSizes:
     other_bytes: int
     """Norms, a projector that belongs to this half, and an adapter on it."""
     largest_matrix: int
-    """Parameters of the largest quantised matrix; 0 where none is quantised."""
+    """Parameters of the largest matrix that a product of many rows dequantises; 0 where none."""
     quantized_bytes: int
     """Of all of it what is in quantised matrices."""
     scale_bytes: int
@@ -103,57 +103,73 @@ def language_sizes(
         on_cpu: whether it runs there.
         adapter_bytes: of an adapter that is put onto it.
     """
-    ends = [path_of(meta, end) for end in (meta.get_input_embeddings(), _head(meta))]
-    layers = {f"{path}.weight": layer for path, layer in linear_layers(meta)}
-    excluded = {f"{path}.weight" for path in left_out(meta)}
+    weighed = _Weighed(quantization, item_bytes, on_cpu)
+    embedding, head = (path_of(meta, end) for end in (meta.get_input_embeddings(), _head(meta)))
+    layers = {f"{path}.weight" for path, _ in linear_layers(meta)}
     if quantization.kind == "none":
-        excluded = set(layers)
+        layers = set()
+    layers -= {f"{path}.weight" for path in left_out(meta, quantization)}
     blocks: dict[str, int] = defaultdict(int)
-    beside = dict.fromkeys((*ends, ""), 0)
-    largest = quantized = scales = 0
+    beside: dict[str, int] = defaultdict(int)
     for name, parameter in meta.named_parameters():
         if modules.half_of(name) == "vision":
             continue
-        size = parameter.numel() * item_bytes
-        if name in layers and name not in excluded:
-            size = held_bytes(*_sides(parameter), quantization, on_cpu=on_cpu)
-            largest = max(largest, parameter.numel())
-            quantized += size
-            scales += size - quantization.bits * parameter.numel() // 8
+        size = weighed.size(parameter, is_quantized=name in layers)
         if block := block_of(name):
             blocks[block] += size
         else:
-            owner = name.rpartition(".")[0]
-            beside[owner if owner in ends else ""] += size
+            beside[name.rpartition(".")[0]] += size
+    embedding_bytes = beside.pop(embedding, 0) if embedding else 0
+    head_bytes = beside.pop(head, 0) if head else 0
+    if quantization.head != "none" and head:
+        weight = meta.get_parameter(f"{head}.weight")
+        head_bytes = weighed.quantized(weight, quantization.of_head)
     stack = _main_stack(blocks)
-    other = beside[""] + sum(blocks.values()) - sum(stack.values()) + adapter_bytes
-    head = beside[ends[1]] if ends[1] else 0
-    if quantization.head != "none" and ends[1]:
-        weight = meta.get_parameter(f"{ends[1]}.weight")
-        head = held_bytes(*_sides(weight), quantization.of_head, on_cpu=on_cpu)
-        quantized += head
-        scales += head - quantization.of_head.bits * weight.numel() // 8
+    other_bytes = sum(beside.values()) + sum(blocks.values()) - sum(stack.values()) + adapter_bytes
     return LanguageSizes(
-        len(stack),
-        max(stack.values(), default=0),
-        beside[ends[0]],
-        embedding_can_wait(meta),
-        head,
-        other,
-        largest,
-        quantized,
-        scales,
+        num_layers=len(stack),
+        layer_bytes=max(stack.values(), default=0),
+        embedding_bytes=embedding_bytes,
+        embedding_can_wait=embedding_can_wait(meta),
+        head_bytes=head_bytes,
+        other_bytes=other_bytes,
+        largest_matrix=weighed.largest_matrix,
+        quantized_bytes=weighed.quantized_bytes,
+        scale_bytes=weighed.scale_bytes,
     )
+
+
+@dataclass
+class _Weighed:
+    """Adds up what of the parameters seen so far is quantised."""
+
+    quantization: Quantization
+    item_bytes: int
+    on_cpu: bool
+    largest_matrix: int = 0
+    quantized_bytes: int = 0
+    scale_bytes: int = 0
+
+    def size(self, parameter: nn.Parameter, *, is_quantized: bool) -> int:
+        """Return the bytes of one of the half's parameters."""
+        if not is_quantized:
+            return parameter.numel() * self.item_bytes
+        if self.quantization.kind != "int4":  # its product dequantises nothing in memory
+            self.largest_matrix = max(self.largest_matrix, parameter.numel())
+        return self.quantized(parameter, self.quantization)
+
+    def quantized(self, matrix: nn.Parameter, quantization: Quantization) -> int:
+        """Return the bytes of a quantised matrix."""
+        rows, columns = matrix.shape
+        size = held_bytes(rows, columns, quantization, on_cpu=self.on_cpu)
+        self.quantized_bytes += size
+        self.scale_bytes += size - quantization.bits * matrix.numel() // 8
+        return size
 
 
 def _head(meta: PreTrainedModel) -> nn.Module | None:
     head: nn.Module | None = meta.get_output_embeddings()
     return head
-
-
-def _sides(matrix: nn.Parameter) -> tuple[int, int]:
-    rows, columns = matrix.shape
-    return rows, columns
 
 
 def describe(checkpoint: Checkpoint, names: tuple[str, ...]) -> Mapping[str, TensorInfo]:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cogcache.models.quantization.int4 import Int4Linear
 from cogcache.models.quantization.layers import Quantization, linear_layers, quantized_linear
 from cogcache.system import available_bytes
 
@@ -118,6 +119,8 @@ def settle(module: nn.Module) -> None:
     """
     with torch.no_grad():
         for _, layer in linear_layers(module):
+            if isinstance(layer, Int4Linear) and layer.weight.numel():
+                layer.lay_out()
             quantized = hasattr(layer.weight, "quant_state") or hasattr(layer, "state")
             if quantized and layer.weight.device.type == "cpu" and layer.weight.numel():
                 layer(torch.zeros(1, layer.in_features, dtype=torch.bfloat16))

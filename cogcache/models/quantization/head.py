@@ -49,7 +49,7 @@ def quantize_head(
         QuantizationError: there is no head, or none of this kind can be quantised.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or not fits_kernel(head):
+    if not isinstance(head, nn.Linear) or not fits_kernel(head, quantization.of_head):
         problem = (
             f"the output head of {type(model).__name__} cannot be stored in {quantization.head}"
         )

@@ -1,22 +1,31 @@
-"""4 and 8 bits for the language half, through bitsandbytes."""
+"""4 and 8 bits for the language half: through bitsandbytes, or int4 through torch itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+from cogcache.errors import QuantizationError
+from cogcache.settings import GROUP_SIZES
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
     from cogcache.settings import Language
 
-Kind = Literal["nf4", "fp4", "int8", "none"]
+Kind = Literal["nf4", "fp4", "int8", "int4", "none"]
+NESTED: frozenset[Kind] = frozenset({"nf4", "fp4"})
+"""Kinds whose scales can be quantised too."""
 BLOCK_SIZE = 64
 """Weights that share a scale; what bitsandbytes uses when it quantises while loading."""
 ROWS_TOGETHER = 32
 """Rows that the 4-bit product on the CPU takes together."""
+INT4_ROWS_TOGETHER = 16
+"""Rows that the product of int4 takes together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +37,8 @@ class Quantization:
     compute_dtype: str = "bfloat16"
     head: Kind = "none"
     """How the output head is stored."""
+    group_size: int = 64
+    """Columns that share a scale in int4."""
 
     @classmethod
     def of(cls, language: Language) -> Self:
@@ -37,6 +48,7 @@ class Quantization:
             double_quant=language.double_quant,
             compute_dtype=language.compute_dtype,
             head=language.head_quantization,
+            group_size=language.group_size,
         )
 
     @property
@@ -49,27 +61,47 @@ class Quantization:
         """Of a quantised weight, its scale apart."""
         return 8 if self.kind == "int8" else 4
 
-    def fields(self) -> dict[str, str | bool]:
+    def fields(self) -> dict[str, str | bool | int]:
         """Return what a caption depends on, for its key.
 
-        A head that is not quantised is not mentioned: older captions keep their keys.
+        A head that is not quantised is not mentioned, nor is the group size where nothing is in
+        int4: older captions keep their keys.
         """
-        fields = asdict(self)
+        fields, kinds = asdict(self), {self.kind, self.head}
         if self.head == "none":
             del fields["head"]
+        if "int4" not in kinds:
+            del fields["group_size"]
+        elif kinds.isdisjoint(NESTED):
+            del fields["double_quant"]
         return fields
 
 
-def bnb_config(
-    quantization: Quantization, meta: PreTrainedModel, *, some_wait: bool = False
-) -> BitsAndBytesConfig:
-    """Return the bitsandbytes settings that quantise the decoder's layers and nothing else.
+def loading_config(
+    quantization: Quantization, meta: PreTrainedModel, waiting: Sequence[str] = ()
+) -> QuantizationConfigMixin:
+    """Return the settings by which transformers quantises the decoder's layers and nothing else.
 
     Args:
         quantization: what is asked for.
         meta: the whole model on meta, to find what must be left out.
-        some_wait: leave layers that a device map puts on the disk as they are, for the time
-            being; without it the library refuses such a map.
+        waiting: paths of what a device map puts elsewhere, and is quantised later.
+    """
+    from cogcache.models.quantization.int4_loading import Int4Config
+
+    if quantization.kind == "int4":
+        stays = [*left_out(meta, quantization), *waiting]
+        return Int4Config(quantization.group_size, stays)
+    return _bnb_config(quantization, meta, some_wait=bool(waiting))
+
+
+def _bnb_config(
+    quantization: Quantization, meta: PreTrainedModel, *, some_wait: bool
+) -> BitsAndBytesConfig:
+    """Return the settings of bitsandbytes.
+
+    With `some_wait` layers that a device map puts on the disk stay as they are, for the time
+    being; without it the library refuses such a map.
     """
     import torch
     from transformers import BitsAndBytesConfig
@@ -91,7 +123,7 @@ def bnb_config(
     )
 
 
-def left_out(model: PreTrainedModel) -> list[str]:
+def left_out(model: PreTrainedModel, quantization: Quantization | None = None) -> list[str]:
     """Name the linear layers that are not quantised.
 
     Those are all outside the decoder (a list of our own replaces the library's, so the output
@@ -103,13 +135,74 @@ def left_out(model: PreTrainedModel) -> list[str]:
     return [
         path
         for path, module in linear_layers(model)
-        if id(module) not in inside or module is head or not fits_kernel(module)
+        if id(module) not in inside or module is head or not fits_kernel(module, quantization)
     ]
 
 
-def fits_kernel(layer: nn.Linear) -> bool:
-    """Say whether the 4-bit product on the CPU takes a layer of this shape."""
-    return not (layer.out_features % ROWS_TOGETHER or layer.in_features % BLOCK_SIZE)
+def fits_kernel(layer: nn.Linear, quantization: Quantization | None = None) -> bool:
+    """Say whether the 4-bit product on the CPU takes a layer of this shape; NF4's by default."""
+    rows, columns = ROWS_TOGETHER, BLOCK_SIZE
+    if quantization is not None and quantization.kind == "int4":
+        rows, columns = INT4_ROWS_TOGETHER, quantization.group_size
+    return not (layer.out_features % rows or layer.in_features % columns)
+
+
+def check_int4(model: PreTrainedModel, quantization: Quantization, device: str) -> None:
+    """See that int4 can be had, where it is asked for.
+
+    Args:
+        model: the whole model, on meta.
+        quantization: what is asked for.
+        device: where it is to run.
+
+    Raises:
+        QuantizationError: torch lacks the product, the device is no CPU, products are not in
+            bfloat16, or the group size does not divide the columns of a layer.
+    """
+    if "int4" not in (quantization.kind, quantization.head):
+        return
+    from cogcache.models.quantization.int4 import check_operators
+
+    check_operators()
+    if not device.startswith("cpu"):
+        problem = f"int4 has a product for CPUs alone, and the device is {device}"
+        raise QuantizationError(problem, "take --quantization nf4, or --device cpu")
+    if quantization.compute_dtype != "bfloat16":
+        problem = f"int4 multiplies in bfloat16, and compute_dtype is {quantization.compute_dtype}"
+        raise QuantizationError(problem, "take --compute-dtype bfloat16, or --quantization nf4")
+    _check_group_size(model, quantization)
+
+
+def _check_group_size(model: PreTrainedModel, quantization: Quantization) -> None:
+    """See that no layer is left out that a smaller group size would take."""
+    wanted = _int4_layers(model, quantization)
+    size = quantization.group_size
+    missed = [path for path, layer in wanted if layer.in_features % size]
+    if missed:
+        columns = dict(wanted)[missed[0]].in_features
+        more = f", nor those of {len(missed) - 1} layers more" if len(missed) > 1 else ""
+        problem = f"groups of {size} do not divide the {columns} columns of {missed[0]}{more}"
+        best = group_size_for(model, quantization)
+        raise QuantizationError(problem, f"give --group-size {best}, or take --quantization nf4")
+
+
+def group_size_for(model: PreTrainedModel, quantization: Quantization) -> int:
+    """Return the largest group size, of those up to the one asked for, that leaves no layer out."""
+    columns = [layer.in_features for _, layer in _int4_layers(model, quantization)]
+    sizes = [size for size in GROUP_SIZES if size <= quantization.group_size]
+    return max(size for size in sizes if not any(each % size for each in columns))
+
+
+def _int4_layers(model: PreTrainedModel, quantization: Quantization) -> list[tuple[str, nn.Linear]]:
+    """Return the layers that are to be in int4, but for those that no group size divides."""
+    smallest = replace(quantization, kind="int4", group_size=GROUP_SIZES[0])
+    excluded, head = set(left_out(model, smallest)), model.get_output_embeddings()
+    return [
+        (path, layer)
+        for path, layer in linear_layers(model)
+        if (quantization.kind == "int4" and path not in excluded)
+        or (quantization.head == "int4" and layer is head and fits_kernel(layer, smallest))
+    ]
 
 
 def import_bitsandbytes() -> Any:
@@ -135,6 +228,10 @@ def linear_layers(model: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
 
 def kind_of(module: nn.Module) -> Kind:
     """Return how a linear layer's weight is stored in memory."""
+    from cogcache.models.quantization.int4 import Int4Linear
+
+    if isinstance(module, Int4Linear):
+        return "int4"
     bitsandbytes = import_bitsandbytes()
     if isinstance(module, bitsandbytes.nn.Linear4bit):
         kind: Kind = module.weight.quant_type
@@ -147,9 +244,12 @@ def quantized_bytes(num_rows: int, num_columns: int, quantization: Quantization)
 
     A block of 64 weights has a float32 scale, and a layer a table of 16 float32. Double
     quantisation turns a scale into one byte and a float32 for 256 blocks, and adds a table of
-    256 float32 and an offset. int8 has a float32 scale a row.
+    256 float32 and an offset. int8 has a float32 scale a row, int4 a scale and a zero of two
+    bytes each a group.
     """
     num_weights = num_rows * num_columns
+    if quantization.kind == "int4":
+        return num_weights // 2 + 4 * (num_weights // quantization.group_size)
     if quantization.kind == "int8":
         return num_weights + 4 * num_rows
     blocks = -(-num_weights // BLOCK_SIZE)
@@ -163,7 +263,7 @@ def held_bytes(num_rows: int, num_columns: int, quantization: Quantization, *, o
 
     Laid out for the CPU, blocks of 4-bit weights have scales of two bytes, not nested.
     """
-    if not on_cpu or quantization.kind == "int8":
+    if not on_cpu or quantization.kind not in NESTED:
         return quantized_bytes(num_rows, num_columns, quantization)
     num_weights = num_rows * num_columns
     return num_weights // 2 + 2 * (num_weights // BLOCK_SIZE) + 4 * 16
@@ -174,6 +274,9 @@ def dequantized(module: Any) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
 
     weight = module.weight
+    if kind_of(module) == "int4":
+        in_groups: Tensor = module.dequantized()
+        return in_groups
     if getattr(weight, "quant_state", None) is not None:
         dense: Tensor = dequantize_4bit(weight.data, weight.quant_state)
         return dense
@@ -184,7 +287,7 @@ def dequantized(module: Any) -> Tensor:
 def quantized_linear(
     weight: Tensor, bias: Tensor | None, quantization: Quantization, device: torch.device | str
 ) -> nn.Module:
-    """Return a quantised layer, as bitsandbytes makes it of one while a half is loaded.
+    """Return a quantised layer, as is made of one while a half is loaded.
 
     Args:
         weight: of the layer, not quantised. [out, in].
@@ -194,6 +297,10 @@ def quantized_linear(
     """
     from torch import nn
 
+    if quantization.kind == "int4":
+        from cogcache.models.quantization.int4 import Int4Linear
+
+        return Int4Linear.of(weight.to(device), bias, quantization.group_size)
     classes, rows, columns = import_bitsandbytes().nn, *weight.shape
     settings: dict[str, Any] = {"bias": bias is not None, "device": "meta"}
     if quantization.kind == "int8":

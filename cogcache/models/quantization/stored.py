@@ -13,6 +13,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
+from cogcache.models.quantization.int4_loading import Int4Config
+
 FOUR_BITS, EIGHT_BITS = "cogcache_stored_4bit", "cogcache_stored_8bit"
 
 
@@ -57,11 +59,13 @@ class Stored8BitQuantizer(Bnb8BitHfQuantizer):  # type: ignore[misc]
         return cast(list[Any], self.get_weight_conversions())
 
 
-def stored_config(settings: BitsAndBytesConfig) -> dict[str, Any]:
+def stored_config(settings: BitsAndBytesConfig | Int4Config) -> dict[str, Any]:
     """Return what a model's config must say for its layers to be read as stored.
 
     Args:
         settings: with which they were quantised.
     """
+    if isinstance(settings, Int4Config):
+        return {**vars(settings)}
     known = {k: v for k, v in settings.to_dict().items() if not k.startswith(("_", "load_in"))}
     return {**known, "quant_method": EIGHT_BITS if settings.load_in_8bit else FOUR_BITS}

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from cogcache.models.checkpoints.checkpoint import Checkpoint
 
-ERROR_BOUND = {"nf4": 0.16, "fp4": 0.22, "int8": 0.05}
+ERROR_BOUND = {"nf4": 0.16, "fp4": 0.22, "int8": 0.05, "int4": 0.18}
 """Largest relative (Frobenius) error of a sampled weight. Gaussian weights give 0.09 in nf4,
-0.12 to 0.13 in fp4 and 0.01 in int8; heavy tails give more, a wrong weight gives above 1."""
+0.12 to 0.13 in fp4, 0.01 in int8, and in int4 0.07 to 0.10 for groups of 32 to 256; heavy tails
+give more, a wrong weight gives above 1."""
 BYTES_TOLERANCE = 0.02
 
 
@@ -111,49 +112,65 @@ def verify(
             not; or the bytes in memory or a weight's error are out of bounds; or the modules
             are in training mode, where the CPU product takes its slow way.
     """
-    excluded, linears = set(left_out(model)), linear_layers(model)
+    excluded = set(left_out(model, quantization))
     asked_of = _asked(model, quantization, excluded)
-    wrong = [path for path, module in linears if not _is_stored_as(module, asked_of(path))]
-    if wrong:
-        problem = f"asked for {quantization.kind}, but {len(wrong)} layers differ: {wrong[:5]}"
-        raise QuantizationError(problem, "use --quantization none, or report the model")
-    if any(module.training for module in model.modules()):
-        raise QuantizationError("modules are in training mode", "call eval() on the model")
-    actual = _memory_bytes(model) + sum(block.memory_bytes for block in put_aside)
-    expected = _expected_bytes(model, asked_of) + sum(each.expected_bytes for each in put_aside)
-    if abs(actual - expected) > BYTES_TOLERANCE * expected:
-        problem = f"{format_bytes(actual)} in memory where {format_bytes(expected)} were expected"
-        raise QuantizationError(problem, "the weights are not of the precision asked for")
-    done = [path for path, module in linears if kind_of(module) != "none"]
+    _check_layers(model, quantization, asked_of)
+    memory_bytes = _checked_bytes(model, asked_of, put_aside)
+    done = [path for path, module in linear_layers(model) if kind_of(module) != "none"]
+    some_must_be = quantization.kind != "none" and not put_aside
     worst = max(
-        [
-            sampled_error(
-                model, done, sources, checkpoint, quantization.kind != "none" and not put_aside
-            )
-        ]
-        + [block.worst_error for block in put_aside]
+        sampled_error(model, done, sources, checkpoint, some_must_be),
+        *(block.worst_error for block in put_aside),
+        0.0,
     )
-    kinds = {quantization.kind, quantization.head}
-    bound = max((ERROR_BOUND[kind] for kind in kinds if kind in ERROR_BOUND), default=1.0)
-    if worst > bound:
-        problem = f"a weight's relative error is {worst:.2f} in {quantization.kind}"
-        raise QuantizationError(problem, "these weights do not suit it; try --quantization int8")
+    _check_error(worst, quantization)
     return QuantizationReport(
         kind=quantization.kind,
         num_quantized=len(done),
-        num_linears=len(linears),
+        num_linears=len(linear_layers(model)),
         left_out=tuple(path for path in sorted(excluded) if asked_of(path).kind == "none"),
         share=_share(model),
-        memory_bytes=actual,
+        memory_bytes=memory_bytes,
         source_bytes=sum(i.num_bytes for i in checkpoint.tensors(set(sources.values())).values()),
         worst_error=worst,
         head=quantization.head,
     )
 
 
-def _asked(
-    model: PreTrainedModel, quantization: Quantization, excluded: Set[str]
-) -> Callable[[str], Quantization]:
+Asked = Callable[[str], Quantization]
+"""What was asked for of a layer, by its path."""
+
+
+def _check_layers(model: PreTrainedModel, quantization: Quantization, asked_of: Asked) -> None:
+    """See that each layer is stored as asked, and takes its fast way."""
+    linears = linear_layers(model)
+    wrong = [path for path, module in linears if not _is_stored_as(module, asked_of(path))]
+    if wrong:
+        problem = f"asked for {quantization.kind}, but {len(wrong)} layers differ: {wrong[:5]}"
+        raise QuantizationError(problem, "use --quantization none, or report the model")
+    if any(module.training for module in model.modules()):
+        raise QuantizationError("modules are in training mode", "call eval() on the model")
+
+
+def _checked_bytes(model: PreTrainedModel, asked_of: Asked, put_aside: Sequence[Checked]) -> int:
+    """Return the bytes in memory, once they are seen to be those that are expected."""
+    actual = _memory_bytes(model) + sum(block.memory_bytes for block in put_aside)
+    expected = _expected_bytes(model, asked_of) + sum(each.expected_bytes for each in put_aside)
+    if abs(actual - expected) > BYTES_TOLERANCE * expected:
+        problem = f"{format_bytes(actual)} in memory where {format_bytes(expected)} were expected"
+        raise QuantizationError(problem, "the weights are not of the precision asked for")
+    return actual
+
+
+def _check_error(worst: float, quantization: Quantization) -> None:
+    kinds = {quantization.kind, quantization.head}
+    bound = max((ERROR_BOUND[kind] for kind in kinds if kind in ERROR_BOUND), default=1.0)
+    if worst > bound:
+        problem = f"a weight's relative error is {worst:.2f} in {quantization.kind}"
+        raise QuantizationError(problem, "these weights do not suit it; try --quantization int8")
+
+
+def _asked(model: PreTrainedModel, quantization: Quantization, excluded: Set[str]) -> Asked:
     """Return what was asked for of a layer, by its path."""
     head = model.get_output_embeddings()
     inside = {id(module) for module in head.modules()} if head is not None else set()
@@ -170,6 +187,8 @@ def _asked(
 def _is_stored_as(module: Any, quantization: Quantization) -> bool:
     if kind_of(module) != quantization.kind:
         return False
+    if quantization.kind == "int4":
+        return bool(module.group_size == quantization.group_size)
     if quantization.kind in ("int8", "none"):
         return True
     state = module.weight.quant_state  # laid out for the CPU, its scales are not nested any more
@@ -198,13 +217,13 @@ def _memory_bytes(model: nn.Module) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def _expected_bytes(model: nn.Module, asked_of: Callable[[str], Quantization]) -> float:
+def _expected_bytes(model: nn.Module, asked_of: Asked) -> float:
     """Add up what a model takes; layers that were put aside count nothing."""
     linears = {path: m for path, m in linear_layers(model) if kind_of(m) != "none"}
     rest = {
         t.data_ptr(): t.numel() * t.element_size()
         for name, t in (*model.named_parameters(), *model.named_buffers())
-        if name.rpartition(".")[0] not in linears or not name.endswith("weight")
+        if name.rpartition(".")[0] not in linears or name.endswith("bias")
     }
     return sum(rest.values()) + sum(
         quantized_bytes(layer.out_features, layer.in_features, asked_of(path))
@@ -223,7 +242,7 @@ def _share(model: PreTrainedModel) -> float:
         count = module.in_features * module.out_features
         total += count
         quantized += count if kind_of(module) != "none" else 0
-        embeddings.add(id(module.weight))
+        embeddings |= {id(each) for each in module.parameters()}
     others = (p for p in model.get_decoder().parameters() if id(p) not in embeddings)
     total += sum(p.numel() for p in others if p.ndim > 1)
     return quantized / total if total else 0.0
