@@ -1,4 +1,4 @@
-"""What a crew takes for each clip, and how much faster two workers are than one.
+"""What a scheduler takes for each clip, and how much faster two workers are than one.
 
     python -m benchmarks.crew_speed --clips 400
 
@@ -26,7 +26,7 @@ PARCEL_BYTES = 24 * 3 * 224 * 224 * 2
 
 @dataclass(frozen=True)
 class Preparing:
-    """A role that prepares nothing, and hands on a parcel of the size of a clip's frames."""
+    """A role that prepares nothing, and hands on a payload of the size of a clip's frames."""
 
     needs_process = True
 
@@ -34,13 +34,13 @@ class Preparing:
         """Be ready."""
         return self
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        """Answer with a parcel."""
-        parcel = bytes(PARCEL_BYTES)
-        while item := inbox.next(wait=True):
-            yield Result(item.ticket, None, parcel)
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        """Answer with a payload."""
+        payload = bytes(PARCEL_BYTES)
+        while item := queue.next(wait=True):
+            yield Result(item.job_id, None, payload)
 
-    def told(self) -> None:
+    def stats(self) -> None:
         """Say nothing."""
 
     def close(self) -> None:
@@ -48,22 +48,22 @@ class Preparing:
 
 
 class Taking(Preparing):
-    """A role that takes a parcel, and answers at once."""
+    """A role that takes a payload, and answers at once."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        """Answer with the parcel's size."""
-        while item := inbox.next(wait=True):
-            yield Result(item.ticket, len(item.parcel))
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        """Answer with the payload's size."""
+        while item := queue.next(wait=True):
+            yield Result(item.job_id, len(item.payload))
 
 
 def overhead_s(engine: Engine, jobs: int = 300) -> float:
     """Return the seconds a clip takes on its way through two workers that do nothing."""
     with Scheduler(
         engine, [[WorkerSpec(Preparing())], [WorkerSpec(Taking(), room=4)]], Stop()
-    ) as crew:
-        hold(len([*crew.map(iter(range(10)))]) > 0, "nothing was done")
+    ) as scheduler:
+        hold(len([*scheduler.map(iter(range(10)))]) > 0, "nothing was done")
         began_s = time.perf_counter()
-        done = sum(map(len, crew.map(iter(range(jobs)))))
+        done = sum(map(len, scheduler.map(iter(range(jobs)))))
         hold(done == jobs, "some jobs were lost")
         return (time.perf_counter() - began_s) / jobs
 

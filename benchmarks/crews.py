@@ -63,7 +63,7 @@ class Bench:
     folder: Path
     num_clips: int
     plain: Path = field(init=False)
-    said: str = ""
+    message: str = ""
     """By the last run."""
 
     def __post_init__(self) -> None:
@@ -84,15 +84,15 @@ class Bench:
         """Run a stage, with harm done to it meanwhile; return how long it took in seconds."""
         began_s = time.monotonic()
         command = self.command(stage, cache, *options)
-        with (self.folder / "said").open("w+") as said:
-            process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT)
+        with (self.folder / "said").open("w+") as message:
+            process = subprocess.Popen(command, stdout=message, stderr=subprocess.STDOUT, cwd=ROOT)
             while process.poll() is None:
                 if harm is not None:
                     harm(process.pid, self.made(stage, cache))
                 time.sleep(0.1)
-            said.seek(0)
-            self.said = said.read()
-        hold(process.returncode == 0, f"{stage} ended with {process.returncode}:\n{self.said}")
+            message.seek(0)
+            self.message = message.read()
+        hold(process.returncode == 0, f"{stage} ended with {process.returncode}:\n{self.message}")
         return time.monotonic() - began_s
 
     def made(self, stage: str, cache: Path) -> int:
@@ -115,9 +115,9 @@ class Bench:
         FeatureStore.open(cache).sweep()  # as the next start does: a killed worker leaves its last
         hold(not [*cache.rglob("*.partial")], "unfinished files are left")
 
-    def given_again(self) -> int:
+    def num_requeued(self) -> int:
         """Return how many clips the last run gave out again."""
-        found = re.search(r"given out again, for lost workers: (\d+)", self.said)
+        found = re.search(r"given out again, for lost workers: (\d+)", self.message)
         return int(found[1]) if found else 0
 
 
@@ -245,7 +245,7 @@ def both(bench: Bench, name: str, options: list[str], harms: Callable[[str], Any
 def tell(bench: Bench, name: str, stage: str, harm: Any, seconds: float) -> None:
     """Print a line about a run."""
     done = harm.done if harm else 0
-    again = bench.given_again()
+    again = bench.num_requeued()
     print(f"{name}: {stage}: {seconds:.0f} s, harm done {done} times, given out again {again}")
     sys.stdout.flush()
 

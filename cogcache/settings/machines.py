@@ -73,7 +73,7 @@ class Machines(Table):
         return self.devices.split(",") if self.devices else []
 
     @property
-    def has_crew(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether other processes than this one are to load the halves."""
         return self.engine == "ray" or self.devices is not None
 

@@ -175,7 +175,7 @@ class _Captioning:
     def _captions(self, following: Following) -> Iterator[Captions]:
         """Yield what makes captions: the language half in this process, or a crew."""
         settings, report, stop = self.settings, self.report, self.at.stop
-        if settings.machines.has_crew:
+        if settings.machines.is_distributed:
             from cogcache.stages.captioning.remote import distributed_captioning
 
             root = self.store.root

@@ -130,7 +130,7 @@ class _Extraction:
     def _makers(self) -> AbstractContextManager[Encoding]:
         """Return what makes features: this process, or a crew."""
         wanted = self.wanted
-        if not wanted.settings.machines.has_crew:
+        if not wanted.settings.machines.is_distributed:
             return LocalEncoding(
                 wanted.settings, wanted.family, self.store, self.report, self._neighbours
             )

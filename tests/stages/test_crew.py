@@ -1,4 +1,4 @@
-"""What a crew promises, by both engines: nothing lost, nothing twice, poison known as such."""
+"""What a scheduler promises, by both engines: nothing lost, nothing twice, poison known as such."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def engine(request):
 
 @contextmanager
 def crew_of(engine, *phases: list[WorkerSpec]):
-    with Scheduler(engine(), phases, Stop()) as crew:
-        yield crew
+    with Scheduler(engine(), phases, Stop()) as scheduler:
+        yield scheduler
 
 
-def posts(count: int, role=None, **more) -> list[WorkerSpec]:
-    return [WorkerSpec(role or tasks.Answering(), **more) for _ in range(count)]
+def worker_specs(count: int, actor_spec=None, **more) -> list[WorkerSpec]:
+    return [WorkerSpec(actor_spec or tasks.Answering(), **more) for _ in range(count)]
 
 
-def outcomes(crew: Scheduler, jobs) -> dict[object, object]:
-    settled = [pair for some in crew.map(iter(jobs)) for pair in some]
+def outcomes(scheduler: Scheduler, jobs) -> dict[object, object]:
+    settled = [pair for some in scheduler.map(iter(jobs)) for pair in some]
     found = dict(settled)
     assert len(found) == len(settled), "a job was settled twice"
     return found
 
 
 def test_every_job_comes_back_once(engine):
-    with crew_of(engine, posts(2)) as crew:
-        assert outcomes(crew, range(30)) == {number: number for number in range(30)}
+    with crew_of(engine, worker_specs(2)) as scheduler:
+        assert outcomes(scheduler, range(30)) == {number: number for number in range(30)}
 
 
 def test_a_source_without_a_job_just_now_is_asked_again(engine):
@@ -65,16 +65,16 @@ def test_a_source_without_a_job_just_now_is_asked_again(engine):
             yield None
         yield 2
 
-    with crew_of(engine, posts(1)) as crew:
-        for settled in crew.map(jobs()):
+    with crew_of(engine, worker_specs(1)) as scheduler:
+        for settled in scheduler.map(jobs()):
             came += settled
     assert came == [(1, 1), (2, 2)]
 
 
 def test_a_poisonous_job_fails_after_its_tries_and_its_neighbours_do_not(engine):
     jobs = [*range(6), "poison", *range(6, 12)]
-    with crew_of(engine, posts(1, tasks.Together(), room=4)) as crew:
-        found = outcomes(crew, jobs)
+    with crew_of(engine, worker_specs(1, tasks.Together(), room=4)) as scheduler:
+        found = outcomes(scheduler, jobs)
         error = found.pop("poison")
     assert isinstance(error, ClipError)
     assert (error.reason, f"{TRIES} workers" in error.problem) == ("worker_lost", True)
@@ -85,10 +85,10 @@ def test_a_worker_that_is_killed_costs_nothing(engine):
     jobs = iter(range(40))
     killed: list[int] = []
     done: Counter[object] = Counter()
-    with crew_of(engine, posts(2, room=3)) as crew:
-        for some in crew.map(jobs):
+    with crew_of(engine, worker_specs(2, room=3)) as scheduler:
+        for some in scheduler.map(jobs):
             done.update(job for job, result in some if job == result)
-            alive = [pid for pid in crew.told.values() if pid not in killed]
+            alive = [pid for pid in scheduler.stats.values() if pid not in killed]
             # Not faster than jobs get done: one that loses all its workers is given up.
             if alive and len(killed) < min(10, done.total() // 3):
                 os.kill(alive[-1], signal.SIGKILL)
@@ -98,59 +98,64 @@ def test_a_worker_that_is_killed_costs_nothing(engine):
 
 
 def test_a_clip_error_is_the_jobs_outcome(engine):
-    with crew_of(engine, posts(1)) as crew:
-        error = outcomes(crew, ["clip error"])["clip error"]
+    with crew_of(engine, worker_specs(1)) as scheduler:
+        error = outcomes(scheduler, ["clip error"])["clip error"]
     assert isinstance(error, VideoError)
     assert (error.reason, error.hint) == ("no_frames", "look elsewhere")
 
 
 def test_what_is_said_of_a_lost_worker_is_a_line(engine, caplog, capfd):
-    with crew_of(engine, posts(1, tasks.Together(), room=4)) as crew:
-        outcomes(crew, ["poison"])
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == TRIES
-    assert all(len(each) < 100 and each.startswith("a worker was lost (") for each in said)
+    with crew_of(engine, worker_specs(1, tasks.Together(), room=4)) as scheduler:
+        outcomes(scheduler, ["poison"])
+    message = [record.getMessage() for record in caplog.records]
+    assert len(message) == TRIES
+    assert all(len(each) < 100 and each.startswith("a worker was lost (") for each in message)
     assert capfd.readouterr().out == ""  # Ray has much to say
 
 
 def test_workers_that_all_jobs_take_down_end_the_run():
     with (
-        crew_of(ProcessEngine, posts(1)) as crew,
+        crew_of(ProcessEngine, worker_specs(1)) as scheduler,
         pytest.raises(CogcacheError, match="lost one after another"),
     ):
-        [*crew.map(iter(["kill"] * 60))]
+        [*scheduler.map(iter(["kill"] * 60))]
 
 
 def test_a_bug_is_raised_with_the_workers_traceback(engine):
-    with crew_of(engine, posts(1)) as crew, pytest.raises(KeyError) as raised:
-        outcomes(crew, ["bug"])
+    with crew_of(engine, worker_specs(1)) as scheduler, pytest.raises(KeyError) as raised:
+        outcomes(scheduler, ["bug"])
     assert "Traceback" in "".join(raised.value.__notes__)
 
 
 def test_workers_that_cannot_start_end_the_run(engine):
     with (
-        crew_of(engine, posts(1, tasks.Answering(start_with="kill"))) as crew,
+        crew_of(engine, worker_specs(1, tasks.Answering(start_with="kill"))) as scheduler,
         pytest.raises(CogcacheError, match="lost one after another"),
     ):
-        outcomes(crew, [1])
+        outcomes(scheduler, [1])
 
 
 def test_a_bug_at_the_start_is_raised(engine):
-    with crew_of(engine, posts(1, tasks.Answering("bug"))) as crew, pytest.raises(KeyError):
-        outcomes(crew, [1])
+    with (
+        crew_of(engine, worker_specs(1, tasks.Answering("bug"))) as scheduler,
+        pytest.raises(KeyError),
+    ):
+        outcomes(scheduler, [1])
 
 
 def test_parcels_go_from_phase_to_phase(engine):
-    with crew_of(engine, posts(2, tasks.Carrying()), posts(1, tasks.Measuring())) as crew:
-        found = outcomes(crew, [3, 1, 4, 2])
+    with crew_of(
+        engine, worker_specs(2, tasks.Carrying()), worker_specs(1, tasks.Measuring())
+    ) as scheduler:
+        found = outcomes(scheduler, [3, 1, 4, 2])
     assert {job: result[:2] for job, result in found.items()} == {
         size: (1 << 20, size) for size in (1, 2, 3, 4)
     }
 
 
 def test_a_worker_has_no_more_in_hand_than_there_is_room_for():
-    with crew_of(ProcessEngine, posts(1, tasks.Gathering(), room=3)) as crew:
-        together = outcomes(crew, range(12)).values()
+    with crew_of(ProcessEngine, worker_specs(1, tasks.Gathering(), room=3)) as scheduler:
+        together = outcomes(scheduler, range(12)).values()
     assert max(map(len, together)) == 3
 
 
@@ -162,27 +167,27 @@ def test_jobs_are_taken_up_only_as_there_is_room():
             taken.append(number)
             yield number
 
-    with crew_of(ProcessEngine, posts(2, room=1)) as crew:
+    with crew_of(ProcessEngine, worker_specs(2, room=1)) as scheduler:
         done = 0
-        for some in crew.map(jobs()):
+        for some in scheduler.map(jobs()):
             assert len(taken) <= done + 3
             done += len(some)
     assert done == 20
 
 
 def test_a_crew_goes_on_with_another_list_of_jobs(engine):
-    with crew_of(engine, posts(1)) as crew:
-        assert outcomes(crew, [1, 2]) == {1: 1, 2: 2}
-        first = set(crew.told.values())
-        assert outcomes(crew, [3]) == {3: 3}
-        assert set(crew.told.values()) == first
+    with crew_of(engine, worker_specs(1)) as scheduler:
+        assert outcomes(scheduler, [1, 2]) == {1: 1, 2: 2}
+        first = set(scheduler.stats.values())
+        assert outcomes(scheduler, [3]) == {3: 3}
+        assert set(scheduler.stats.values()) == first
 
 
 def test_closing_leaves_no_process(engine):
-    with crew_of(engine, posts(2)) as crew:
-        outcomes(crew, range(8))
-        pids = set(crew.told.values())
-        next(crew.map(iter([1, "hang", "hang"])))
+    with crew_of(engine, worker_specs(2)) as scheduler:
+        outcomes(scheduler, range(8))
+        pids = set(scheduler.stats.values())
+        next(scheduler.map(iter([1, "hang", "hang"])))
     end = time.monotonic() + 10
     while any(map(psutil.pid_exists, pids)) and time.monotonic() < end:
         time.sleep(0.05)

@@ -124,9 +124,9 @@ def test_a_signal_ends_a_run_with_workers_in_order(plain, tmp_path):
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all get it
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "finishing what is in hand" in said
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130, message
+    assert "finishing what is in hand" in message
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert not [*(cache / "claims").iterdir()]

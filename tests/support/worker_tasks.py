@@ -136,14 +136,14 @@ class Answering:
             answer(self.start_with)
         return self
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        while item := inbox.next(wait=True):
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        while item := queue.next(wait=True):
             try:
-                yield Result(item.ticket, answer(item.job))
+                yield Result(item.job_id, answer(item.job))
             except VideoError as error:
-                yield Result(item.ticket, error)
+                yield Result(item.job_id, error)
 
-    def told(self) -> int:
+    def stats(self) -> int:
         return os.getpid()
 
     def close(self) -> None:
@@ -152,47 +152,47 @@ class Answering:
 
 @dataclass(frozen=True)
 class Carrying(Answering):
-    """The role of the first of two phases: large parcels, each of the size that its job says."""
+    """The role of the first of two phases: large payloads, each of the size that its job says."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        while item := inbox.next(wait=True):
-            yield Result(item.ticket, None, bytes([item.job]) * (1 << 20), size=item.job)
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        while item := queue.next(wait=True):
+            yield Result(item.job_id, None, bytes([item.job]) * (1 << 20), size=item.job)
 
 
 @dataclass(frozen=True)
 class Measuring(Answering):
     """The role of the second: says what came, and from which process."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        while item := inbox.next(wait=True):
-            yield Result(item.ticket, (len(item.parcel), item.parcel[0], os.getpid()))
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        while item := queue.next(wait=True):
+            yield Result(item.job_id, (len(item.payload), item.payload[0], os.getpid()))
 
 
 @dataclass(frozen=True)
 class Gathering(Answering):
     """A role that takes all that waits before it does the first: shows how much is in hand."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        while first := inbox.next(wait=True):
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        while first := queue.next(wait=True):
             items = [first]
             time.sleep(0.3)
-            while item := inbox.next(wait=False):
+            while item := queue.next(wait=False):
                 items.append(item)
             for item in items:
-                yield Result(item.ticket, [each.job for each in items])
+                yield Result(item.job_id, [each.job for each in items])
 
 
 @dataclass(frozen=True)
 class Together(Answering):
     """A role that takes up all that waits, and dies of the job "poison"."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        while first := inbox.next(wait=True):
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        while first := queue.next(wait=True):
             time.sleep(0.1)
             items = [first]
-            while item := inbox.next(wait=False):
+            while item := queue.next(wait=False):
                 items.append(item)
             if any(item.job == "poison" for item in items):
                 os.kill(os.getpid(), signal.SIGKILL)
             for item in items:
-                yield Result(item.ticket, item.job)
+                yield Result(item.job_id, item.job)

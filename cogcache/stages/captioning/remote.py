@@ -1,6 +1,6 @@
-"""What the workers of a crew do in stage two: caption clips whose features are in the cache.
+"""What the workers of a scheduler do in stage two: caption clips whose features are in the cache.
 
-The role travels to workers as a pickle; all that needs torch is loaded there.
+The spec travels to workers as a pickle; all that needs torch is loaded there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, read_clip_feature
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.tasks import Task
 from cogcache.stages.distributed.jobs import Job, JobQueue, Result
-from cogcache.stages.distributed.launch import WorkerLayout, _spec, _watched
+from cogcache.stages.distributed.launch import WorkerLayout, reporting, worker_spec_of
 from cogcache.stages.distributed.scheduler import Scheduler
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
 from cogcache.stages.runs.report import RunReport
@@ -38,7 +38,7 @@ class CaptionSpec:
     """Captions clips whose features are in the cache."""
 
     settings: Settings
-    place: WorkerEnvironment
+    environment: WorkerEnvironment
     identity: HalfIdentity
     needs_process = True
 
@@ -46,10 +46,10 @@ class CaptionSpec:
         """Load the language half."""
         from cogcache.stages.captioning.captioner import Captioner
 
-        self.place.take(self.settings.device)
+        self.environment.take(self.settings.device)
         report, monitor = watched("caption", self.settings)
-        store = FeatureStore.open(self.place.cache)
-        family = self.place.family(self.settings)
+        store = FeatureStore.open(self.environment.cache)
+        family = self.environment.family(self.settings)
         captioner = Captioner(self.settings, family, self.identity, report)
         return CaptionActor(captioner, store, report, monitor)
 
@@ -79,20 +79,20 @@ class CaptionActor:
     """By the keys of the captions that are still to be made."""
     failed: deque[Result] = field(default_factory=deque)
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
+    def work(self, queue: JobQueue) -> Iterator[Result]:
         """Answer with the captions of a clip, when all of them are made."""
         with self.reader:
-            while not inbox.closed:
-                for made in self.captioner.captions(self._clips(inbox)):
+            while not queue.closed:
+                for made in self.captioner.captions(self._clips(queue)):
                     if answer := self._kept(made):
                         yield answer
                     yield from self._failed()
                 yield from self._failed()
 
-    def _clips(self, inbox: JobQueue) -> Iterator[tuple[list[Task], ClipTensors]]:
+    def _clips(self, queue: JobQueue) -> Iterator[tuple[list[Task], ClipTensors]]:
         """Yield clips to begin with; one without tasks where there is none just now."""
         while True:
-            self._take_up(inbox)
+            self._take_up(queue)
             if not self.ahead and not self.in_hand:  # some have failed, or it is the end
                 return
             if not self.ahead or (self.in_hand and not self.ahead[0][1].done()):
@@ -102,15 +102,15 @@ class CaptionActor:
             with self.report.split.time("wait_for_features"):
                 features = reading.result()
             if isinstance(features, ClipError):
-                self.failed.append(Result(item.ticket, features))
+                self.failed.append(Result(item.job_id, features))
             else:
                 begun = _InHand(item)
                 self.in_hand |= {task.key.digest: begun for task in item.job}
                 yield item.job, features
 
-    def _take_up(self, inbox: JobQueue) -> None:
+    def _take_up(self, queue: JobQueue) -> None:
         """Have the features of what waits be read; wait where there is nothing to do."""
-        while item := inbox.next(wait=not (self.in_hand or self.ahead or self.failed)):
+        while item := queue.next(wait=not (self.in_hand or self.ahead or self.failed)):
             reading = self.reader.submit(_features_of, item.job[0], self.store)
             self.ahead.append((item, reading))
 
@@ -122,13 +122,13 @@ class CaptionActor:
             clip.made.append(made)
         if len(clip.made) + len(clip.given_up) < len(clip.item.job):
             return None
-        return Result(clip.item.ticket, clip.given_up[0] if clip.given_up else clip.made)
+        return Result(clip.item.job_id, clip.given_up[0] if clip.given_up else clip.made)
 
     def _failed(self) -> Iterator[Result]:
         while self.failed:
             yield self.failed.popleft()
 
-    def told(self) -> WorkerReport:
+    def stats(self) -> WorkerReport:
         """Return memory, times and what was loaded."""
         return WorkerReport.of(self.report, self.monitor)
 
@@ -152,9 +152,9 @@ def _with_whole_paths(settings: Settings) -> Settings:
 
 @dataclass
 class DistributedCaptioning:
-    """Makes captions with the workers of a crew."""
+    """Makes captions with the workers of a scheduler."""
 
-    crew: Scheduler
+    scheduler: Scheduler
 
     def captions(
         self, tasks: Iterable[Task]
@@ -166,7 +166,7 @@ class DistributedCaptioning:
         """
         by_clip = groupby(tasks, lambda task: (task.words is None, task.key.feature_key))
         clips = (list(each) for _, each in by_clip)
-        for settled in self.crew.map(takewhile(lambda _: not self.crew.stop, clips)):
+        for settled in self.scheduler.map(takewhile(lambda _: not self.scheduler.stop, clips)):
             yield from settled
 
 
@@ -174,14 +174,16 @@ class DistributedCaptioning:
 def distributed_captioning(
     settings: Settings, cache: Path, identity: HalfIdentity, stop: Stop, report: RunReport
 ) -> Iterator[DistributedCaptioning]:
-    """Have a crew for stage two while a `with` block needs it; the report is told of it."""
-    staff = WorkerLayout.of(_with_whole_paths(settings), cache, decodes=False)
+    """Have a scheduler for stage two while a `with` block needs it; the report is told of it."""
+    layout = WorkerLayout.of(_with_whole_paths(settings), cache, decodes=False)
     rows = settings.language.clips_per_batch
     captions = len(settings.prompts) * settings.generation.n
     room = -(-rows // captions) + CLIPS_AHEAD
-    posts = [
-        _spec(number, seat, CaptionSpec(seat.settings, seat.place, identity), room)
-        for number, seat in enumerate(staff.seats)
+    worker_specs = [
+        worker_spec_of(
+            number, worker, CaptionSpec(worker.settings, worker.environment, identity), room
+        )
+        for number, worker in enumerate(layout.workers)
     ]
-    with _watched(Scheduler(staff.engine, [posts], stop), report) as crew:
-        yield DistributedCaptioning(crew)
+    with reporting(Scheduler(layout.engine, [worker_specs], stop), report) as scheduler:
+        yield DistributedCaptioning(scheduler)

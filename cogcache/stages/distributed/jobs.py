@@ -1,4 +1,4 @@
-"""What goes to and fro between a crew and its workers, and where a worker's jobs wait."""
+"""The messages between the scheduler and its workers: jobs, results, and the queue of a worker."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, Protocol
 class Job:
     """A job for a worker."""
 
-    ticket: int
-    """What its answer will bear."""
+    job_id: int
+    """Its number; the result carries the same."""
     job: Any
-    parcel: Any = None
-    """What the worker before has made of it."""
+    payload: Any = None
+    """The output of the phase before, such as decoded frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a worker has made of a job."""
+    """The result of a job."""
 
-    ticket: int
+    job_id: int
     result: Any
     """Small, since the driver gets it; a ClipError where the job failed."""
-    parcel: Any = None
+    payload: Any = None
     """For the worker that goes on with the job; the driver does not look at it."""
     size: int = 1
-    """How much room the job takes at the worker that goes on with it."""
+    """How many units of the next worker's `room` the job takes."""
 
 
 class JobQueue:
@@ -66,14 +66,14 @@ class JobQueue:
 class Actor(Protocol):
     """What a worker does once it is ready."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        """Do jobs until the inbox is closed; several may be in hand at a time."""
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        """Do jobs until the queue is closed; several may be in hand at a time."""
 
-    def told(self) -> Any:
-        """Return what the driver shall know of the work so far; small."""
+    def stats(self) -> Any:
+        """Return what the run's report shows of this worker; keep it small."""
 
     def close(self) -> None:
-        """Have `work` come to its end soon; callable from any thread."""
+        """Ask `work` to end soon; callable from any thread."""
 
 
 class ActorSpec(Protocol):

@@ -1,4 +1,4 @@
-"""The crew that the settings ask for: who decodes, encodes and captions, where, and with what."""
+"""Which workers the settings ask for: what decodes, encodes and captions, and on which device."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from cogcache.system import available_bytes
 
 @dataclass(frozen=True)
 class _HalfWorker:
-    """Where one worker that loads a half shall be."""
+    """One worker that loads a half: its settings, its environment, what it takes of the machine."""
 
     settings: Settings
     """Of the run, with the worker's own device and memory."""
-    place: WorkerEnvironment
+    environment: WorkerEnvironment
     cpus: float = 0
     gpus: float = 0
 
 
 @dataclass(frozen=True)
 class WorkerLayout:
-    """An engine, and where it is to put the workers that load a half."""
+    """An engine, the workers that load a half, and the number of decoders."""
 
     engine: Engine
-    seats: Sequence[_HalfWorker]
+    workers: Sequence[_HalfWorker]
     decoders: int
     """How many decoders there may be in all."""
 
@@ -58,8 +58,8 @@ class WorkerLayout:
 def _local_layout(settings: Settings, cache: Path) -> WorkerLayout:
     names = settings.machines.device_names
     on_cpu = sum(name.startswith("cpu") for name in names)
-    seats = [_local_worker(settings, cache, name, on_cpu) for name in names]
-    return WorkerLayout(ProcessEngine(), seats, settings.vision.decode_workers * len(names))
+    workers = [_local_worker(settings, cache, name, on_cpu) for name in names]
+    return WorkerLayout(ProcessEngine(), workers, settings.vision.decode_workers * len(names))
 
 
 def _local_worker(settings: Settings, cache: Path, device: str, on_cpu: int) -> _HalfWorker:
@@ -90,18 +90,18 @@ def _ray_layout(settings: Settings, cache: Path, decode_workers: int) -> WorkerL
     count = usual if machines.workers == "auto" else int(machines.workers)
     count = max(1, count)
     cpus_each = 0 if gpus_each else max(1, int(cpus / count) - decode_workers)
-    seat = _HalfWorker(
+    worker = _HalfWorker(
         settings if gpus_each else settings.model_copy(update={"device": "cpu"}),
         _environment(settings, cache, cpus_each or None),
         cpus_each,
         gpus_each,
     )
     decoders = min(decode_workers * count, max(1, int(cpus) - cpus_each * (count - 1)))
-    return WorkerLayout(engine, [seat] * count, decoders)
+    return WorkerLayout(engine, [worker] * count, decoders)
 
 
 def _environment(settings: Settings, cache: Path, threads: int | None) -> WorkerEnvironment:
-    """Workers may stand in another folder: paths go to them whole."""
+    """Return the environment of workers; paths are absolute, as workers run in other folders."""
     folder = Path(settings.model)
     is_folder = settings.model != "tiny" and folder.is_dir()
     return WorkerEnvironment(
@@ -109,19 +109,20 @@ def _environment(settings: Settings, cache: Path, threads: int | None) -> Worker
     )
 
 
-def _spec(number: int, seat: _HalfWorker, role: Any, room: int) -> WorkerSpec:
+def worker_spec_of(number: int, worker: _HalfWorker, actor_spec: Any, room: int) -> WorkerSpec:
+    """Return what the scheduler starts for the numbered worker of a phase."""
     # The first of each phase asks for no CPU: another phase, or a node's death, could otherwise
     # leave none for it, and all would wait for ever.
-    return WorkerSpec(role, room, cpus=seat.cpus if number else 0, gpus=seat.gpus)
+    return WorkerSpec(actor_spec, room, cpus=worker.cpus if number else 0, gpus=worker.gpus)
 
 
 @contextmanager
-def _watched(crew: Scheduler, report: RunReport) -> Iterator[Scheduler]:
-    """Close a crew after use, and put into the report what was heard of it."""
-    with crew:
+def reporting(scheduler: Scheduler, report: RunReport) -> Iterator[Scheduler]:
+    """Close a scheduler after use, and put into the report what its workers reported."""
+    with scheduler:
         try:
-            yield crew
+            yield scheduler
         finally:
-            take_over(report, [told for told in crew.told.values() if told is not None])
-            if crew.given_again:
-                report.notes.append(f"given out again, for lost workers: {crew.given_again}")
+            take_over(report, [stats for stats in scheduler.stats.values() if stats is not None])
+            if scheduler.num_requeued:
+                report.notes.append(f"given out again, for lost workers: {scheduler.num_requeued}")

@@ -1,7 +1,7 @@
-"""A crew on this machine: a process a device, and a thread for each process that decodes.
+"""Workers on this machine: one process a device, and one thread for each process that decodes.
 
 Each worker has a pipe of its own, as in `workers`: one that is killed in the middle of a message
-takes no other down. Parcels are handed on as the bytes they came in.
+takes no other down. Payloads are handed on as the bytes they came in.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class _Message:
         """Send it a job."""
         # That it is gone is seen when it is listened to.
         with suppress(OSError):
-            _send(self.pipe, (item.ticket, item.job), item.parcel)
+            _send(self.pipe, (item.job_id, item.job), item.payload)
 
 
 class ProcessWorker(_Message):
     """A process."""
 
-    def __init__(self, role: ActorSpec, name: str) -> None:
+    def __init__(self, actor_spec: ActorSpec, name: str) -> None:
         super().__init__(name)
         self.process: multiprocessing.process.BaseProcess = CONTEXT.Process(
-            target=serve, args=(self.theirs, role), name=name, daemon=True
+            target=serve, args=(self.theirs, actor_spec), name=name, daemon=True
         )
         with signals_blocked():
             self.process.start()
@@ -64,21 +64,21 @@ class ProcessWorker(_Message):
 
 
 class ThreadWorker(_Message):
-    """A thread of this process, for a role that drives a process of its own."""
+    """A thread of this process, for an actor that has a process of its own."""
 
-    def __init__(self, role: ActorSpec, name: str) -> None:
+    def __init__(self, actor_spec: ActorSpec, name: str) -> None:
         super().__init__(name)
-        self.duty: Actor = role.start()
+        self.actor: Actor = actor_spec.start()
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
-        _work(self.theirs, self.duty)
+        _work(self.theirs, self.actor)
         self.theirs.close()
 
     def end(self) -> None:
         """Have it end its process and come to its end."""
-        self.duty.close()
+        self.actor.close()
         self.pipe.close()
         self.thread.join()
 
@@ -95,10 +95,12 @@ class ProcessEngine:
         self.workers: list[ProcessWorker | ThreadWorker] = []
         self._numbers = count(1)
 
-    def hire(self, post: WorkerSpec) -> ProcessWorker | ThreadWorker:
+    def start_worker(self, worker_spec: WorkerSpec) -> ProcessWorker | ThreadWorker:
         """Start a process, or a thread that drives one."""
-        kind = ProcessWorker if post.role.needs_process else ThreadWorker
-        worker = kind(post.role, f"{type(post.role).__name__}-{next(self._numbers)}")
+        kind = ProcessWorker if worker_spec.actor_spec.needs_process else ThreadWorker
+        worker = kind(
+            worker_spec.actor_spec, f"{type(worker_spec.actor_spec).__name__}-{next(self._numbers)}"
+        )
         self.workers.append(worker)
         return worker
 
@@ -110,16 +112,16 @@ class ProcessEngine:
 
     def _event(self, worker: ProcessWorker | ThreadWorker) -> Event:
         try:
-            said = ForkingPickler.loads(worker.pipe.recv_bytes())
-            if isinstance(said, Bug):
-                raise said.error
-            if said == READY:
+            message = ForkingPickler.loads(worker.pipe.recv_bytes())
+            if isinstance(message, Bug):
+                raise message.error
+            if message == READY:
                 return Event(worker)
-            ticket, result, size, told = said
-            answer = Result(ticket, result, worker.pipe.recv_bytes(), size)
+            job_id, result, size, stats = message
+            answer = Result(job_id, result, worker.pipe.recv_bytes(), size)
         except (EOFError, ConnectionError):
             return Event(worker, lost=worker.ended())
-        return Event(worker, answer, told)
+        return Event(worker, answer, stats)
 
     def close(self) -> None:
         """End all workers."""
@@ -128,46 +130,46 @@ class ProcessEngine:
                 worker.end()
 
 
-def serve(pipe: Pipe, role: ActorSpec) -> None:
+def serve(pipe: Pipe, actor_spec: ActorSpec) -> None:
     """Run in the worker: become ready, then do jobs until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     try:
-        duty = role.start()
+        actor = actor_spec.start()
     except Exception as error:  # noqa: BLE001 - the parent raises it
         with suppress(OSError):
-            _say(pipe, bug_of(error))
+            _send_message(pipe, bug_of(error))
         return
-    _work(pipe, duty)
+    _work(pipe, actor)
 
 
-def _work(pipe: Pipe, duty: Actor) -> None:
-    inbox = JobQueue()
-    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
+def _work(pipe: Pipe, actor: Actor) -> None:
+    queue = JobQueue()
+    threading.Thread(target=_listen, args=(pipe, queue), daemon=True).start()
     with suppress(OSError):  # the parent has hung up
-        _say(pipe, READY)
+        _send_message(pipe, READY)
         try:
-            for answer in duty.work(inbox):
-                said = (answer.ticket, answer.result, answer.size, duty.told())
-                _send(pipe, said, ForkingPickler.dumps(answer.parcel))
+            for answer in actor.work(queue):
+                message = (answer.job_id, answer.result, answer.size, actor.stats())
+                _send(pipe, message, ForkingPickler.dumps(answer.payload))
         except Exception as error:  # noqa: BLE001 - the parent raises it
-            _say(pipe, bug_of(error))
+            _send_message(pipe, bug_of(error))
 
 
-def _listen(pipe: Pipe, inbox: JobQueue) -> None:
-    """Put what comes into the inbox, at once: the parent must never wait for a worker."""
+def _listen(pipe: Pipe, queue: JobQueue) -> None:
+    """Put what comes into the queue, at once: the parent must never wait for a worker."""
     with suppress(EOFError, OSError):
         while True:
-            ticket, job = ForkingPickler.loads(pipe.recv_bytes())
-            parcel = pipe.recv_bytes()
-            inbox.put(Job(ticket, job, ForkingPickler.loads(parcel) if parcel else None))
-    inbox.close()
+            job_id, job = ForkingPickler.loads(pipe.recv_bytes())
+            payload = pipe.recv_bytes()
+            queue.put(Job(job_id, job, ForkingPickler.loads(payload) if payload else None))
+    queue.close()
 
 
-def _say(pipe: Pipe, message: object) -> None:
+def _send_message(pipe: Pipe, message: object) -> None:
     pipe.send_bytes(ForkingPickler.dumps(message))
 
 
-def _send(pipe: Pipe, message: object, parcel: Any) -> None:
-    _say(pipe, message)
-    pipe.send_bytes(parcel or b"")
+def _send(pipe: Pipe, message: object, payload: Any) -> None:
+    _send_message(pipe, message)
+    pipe.send_bytes(payload or b"")

@@ -1,8 +1,8 @@
-"""A crew of actors on a Ray cluster.
+"""Workers on a Ray cluster: one Ray actor each.
 
-Ray starts the actors, tells when one is lost, and carries parcels from node to node past the
+Ray starts the actors, tells when one is lost, and carries payloads from node to node past the
 driver. It restarts nothing and repeats nothing here: who was lost, what is given out again and
-when a clip is to blame is the crew's to decide. Imports Ray only when an engine is made.
+when a clip is to blame is the scheduler's to decide. Imports Ray only when an engine is made.
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ QUIET = {
 
 
 class RayActor:
-    """What an actor is: a role at work in a thread, and the calls that wait for its answers."""
+    """A Ray actor: one `Actor` that works in a thread, and the calls that wait for its results."""
 
-    def __init__(self, role: ActorSpec) -> None:
-        self.inbox = JobQueue()
+    def __init__(self, actor_spec: ActorSpec) -> None:
+        self.queue = JobQueue()
         self.ready: Future[Bug | None] = Future()
         self.waiting: dict[int, Future[Any]] = {}
         # One thread for all of it: torch counts its threads by the thread that set their number.
-        threading.Thread(target=self._work, args=(role,), daemon=True).start()
+        threading.Thread(target=self._work, args=(actor_spec,), daemon=True).start()
 
     async def become_ready(self) -> Bug | None:
-        """Return when the role has started, or why it cannot."""
+        """Return when the actor has started, or why it cannot."""
         return await asyncio.wrap_future(self.ready)
 
-    async def do(self, ticket: int, job: Any, parcel: Any) -> tuple[Any, Any]:
-        """Return what is said to the driver, and the parcel for the next actor."""
+    async def do(self, job_id: int, job: Any, payload: Any) -> tuple[Any, Any]:
+        """Return what is said to the driver, and the payload for the next actor."""
         answer: Future[Any] = Future()
-        self.waiting[ticket] = answer
-        self.inbox.put(Job(ticket, job, parcel))
-        said = await asyncio.wrap_future(answer)
-        return (said, None) if isinstance(said, Bug) else said
+        self.waiting[job_id] = answer
+        self.queue.put(Job(job_id, job, payload))
+        message = await asyncio.wrap_future(answer)
+        return (message, None) if isinstance(message, Bug) else message
 
-    def _work(self, role: ActorSpec) -> None:
+    def _work(self, actor_spec: ActorSpec) -> None:
         try:
-            duty = role.start()
+            actor = actor_spec.start()
             self.ready.set_result(None)
-            for answer in duty.work(self.inbox):
-                told = duty.told()
-                said = (answer.ticket, answer.result, answer.size, told)
-                self.waiting.pop(answer.ticket).set_result((said, answer.parcel))
+            for answer in actor.work(self.queue):
+                stats = actor.stats()
+                message = (answer.job_id, answer.result, answer.size, stats)
+                self.waiting.pop(answer.job_id).set_result((message, answer.payload))
         except Exception as error:  # noqa: BLE001 - the driver raises it
             bug = bug_of(error)
             for each in (self.ready, *self.waiting.values()):
@@ -76,10 +76,10 @@ class RayWorker:
         self.engine, self.actor, self.name = engine, actor, name
 
     def give(self, item: Job) -> None:
-        """Call it; a parcel goes as a reference, which Ray fetches to its node beforehand."""
+        """Call it; a payload goes as a reference, which Ray fetches to its node beforehand."""
         call = self.actor.do.options(num_returns=2)
-        said, parcel = call.remote(item.ticket, item.job, item.parcel)
-        self.engine.calls[said] = (self, item.ticket, parcel)
+        message, payload = call.remote(item.job_id, item.job, item.payload)
+        self.engine.calls[message] = (self, item.job_id, payload)
 
     def end(self) -> None:
         """Kill it."""
@@ -101,7 +101,7 @@ class RayEngine:
     def __init__(self, address: str | None) -> None:
         self.ray = _ray()
         self.calls: dict[Any, tuple[RayWorker, int | None, Any]] = {}
-        """What is waited for: by the reference of an answer its worker, ticket and parcel."""
+        """The calls under way: worker, job id and payload, by the reference of the result."""
         self._numbers = count(1)
         _connect(self.ray, address)
 
@@ -111,12 +111,22 @@ class RayEngine:
         found = self.ray.cluster_resources()
         return nodes, found.get("CPU", 0.0), found.get("GPU", 0.0)
 
-    def hire(self, post: WorkerSpec) -> RayWorker:
+    def start_worker(self, worker_spec: WorkerSpec) -> RayWorker:
         """Start an actor."""
         # Spread: the loss of a node should cost few of them.
-        options = {"num_cpus": post.cpus, "num_gpus": post.gpus, "scheduling_strategy": "SPREAD"}
-        actor = self.ray.remote(RayActor).options(**options, max_restarts=0).remote(post.role)
-        worker = RayWorker(self, actor, f"{type(post.role).__name__}-{next(self._numbers)}")
+        options = {
+            "num_cpus": worker_spec.cpus,
+            "num_gpus": worker_spec.gpus,
+            "scheduling_strategy": "SPREAD",
+        }
+        actor = (
+            self.ray.remote(RayActor)
+            .options(**options, max_restarts=0)
+            .remote(worker_spec.actor_spec)
+        )
+        worker = RayWorker(
+            self, actor, f"{type(worker_spec.actor_spec).__name__}-{next(self._numbers)}"
+        )
         self.calls[actor.become_ready.remote()] = (worker, None, None)
         return worker
 
@@ -132,23 +142,23 @@ class RayEngine:
         return [self._event(call) for call in ready if call in self.calls]
 
     def _event(self, call: Any) -> Event:
-        worker, ticket, parcel = self.calls.pop(call)
+        worker, job_id, payload = self.calls.pop(call)
         exceptions = self.ray.exceptions
         try:
-            said = self.ray.get(call)
+            message = self.ray.get(call)
         except exceptions.ObjectLostError:
-            return Event(worker, dropped=ticket)
+            return Event(worker, dropped=job_id)
         except (exceptions.RayTaskError, exceptions.RaySystemError):
             raise  # what was sent cannot be read: an import, a pickle, another version
         except exceptions.RayError as error:
             self.forget(worker)
-            return Event(worker, lost=_how(error))
-        if isinstance(said, Bug):
-            raise said.error
-        if said is None:
+            return Event(worker, lost=_reason_of(error))
+        if isinstance(message, Bug):
+            raise message.error
+        if message is None:
             return Event(worker)
-        number, result, size, told = said
-        return Event(worker, Result(number, result, parcel, size), told)
+        number, result, size, stats = message
+        return Event(worker, Result(number, result, payload, size), stats)
 
     def forget(self, worker: RayWorker) -> None:
         """Wait for nothing more from a worker."""
@@ -174,7 +184,7 @@ def _ray() -> Any:
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
-        _knock(address)
+        _check_listening(address)
         with _signals_kept():
             ray.init(
                 address=address, log_to_driver=False, logging_level="error",
@@ -186,8 +196,8 @@ def _connect(ray: Any, address: str | None) -> None:
         raise CogcacheError(problem, hint) from error
 
 
-def _knock(address: str | None) -> None:
-    """See that somebody listens there: Ray itself would try for minutes."""
+def _check_listening(address: str | None) -> None:
+    """Check that something listens at the address: Ray itself would try for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -208,7 +218,7 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _how(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     """Say how an actor was lost, without Ray's page of advice."""
     if type(error).__name__ == "OutOfMemoryError":
         return "memory ran out on its node"

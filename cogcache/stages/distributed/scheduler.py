@@ -1,4 +1,4 @@
-"""Workers that may be lost at any time, and the jobs that are given out to them.
+"""Hands jobs to workers, and hands them out again when a worker is lost.
 
 A job goes through one phase after another, in each to one of the workers of that phase: decoders
 and encoders in stage one. What a lost worker had in hand is given out again, from the first phase.
@@ -26,9 +26,9 @@ from cogcache.system import Stop
 logger = logging.getLogger(__name__)
 
 TRIES: Final = 3
-"""Workers that a job may be in hand of when they are lost, before it is held to blame."""
+"""How many workers may be lost while they hold a job; after that the job itself fails."""
 GIVEN_UP: Final = 10
-"""Jobs in a row that may be held to blame for lost workers; beyond that the workers are."""
+"""How many jobs in a row may fail like this; after that the workers are at fault."""
 _LOOK_EVERY_S: Final = 0.5
 _PATIENCE_S: Final = 600.0
 """How long a run that is to stop waits for workers that do not come, or only load."""
@@ -36,11 +36,11 @@ _PATIENCE_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """A place in a crew, filled by one worker after another if need be."""
+    """What to start: a worker that is lost is replaced by another of the same spec."""
 
-    role: ActorSpec
+    actor_spec: ActorSpec
     room: int = 1
-    """Sizes of jobs that may be in its worker's hands before it is given no more."""
+    """How many units of work its worker may hold at a time."""
     cpus: float = 0
     gpus: float = 0
     """What an engine that counts shall set aside for the worker."""
@@ -60,25 +60,25 @@ class Worker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something was heard of a worker: an answer, that it is lost, or else that it is ready."""
+    """News of a worker: it has a result, it is lost, or (neither) it is ready."""
 
     worker: Worker
     answer: Result | None = None
-    told: Any = None
+    stats: Any = None
     lost: str | None = None
-    """How it was."""
+    """How the worker was lost, in words."""
     dropped: int | None = None
-    """Ticket of a job whose parcel was lost on the way to the worker."""
+    """Id of a job whose payload was lost on the way to the worker."""
 
 
 class Engine(Protocol):
     """Starts workers and listens to them."""
 
-    def hire(self, post: WorkerSpec) -> Worker:
+    def start_worker(self, worker_spec: WorkerSpec) -> Worker:
         """Start a worker; returns at once."""
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Return what was heard of workers; waits until there is something or time is over.
+        """Return the events of all workers; waits until there is one or the time is over.
 
         Raises:
             Exception: a worker met a bug, or an error that is no job's fault.
@@ -90,20 +90,20 @@ class Engine(Protocol):
 
 @dataclass(eq=False)
 class _Pending:
-    """A job on its way."""
+    """A job that is not done: how often it was lost, and its payload so far."""
 
     job: Any
-    ticket: int
+    job_id: int
     size: int = 1
-    parcel: Any = None
+    payload: Any = None
     losses: int = 0
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A post and the worker that fills it."""
+    """A worker spec and the worker that fills it."""
 
-    post: WorkerSpec
+    worker_spec: WorkerSpec
     phase: int
     worker: Worker
     ready: bool = False
@@ -111,7 +111,7 @@ class _Slot:
 
     @property
     def used(self) -> int:
-        """How much of its room is taken."""
+        """How many units of its room are taken."""
         return sum(load.size for load in self.in_hand.values())
 
     def can_take(self, load: _Pending | None = None) -> bool:
@@ -119,12 +119,12 @@ class _Slot:
         if not self.in_hand or not self.ready:
             return self.ready
         alone = any(each.losses for each in self.in_hand.values())
-        return self.used < self.post.room and not alone and not (load and load.losses)
+        return self.used < self.worker_spec.room and not alone and not (load and load.losses)
 
     def give(self, load: _Pending) -> None:
         """Hand its worker a job."""
-        self.in_hand[load.ticket] = load
-        self.worker.give(Job(load.ticket, load.job, load.parcel))
+        self.in_hand[load.job_id] = load
+        self.worker.give(Job(load.job_id, load.job, load.payload))
 
 
 Settled = tuple[Any, Any]
@@ -135,23 +135,23 @@ class Scheduler(AbstractContextManager["Scheduler"]):
     """Does jobs with the workers of an engine.
 
     Args:
-        engine: starts the workers; closed with the crew.
-        phases: the posts of each phase.
+        engine: starts the workers; closed with the scheduler.
+        phases: the worker specs of each phase.
         stop: ends the waiting for workers that do not come.
     """
 
     def __init__(self, engine: Engine, phases: Sequence[Sequence[WorkerSpec]], stop: Stop) -> None:
-        self.engine, self.posts, self.stop = engine, phases, stop
-        self.desks: list[_Slot] = []
+        self.engine, self.worker_specs, self.stop = engine, phases, stop
+        self.slots: list[_Slot] = []
         self.waiting: list[deque[_Pending]] = [deque() for _ in phases]
         self.losses = [0 for _ in phases]
         """Of workers, by phase, since the phase has done anything."""
-        self.given_again = 0
+        self.num_requeued = 0
         self.given_up = 0
         """Jobs that were lost too often, since one was not."""
-        self.told: dict[str, Any] = {}
+        self.stats: dict[str, Any] = {}
         """By the name of a worker: the last it has said of itself."""
-        self._tickets = count()
+        self._job_ids = count()
         self._heard_s = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
@@ -167,7 +167,7 @@ class Scheduler(AbstractContextManager["Scheduler"]):
             Exception: what else than a ClipError a worker met.
             CogcacheError: workers are lost one after another, and nothing is done.
         """
-        self._fill_posts()
+        self._fill_slots()
         more = True
         while True:
             self._give_out()
@@ -180,16 +180,16 @@ class Scheduler(AbstractContextManager["Scheduler"]):
             if settled:
                 yield settled
 
-    def _fill_posts(self) -> None:
-        if not self.desks:
-            self.desks = [
-                _Slot(post, phase, self.engine.hire(post))
-                for phase, posts in enumerate(self.posts)
-                for post in posts
+    def _fill_slots(self) -> None:
+        if not self.slots:
+            self.slots = [
+                _Slot(worker_spec, phase, self.engine.start_worker(worker_spec))
+                for phase, worker_specs in enumerate(self.worker_specs)
+                for worker_spec in worker_specs
             ]
 
     def _is_over(self, more: bool) -> bool:
-        if (in_hand := any(desk.in_hand for desk in self.desks)) or any(self.waiting):
+        if (in_hand := any(slot.in_hand for slot in self.slots)) or any(self.waiting):
             silent_s = time.monotonic() - self._heard_s
             return bool(self.stop) and not in_hand and silent_s > _PATIENCE_S
         return not more or bool(self.stop)
@@ -205,96 +205,96 @@ class Scheduler(AbstractContextManager["Scheduler"]):
                 return False
             if job is None:
                 return True
-            self.waiting[0].append(_Pending(job, next(self._tickets)))
+            self.waiting[0].append(_Pending(job, next(self._job_ids)))
             self._give_out()
         return True
 
     def _has_room(self) -> bool:
         """Say whether a new job can be begun, and will not wait long between two phases."""
         between = sum(map(len, self.waiting[1:]))
-        ahead = sum(map(len, self.posts[1:]))
-        free = any(desk.phase == 0 and desk.can_take() for desk in self.desks)
+        ahead = sum(map(len, self.worker_specs[1:]))
+        free = any(slot.phase == 0 and slot.can_take() for slot in self.slots)
         return free and not self.waiting[0] and between <= ahead
 
     def _give_out(self) -> None:
         for phase, loads in enumerate(self.waiting):
-            desks = [desk for desk in self.desks if desk.phase == phase]
+            slots = [slot for slot in self.slots if slot.phase == phase]
             # Those that have to be alone first, or they would wait for ever.
             loads = deque(sorted(loads, key=lambda load: -load.losses))
             while loads:
-                takers = [desk for desk in desks if desk.can_take(loads[0])]
+                takers = [slot for slot in slots if slot.can_take(loads[0])]
                 if not takers:
                     break
-                min(takers, key=lambda desk: desk.used).give(loads.popleft())
+                min(takers, key=lambda slot: slot.used).give(loads.popleft())
             self.waiting[phase] = loads
 
     # ---- hearing ----------------------------------------------------------------------------
 
     def _hear(self, event: Event) -> list[Settled]:
-        desk = next((each for each in self.desks if each.worker is event.worker), None)
-        if desk is None:  # of one that was replaced since
+        slot = next((each for each in self.slots if each.worker is event.worker), None)
+        if slot is None:  # of one that was replaced since
             return []
         self._heard_s = time.monotonic()
         if event.lost is not None:
-            return self._replace(desk, event.lost)
+            return self._replace(slot, event.lost)
         if event.dropped is not None:
-            return self._again(desk, [desk.in_hand.pop(event.dropped)], "its frames were lost too")
+            return self._again(slot, [slot.in_hand.pop(event.dropped)], "its frames were lost too")
         if event.answer is None:
-            desk.ready = True
+            slot.ready = True
             return []
-        self.told[event.worker.name] = event.told
-        return self._answered(desk, event.answer)
+        self.stats[event.worker.name] = event.stats
+        return self._answered(slot, event.answer)
 
-    def _answered(self, desk: _Slot, answer: Result) -> list[Settled]:
-        load = desk.in_hand.pop(answer.ticket)
-        self.losses[desk.phase] = self.given_up = 0
-        if isinstance(answer.result, ClipError) or desk.phase + 1 == len(self.posts):
+    def _answered(self, slot: _Slot, answer: Result) -> list[Settled]:
+        load = slot.in_hand.pop(answer.job_id)
+        self.losses[slot.phase] = self.given_up = 0
+        if isinstance(answer.result, ClipError) or slot.phase + 1 == len(self.worker_specs):
             return [(load.job, answer.result)]
-        load.parcel, load.size = answer.parcel, answer.size
-        self.waiting[desk.phase + 1].append(load)
+        load.payload, load.size = answer.payload, answer.size
+        self.waiting[slot.phase + 1].append(load)
         return []
 
-    def _replace(self, desk: _Slot, how: str) -> list[Settled]:
+    def _replace(self, slot: _Slot, how: str) -> list[Settled]:
         """Put another worker in the place of one that was lost."""
-        self.losses[desk.phase] += 1
-        if self.losses[desk.phase] > TRIES * (1 + len(self.posts[desk.phase])):
+        self.losses[slot.phase] += 1
+        if self.losses[slot.phase] > TRIES * (1 + len(self.worker_specs[slot.phase])):
             raise CogcacheError(
                 f"workers are lost one after another: {how}",
                 "see their messages; with Ray, those are in the logs of its session",
             )
-        loads = _taken_back(desk)
-        desk.worker.end()
-        self._hire(desk)
+        loads = _taken_back(slot)
+        slot.worker.end()
+        self._start_worker(slot)
         logger.warning("a worker was lost (%s); given out again: %d clips", how, len(loads))
-        return self._again(desk, loads, how)
+        return self._again(slot, loads, how)
 
-    def _hire(self, desk: _Slot) -> None:
-        desk.ready = False
-        desk.worker = self.engine.hire(desk.post)
+    def _start_worker(self, slot: _Slot) -> None:
+        slot.ready = False
+        slot.worker = self.engine.start_worker(slot.worker_spec)
 
-    def _again(self, desk: _Slot, loads: Sequence[_Pending], how: str) -> list[Settled]:
+    def _again(self, slot: _Slot, loads: Sequence[_Pending], how: str) -> list[Settled]:
         """Have jobs begun anew, save those that were lost too often."""
         settled: list[Settled] = []
         for load in loads:
-            load.losses, load.parcel, load.size = load.losses + 1, None, 1
+            load.losses, load.payload, load.size = load.losses + 1, None, 1
             if load.losses < TRIES:
-                self.given_again += 1
+                self.num_requeued += 1
                 self.waiting[0].append(load)
             else:
                 self.given_up += 1
                 if self.given_up <= GIVEN_UP:  # not the workers are to blame
-                    self.losses[desk.phase] = 0
-                settled.append((load.job, _given_up(how)))
+                    self.losses[slot.phase] = 0
+                settled.append((load.job, _failure_of(how)))
         return settled
 
 
-def _taken_back(desk: _Slot) -> list[_Pending]:
-    loads = [*desk.in_hand.values()]
-    desk.in_hand.clear()
+def _taken_back(slot: _Slot) -> list[_Pending]:
+    loads = [*slot.in_hand.values()]
+    slot.in_hand.clear()
     return loads
 
 
-def _given_up(how: str) -> ClipError:
+def _failure_of(how: str) -> ClipError:
     problem = f"{TRIES} workers were lost while they had it in hand, the last one so: {how}"
     hint = "play the file to see whether it is sound, or give workers more memory"
     return ClipError("worker_lost", problem, hint)

@@ -1,4 +1,4 @@
-"""Where a worker of a crew finds things, what it may take of its machine, and how it is watched."""
+"""The environment of one worker (model, cache, threads), and what it reports to the run."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class WorkerReport:
         )
 
 
-def take_over(report: RunReport, told: Iterable[WorkerReport]) -> None:
+def take_over(report: RunReport, stats: Iterable[WorkerReport]) -> None:
     """Put what workers told into the report of their run.
 
     Times are summed up over the workers; memory is that of the one that took most.
     """
-    some = [*told]
+    some = [*stats]
     if not some:
         return
     seconds = sum((Counter(each.seconds) for each in some), Counter[str]())

@@ -1,4 +1,4 @@
-"""What the workers of a crew do in stage one: decode clips, encode them.
+"""What the workers of a scheduler do in stage one: decode clips, encode them.
 
 Roles travel to workers as pickles; all that needs torch is loaded there.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cogcache.settings import Sampling, Settings
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.distributed.jobs import JobQueue, Result
-from cogcache.stages.distributed.launch import WorkerLayout, _environment, _spec, _watched
+from cogcache.stages.distributed.launch import WorkerLayout, _environment, reporting, worker_spec_of
 from cogcache.stages.distributed.scheduler import Scheduler, WorkerSpec
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
 from cogcache.stages.encoding.frame_reuse import Neighbours
@@ -46,7 +46,7 @@ class DecodeSpec:
     """Decodes and preprocesses clips."""
 
     settings: Settings
-    place: WorkerEnvironment
+    environment: WorkerEnvironment
     needs_process = False
 
     def start(self) -> DecodeActor:
@@ -57,7 +57,7 @@ class DecodeSpec:
             decode_limits(vision),
             partial(
                 start_worker,
-                self.place.checkpoint,
+                self.environment.checkpoint,
                 settings.revision,
                 vision.vision_dtype,
                 settings.limits.strict,
@@ -74,10 +74,10 @@ class DecodeActor:
     decoder: Decoder
     worker: DecodeWorker
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
-        """Answer with the prepared clip as the parcel."""
+    def work(self, queue: JobQueue) -> Iterator[Result]:
+        """Answer with the prepared clip as the payload."""
         try:
-            while item := inbox.next(wait=True):
+            while item := queue.next(wait=True):
                 clip: Clip = item.job.clip
                 digest = clip.key.video_digest
                 source = ClipSource(
@@ -87,13 +87,13 @@ class DecodeActor:
                 if isinstance(made, Bug):
                     raise made.error
                 if isinstance(made, PreparedClip):
-                    yield Result(item.ticket, None, made, made.num_frames)
+                    yield Result(item.job_id, None, made, made.num_frames)
                 else:
-                    yield Result(item.ticket, made)
+                    yield Result(item.job_id, made)
         finally:
             self.worker.stop()
 
-    def told(self) -> None:
+    def stats(self) -> None:
         """Nothing: what decoders take is no part of the plan."""
 
     def close(self) -> None:
@@ -106,17 +106,17 @@ class EncodeSpec:
     """Encodes prepared clips and seals their features in the cache."""
 
     settings: Settings
-    place: WorkerEnvironment
+    environment: WorkerEnvironment
     needs_process = True
 
     def start(self) -> EncodeActor:
         """Load the vision half."""
         from cogcache.stages.encoding.feature_maker import FeatureMaker
 
-        self.place.take(self.settings.device)
+        self.environment.take(self.settings.device)
         report, monitor = watched("extract", self.settings)
-        store = FeatureStore.open(self.place.cache)
-        family, neighbours = self.place.family(self.settings), dict[str, Sequence[str]]()
+        store = FeatureStore.open(self.environment.cache)
+        family, neighbours = self.environment.family(self.settings), dict[str, Sequence[str]]()
         maker = FeatureMaker(
             self.settings, family, store, report, lambda clip: neighbours[clip.key.digest]
         )
@@ -135,34 +135,34 @@ class EncodeActor:
     tickets: dict[str, int] = field(default_factory=dict)
     """Of the clips in hand, by feature key."""
 
-    def work(self, inbox: JobQueue) -> Iterator[Result]:
+    def work(self, queue: JobQueue) -> Iterator[Result]:
         """Answer with what the catalog has to know of each clip."""
         with self.maker:
             while True:
-                batch = self._batch(inbox)
+                batch = self._batch(queue)
                 outcomes = self.maker.make(batch) if batch else self.maker.finish()
                 for clip, outcome in outcomes:
                     del self.neighbours[clip.key.digest]
                     yield Result(self.tickets.pop(clip.key.digest), outcome)
-                if inbox.closed and not self.tickets:
+                if queue.closed and not self.tickets:
                     return
 
-    def _batch(self, inbox: JobQueue) -> list[tuple[Clip, PreparedClip]]:
+    def _batch(self, queue: JobQueue) -> list[tuple[Clip, PreparedClip]]:
         """Take what waits, as far as it goes into one pass; wait where there is nothing to do."""
         batch: list[tuple[Clip, PreparedClip]] = []
         frames = 0
         while frames < self.maker.frames_per_batch:
-            item = inbox.next(wait=not self.tickets)
+            item = queue.next(wait=not self.tickets)
             if item is None:
                 break
             clip: Clip = item.job.clip
-            self.tickets[clip.key.digest] = item.ticket
+            self.tickets[clip.key.digest] = item.job_id
             self.neighbours[clip.key.digest] = item.job.neighbours
-            batch.append((clip, item.parcel))
-            frames += item.parcel.num_frames
+            batch.append((clip, item.payload))
+            frames += item.payload.num_frames
         return batch
 
-    def told(self) -> WorkerReport:
+    def stats(self) -> WorkerReport:
         """Return memory, times and what was loaded."""
         return WorkerReport.of(self.report, self.monitor)
 
@@ -172,15 +172,15 @@ class EncodeActor:
 
 @dataclass
 class DistributedEncoding:
-    """Makes the features of clips with the workers of a crew."""
+    """Makes the features of clips with the workers of a scheduler."""
 
-    crew: Scheduler
+    scheduler: Scheduler
     neighbours: Neighbours
 
     def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
         """Yield what became of clips, as they get done."""
         jobs = (clip and ClipJob(clip, tuple(self.neighbours(clip))) for clip in clips)
-        for settled in self.crew.map(jobs):
+        for settled in self.scheduler.map(jobs):
             yield [(job.clip, outcome) for job, outcome in settled]
 
 
@@ -188,15 +188,15 @@ class DistributedEncoding:
 def distributed_encoding(
     settings: Settings, cache: Path, neighbours: Neighbours, stop: Stop, report: RunReport
 ) -> Iterator[DistributedEncoding]:
-    """Have a crew for stage one while a `with` block needs it; the report is told of it."""
-    staff = WorkerLayout.of(settings, cache, decodes=True)
+    """Have a scheduler for stage one while a `with` block needs it; the report is told of it."""
+    layout = WorkerLayout.of(settings, cache, decodes=True)
     vision = settings.vision
     room = PASSES_IN_HAND * vision.frames_per_batch
     encoders = [
-        _spec(number, seat, EncodeSpec(seat.settings, seat.place), room)
-        for number, seat in enumerate(staff.seats)
+        worker_spec_of(number, worker, EncodeSpec(worker.settings, worker.environment), room)
+        for number, worker in enumerate(layout.workers)
     ]
     decoding = DecodeSpec(settings, _environment(settings, cache, None))
-    decoders = [WorkerSpec(decoding, cpus=1 if number else 0) for number in range(staff.decoders)]
-    with _watched(Scheduler(staff.engine, [decoders, encoders], stop), report) as crew:
-        yield DistributedEncoding(crew, neighbours)
+    decoders = [WorkerSpec(decoding, cpus=1 if number else 0) for number in range(layout.decoders)]
+    with reporting(Scheduler(layout.engine, [decoders, encoders], stop), report) as scheduler:
+        yield DistributedEncoding(scheduler, neighbours)
