@@ -232,7 +232,7 @@ def check_method(settings: Settings) -> None:
     if settings.training.method == "full" and kind != "none":
         problem = f"--method full cannot train weights in {kind}"
         raise ConfigError(problem, "give --quantization none, or --method lora")
-    if settings.machines.has_crew:
+    if settings.machines.is_distributed:
         raise ConfigError("training works on one device", "leave out --devices and --engine ray")
     if settings.language.adapter is not None:
         problem = "training begins with the model itself, not with an adapter on it"
