@@ -23,7 +23,7 @@ from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run
 from cogcache.cli.streams import make_ready, printable_lines
-from cogcache.cli.train import train
+from cogcache.cli.train import distill, train
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.verify_quantization import verify_quantization
 from cogcache.cli.web import gallery, report, serve
@@ -73,6 +73,7 @@ for command in (
     extract,
     caption,
     train,
+    distill,
     search,
     diff,
     export,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
+
+if TYPE_CHECKING:
+    from cogcache.catalog import Selection
 
 Command = Callable[..., Any]
 
@@ -74,7 +77,18 @@ def selection_options(command: Command) -> Command:
 
 def selection_options_beside_model(command: Command) -> Command:
     """Give the filters to a command whose ``--model`` is the model that it loads."""
-    others = [option for name, option in zip(_NAMES, _OPTIONS, strict=True) if name != "models"]
+    others = [
+        option
+        for name, option in zip(_NAMES, _OPTIONS, strict=True)
+        if name not in ("models", "prompts")
+    ]
+    prompt_name = click.option(
+        "--prompt-name",
+        "prompt_names",
+        multiple=True,
+        metavar="NAME",
+        help="Only answers to it. Repeatable.",
+    )
     captions_of = click.option(
         "--captions-of",
         "models",
@@ -82,7 +96,7 @@ def selection_options_beside_model(command: Command) -> Command:
         metavar="NAME",
         help="Only captions of this model, or of this imported set. Repeatable.",
     )
-    return _with_filters(command, [captions_of, *others])
+    return _with_filters(command, [captions_of, prompt_name, *others])
 
 
 def _with_filters(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
@@ -90,13 +104,34 @@ def _with_filters(command: Command, options: Sequence[Callable[[Command], Comman
     def with_selection(*args: Any, **given: Any) -> Any:
         from cogcache.catalog import Selection
 
-        chosen = {name: given.pop(name) for name in _NAMES}
+        # Where `prompts` are what is asked, the filter's names have another name.
+        names = {"prompts": "prompt_names"} if "prompt_names" in given else {}
+        chosen = {name: given.pop(names.get(name, name)) for name in _NAMES}
         return command(*args, selection=Selection(**chosen), **given)
 
     decorated: Command = with_selection
     for option in reversed(options):
         decorated = option(decorated)
     return decorated
+
+
+def selection_arguments(selection: Selection) -> list[str]:
+    """Return the command line that gives another process the same filters, beside ``--model``."""
+    several = {
+        "--in": selection.folders,
+        "--prompt-name": selection.prompts,
+        "--captions-of": selection.models,
+        "--flag": selection.flags,
+    }
+    single = {
+        "--since": selection.since,
+        "--until": selection.until,
+        "--min-duration": selection.min_duration_s,
+        "--max-duration": selection.max_duration_s,
+    }
+    found = [f"{name}={each}" for name, some in several.items() for each in some]
+    found += [f"{name}={each}" for name, each in single.items() if each is not None]
+    return [*found, *(["--no-flags"] if selection.no_flags else [])]
 
 
 def catalog_of(cache: Path) -> Path:

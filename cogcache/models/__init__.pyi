@@ -5,6 +5,7 @@ from .adapters import WEIGHTS as WEIGHTS
 from .adapters import Adapter as Adapter
 from .adapters import adapter_bytes as adapter_bytes
 from .adapters import lora_state as lora_state
+from .adapters import merge as merge
 from .adapters import model_name as model_name
 from .adapters import put_on as put_on
 from .adapters import with_adapter as with_adapter
@@ -39,4 +40,9 @@ from .quantization.layers import linear_layers as linear_layers
 from .quantization.layers import quantized_linear as quantized_linear
 from .registry import family_of as family_of
 from .registry import get_family as get_family
+from .rewritten import layers_of as layers_of
+from .rewritten import named_as_stored as named_as_stored
+from .rewritten import num_layers_of as num_layers_of
+from .rewritten import with_layers as with_layers
+from .rewritten import write_with_language as write_with_language
 from .split import split as split

@@ -15,7 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cogcache.errors import CheckpointError, ConfigError, TensorMismatchError
+from cogcache.errors import (
+    CheckpointError,
+    ConfigError,
+    QuantizationError,
+    TensorMismatchError,
+)
 from cogcache.keys import digest
 from cogcache.models.checkpoints.headers import read_header
 from cogcache.models.halves.identity import HalfIdentity
@@ -157,6 +162,33 @@ def put_on(model: PreTrainedModel, adapter: Adapter, *, trainable: bool = False)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
     _check_changes(model, torch)
+
+
+def merge(model: PreTrainedModel) -> int:
+    """Add an adapter on a half to its weights, and take it off; return how many were changed.
+
+    Raises:
+        QuantizationError: a layer is quantised: its rounded weights would be rounded once more.
+        TensorMismatchError: no weight is changed by it.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    changed = 0
+    for path, layer in list(model.named_modules()):
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        base: Any = layer.get_base_layer()
+        if not base.weight.is_floating_point():
+            problem = f"{path} is quantised: what was learnt can be merged into 16 bits only"
+            raise QuantizationError(problem, "give --quantization none")
+        before = base.weight.detach().clone()
+        layer.merge(safe_merge=True)
+        changed += not torch.equal(before, base.weight)
+        model.set_submodule(path, base)
+    if not changed:
+        raise TensorMismatchError("merging the adapter changes no weight", "train it for longer")
+    return changed
 
 
 def load_into(model: Any, stored: Mapping[str, Tensor], source: str) -> None:

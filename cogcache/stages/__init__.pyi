@@ -9,6 +9,9 @@ from .captioning.likeness import summary as summary
 from .captioning.likeness import worst as worst
 from .captioning.precision import check_precision as check_precision
 from .convert import convert as convert
+from .distill import StudentChoice as StudentChoice
+from .distill import study as study
+from .distill import teach as teach
 from .extract import extract as extract
 from .runs.progress import announced as announced
 from .runs.progress import at_work as at_work

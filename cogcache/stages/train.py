@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cogcache.catalog import Catalog, Selection
 from cogcache.errors import TrainingError
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from cogcache.training import Learnt
 
 logger = logging.getLogger(__name__)
+
+
+TRAINING: Final = "training"
+"""Folder of the checkpoints within a student's."""
 
 
 @dataclass
@@ -73,7 +77,7 @@ def train(
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
     with open_run("train", cache, settings, catalog_path) as run:
-        job = _Training(cache, out, settings, selection, family, store, run.catalog)
+        job = TrainingJob(cache, out, settings, selection, family, store, run.catalog)
         with run.timings.time("digest"):
             job.find(catalog_path or cache / "catalog.sqlite")
         report = run.begin(Counts())
@@ -83,7 +87,7 @@ def train(
 
 
 @dataclass
-class _Training:
+class TrainingJob:
     """A run: what it learns, then how."""
 
     cache: Path
@@ -95,17 +99,25 @@ class _Training:
     catalog: Catalog
     kept: list[Chosen] = field(default_factory=list)
     held: list[Chosen] = field(default_factory=list)
+    student: Student | None = None
+    """Who learns, where that is not the model itself."""
 
     def find(self, catalog_path: Path) -> None:
         """Choose captions and see that the folder is free, or holds this very run."""
         identity = identify(self.family, "language", self.catalog.files)
         chosen = choose(catalog_path, self.selection, self.settings.prompts, self._fits())
         self.kept, self.held = split_by_video(chosen, self.settings.training.eval_share)
+        more = self.student.settings if self.student else {}
         self.record = Record.of(
-            self.settings, self.family.name, identity.digest, self.kept, self.held
+            self.settings, self.family.name, identity.digest, self.kept, self.held, more
         )
         names = {each.caption_key: each.name for each in chosen}
-        self.goes_on = begin(self.out, self.record, names)
+        self.goes_on = begin(self.folder, self.record, names)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's checkpoints are: beside an adapter, or below a student."""
+        return self.out / TRAINING if self.student else self.out
 
     def _fits(self) -> Mapping[str, Any]:
         """Return which features the model reads; of its vision half, where that is known."""
@@ -134,6 +146,10 @@ class _Training:
             self.settings, self.family, self.store, train.examples, held.examples, self.out,
             pick_device(self.settings.device), self.record, stop, [self._observer(report)],
         )  # fmt: skip
+        if self.student is not None:
+            run = replace(
+                run, family=self.student.family(), folder=self.folder, losses=self.student.losses()
+            )
         with report.split.time("train"):
             learnt = run.learn()
         report.bytes_by_shard = dict(learnt.loaded.bytes_by_shard)
@@ -168,5 +184,23 @@ class _Training:
         lines += [f"  {note}" for note in report.notes]
         lines += learnt.sampler.lines()
         if learnt.is_complete or figures["steps"]:
-            lines.append(f"  the adapter is in {self.out}: cogcache caption --adapter {self.out}")
+            lines.append(f"  {self._use()}")
         return lines
+
+    def _use(self) -> str:
+        if self.student is not None or self.settings.training.method == "full":
+            return f"the model is in {self.out}: cogcache caption --model {self.out}"
+        return f"the adapter is in {self.out}: cogcache caption --adapter {self.out}"
+
+
+class Student(Protocol):
+    """Who learns in place of the model whose captions they are."""
+
+    settings: Mapping[str, Any]
+    """What makes it another student, for the run's record."""
+
+    def family(self) -> Family:
+        """Return the family of its checkpoint, made if it is not there yet."""
+
+    def losses(self) -> Any:
+        """Return what makes the losses of its tokens."""

@@ -1,10 +1,16 @@
 from .examples import Chosen as Chosen
+from .examples import Example as Example
 from .examples import LaidOut as LaidOut
 from .examples import choose as choose
 from .examples import lay_out as lay_out
 from .examples import split_by_video as split_by_video
 from .learning import Learnt as Learnt
 from .learning import Run as Run
+from .learning import load_language as load_language
+from .loss import Collator as Collator
 from .results import Record as Record
+from .results import base_kind as base_kind
 from .results import begin as begin
 from .results import check_method as check_method
+from .teacher import Distilled as Distilled
+from .teacher import Teacher as Teacher

@@ -17,13 +17,19 @@ from safetensors.torch import save_file
 from cogcache.models import (
     CONFIG,
     WEIGHTS,
+    Adapter,
     Family,
+    Kind,
     LoadedHalf,
     Quantization,
     WholeModel,
     load_half,
     lora_state,
+    merge,
+    named_as_stored,
+    put_on,
     sync_file,
+    write_with_language,
 )
 from cogcache.settings import Settings
 from cogcache.store import FeatureStore
@@ -35,9 +41,39 @@ from cogcache.training.lora import prepare
 from cogcache.training.loss import Collator
 from cogcache.training.results import Record, base_kind, model_card
 from cogcache.training.samples import Sampler
-from cogcache.training.trainer import CaptionTrainer, Data, Observer, arguments_for
+from cogcache.training.trainer import (
+    CaptionTrainer,
+    Data,
+    Observer,
+    TokenLosses,
+    arguments_for,
+    captions_alone,
+)
 
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of weights as checkpoints call them."""
 WEIGHT_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_language(family: Family, settings: Settings, kind: Kind, device: str) -> LoadedHalf:
+    """Load a language half in the types that training computes in.
+
+    Args:
+        family: of its checkpoint, at the cache point.
+        settings: the precision, and how rotary tables are built.
+        kind: how the decoder's layers are stored.
+        device: where.
+    """
+    language, training = settings.language, settings.training
+    # In 16 bits, steps of all weights would be smaller than what these tell apart.
+    precision = "fp32" if training.method == "full" and kind == "none" else training.precision
+    dtype = WEIGHT_TYPES[precision]
+    compute_dtype = str(dtype).removeprefix("torch.")
+    quantization = replace(
+        Quantization.of(language), kind=kind, compute_dtype=compute_dtype, head="none"
+    )
+    whole = WholeModel.of(family.checkpoint, **family.config_overrides(language))
+    return load_half(whole, "language", dtype=dtype, device=device, quantization=quantization)
 
 
 @dataclass
@@ -67,6 +103,14 @@ class Run:
     record: Record
     stop: Stop
     observers: list[Observer] = field(default_factory=list)
+    losses: TokenLosses = captions_alone
+    folder: Path | None = None
+    """Of checkpoints, where it is not `out`; the result is then a checkpoint of the whole model."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.folder or self.out
 
     def learn(self) -> Learnt:
         """Train, and write what was learnt."""
@@ -75,9 +119,10 @@ class Run:
         model = prepare(language, self.settings.training)
         collate = Collator(self.family, language, self.store)
         data = Data(self.train, self.held, collate, self._num_steps())
-        arguments = arguments_for(self.settings.training, self.out, data, self.device)
+        training, folder = self.settings.training, self.run_folder
+        arguments = arguments_for(training, folder, data, self.device)
         trainer = CaptionTrainer(
-            model, arguments, self.settings.training, data, self.out, self.stop
+            model, arguments, training, data, folder, self.stop, losses=self.losses
         )
         sampler = self._sampler(language)
         evaluations: list[dict[str, float]] = []
@@ -87,31 +132,41 @@ class Run:
                 evaluations.append(dict(facts))
                 sampler.look()
 
-        if checkpoints.last(self.out) is not None and sampler.examples:
+        if checkpoints.last(self.run_folder) is not None and sampler.examples:
             sampler.look()  # before what was learnt is put on: for the captions of the base
         trainer.observers = [observe, *self.observers]
         trainer.go()
         return self._finish(trainer, loaded, sampler, evaluations)
 
+    def _write(self, trainer: CaptionTrainer, record: Record, lines: Sequence[str]) -> None:
+        """Write what was learnt: an adapter, or a checkpoint where all of the decoder was."""
+        if self.settings.training.method == "lora":
+            write_adapter(self.run_folder, trainer.model, record, lines)
+            if self.folder is None:
+                return
+            language = self._merged()
+        else:
+            record.write(self.run_folder)
+            language = trainer.model
+        whole = WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
+        stored = whole.checkpoint.tensors(whole.partition.language)
+        types = {name: _TYPES.get(info.dtype, torch.bfloat16) for name, info in stored.items()}
+        named = [
+            (n, each.to(types.get(n, each.dtype))) for n, each in named_as_stored(whole, language)
+        ]
+        write_with_language(whole, self.out, named, made_from=record.as_dict())
+        seal(self.out / "README.md", model_card(record, lines, is_adapter=False).encode())
+
+    def _merged(self) -> Any:
+        """Return the half in 16 bits with the adapter merged into it."""
+        whole = WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
+        language = load_half(whole, "language", dtype=torch.bfloat16).model
+        put_on(language, Adapter.open(self.run_folder))
+        merge(language)
+        return language
+
     def _load(self) -> LoadedHalf:
-        training, language = self.settings.training, self.settings.language
-        dtype = WEIGHT_TYPES[training.precision]
-        quantization = replace(
-            Quantization.of(language),
-            kind=base_kind(self.settings),
-            compute_dtype=str(dtype).removeprefix("torch."),
-            head="none",
-        )
-        if training.method == "full":
-            dtype = torch.float32  # steps are smaller than what 16 bits tell apart
-            quantization = replace(quantization, compute_dtype="float32")
-        return load_half(
-            WholeModel.of(self.family.checkpoint, **self.family.config_overrides(language)),
-            "language",
-            dtype=dtype,
-            device=self.device,
-            quantization=quantization,
-        )
+        return load_language(self.family, self.settings, base_kind(self.settings), self.device)
 
     def _num_steps(self) -> int:
         training = self.settings.training
@@ -138,7 +193,7 @@ class Run:
         best = state.best_global_step
         chosen = best if best else state.global_step
         if chosen != state.global_step:
-            checkpoints.read_trained(checkpoints.folder_of(self.out, chosen), trainer.model)
+            checkpoints.read_trained(checkpoints.folder_of(self.run_folder, chosen), trainer.model)
         if sampler.examples and chosen:
             sampler.look()
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -152,7 +207,7 @@ class Run:
         }
         record = replace(self.record, figures=figures)
         if state.global_step:
-            write_adapter(self.out, trainer.model, record, sampler.lines())
+            self._write(trainer, record, sampler.lines())
         return Learnt(record, sampler, state.global_step >= state.max_steps, loaded, trainer)
 
 

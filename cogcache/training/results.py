@@ -48,6 +48,7 @@ class Record:
         language_digest: str,
         train: Sequence[Chosen],
         held: Sequence[Chosen],
+        more: Mapping[str, Any] | None = None,
     ) -> Record:
         """Return the record of a run that is about to begin."""
         language = settings.language
@@ -58,6 +59,7 @@ class Record:
             "rotary_dtype": language.rotary_dtype,
             "layout": language.layout,
             "cache_point": settings.vision.cache_point,
+            **(more or {}),
         }
         return cls(
             settings.model,
@@ -167,26 +169,36 @@ def _version(package: str) -> str | None:
         return None
 
 
-def model_card(record: Record, lines: Sequence[str]) -> str:
-    """Return the page of an adapter, for a reader: README.md."""
+_ADAPTER: Final = """# An adapter
+
+It holds LoRA matrices for the decoder. The vision half was not loaded, and is not changed.
+
+    cogcache caption --adapter FOLDER --model MODEL --cache CACHE
+
+or, onto the whole model: `peft.PeftModel.from_pretrained(model, "FOLDER")`.
+"""
+_CHECKPOINT: Final = """# A model with a new language half
+
+Its vision half is that of the model that it was made from, so features of that one serve it too.
+
+    cogcache caption --model FOLDER --cache CACHE
+"""
+
+
+def model_card(record: Record, lines: Sequence[str], *, is_adapter: bool = True) -> str:
+    """Return the page of an adapter, or of a model with a new language half: README.md."""
     settings = "\n".join(f"| {name} | {value} |" for name, value in record.settings.items())
     figures = "\n".join(f"| {name} | {value} |" for name, value in record.figures.items())
     text = "\n".join(lines)
     return f"""---
 base_model: {record.model}
-library_name: peft
-tags: [lora, video-captioning, cogcache]
+{"library_name: peft" if is_adapter else "library_name: cogcache"}
+tags: [video-captioning, cogcache]
 ---
 
-# An adapter of {record.model}
-
-Trained with cogcache {_version("cogcache")} on cached features: the vision half was not loaded. It
-holds LoRA matrices for the decoder of {record.model}, of the family {record.family}; the digest of
-its language half is `{record.language_digest}`.
-
-    cogcache caption --model {record.model} --adapter FOLDER --cache CACHE
-
-or, onto the whole model: `peft.PeftModel.from_pretrained(model, "FOLDER")`.
+{_ADAPTER if is_adapter else _CHECKPOINT}
+Trained with cogcache {_version("cogcache")} on cached features, from {record.model} (family
+{record.family}); the digest of its language half is `{record.language_digest}`.
 
 | figure | value |
 | --- | --- |

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from trained_caches import NUM_CLIPS, PROMPT, import_set
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError, TensorMismatchError, TrainingError
-from cogcache.export.importing import import_captions
 from cogcache.models.adapters import WEIGHTS, Adapter, model_name, put_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.stages.caption import caption
-from cogcache.stages.extract import extract
 from cogcache.stages.train import train
 from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
@@ -39,8 +35,6 @@ from cogcache.training.loss import Collator, logits_of, token_losses
 from cogcache.training.trainer import CaptionTrainer, Data, arguments_for
 from cogcache.video.reading import read_clip
 
-PROMPT = "Please describe this video in detail."
-NUM_CLIPS = 8
 QUICK = {
     "device": "cpu", "quantization": "none", "precision": "fp32", "tokens_per_batch": 400,
     "accumulate": 2, "max_steps": 4, "eval_every": 2, "save_every": 2, "samples": 1,
@@ -52,44 +46,10 @@ def settings(**changes: Any) -> Settings:
     return load_settings(None, {**QUICK, **changes})
 
 
-@pytest.fixture(scope="module")
-def truths() -> dict[str, str]:
-    """The true captions, by the video's name."""
-    scenes = {f"{n}.mp4": draw_scene(np.random.default_rng(700 + n)) for n in range(NUM_CLIPS)}
-    return {name: scene.answer("detail") for name, scene in scenes.items()}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, truths) -> Path:
-    """A cache of `tiny` with a set of captions in other words."""
-    folder = tmp_path_factory.mktemp("made")
-    (folder / "videos").mkdir()
-    for number, name in enumerate(truths):
-        scene = draw_scene(np.random.default_rng(700 + number))
-        write_clip(scene, folder / "videos" / name)
-    cache = folder / "cache"
-    extract([str(folder / "videos")], cache, load_settings(None, {"decode_workers": 1}))
-    import_set(cache, "other", lambda name: f"Slowly or quickly: {truths[name]}")
-    return cache
-
-
 @pytest.fixture
 def cache(made, tmp_path) -> Path:
     shutil.copytree(made, tmp_path / "cache")
     return tmp_path / "cache"
-
-
-def import_set(cache: Path, name: str, words: Callable[[str], str], **more: Any) -> None:
-    with Catalog(cache / "catalog.sqlite") as catalog:
-        clips = catalog.clips.rows()
-    rows = [
-        {"feature_key": clip["feature_key"], "prompt_name": "detail", "prompt": PROMPT,
-         "caption": words(Path(clip["video"]).name)}
-        for clip in clips
-    ]  # fmt: skip
-    file = cache.parent / f"{name}.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    import_captions(file, cache / "catalog.sqlite", name, **more)
 
 
 def trained(cache: Path, out: Path, **changes: Any):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
+REWRITTEN = "cogcache-rewritten.json"
+"""What a checkpoint says of itself whose language half is new and whose vision half is not."""
 SINGLE = "model.safetensors"
 LEGAL_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", *LEGAL_FILES)
@@ -60,6 +62,8 @@ class Checkpoint:
             )
         if (checkpoint.folder / MANIFEST).is_file():
             return SplitCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
+        if (checkpoint.folder / REWRITTEN).is_file():
+            return RewrittenCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         return checkpoint
 
     @cached_property
@@ -195,7 +199,7 @@ class Checkpoint:
         from cogcache.keys import digest
 
         described = self.tensors(names)
-        config = {k: v for k, v in self.config.items() if k not in VOLATILE_KEYS}
+        config = {k: v for k, v in self.config_of(names).items() if k not in VOLATILE_KEYS}
         fields: Mapping[str, Any] = {
             "config": json.dumps(config, sort_keys=True),
             "tensors": [
@@ -205,12 +209,38 @@ class Checkpoint:
         }
         return digest(fields)
 
+    def config_of(self, names: Collection[str]) -> dict[str, Any]:
+        """Return the config that says what is computed with `names`."""
+        return self.config
+
     def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
         """Return a shard's SHA-256: the hub's own, where its cache names the file by it."""
         blob = (self.folder / shard).resolve().name
         if self.on_hub and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
             return blob
         return digest_of(self.folder / shard)
+
+
+class RewrittenCheckpoint(Checkpoint):
+    """A checkpoint with a language half of its own, and the vision half of another.
+
+    Its vision half is that of the other to the last bit, so it goes by the other's config in keys:
+    how many layers the decoder has does not matter to features.
+    """
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the folder says of itself."""
+        manifest = _read_json(self.folder / REWRITTEN)
+        if manifest.get("format") != 1:
+            problem = f"{self.folder / REWRITTEN} is of format {manifest.get('format')}, not 1"
+            raise CheckpointError(problem, "update cogcache: pip install --upgrade cogcache")
+        return manifest
+
+    def config_of(self, names: Collection[str]) -> dict[str, Any]:
+        """See `Checkpoint.config_of`; of the vision half, that of the model that it is from."""
+        config: dict[str, Any] = self.manifest["vision_config"]
+        return config if set(names) <= set(self.manifest["vision"]) else self.config
 
 
 class SplitCheckpoint(Checkpoint):

@@ -1,0 +1,235 @@
+"""`distill`: a student learns a teacher's captions, and what the teacher thought at each word.
+
+Two processes that never share memory: the teacher's keeps its likeliest tokens in sealed files, the
+student's learns from these and from cached features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tqdm import tqdm
+
+from cogcache.catalog import Selection
+from cogcache.errors import ConfigError
+from cogcache.models import (
+    Checkpoint,
+    Family,
+    WholeModel,
+    family_of,
+    identify,
+    layers_of,
+    num_layers_of,
+    with_adapter,
+    with_layers,
+    write_with_language,
+)
+from cogcache.settings import Settings
+from cogcache.stages.runs.opened import OpenedRun, open_run
+from cogcache.stages.runs.report import Counts
+from cogcache.stages.train import TRAINING, Trained, TrainingJob
+from cogcache.store import FeatureStore
+from cogcache.system import pick_device
+from cogcache.training import base_kind, check_method, choose, lay_out
+from cogcache.units import format_bytes
+
+if TYPE_CHECKING:
+    from cogcache.training import Example, Teacher
+
+START: Final = "start"
+"""Folder of the student as it is before it has learnt anything."""
+
+
+@dataclass(frozen=True)
+class StudentChoice:
+    """Which student: some of the teacher's layers, or another model."""
+
+    layers: str | None = None
+    """How many layers, or a list of them."""
+    checkpoint: str | None = None
+    """A causal language model that reads the features through a projector of its own."""
+
+    def check(self) -> None:
+        """Refuse both, or neither.
+
+        Raises:
+            ConfigError: it is not clear who is to learn.
+        """
+        if (self.layers is None) == (self.checkpoint is None):
+            problem = "it is not clear who is to learn"
+            raise ConfigError(problem, "give --layers 16, or --student CHECKPOINT")
+
+
+def teach(
+    cache: Path, settings: Settings, selection: Selection, catalog_path: Path | None = None
+) -> list[str]:
+    """Have the teacher think about captions, and keep what it thinks.
+
+    Args:
+        cache: folder of the cache.
+        settings: the teacher and its precision; how many tokens are kept.
+        selection: which captions.
+        catalog_path: catalog on this machine's own disk.
+
+    Returns:
+        Lines for a reader.
+
+    Raises:
+        CogcacheError: no caption passes, or the teacher cannot be loaded.
+    """
+    store = FeatureStore.open(cache)
+    family = _family(settings)
+    with open_run("distill", cache, settings, catalog_path) as run:
+        examples = _examples(cache, settings, selection, family, store, catalog_path)
+        teacher = _teacher(cache, settings, family, run)
+        new = [example for example in examples if not teacher.knows(example)]
+        report = run.begin(Counts(found=len(examples), cached=len(examples) - len(new)))
+        covered: list[float] = []
+        with run.working() as at, tqdm(total=len(new), desc="teach", disable=None) as bar:
+            if new:
+                for share in _thoughts(settings, family, store, teacher, new):
+                    covered.append(share)
+                    report.counts.done += 1
+                    bar.update()
+                    if at.stop:
+                        break
+    tokens = sum(example.num_labels for example in examples) / max(1, len(examples))
+    kept = 8 * settings.distillation.teacher_top_k * tokens
+    lines = [
+        f"teacher: {len(new)} captions thought about, {len(examples) - len(new)} there already, "
+        f"some {format_bytes(int(kept))} a caption before compression"
+    ]
+    if covered:
+        top_k = settings.distillation.teacher_top_k
+        lines.append(f"  the {top_k} kept tokens cover {sum(covered) / len(covered):.2%}")
+    return lines
+
+
+def study(
+    cache: Path,
+    out: Path,
+    settings: Settings,
+    selection: Selection,
+    choice: StudentChoice,
+    catalog_path: Path | None = None,
+) -> Trained:
+    """Have a student learn; typed again, it goes on where it was ended.
+
+    Args:
+        cache: folder of the cache.
+        out: folder of the student's checkpoint.
+        settings: the teacher, how the student is trained, and how both parts of the loss mix.
+        selection: which captions.
+        choice: who the student is.
+        catalog_path: catalog on this machine's own disk.
+
+    Raises:
+        CogcacheError: nothing can be learnt, the folder holds another run, the half does not fit.
+    """
+    choice.check()
+    told = settings
+    if settings.training.method == "full":  # the teacher may be in 4 bits; a student is not then
+        language = settings.language.model_copy(update={"quantization": "none"})
+        settings = settings.model_copy(update={"language": language})
+    check_method(settings)
+    store = FeatureStore.open(cache)
+    family = _family(settings)
+    with open_run("distill", cache, settings, catalog_path) as run:
+        teacher = _teacher(cache, told, family, run)
+        student = LayersStudent(family, out / TRAINING / START, choice, teacher, settings)
+        job = TrainingJob(
+            cache, out, settings, selection, family, store, run.catalog, student=student
+        )
+        with run.timings.time("digest"):
+            job.find(catalog_path or cache / "catalog.sqlite")
+        report = run.begin(Counts())
+        with run.working() as at:
+            done = job.learn(report, at.stop)
+    return done
+
+
+@dataclass
+class LayersStudent:
+    """A teacher with some of its decoder layers."""
+
+    teacher_family: Family
+    folder: Path
+    choice: StudentChoice
+    teacher: Teacher
+    told: Settings
+    settings: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = {
+            "layers": self.choice.layers,
+            "student": self.choice.checkpoint,
+            **self.told.distillation.model_dump(),
+        }
+
+    def family(self) -> Family:
+        """Return the family of the student's checkpoint."""
+        if not (self.folder / "config.json").is_file():
+            whole = WholeModel.of(self.teacher_family.checkpoint)
+            kept = layers_of(str(self.choice.layers), num_layers_of(whole))
+            config, tensors = with_layers(whole, kept)
+            write_with_language(whole, self.folder, tensors, config, {"layers": kept})
+        made = family_of(Checkpoint.open(str(self.folder)))
+        return made.at(self.teacher_family.cache_point)
+
+    def losses(self) -> Any:
+        """Return what mixes the captions' loss with the teacher's."""
+        from cogcache.training import Distilled
+
+        return Distilled(self.teacher, self.told.distillation.kd_weight)
+
+
+def _family(settings: Settings) -> Family:
+    family = family_of(Checkpoint.open(settings.model, settings.revision))
+    return family.at(settings.vision.cache_point)
+
+
+def _teacher(cache: Path, settings: Settings, family: Family, run: OpenedRun) -> Teacher:
+    from cogcache.training import Teacher
+
+    language = settings.language
+    identity = identify(family, "language", run.catalog.files)
+    identity = with_adapter(identity, language.adapter)
+    return Teacher(
+        cache,
+        {
+            "language_digest": identity.digest,
+            "quantization": base_kind(settings),
+            "layout": family.layout(language),
+            "rotary_dtype": language.rotary_dtype,
+            "top_k": settings.distillation.teacher_top_k,
+        },
+    )
+
+
+def _examples(
+    cache: Path,
+    settings: Settings,
+    selection: Selection,
+    family: Family,
+    store: FeatureStore,
+    catalog_path: Path | None,
+) -> list[Example]:
+    fits = {"family": family.name, "cache_point": family.cache_point}
+    catalog = catalog_path or cache / "catalog.sqlite"
+    chosen = choose(catalog, selection, settings.prompts, fits)
+    context = family.full_config().get("max_position_embeddings")
+    return lay_out(chosen, family, store, family.layout(settings.language), context).examples
+
+
+def _thoughts(
+    settings: Settings, family: Family, store: FeatureStore, teacher: Teacher, new: list[Example]
+) -> Any:
+    from cogcache.training import Collator, load_language
+
+    loaded = load_language(family, settings, base_kind(settings), pick_device(settings.device))
+    collate = Collator(family, loaded.model, store)
+    tokens = settings.training.tokens_per_batch
+    return teacher.think(loaded.model, collate, new, tokens)

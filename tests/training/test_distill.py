@@ -1,0 +1,159 @@
+"""What `distill` does: the teacher's part, the student's part, and the student as a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import QWEN3_VL, Animal
+from zoo_wide import GEMMA3, GEMMA4, LFM2_VL, QWEN3_5_MOE
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.search.selection import Selection
+from cogcache.cli import main
+from cogcache.errors import ConfigError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.halves.identity import identify
+from cogcache.models.halves.load import WholeModel, load_half
+from cogcache.models.registry import family_of
+from cogcache.models.rewritten import layers_of, num_layers_of, with_layers, write_with_language
+from cogcache.settings.settings import load_settings
+from cogcache.stages.caption import caption
+from cogcache.stages.distill import StudentChoice, study, teach
+from cogcache.training.teacher import Thoughts, divergence
+
+
+def rewritten(folder: Path, out: Path, layers: str) -> WholeModel:
+    whole = WholeModel.of(Checkpoint.open(str(folder)))
+    config, tensors = with_layers(whole, layers_of(layers, num_layers_of(whole)))
+    write_with_language(whole, out, tensors, config)
+    return WholeModel.of(Checkpoint.open(str(out)))
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---- the loss -----------------------------------------------------------------------------------
+
+
+def thoughts(logits: torch.Tensor, top_k: int) -> Thoughts:
+    kept = torch.log_softmax(logits, dim=-1).topk(top_k)
+    return Thoughts(kept.indices.int(), kept.values)
+
+
+def test_the_divergence_is_never_negative_and_nothing_where_both_agree():
+    torch.manual_seed(0)
+    teacher, student = 5 * torch.randn(2, 200, 50)
+    for top_k in (1, 5, 50):
+        assert float(divergence(student, thoughts(teacher, top_k)).min()) >= 0
+        same = divergence(teacher, thoughts(teacher, top_k))
+        assert float(same.max()) < 1e-5
+
+
+def test_the_divergence_of_all_tokens_is_the_textbooks():
+    torch.manual_seed(1)
+    teacher, student = torch.randn(2, 20, 50)
+    wanted = torch.nn.functional.kl_div(
+        torch.log_softmax(student, -1), torch.log_softmax(teacher, -1),
+        log_target=True, reduction="none",
+    ).sum(-1)  # fmt: skip
+    assert torch.allclose(divergence(student, thoughts(teacher, 50)), wanted, atol=1e-4)
+
+
+def test_a_student_comes_nearer_to_its_teacher_in_what_was_not_kept_too():
+    """Renormalised over the kept tokens alone, this student would be perfect."""
+    teacher = torch.tensor([[0.0, 0.0, -2.0, -2.0]])
+    student = torch.tensor([[0.0, 0.0, 5.0, 5.0]])
+    assert float(divergence(student, thoughts(teacher, 2))) > 1
+
+
+# ---- fewer layers -------------------------------------------------------------------------------
+
+
+def test_layers_are_spread_evenly_or_listed():
+    assert layers_of("16", 32)[:3] == [0, 2, 4]
+    assert layers_of("16", 32)[-1] == 31
+    assert layers_of("0, 2", 3) == [0, 2]
+    for bad in ("0", "4", "1,0", "1,3", "half"):
+        with pytest.raises(ConfigError, match="--layers"):
+            layers_of(bad, 3)
+
+
+def test_a_student_of_all_layers_is_its_teacher(tmp_path):
+    teacher = WholeModel.of(Checkpoint.open("tiny"))
+    student = rewritten(teacher.checkpoint.folder, tmp_path / "student", "3")
+    ours, theirs = (load_half(w, "language").model.state_dict() for w in (student, teacher))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    "animal", [QWEN3_VL, GEMMA3, GEMMA4, LFM2_VL, QWEN3_5_MOE], ids=lambda a: a.name
+)
+def test_a_student_has_the_layers_that_were_kept_under_new_numbers(tmp_path, animal: Animal):
+    folder = animal.write(tmp_path / "teacher")
+    teacher = WholeModel.of(Checkpoint.open(str(folder)))
+    last = num_layers_of(teacher) - 1
+    student = rewritten(folder, tmp_path / "student", str(last))
+    ours, theirs = (load_half(w, "language").model for w in (student, teacher))
+    numbers = {m.layer_idx for m in ours.get_decoder().modules() if hasattr(m, "layer_idx")}
+    assert numbers == {0} or last > 1
+    norm = next(n for n in ours.state_dict() if "layers.0" in n and "norm" in n)
+    kept = layers_of(str(last), last + 1)[0]
+    wanted = theirs.state_dict()[norm.replace("layers.0", f"layers.{kept}")]
+    assert torch.equal(ours.state_dict()[norm], wanted)
+    names = [w.partition.names("vision") for w in (student, teacher)]
+    digests = [
+        w.checkpoint.digest(n, digest_of) for w, n in zip((student, teacher), names, strict=True)
+    ]
+    assert digests[0] == digests[1], "its features would have to be made anew"
+
+
+# ---- both parts ---------------------------------------------------------------------------------
+
+
+OPTIONS = {
+    "device": "cpu", "quantization": "none", "precision": "fp32", "method": "full",
+    "tokens_per_batch": 800, "accumulate": 1, "max_steps": 3, "eval_share": 0.2, "samples": 1,
+    "learning_rate": 1e-3, "max_new_tokens": 24,
+}  # fmt: skip
+
+
+def test_a_student_learns_and_is_a_checkpoint_like_any_other(made, tmp_path):
+    settings = load_settings(None, OPTIONS)
+    chosen = Selection(models=("other",))
+    lines = teach(made, settings, chosen)
+    assert "8 captions thought about, 0 there already" in lines[0]
+    assert "the 32 kept tokens cover" in lines[1]
+    assert "0 captions thought about, 8 there already" in teach(made, settings, chosen)[0]
+    out = tmp_path / "student"
+    done = study(made, out, settings, chosen, StudentChoice(layers="2"))
+    first, *_, last = done.report.training["evaluation"]
+    assert last["loss"] < first["loss"]
+    family = family_of(Checkpoint.open(str(out)))
+    with Catalog(made / "catalog.sqlite") as catalog:
+        ours = identify(family, "vision", catalog.files)
+        theirs = identify(family_of(Checkpoint.open("tiny")), "vision", catalog.files)
+    assert ours.digest == theirs.digest
+    report = caption(made, load_settings(None, {"device": "cpu", "model": str(out)}))
+    assert report.counts.done == 8
+    half = load_half(WholeModel.of(family.checkpoint), "language").model
+    start = WholeModel.of(Checkpoint.open(str(out / "training" / "start")))
+    before = load_half(start, "language").model
+    moved = [
+        not torch.equal(one, other)
+        for one, other in zip(half.parameters(), before.parameters(), strict=True)
+    ]
+    assert any(moved)
+
+
+def test_it_must_be_clear_who_is_to_learn(made, tmp_path):
+    from click.testing import CliRunner
+
+    arguments = ["distill", f"--cache={made}", f"--out={tmp_path / 'student'}"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "give --layers 16, or --student CHECKPOINT" in result.output
