@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 from uuid import uuid4
 
 from cogcache.catalog.database import CatalogFile, excluded, insertion
@@ -138,6 +138,26 @@ class Captions:
             row["caption_key"]: FlaggedCaption(row["caption"], json.loads(row["flags"]))
             for row in rows
         }
+
+    def made_in(self, model: str) -> dict[str, int]:
+        """Return the number of captions by quantisation: of a model, or of all where it has none.
+
+        A model that was moved has another name, and its captions are there all the same.
+        """
+        sql = """SELECT quantization, sum(captions) AS captions FROM caption_totals
+            WHERE :model IS NULL OR model = :model GROUP BY quantization"""
+        for name in (model, None):
+            if rows := self._file.query(sql, {"model": name}):
+                return {row["quantization"]: row["captions"] for row in rows}
+        return {}
+
+    def newest_key(self, quantization: str) -> dict[str, Any] | None:
+        """Return the fields of the key of the newest caption of a quantisation."""
+        sql = """SELECT settings FROM captions WHERE quantization = :quantization
+            ORDER BY id DESC LIMIT 1"""
+        rows = self._file.query(sql, {"quantization": quantization})
+        fields: dict[str, Any] | None = json.loads(rows[0]["settings"]) if rows else None
+        return fields
 
     def rows(
         self,

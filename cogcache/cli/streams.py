@@ -11,6 +11,9 @@ from cogcache.units import printable
 REPORTED = logging.getLogger("cogcache.stages.runs.progress")
 """Tells how far a run is where no bar can: in a log file."""
 
+CHOSEN = logging.getLogger("cogcache.models.quantization.automatic")
+"""Tells what `--quantization auto` stands for where that is another kind than everybody has."""
+
 
 def make_ready(*, verbose: bool) -> None:
     """Make the standard streams usable, and have the library log to stderr."""
@@ -21,7 +24,8 @@ def make_ready(*, verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
-    REPORTED.setLevel(logging.INFO)
+    for told in (REPORTED, CHOSEN):
+        told.setLevel(logging.INFO)
 
 
 def _open_what_is_closed() -> None:

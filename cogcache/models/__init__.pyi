@@ -10,6 +10,7 @@ from .adapters import model_name as model_name
 from .adapters import put_on as put_on
 from .adapters import with_adapter as with_adapter
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
+from .checkpoints.checkpoint import SplitCheckpoint as SplitCheckpoint
 from .checkpoints.tensor_files import sync_file as sync_file
 from .family import ClipTensors as ClipTensors
 from .family import Family as Family
@@ -33,11 +34,17 @@ from .halves.sizes import LanguageSizes as LanguageSizes
 from .halves.sizes import half_sizes as half_sizes
 from .halves.sizes import language_sizes as language_sizes
 from .halves.waiting import settle as settle
+from .quantization.automatic import Choice as Choice
+from .quantization.automatic import MadeWith as MadeWith
+from .quantization.automatic import choose_quantization as choose_quantization
+from .quantization.automatic import cost_of_going_on as cost_of_going_on
 from .quantization.layers import Kind as Kind
 from .quantization.layers import Quantization as Quantization
+from .quantization.layers import check_int4 as check_int4
 from .quantization.layers import dequantized as dequantized
 from .quantization.layers import linear_layers as linear_layers
 from .quantization.layers import quantized_linear as quantized_linear
+from .quantization.timing import product_times_s as product_times_s
 from .registry import family_of as family_of
 from .registry import get_family as get_family
 from .rewritten import layers_of as layers_of

@@ -32,6 +32,7 @@ from cogcache.models.checkpoints.tensor_files import TensorFiles, sha256_of, syn
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.halves.partition import Half, Partition, loaded_types
 from cogcache.models.halves.sizes import ITEM_BYTES, half_sizes, language_sizes, path_of
+from cogcache.models.quantization.automatic import choose_quantization
 from cogcache.models.quantization.layers import Quantization, kind_of, linear_layers
 from cogcache.models.registry import family_of
 from cogcache.settings import Settings
@@ -127,6 +128,7 @@ class _Split:
     def __post_init__(self) -> None:
         self.family = family_of(self.checkpoint)
         self.whole = WholeModel.of(self.checkpoint, **self.family.partition_settings())
+        self.settings = choose_quantization(self.settings, self.family).settings
         language = self.settings.language
         self.quantization = replace(Quantization.of(language), head="none")
 

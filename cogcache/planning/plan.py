@@ -15,8 +15,11 @@ from cogcache.models import (
     Kind,
     LanguageSizes,
     Quantization,
+    SplitCheckpoint,
     WholeModel,
     adapter_bytes,
+    check_int4,
+    choose_quantization,
     family_of,
     half_sizes,
     is_stored,
@@ -40,7 +43,7 @@ USUAL_GIB = (4, 6, 8, 12, 16, 24, 48)
 """Memories that cards are sold with."""
 CAPTION_BYTES = 2000
 """What a caption takes in the catalog, its index for searching included."""
-KINDS: tuple[Kind, ...] = ("none", "int8", "nf4")
+KINDS: tuple[Kind, ...] = ("none", "int8", "nf4", "int4")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class _Model:
         names, language = self.whole.partition.names, self.settings.language
         is_stored(self.whole, names("vision"), self.settings.vision.vision_dtype)
         quantization = Quantization.of(language)
+        check_int4(self.whole.meta, quantization, self.settings.device)
         is_stored(self.whole, names("language"), language.compute_dtype, quantization)
 
     def choices(self, usable: int, frames: int) -> tuple[VisionChoice, LanguageChoice]:
@@ -141,6 +145,7 @@ def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict
         CogcacheError: there is no such checkpoint, or it is a split of other precisions.
     """
     family = family_of(Checkpoint.open(settings.model, settings.revision))
+    settings = _with_kind(settings, family)
     points = {point: _Model(family.at(point), settings) for point in family.cache_points}
     model = points[family.at(settings.vision.cache_point).cache_point]
     model.check_stored()
@@ -170,6 +175,20 @@ def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict
         "disk": [_disk(each, frames, prompts, clips) for each in points.values()],
         "memories": rows,
     }
+
+
+def _with_kind(settings: Settings, family: Family) -> Settings:
+    """Put a kind in place of `auto`: of cards NF4; int4 is planned for the CPU, where it runs."""
+    language = settings.language
+    is_known = settings.device == "cpu" or isinstance(family.checkpoint, SplitCheckpoint)
+    if language.quantization == "auto" and is_known:
+        return choose_quantization(settings, family).settings
+    if language.quantization == "auto":
+        known = language.model_copy(update={"quantization": Quantization.of(language).kind})
+        return settings.model_copy(update={"language": known})
+    if "int4" in (language.quantization, language.head_quantization):
+        return settings.model_copy(update={"device": pick_device(settings.device)})
+    return settings
 
 
 def _memories(model: _Model) -> dict[str, _Memory]:

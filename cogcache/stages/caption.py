@@ -30,6 +30,7 @@ from cogcache.models import (
     ClipTensors,
     Family,
     HalfIdentity,
+    cost_of_going_on,
     family_of,
     identify,
     with_adapter,
@@ -39,6 +40,7 @@ from cogcache.stages.captioning.caption_claims import CaptionClaims
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import UNFILLED
 from cogcache.stages.captioning.following import Following
+from cogcache.stages.captioning.quantization import quantization_for
 from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
@@ -92,6 +94,8 @@ def caption(
     family = family.at(settings.vision.cache_point)
     with open_run("caption", cache, settings, catalog_path) as run:
         catalog = run.catalog
+        asked, choice = settings, quantization_for(settings, family, catalog)
+        settings = choice.settings
         with run.timings.time("digest"):
             identity = identify(family, "language", catalog.files)
             identity = with_adapter(identity, settings.language.adapter)
@@ -100,6 +104,7 @@ def caption(
         counts = Counts(found=work.num_found, cached=work.num_cached)
         report = run.begin(counts)
         if work.missing or follow:
+            cost_of_going_on(asked, choice).say()
             following = Following(cache, listed, work, counts, settings.limits.limit, follow)
             with run.working() as at:
                 job = _Captioning(settings, family, identity, store, catalog, report, at)

@@ -42,9 +42,9 @@ class Quantization:
 
     @classmethod
     def of(cls, language: Language) -> Self:
-        """Return what the settings ask for."""
+        """Return what the settings ask for; `auto` that nothing has decided on is NF4."""
         return cls(
-            kind=language.quantization,
+            kind="nf4" if language.quantization == "auto" else language.quantization,
             double_quant=language.double_quant,
             compute_dtype=language.compute_dtype,
             head=language.head_quantization,

@@ -23,6 +23,7 @@ from cogcache.settings import Settings
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import Filler
 from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, compare, similarity
+from cogcache.stages.captioning.quantization import quantization_for
 from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.tasks import Task, caption_key
@@ -82,6 +83,7 @@ def check_precision(
     FeatureStore.open(cache)
     family = _family(settings)
     with Catalog(cache / "catalog.sqlite") as catalog:
+        settings = quantization_for(settings, family, catalog).settings
         identity = identify(family, "language", catalog.files)
         identity = with_adapter(identity, settings.language.adapter)
         chosen = _spread(choose_clips(settings, family, catalog, None), clips)

@@ -1,0 +1,30 @@
+"""What `--quantization auto` stands for in a cache: what its captions were made in, if any."""
+
+from __future__ import annotations
+
+from cogcache.catalog import Catalog
+from cogcache.models import Choice, Family, MadeWith, choose_quantization
+from cogcache.settings import Settings
+
+
+def quantization_for(settings: Settings, family: Family, catalog: Catalog) -> Choice:
+    """Return settings with a kind in place of `auto`, and why it is that one.
+
+    Nothing is loaded for it where the catalog has captions in NF4: a run that has nothing to do
+    stays one that imports no torch.
+
+    Args:
+        settings: of the run.
+        family: of the checkpoint.
+        catalog: of the cache.
+    """
+    if settings.language.quantization != "auto":
+        return Choice(settings)
+    made = MadeWith(catalog.captions.made_in(settings.model), _group_size(catalog))
+    return choose_quantization(settings, family, made)
+
+
+def _group_size(catalog: Catalog) -> int | None:
+    key = catalog.captions.newest_key("int4") or {}
+    size: int | None = key.get("quantization", {}).get("group_size")
+    return size
