@@ -10,6 +10,7 @@ CogcacheError
 ├── QuantizationError                   what was asked for is not what was loaded
 ├── TrainingError                       training cannot go on: its data, its loss, its checkpoint
 ├── MachineError                        it has no more files, memory or disk to give
+├── MissingVideosError                  no file holds a video, and that was to be an error
 ├── CacheError                          a cache folder that is not ours, or of another format
 │   ├── CorruptFeaturesError            a feature file whose bytes are not the sealed ones
 │   └── CatalogError
@@ -23,6 +24,8 @@ Only a ClipError is ever turned into a failure row; any other error ends the run
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class CogcacheError(Exception):
     """Base of every error raised on purpose; the command line prints it without a traceback.
@@ -30,7 +33,13 @@ class CogcacheError(Exception):
     Args:
         problem: what is wrong: the file or key, what was expected, what was found.
         hint: what to do next, as a command to run wherever there is one.
+
+    Attributes:
+        exit_status: what a command ends with: 2 for misuse and the machine's faults, 1 where
+            something is missing that was asked for.
     """
+
+    exit_status: ClassVar[int] = 2
 
     def __init__(self, problem: str, hint: str = "") -> None:
         super().__init__(problem)
@@ -85,6 +94,12 @@ class TrainingError(CogcacheError):
 
 class MachineError(CogcacheError):
     """The machine does not give what the work needs, whichever video it is."""
+
+
+class MissingVideosError(CogcacheError):
+    """No file holds the bytes of videos that were asked for."""
+
+    exit_status = 1
 
 
 class CacheError(CogcacheError):

@@ -7,6 +7,7 @@ covered: a network file system, on which one process at a time may own the catal
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from uuid import uuid4
 
 from cogcache.catalog.database import CatalogFile, excluded, insertion
 from cogcache.catalog.file_facts import FileFacts
+from cogcache.catalog.holders import Holders
 from cogcache.catalog.rows import (
     CaptionRow,
     ClipRow,
@@ -26,7 +28,6 @@ from cogcache.catalog.rows import (
     failure_row,
     path_to_text,
     text_to_path,
-    video_digest_of,
 )
 from cogcache.keys import Field
 
@@ -54,9 +55,7 @@ def _each_file(row: type, joins: str) -> str:
 
 _CLIPS = _each_file(ClipRow, "clips AS row LEFT JOIN files ON files.digest = row.video_digest")
 _CAPTIONS = _each_file(
-    CaptionRow,
-    "captions AS row LEFT JOIN clips USING (feature_key)"
-    f" LEFT JOIN files ON files.digest = {video_digest_of('row', 'clips')}",
+    CaptionRow, "captions AS row LEFT JOIN files ON files.digest = row.video_digest"
 )
 
 
@@ -121,9 +120,27 @@ class Captions:
             captions: the rows.
             replace: overwrite captions of the same key; else those that are there stay.
         """
-        made: dict[str, object] = {"created_at": _now(), "run": None}
-        rows = [{**made, **caption} for caption in captions]
+        made: dict[str, object] = {"created_at": _now(), "run": None, "video_digest": None}
+        rows: list[dict[str, object]] = [{**made, **caption} for caption in captions]
+        unknown = {str(row["feature_key"]) for row in rows if row["video_digest"] is None}
+        clips = self._file.select("clips", among={"feature_key": unknown}) if unknown else []
+        digests = {row["feature_key"]: row["video_digest"] for row in clips}
+        rows = [
+            {**row, "video_digest": row["video_digest"] or digests.get(row["feature_key"])}
+            for row in rows
+        ]
         return self._file.upsert("captions", "caption_key", rows, replace=replace)
+
+    def note_videos(self) -> None:
+        """Have captions say which bytes they are of, where only their clips say it so far."""
+        self._file.write(
+            """UPDATE captions SET video_digest = coalesce(
+                (SELECT clips.video_digest FROM clips
+                 WHERE clips.feature_key = captions.feature_key),
+                json_extract(settings, '$.video_digest')
+            ) WHERE video_digest IS NULL""",
+            {},
+        )
 
     def known(self, caption_keys: Collection[str]) -> set[str]:
         """Return those of the keys that are a caption's."""
@@ -185,8 +202,9 @@ class Failures:
     def add(self, failure: FailureRow) -> None:
         """Note that a clip failed; one that failed before gets one try more."""
         at = _now()
-        row: dict[str, object] = {"run": None, **failure, "tries": 1, "first_at": at, "last_at": at}
-        changed = ("feature_key", "reason", "message", "last_at", "run")
+        row: dict[str, object] = {"run": None, "video_digest": None, **failure}
+        row |= {"tries": 1, "first_at": at, "last_at": at}
+        changed = ("feature_key", "reason", "message", "last_at", "run", "video_digest")
         self._file.write(
             f"{insertion('failures', row)} ON CONFLICT (video, start_s, ifnull(end_s, -1), stage)"
             f" DO UPDATE SET tries = tries + 1, {excluded(changed)}",
@@ -216,19 +234,24 @@ class Failures:
         """Forget the failures of clips that have been done after all; return how many."""
         return self._file.delete("failures", "feature_key", feature_keys) if feature_keys else 0
 
-    def clear_void(self, read: Collection[str], changed: Collection[str]) -> int:
+    def clear_void(self, digests: Mapping[str, str], changed: Collection[str]) -> int:
         """Forget failures of stage one that say nothing any more; return how many.
 
         Args:
-            read: videos that have been read just now; that they could not be is past.
-            changed: those of them that are new, or others than before.
+            digests: by name, of videos that can be read; that they could not be is past, and so is
+                what became of other bytes under their names.
+            changed: those of them that have been read just now.
         """
-        return self._file.write(
-            "DELETE FROM failures WHERE stage = 'extract' AND ("
-            "video IN (SELECT value FROM json_each(:changed)) OR feature_key IS NULL"
-            " AND video IN (SELECT value FROM json_each(:read)))",
-            {"read": json.dumps([*read]), "changed": json.dumps([*changed])},
+        rows = self._file.query(
+            "SELECT rowid, video, feature_key, video_digest FROM failures WHERE stage = 'extract'"
         )
+        void = [
+            row["rowid"]
+            for row in rows
+            if row["video"] in changed
+            or (row["video"] in digests and _says_nothing(row, digests[row["video"]]))
+        ]
+        return self._file.delete("failures", "rowid", void)
 
 
 class Runs:
@@ -322,6 +345,16 @@ class Catalog:
     def close(self) -> None:
         """Close the file; what was written is on the disk already."""
         self._file.close()
+
+    def holders(self, *, check: bool = True, ask_stores: bool = False) -> Holders:
+        """Return what finds the files that hold videos now; each is looked at once by it."""
+        return Holders(self._file, check=check, ask_stores=ask_stores)
+
+
+def _says_nothing(failure: sqlite3.Row, digest: str) -> bool:
+    """Say whether a failure of stage one is past, now that its file holds bytes of a digest."""
+    of_other_bytes = failure["video_digest"] is not None and failure["video_digest"] != digest
+    return failure["feature_key"] is None or of_other_bytes
 
 
 def _now() -> str:

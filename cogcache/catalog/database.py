@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from cogcache.errors import CatalogError, DamagedCatalogError
 
-VERSION: Final = 5
+VERSION: Final = 6
 """The number of the last step of `migrations`; a catalog with a higher one is of a newer
 cogcache."""
 
@@ -207,7 +207,7 @@ class CatalogFile:
         with self.transaction() as conn:
             return conn.executemany(sql, cells).rowcount
 
-    def delete(self, table: str, column: str, values: Collection[str]) -> int:
+    def delete(self, table: str, column: str, values: Collection[str | int]) -> int:
         """Delete the rows whose ``column`` is among ``values``; return how many."""
         sql = f"DELETE FROM {table} WHERE {column} IN {_LIST.format(column)}"
         return self.write(sql, {column: json.dumps([*values])})

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import VideoRow, is_there, path_to_text, text_to_path
-from cogcache.system import RemoteFacts, is_url
+from cogcache.catalog.rows import VideoRow, is_there, names_url, path_to_text, text_to_path
+from cogcache.system import RemoteFacts
 from cogcache.video import file_digest
 
 # What a file system, or a store of objects, says of a file without its being read.
@@ -44,12 +44,16 @@ class FileFacts:
     def digests_of(self, files: Mapping[Path, Stat]) -> dict[Path, str]:
         """Return the digests of those files that have not changed since they were remembered."""
         texts = {path_to_text(path): path for path in files}
-        rows = self._file.select("files", among={"path": texts})
-        found = {texts[row["path"]]: row for row in rows}
+        known = self.digests_by_name({text: files[path] for text, path in texts.items()})
+        return {texts[name]: digest for name, digest in known.items()}
+
+    def digests_by_name(self, files: Mapping[str, Stat]) -> dict[str, str]:
+        """Do as `digests_of` does with names as the catalog has them."""
+        rows = self._file.select("files", among={"path": files})
         return {
-            path: str(row["digest"])
-            for path, row in found.items()
-            if all(row[name] == now for name, now in _identity(files[path]).items())
+            row["path"]: str(row["digest"])
+            for row in rows
+            if all(row[name] == now for name, now in _identity(files[row["path"]]).items())
         }
 
     def remember_digest(self, path: Path, stat: Stat, digest: str) -> None:
@@ -102,7 +106,7 @@ class FileFacts:
         gone = []
         for texts in paths.values():
             # Of objects of a store nobody asks here: they count as being there.
-            local = (text for text in texts if not is_url(text))
+            local = (text for text in texts if not names_url(text))
             absent = [text for text in local if not is_there(text_to_path(text))]
             gone += absent if len(absent) < len(texts) else []
         return self._file.delete("files", "path", gone)

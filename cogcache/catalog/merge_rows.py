@@ -138,9 +138,11 @@ _CLIP: Final = (
 )
 _CAPTION: Final = (
     "caption_key feature_key video start_s end_s prompt_name prompt caption model quantization"
-    " flags num_tokens seconds settings created_at"
+    " flags num_tokens seconds settings created_at video_digest"
 )
-_FAILURE: Final = "video start_s end_s stage feature_key reason message tries first_at last_at"
+_FAILURE: Final = (
+    "video start_s end_s stage feature_key reason message tries first_at last_at video_digest"
+)
 _OUR_RUN: Final = """(SELECT ours.run FROM main.runs ours JOIN other.runs theirs USING (uid)
     WHERE theirs.run = o.run)"""
 
@@ -191,8 +193,8 @@ _STATEMENTS: Final = (
         SELECT {_columns(_FAILURE, "o")}, {_OUR_RUN} FROM other.failures o WHERE true
         ON CONFLICT (video, start_s, ifnull(end_s, -1), stage) DO UPDATE SET
         {_later("feature_key")}, {_later("reason")}, {_later("message")}, {_later("run")},
-        tries = max(tries, excluded.tries), first_at = min(first_at, excluded.first_at),
-        last_at = max(last_at, excluded.last_at)""",
+        {_later("video_digest")}, tries = max(tries, excluded.tries),
+        first_at = min(first_at, excluded.first_at), last_at = max(last_at, excluded.last_at)""",
     """DELETE FROM main.failures WHERE stage = 'extract' AND (
         feature_key IN (SELECT feature_key FROM main.clips)
         OR feature_key IS NULL AND EXISTS (SELECT 1 FROM main.clips c

@@ -283,3 +283,30 @@ def _run_names(db: Database) -> None:
 
 
 MIGRATIONS(name="0005_run_names")(_run_names)
+
+
+_UNKNOWN_VIDEOS = """UPDATE captions SET video_digest = coalesce(
+        (SELECT k.video_digest FROM clips k WHERE k.feature_key = captions.feature_key),
+        json_extract(settings, '$.video_digest')
+    ) WHERE video_digest IS NULL"""
+"""Notes of captions, as far as the catalog can tell, which bytes they were made of."""
+
+_VIDEOS_OF_CAPTIONS = (
+    # Clips are deleted with their features, and captions stay: they must say themselves which
+    # bytes they are of. A name does not say it, as other bytes may be there by now.
+    "ALTER TABLE captions ADD COLUMN video_digest TEXT",
+    "ALTER TABLE failures ADD COLUMN video_digest TEXT",
+    _UNKNOWN_VIDEOS,
+    """UPDATE failures SET video_digest =
+        (SELECT k.video_digest FROM clips k WHERE k.feature_key = failures.feature_key)""",
+    "CREATE INDEX captions_video_digest ON captions (video_digest, start_s)",
+    "CREATE INDEX files_digest ON files (digest)",
+)
+
+
+def _videos_of_captions(db: Database) -> None:
+    for statement in _VIDEOS_OF_CAPTIONS:
+        db.conn.execute(statement)
+
+
+MIGRATIONS(name="0006_videos_of_captions")(_videos_of_captions)

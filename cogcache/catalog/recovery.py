@@ -64,6 +64,7 @@ def adopt(catalog: Catalog, rows: Iterable[tuple[VideoRow, ClipRow]]) -> int:
         if video["digest"] not in known
     )
     catalog.clips.add([clip for _, clip in pairs])
+    catalog.captions.note_videos()
     return len(pairs)
 
 

@@ -76,6 +76,8 @@ class CaptionRow(TypedDict):
     """The fields of the caption key."""
     created_at: NotRequired[str]
     run: NotRequired[int | None]
+    video_digest: NotRequired[str | None]
+    """Of the bytes that it was made of; None where nobody knows them any more."""
 
 
 class FlaggedCaption(NamedTuple):
@@ -100,6 +102,8 @@ class FailureRow(TypedDict):
     first_at: NotRequired[str]
     last_at: NotRequired[str]
     run: NotRequired[int | None]
+    video_digest: NotRequired[str | None]
+    """Of the bytes that could not be done; None where they could not even be read."""
 
 
 class RunRow(TypedDict):
@@ -132,6 +136,7 @@ def failure_row(
     *,
     run: int | None = None,
     key: str | None = None,
+    video_digest: str | None = None,
 ) -> FailureRow:
     """Return what is noted of a clip that could not be done."""
     hint = f" ({error.hint})" if error.hint else ""
@@ -144,6 +149,7 @@ def failure_row(
         "reason": error.reason,
         "message": error.problem + hint,
         "run": run,
+        "video_digest": video_digest,
     }
 
 
@@ -176,11 +182,6 @@ def is_there(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - a Path raises where a name is too long
 
 
-def video_digest_of(captions: str, clips: str) -> str:
-    """Return the SQL of the digest of a caption's video.
-
-    Args:
-        captions: name of the table of captions.
-        clips: name of that of clips, joined by feature key; it has no row for a summary.
-    """
-    return f"coalesce({clips}.video_digest, json_extract({captions}.settings, '$.video_digest'))"
+def names_url(text: str) -> bool:
+    """Say whether a text of ``path_to_text`` stands for an object of a store."""
+    return not text.startswith(_FILE) and is_url(text)

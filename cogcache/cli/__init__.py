@@ -34,7 +34,9 @@ BUG = 70
 
 
 class _Shown(click.ClickException):
-    exit_code = 2
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_status  # type: ignore[misc]
 
     def format_message(self) -> str:
         return printable_lines(super().format_message())
@@ -55,7 +57,7 @@ class CogcacheGroup(click.Group):
             raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
             if (told := machine_error(error)) is not None:
-                raise _Shown(str(told)) from error
+                raise _Shown(str(told), told.exit_status) from error
             traceback.print_exc()
             raise SystemExit(BUG) from None
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Selection
+    from cogcache.catalog import Look, Selection
 
 
 @click.command()
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 @cache_option
 @click.option("--all", "all_", is_flag=True, help="Show what is the same in both, too.")
 @selection_options
+@look_options
 @json_option
-def diff(a: str, b: str, cache: Path, all_: bool, selection: Selection, json_: bool) -> None:
+def diff(
+    a: str, b: str, cache: Path, all_: bool, selection: Selection, look: Look, json_: bool
+) -> None:
     """Show two sets of captions beside each other, where they differ.
 
     A and B are a prompt's name each, or prompt=…,model=…,quantization=…,run=… with any of these:
@@ -31,8 +34,9 @@ def diff(a: str, b: str, cache: Path, all_: bool, selection: Selection, json_: b
     """
     from cogcache.catalog import compare, parse_selector
 
-    sides = [parse_selector(text, selection) for text in (a, b)]
-    found = compare(catalog_of(cache), *sides)
+    one, other = (parse_selector(text, selection) for text in (a, b))
+    found = compare(catalog_of(cache), one, other, look)
+    print_absent(found.absent)
     wanted = [pair for pair in found.pairs if all_ or pair.status != "same"]
     if json_:
         print_rows([pair.row() for pair in wanted], (), json_=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.cli.filters import SHOWN, catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.options import cache_option
 from cogcache.errors import ConfigError
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from cogcache.export import Exported, Options
 
 Command = Callable[..., Any]
-
-SHOWN = 20
 
 
 _OPTIONS = (
@@ -44,10 +42,11 @@ def _writing_options(command: Command) -> Command:
         from cogcache.export import Options, Wording
 
         wording = Wording(*(given.pop(name) for name in ("prefix", "suffix", "trigger")))
-        options = Options(wording, given.pop("media"), given.pop("overwrite"))
+        media, overwrite, look = (given.pop(name) for name in ("media", "overwrite", "look"))
+        options = Options(wording, media, overwrite, look)
         return command(*args, options=options, **given)
 
-    decorated: Command = with_options
+    decorated: Command = look_options(with_options)
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
@@ -86,10 +85,13 @@ def export(
     if out is None:
         _finish(export_beside(catalog, str(beside), selection, options))
     elif features:
+        from cogcache.catalog import still_missing
         from cogcache.export import pack
 
-        count = pack(cache, out, selection, overwrite=options.overwrite)
-        click.echo(f"{count:,} clips packed")
+        packed = pack(cache, out, selection, overwrite=options.overwrite, look=options.look)
+        click.echo(f"{packed.clips:,} clips packed")
+        print_absent(packed.absent)
+        raise SystemExit(1 if still_missing(packed.absent) else 0)
     else:
         _finish(write(catalog, out, format_of(out, format_), selection, options))
 
@@ -98,13 +100,14 @@ def _finish(done: Exported) -> None:
     click.echo(f"{done.captions:,} captions written")
     if done.empty:
         click.echo(f"{done.empty:,} empty captions left out", err=True)
+    print_absent(done.absent)
     for video, reason in done.left_out[:SHOWN]:
         click.echo(f"left out: {video}: {reason}", err=True)
     if len(done.left_out) > SHOWN:
         click.echo(f"... and {len(done.left_out) - SHOWN:,} more", err=True)
     for note in done.notes:
         click.echo(note)
-    raise SystemExit(1 if done.left_out else 0)
+    raise SystemExit(0 if done.is_whole else 1)
 
 
 @click.command("import")

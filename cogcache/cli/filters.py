@@ -11,9 +11,10 @@ import click
 
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
+from cogcache.units import printable
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Selection
+    from cogcache.catalog import Absent, Missing, Selection
 
 Command = Callable[..., Any]
 
@@ -132,6 +133,49 @@ def selection_arguments(selection: Selection) -> list[str]:
     found = [f"{name}={each}" for name, some in several.items() for each in some]
     found += [f"{name}={each}" for name, each in single.items() if each is not None]
     return [*found, *(["--no-flags"] if selection.no_flags else [])]
+
+
+_LOOKING = (
+    click.option(
+        "--missing",
+        type=click.Choice(["skip", "keep", "error"]),
+        default="skip",
+        show_default=True,
+        help="Captions whose video no file holds any more: leave them out and name them, keep "
+        "them, or end with an error.",
+    ),
+    click.option(
+        "--no-check",
+        is_flag=True,
+        help="Do not look at the files: believe that they hold what they held when last seen.",
+    ),
+)
+SHOWN = 20
+"""Of what is left out, the most that are named one by one."""
+
+
+def look_options(command: Command) -> Command:
+    """Give a command ``look: Look``: how videos are found that have moved or changed."""
+
+    @functools.wraps(command)
+    def with_look(*args: Any, missing: Missing, no_check: bool, **given: Any) -> Any:
+        from cogcache.catalog import Look
+
+        return command(*args, look=Look(missing, not no_check), **given)
+
+    decorated: Command = with_look
+    for option in reversed(_LOOKING):
+        decorated = option(decorated)
+    return decorated
+
+
+def print_absent(absent: Sequence[Absent]) -> None:
+    """Name on stderr what was left out, with the reason."""
+    for each in absent[:SHOWN]:
+        number = f" ({each.number:,} rows)" if each.number > 1 else ""
+        click.echo(f"left out: {printable(each.video)}: {each.reason}{number}", err=True)
+    if len(absent) > SHOWN:
+        click.echo(f"... and {len(absent) - SHOWN:,} more", err=True)
 
 
 def catalog_of(cache: Path) -> Path:

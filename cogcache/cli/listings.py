@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of
+from cogcache.cli.filters import catalog_of, look_options, print_absent
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.units import format_bytes
+
+if TYPE_CHECKING:
+    from cogcache.catalog import Catalog, Look
+
+_SAME = {
+    "captions": ("id",),
+    "clips": ("feature_key",),
+    "failures": ("video_digest", "start_s", "end_s", "stage"),
+}
+"""Columns by which a row is told that several files share."""
 
 
 @click.command()
@@ -25,9 +35,14 @@ from cogcache.units import format_bytes
 @click.option(
     "--side-by-side", is_flag=True, help="A row a clip, with the newest caption of each prompt."
 )
+@look_options
 @json_option
-def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -> None:
-    """List captions (the default), clips or runs."""
+def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, json_: bool) -> None:
+    """List captions (the default), clips or runs.
+
+    Captions and clips are listed under the files that hold their videos now; what no file holds
+    is left out and named.
+    """
     columns = {
         "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "flags"),
         "clips": ("video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder"),
@@ -42,12 +57,19 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
     from cogcache.stages import state_of
     from cogcache.store import live_runs
 
-    def rows(catalog: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = getattr(catalog, what).rows()
-        if what == "runs":
+    if what == "runs":
+
+        def runs(catalog: Catalog) -> list[Any]:
             live = live_runs(cache)
-            found = [row | {"status": state_of(row, live)} for row in found]
-        return [row for row in found if row["flags"]] if flagged else found
+            return [{**row, "status": state_of(row, live)} for row in catalog.runs.rows()]
+
+        _list(cache, runs, columns[what], json_=json_)
+        return
+
+    def rows(catalog: Catalog) -> list[Any]:
+        found: list[Any] = getattr(catalog, what).rows()
+        found = [row for row in found if row["flags"]] if flagged else found
+        return _placed(catalog, found, _SAME[what], look)
 
     if side_by_side:
         _print_side_by_side(cache, rows, json_=json_)
@@ -57,11 +79,25 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, json_: bool) -
 
 @click.command()
 @cache_option
+@look_options
 @json_option
-def failures(cache: Path, json_: bool) -> None:
+def failures(cache: Path, look: Look, json_: bool) -> None:
     """List what could not be done, with the reason."""
     columns = ("video", "start_s", "end_s", "stage", "reason", "message", "tries")
-    _list(cache, lambda catalog: catalog.failures.rows(), columns, json_=json_)
+
+    def rows(catalog: Catalog) -> list[Any]:
+        return _placed(catalog, catalog.failures.rows(), _SAME["failures"], look)
+
+    _list(cache, rows, columns, json_=json_)
+
+
+def _placed(catalog: Catalog, rows: list[Any], same: tuple[str, ...], look: Look) -> list[Any]:
+    """Return rows under the names that their videos have now; say which are left out."""
+    from cogcache.catalog import Placing
+
+    found = Placing(catalog.holders(check=look.check), look).each(rows, same)
+    print_absent(found.absent)
+    return sorted(found.rows, key=lambda row: (row["video"] or "", row["start_s"]))
 
 
 @click.command()
@@ -121,9 +157,7 @@ def _with_units(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: value and format_bytes(value) for name, value in named.items()}
 
 
-def _print_side_by_side(
-    cache: Path, rows: Callable[[Any], list[dict[str, Any]]], *, json_: bool
-) -> None:
+def _print_side_by_side(cache: Path, rows: Callable[[Catalog], list[Any]], *, json_: bool) -> None:
     from cogcache.catalog import Catalog
     from cogcache.cli.tables import side_by_side
 
@@ -139,7 +173,7 @@ def _print_side_by_side(
 
 def _list(
     cache: Path,
-    rows: Callable[[Any], list[dict[str, Any]]],
+    rows: Callable[[Catalog], list[Any]],
     columns: tuple[str, ...],
     *,
     json_: bool,

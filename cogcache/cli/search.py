@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Selection, SemanticIndex
+    from cogcache.catalog import Look, Selection, SemanticIndex
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
@@ -34,16 +34,17 @@ COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
     help="What finds the meaning: a sentence-transformers model, as folder or hub id.",
 )
 @selection_options
+@look_options
 @json_option
 def search(
     query: tuple[str, ...],
     cache: Path,
-    limit: int,
-    offset: int,
     semantic: bool,
     semantic_model: str,
     selection: Selection,
+    look: Look,
     json_: bool,
+    **page: Any,
 ) -> None:
     """Find captions, the best first.
 
@@ -54,13 +55,17 @@ def search(
 
     text = " ".join(query)
     with CaptionSearch(catalog_of(cache)) as index:
+        if look.check:
+            index.look_in(selection.folders)
         if semantic:
             from cogcache.catalog import fused_search
 
             vectors = _vectors(cache, semantic_model)
-            found = fused_search(vectors, index, text, selection, limit=limit, offset=offset)
+            found = fused_search(vectors, index, text, selection, **page)
         else:
-            found = index.search(text, selection, limit=limit, offset=offset)
+            found = index.search(text, selection, **page)
+        found = index.placed(found, look, selection.folders)
+    print_absent(found.absent)
     print_rows([hit.row() for hit in found.hits], COLUMNS, json_=json_)
     if found.capped:
         note = (

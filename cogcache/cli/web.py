@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.options import cache_option
 from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Selection
+    from cogcache.catalog import Look, Selection
 
 EXTRAS = {"web": ("jinja2", "starlette", "uvicorn"), "plot": ("matplotlib",)}
 PORT = 8484
@@ -54,23 +54,26 @@ def serve(cache: Path, host: str, port: int, token: str | None) -> None:
 @click.option("--title", default="Captions", show_default=True, help="What stands above.")
 @_force
 @selection_options
+@look_options
 def gallery(
     out: Path,
     cache: Path,
-    text: str | None,
-    limit: int,
-    title: str,
     force: bool,
     selection: Selection,
+    look: Look,
+    **page: Any,
 ) -> None:
     """Write captions beside their pictures into one HTML file, OUT, to send round."""
     _need("web")
+    from cogcache.catalog import still_missing
     from cogcache.web import write_gallery
 
     catalog_of(cache)
     _may_write(out, force=force)
-    count = write_gallery(cache, out, selection, text=text, limit=limit, title=title)
-    click.echo(f"{out}: {count} clips")
+    done = write_gallery(cache, out, selection, look=look, **page)
+    click.echo(f"{out}: {done.clips} clips")
+    print_absent(done.absent)
+    raise SystemExit(1 if still_missing(done.absent) else 0)
 
 
 @click.command()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from cogcache.catalog import is_there
 from cogcache.errors import VideoError
 from cogcache.export.clip_encoder import Part, encode, part_of
 from cogcache.export.items import Item
@@ -40,7 +39,7 @@ class ClipFacts:
     height: int | None
 
 
-def place(item: Item, path: Path, media: Media, takes: Takes) -> ClipFacts:
+def place(item: Item, source: Path, path: Path, media: Media, takes: Takes) -> ClipFacts:
     """Put the clip of ``item`` at ``path``, an MP4 file.
 
     A whole video is copied, or linked to, if it is an MP4 that every reader shows as it was
@@ -48,16 +47,14 @@ def place(item: Item, path: Path, media: Media, takes: Takes) -> ClipFacts:
 
     Args:
         item: the caption and its clip.
+        source: the file that holds its video.
         path: of the new file.
         media: whether files that stay as they are are copied.
         takes: what the trainer's reader takes.
 
     Raises:
-        VideoError: the video is missing or cannot be decoded.
+        VideoError: the video cannot be decoded.
     """
-    source = item.path
-    if not is_there(source):
-        raise VideoError("missing", f"{source} is not there")
     part = part_of(source, *item.span)
     if _is_whole(part, item.span[1]) and reason_to_encode(part.index, takes) is None:
         if media == "link":

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from cogcache.catalog import Selection, is_there
-from cogcache.errors import ConfigError, VideoError
+from cogcache.catalog import (
+    REPLACED,
+    Absent,
+    CatalogFile,
+    Look,
+    Selection,
+    is_there,
+    still_missing,
+    text_to_path,
+)
+from cogcache.errors import ConfigError, MissingVideosError, VideoError
 from cogcache.export.clip_files import Media, place
-from cogcache.export.items import Item, check_one_each, load_items
+from cogcache.export.items import Item, check_one_each, choose_items
 from cogcache.export.names import check_below, names_below
 from cogcache.export.rows import ROWS
+from cogcache.export.sources import Sources
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.trainer_folders import FFMPEG, LAYOUTS, Placed
 from cogcache.export.webdataset import write_tars
 from cogcache.export.wording import Wording, num_words
-from cogcache.system import seal
+from cogcache.system import is_url, seal
 from cogcache.units import printable
 from cogcache.video import VIDEO_SUFFIXES
 
@@ -38,6 +49,7 @@ class Options:
     wording: Wording = field(default_factory=Wording)
     media: Media = "copy"
     overwrite: bool = False
+    look: Look = field(default_factory=Look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +59,16 @@ class Exported:
     captions: int
     empty: int
     """Captions left out because there is nothing in them."""
-    left_out: list[Left]
+    absent: list[Absent]
+    """Videos whose bytes no file holds."""
+    left_out: list[Left] = field(default_factory=list)
     """Videos that could not be had, with the reason."""
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing that was asked for."""
+        return not self.left_out and not still_missing(self.absent)
 
 
 def format_of(out: Path, name: str | None) -> str:
@@ -78,24 +97,27 @@ def export(
         CatalogError: the catalog cannot be used.
         ConfigError: ``out`` may not be replaced, no caption passes, or the format has no room
             for what was chosen.
+        MissingVideosError: no file holds any of the videos, or one of them and this is an error.
     """
     check_free(out, overwrite=options.overwrite)
-    items, num_empty = load_items(catalog, selection, options.wording)
+    chosen = choose_items(catalog, selection, options.wording, options.look)
+    items = chosen.items
     if format_ in ROWS:
         with whole_file(out, overwrite=options.overwrite) as path:
             ROWS[format_](items, path)
-        return Exported(len(items), num_empty, [], [])
+        return Exported(len(items), chosen.num_empty, chosen.absent)
     if format_ in SUBTITLES:
-        _write_subtitles(items, out, format_, options)
-        return Exported(len(items), num_empty, [], [])
+        left_out = _write_subtitles(items, out, format_, options)
+        return Exported(len(items) - len(left_out), chosen.num_empty, chosen.absent, left_out)
     check_one_each(items)
-    placed, left_out = _write_folder(items, out.absolute(), format_, options)
+    with closing(CatalogFile(catalog)) as file:
+        placed, left_out = _write_folder(items, out.absolute(), format_, options, Sources(file))
     notes = _notes(placed, out.absolute(), format_)
-    return Exported(len(placed), num_empty, left_out, notes)
+    return Exported(len(placed), chosen.num_empty, chosen.absent, left_out, notes)
 
 
 def export_beside(catalog: Path, format_: str, selection: Selection, options: Options) -> Exported:
-    """Write a text, WebVTT or SRT file beside each video, under its name.
+    """Write a text, WebVTT or SRT file beside each video, under its name; beside each copy, too.
 
     Each file is whole or absent; all are refused if one is there already.
 
@@ -103,20 +125,25 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
         CacheError: a folder cannot be written.
         CatalogError: the catalog cannot be used.
         ConfigError: a file is there already, or no caption passes.
+        MissingVideosError: as for `export`.
     """
-    items, num_empty = load_items(catalog, selection, options.wording)
+    chosen = choose_items(catalog, selection, options.wording, options.look)
     texts: dict[Path, str] = {}
-    for some in by_video(items).values():
-        path = _beside(some[0].path, format_)
-        if path in texts:
-            raise ConfigError(f"two videos would share {path}", "export them into a folder instead")
-        texts[path] = SUBTITLES[format_](some)
+    left_out: list[Left] = []
+    for some in by_video(chosen.items):
+        local = [path for path in some[0].paths if not is_url(path)]
+        left_out += [] if local else [(_name(some[0]), "there is no file to write it beside")]
+        for path in (_beside(path, format_) for path in local):
+            if path in texts:
+                problem = f"two videos would share {path}"
+                raise ConfigError(problem, "export them into a folder instead")
+            texts[path] = SUBTITLES[format_](some)
     for path in texts:
         if path.exists() and not options.overwrite:
             raise ConfigError(f"{path} exists already", "replace it with --overwrite")
     for path, text in texts.items():
         seal(path, text.encode())
-    return Exported(len(items), num_empty, [], [])
+    return Exported(len(chosen.items), chosen.num_empty, chosen.absent, left_out)
 
 
 def _beside(video: Path, format_: str) -> Path:
@@ -132,39 +159,49 @@ def _beside(video: Path, format_: str) -> Path:
     return video.with_suffix(f".{format_}")
 
 
-def _write_subtitles(items: Sequence[Item], out: Path, format_: str, options: Options) -> None:
-    videos, write = by_video(items), SUBTITLES[format_]
+def _name(item: Item) -> str:
+    return item.row["video"] or f"a video with the digest {item.video_digest}"
+
+
+def _write_subtitles(
+    items: Sequence[Item], out: Path, format_: str, options: Options
+) -> list[Left]:
+    """Write a file for each video; return the captions that no file can be named for."""
+    named = [item for item in items if item.row["video"] is not None]
+    videos, write = by_video(named), SUBTITLES[format_]
     if out.suffix == f".{format_}":
         if len(videos) > 1:
             problem = f"{out.name} is one file, and {len(videos)} videos were chosen"
             raise ConfigError(problem, f"name a folder and --format {format_}, or choose with --in")
         with whole_file(out, overwrite=options.overwrite) as path:
-            path.write_text(write(items), encoding="utf-8", newline="\n")
-        return
-    paths = [some[0].path for some in videos.values()]
-    with whole_folder(out, overwrite=options.overwrite) as folder:
-        names = names_below(paths, f".{format_}")
-        for name, some in zip(names, videos.values(), strict=True):
-            path = folder / name
-            check_below(folder, path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(write(some), encoding="utf-8", newline="\n")
+            path.write_text(write(named), encoding="utf-8", newline="\n")
+    else:
+        paths = [text_to_path(some[0].row["video"]) for some in videos]
+        with whole_folder(out, overwrite=options.overwrite) as folder:
+            for name, some in zip(names_below(paths, f".{format_}"), videos, strict=True):
+                path = folder / name
+                check_below(folder, path)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(write(some), encoding="utf-8", newline="\n")
+    return [(_name(item), REPLACED) for item in items if item.row["video"] is None]
 
 
 def _write_folder(
-    items: Sequence[Item], out: Path, format_: str, options: Options
+    items: Sequence[Item], out: Path, format_: str, options: Options, sources: Sources
 ) -> tuple[list[Placed], list[Left]]:
     left_out: list[Left] = []
     takes = LAYOUTS[format_].takes if format_ in LAYOUTS else FFMPEG
 
     def put(number: int, path: Path) -> Placed | None:
+        item = items[number]
         try:
-            facts = place(items[number], path, options.media, takes)
-            return Placed(path.name, items[number], facts)
+            with sources.proven(item) as source:
+                facts = place(item, source, path, options.media, takes)
+            return Placed(path.name, item, facts)
         except VideoError as error:
             path.unlink(missing_ok=True)
             log.info("left out: %s", error.problem)
-            left_out.append((items[number].row["video"], error.problem))
+            left_out.append((_name(item), error.problem))
             return None
 
     with whole_folder(out, overwrite=options.overwrite) as root:
@@ -178,8 +215,9 @@ def _write_folder(
             placed = [one for one in each if one is not None]
             layout.write(root, out, placed)
         if not placed:
-            problem = f"none of the {len(items)} clips could be had: {left_out[0][1]}"
-            raise ConfigError(problem, "mount the disk that the videos lie on")
+            name, reason = left_out[0]
+            problem = f"none of the {len(items)} clips could be had: {name}: {reason}"
+            raise MissingVideosError(problem, "mount the disk that the videos lie on")
     return placed, left_out
 
 

@@ -8,75 +8,97 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import h5py
 from h5py import h5d, h5p, h5s
 
-from cogcache.catalog import Catalog, ClipRow, Selection
+from cogcache.catalog import Absent, Catalog, Look, PlacedRows, Placing, Selection, missing_videos
 from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
 from cogcache.export.target import check_free, whole_file
 from cogcache.export.wording import Wording
-from cogcache.store import (
-    TYPES,
-    Bits,
-    FeatureStore,
-    StoredFeatures,
-    block_rows,
-    encode_attribute,
-    fixed_text,
-)
+from cogcache.keys import Field
+from cogcache.store import TYPES, Bits, FeatureStore, block_rows, encode_attribute, fixed_text
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 _SMALL_BYTES = 2**16
 
 
-def pack(cache: Path, out: Path, selection: Selection, *, overwrite: bool = False) -> int:
-    """Write the features of the clips whose captions pass ``selection``; of all without filters.
+class Packed(NamedTuple):
+    """What a pack holds, and what it does not."""
 
-    Returns:
-        How many clips were packed.
+    clips: int
+    absent: list[Absent]
+    """Videos whose bytes no file holds: their clips are left out."""
+
+
+def pack(
+    cache: Path,
+    out: Path,
+    selection: Selection,
+    *,
+    overwrite: bool = False,
+    look: Look | None = None,
+) -> Packed:
+    """Write the features of the clips whose captions pass ``selection``; of all without filters.
 
     Raises:
         CacheError: features are missing, or the disk is full.
         ConfigError: ``out`` may not be replaced, or no clip was chosen.
         CorruptFeaturesError: a feature file is damaged.
+        MissingVideosError: no file holds any of the videos, or one of them and this is an error.
     """
     check_free(out, overwrite=overwrite)
-    store, (clips, captions) = FeatureStore.open(cache), _chosen(cache, selection)
+    store = FeatureStore.open(cache)
+    clips, captions = _chosen(cache / "catalog.sqlite", selection, look or Look())
     with (
         whole_file(out, overwrite=overwrite) as path,
         h5py.File(path, "w", libver=("v110", "v110")) as file,
     ):
         file.attrs["cogcache_pack"] = FORMAT
-        for clip in clips:
+        for clip in clips.rows:
             key = clip["feature_key"]
             group = file.create_group(key)
-            _write_clip(group, store.read(key))
+            stored = store.read(key)
+            _write_clip(group, stored.tensors, {**stored.attributes, "video": clip["video"]})
             said = json.dumps(captions.get(key, []), ensure_ascii=False)
             group.create_dataset("captions", data=fixed_text(said), track_times=False)
-    return len(clips)
+    return Packed(len(clips.rows), clips.absent)
 
 
 def _chosen(
-    cache: Path, selection: Selection
-) -> tuple[list[ClipRow], Mapping[str, list[dict[str, str]]]]:
+    catalog: Path, selection: Selection, look: Look
+) -> tuple[PlacedRows, Mapping[str, list[dict[str, str]]]]:
+    """Return the clips to pack, and what their captions say."""
     captions: dict[str, list[dict[str, str]]] = {}
-    for item in select_items(cache / "catalog.sqlite", selection, Wording()):
+    found = select_items(catalog, selection, Wording(), look)
+    for item in found.items:
         names = ("prompt_name", "prompt", "model", "caption")
         said = {name: item.row[name] for name in names}
         captions.setdefault(item.row["feature_key"], []).append(said)
-    with Catalog(cache / "catalog.sqlite") as catalog:
-        clips = catalog.clips.rows(feature_keys=None if selection == Selection() else captions)
-    if not clips:
+    with Catalog(catalog) as opened:
+        wanted = None if selection == Selection() else captions
+        clips = {clip["feature_key"]: clip for clip in opened.clips.rows(feature_keys=wanted)}
+        holders = opened.holders(check=look.check, ask_stores=True)
+        placed = Placing(holders, look, selection.folders).one([*clips.values()])
+    absent = placed.absent if wanted is None else found.absent
+    if not placed.rows and absent:
+        raise missing_videos(absent)
+    if not placed.rows:
         raise ConfigError("no clip was chosen", "see what there is: `cogcache ls clips`")
-    return clips, captions
+    return PlacedRows(placed.rows, absent), captions
 
 
-def _write_clip(group: h5py.Group, stored: StoredFeatures) -> None:
-    for name, value in sorted(stored.attributes.items()):
+def _write_clip(
+    group: h5py.Group, tensors: Mapping[str, torch.Tensor], attributes: Mapping[str, Field]
+) -> None:
+    for name, value in sorted(attributes.items()):
         group.attrs[name] = encode_attribute(value)
-    for name, tensor in sorted(stored.tensors.items()):
+    for name, tensor in sorted(tensors.items()):
         _write_tensor(group, name, Bits.of(name, tensor))
 
 

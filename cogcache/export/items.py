@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog import CatalogFile, Selection, is_there, text_to_path, video_digest_of
+from cogcache.catalog import (
+    Absent,
+    CatalogFile,
+    Holders,
+    Look,
+    Placing,
+    Selection,
+    missing_videos,
+    text_to_path,
+)
 from cogcache.errors import ConfigError
 from cogcache.export.wording import Wording
 
@@ -33,13 +42,9 @@ COLUMNS: Final = (
 """Of a row, in this order; the names are those of the catalog."""
 
 _QUERY: Final = """
-SELECT {columns}, v.path AS seen_at, v.duration_s, v.fps, v.width, v.height,
-    v.total_num_frames
-FROM captions c
-LEFT JOIN clips k ON k.feature_key = c.feature_key
-LEFT JOIN videos v ON v.digest = {video_digest}
+SELECT {columns}, c.video_digest, v.duration_s, v.fps, v.width, v.height, v.total_num_frames
+FROM captions c LEFT JOIN videos v ON v.digest = c.video_digest
 {where}
-ORDER BY c.video, c.start_s, ifnull(c.end_s, 9e99), c.prompt_name, c.model, c.caption_key
 """
 
 
@@ -48,8 +53,12 @@ class Item:
     """One caption of one clip."""
 
     row: Mapping[str, Any]
-    """By the names in ``COLUMNS``; the caption as it goes out."""
-    seen_at: str | None
+    """By the names in ``COLUMNS``; the caption as it goes out. ``video`` is the name of a file that
+    holds the clip's bytes now; None where none does, and that name has other bytes."""
+    video_digest: str | None
+    """Of the bytes that the caption was made of; None where nobody knows it any more."""
+    names: tuple[str, ...] = ()
+    """Of all files that hold these bytes, as the catalog writes them."""
     duration_s: float | None = None
     """Of the whole video, as all below."""
     fps: float | None = None
@@ -74,55 +83,75 @@ class Item:
         return self.duration_s if end_s is None else float(end_s)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the clip is all of its video."""
-        start_s, end_s = self.span
-        reaches = end_s is None or (self.duration_s is not None and end_s >= self.duration_s)
-        return start_s == 0 and reaches
-
-    @property
-    def path(self) -> Path:
-        """The video's file: where the caption says, else where it was last seen."""
-        path = text_to_path(self.row["video"])
-        return path if self.seen_at is None or is_there(path) else text_to_path(self.seen_at)
+    def paths(self) -> list[Path]:
+        """The files that hold the video now."""
+        return [text_to_path(name) for name in self.names]
 
 
-def load_items(catalog: Path, selection: Selection, wording: Wording) -> tuple[list[Item], int]:
-    """Return the captions that pass the filters, and how many more were empty.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The captions that an export is made of."""
+
+    items: list[Item]
+    absent: list[Absent] = field(default_factory=list)
+    """Those that are left out, as no file holds the bytes that they were made of."""
+    num_empty: int = 0
+    """How many are left out as there is nothing in them."""
+
+
+def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Look) -> Chosen:
+    """Return the captions that pass the filters, each under the file that has its bytes now.
 
     Raises:
         CatalogError: the catalog cannot be used.
         ConfigError: no caption passes.
+        MissingVideosError: no file holds the bytes of any, or of one and this is to be an error.
     """
-    items = select_items(catalog, selection, wording)
-    full = [item for item in items if item.caption]
+    chosen = select_items(catalog, selection, wording, look)
+    full = [item for item in chosen.items if item.caption]
+    if not full and chosen.absent:
+        raise missing_videos(chosen.absent)
     if not full:
         raise ConfigError("no caption passes the filters", "see what there is: `cogcache ls`")
-    return full, len(items) - len(full)
+    return Chosen(full, chosen.absent, len(chosen.items) - len(full))
 
 
-def select_items(catalog: Path, selection: Selection, wording: Wording) -> list[Item]:
-    """Return the captions that pass the filters, empty ones too; maybe none.
+def select_items(
+    catalog: Path, selection: Selection, wording: Wording, look: Look | None = None
+) -> Chosen:
+    """Do as `choose_items` does, with empty captions, and maybe none.
 
     Raises:
         CatalogError: the catalog cannot be used.
+        MissingVideosError: as for `choose_items`.
     """
+    look = look or Look()
     where, values = selection.where()
     columns = ", ".join(f"c.{name}" for name in COLUMNS)
-    sql = _QUERY.format(
-        columns=columns,
-        where=where and f"WHERE {where}",
-        video_digest=video_digest_of("c", "k"),
-    )
+    sql = _QUERY.format(columns=columns, where=where and f"WHERE {where}")
     with closing(CatalogFile(catalog)) as file:
-        return [_item(dict(row), wording) for row in file.query(sql, values)]
+        holders = Holders(file, check=look.check, ask_stores=True)
+        if look.check:
+            holders.look_in(selection.folders)
+        rows = [dict(row) for row in file.query(sql, values)]
+        placing = Placing(holders, look, selection.folders)
+        found = placing.one(rows)
+        items = [_item(row, tuple(placing.names(row)), wording) for row in found.rows]
+    return Chosen(sorted(items, key=_order), found.absent)
 
 
-def _item(row: dict[str, Any], wording: Wording) -> Item:
+def _order(item: Item) -> tuple[object, ...]:
+    row, (start_s, end_s) = item.row, item.span
+    end_s = math.inf if end_s is None else end_s
+    names = ("prompt_name", "model", "caption_key")
+    return (row["video"] or "", start_s, end_s, *(row[name] for name in names))
+
+
+def _item(row: dict[str, Any], names: tuple[str, ...], wording: Wording) -> Item:
     shown = {name: row[name] for name in COLUMNS}
     shown |= {"caption": wording.around(row["caption"]), "flags": json.loads(row["flags"])}
     video = {name: row[name] for name in row.keys() - {*COLUMNS}}
-    return Item(shown, **video)
+    return Item(shown, names=names, **video)
 
 
 def check_one_each(items: Iterable[Item]) -> None:
@@ -131,14 +160,14 @@ def check_one_each(items: Iterable[Item]) -> None:
     Raises:
         ConfigError: there are; says which prompts and models they come from.
     """
-    counts = Counter((item.row["video"], item.span) for item in items)
-    several = [clip for clip, count in counts.items() if count > 1]
+    clips: dict[tuple[object, ...], list[Item]] = {}
+    for item in items:
+        clips.setdefault((item.video_digest or item.row["video"], item.span), []).append(item)
+    several = [some for some in clips.values() if len(some) > 1]
     if several:
-        video, span = several[0]
         sources = [
-            f"--prompt-name {i.row['prompt_name']} --model {i.row['model']}"
-            for i in items
-            if (i.row["video"], i.span) == (video, span)
+            f"--prompt-name {i.row['prompt_name']} --model {i.row['model']}" for i in several[0]
         ]
+        video = several[0][0].row["video"]
         problem = f"{len(several)} clips have several captions, {video} among them"
         raise ConfigError(problem, f"choose one of: {'; '.join(sources[:5])}")

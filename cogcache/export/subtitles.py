@@ -43,12 +43,12 @@ SUBTITLES: Final[dict[str, Callable[[Sequence[Item]], str]]] = {
 }
 
 
-def by_video(items: Iterable[Item]) -> dict[str, list[Item]]:
+def by_video(items: Iterable[Item]) -> list[list[Item]]:
     """Return the items of each video."""
     videos: dict[str, list[Item]] = {}
     for item in items:
-        videos.setdefault(item.row["video"], []).append(item)
-    return videos
+        videos.setdefault(item.video_digest or item.row["video"], []).append(item)
+    return [*videos.values()]
 
 
 def _cues(items: Sequence[Item]) -> list[tuple[int, int, str]]:

@@ -133,7 +133,9 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
 def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) -> None:
     span = (clip["start_s"], clip["end_s"])
     video, key = text_to_path(clip["video"]), clip["feature_key"]
-    catalog.failures.add(failure_row(video, span, "caption", error, run=report.run, key=key))
+    digest = clip["video_digest"]
+    row = failure_row(video, span, "caption", error, run=report.run, key=key, video_digest=digest)
+    catalog.failures.add(row)
     logger.warning("%s: %s", printable(clip["video"]), printable(error.problem))
 
 

@@ -78,7 +78,7 @@ def extract(
         work.add_to(counts)
         report = run.begin(counts)
         for bad in work.failures:
-            note_failure(run.catalog, report, [bad.video], WHOLE, bad.error, None)
+            note_failure(run.catalog, report, [bad.video], WHOLE, bad.error)
         if work.missing or work.unsearched or work.unread:
             with run.working() as at:
                 _Extraction(wanted, store, run.catalog, report, at).run(work)

@@ -10,7 +10,6 @@ from .format import hashing as hashing
 from .format import tensor_digest as tensor_digest
 from .live import LiveRun as LiveRun
 from .live import live_runs as live_runs
-from .reader import StoredFeatures as StoredFeatures
 from .repacking import compression_of as compression_of
 from .repacking import repack as repack
 from .store import FeatureStore as FeatureStore

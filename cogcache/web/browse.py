@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, NamedTuple, Self
 
-from cogcache.catalog import Catalog, uri_of
+from cogcache.catalog import Absent, Catalog, uri_of
 from cogcache.errors import CatalogError
 
 BrowseRow = dict[str, Any]
@@ -25,7 +25,8 @@ DEADLINE_S: Final = 2.0
 SCANNED: Final = 500
 """Captions of a set that one page of differences looks through."""
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
-_CLIP: Final = "video = :video AND start_s = :start_s AND end_s IS :end_s"
+_CLIP: Final = """feature_key = :feature_key
+    OR video_digest = :video_digest AND start_s = :start_s AND end_s IS :end_s"""
 
 
 class CaptionSet(NamedTuple):
@@ -51,6 +52,8 @@ class Page:
     more: bool = False
     """Whether there are more rows than `total`, which were not counted."""
     size: int = PAGE_SIZE
+    absent: Sequence[Absent] = ()
+    """Rows of the page that are not shown, as no file holds the bytes that they are of."""
 
     @property
     def num_pages(self) -> int:
@@ -156,8 +159,8 @@ class Browser:
 
     def clips(self, number: int = 1) -> Page:
         """Return a page of all clips, each with the first of its captions."""
-        sql = """SELECT clips.feature_key, clips.video, clips.start_s, clips.end_s, clips.model,
-                caption, prompt_name, quantization, flags
+        sql = """SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
+                clips.end_s, clips.model, caption, prompt_name, quantization, flags
             FROM (SELECT rowid AS place FROM clips
                 ORDER BY video, start_s LIMIT :limit OFFSET :offset)
             JOIN clips ON clips.rowid = place
@@ -176,8 +179,8 @@ class Browser:
         total = self.value(f"SELECT sum(captions) FROM caption_totals WHERE {where}", values)
         # Left to itself, SQLite walks the whole table for the sake of its order.
         index = "INDEXED BY captions_flagged" if wanted.flag else ""
-        sql = f"""SELECT feature_key, video, start_s, end_s, model, caption, prompt_name,
-                quantization, flags
+        sql = f"""SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
+                prompt_name, quantization, flags
             FROM captions WHERE id IN (
                 SELECT id FROM captions {index} WHERE {where}
                 ORDER BY id LIMIT :limit OFFSET :offset)
@@ -207,14 +210,14 @@ class Browser:
 
     def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[BrowseRow]:
         """Return the rows of a clip in ``clips``, ``captions`` or ``failures``, of any model."""
-        span = {name: clip[name] for name in ("video", "start_s", "end_s")}
+        span = {name: clip[name] for name in ("feature_key", "video_digest", "start_s", "end_s")}
         return self.rows(f"SELECT * FROM {table} WHERE {_CLIP} ORDER BY rowid", span)
 
     def beside(self, clip: Mapping[str, Any]) -> tuple[BrowseRow | None, BrowseRow | None]:
         """Return the clips before and after one in the order of all clips."""
         here = (clip["video"], clip["start_s"])
         values = {"video": here[0], "start_s": here[1]}
-        sql = """SELECT feature_key, video, start_s, end_s FROM clips
+        sql = """SELECT feature_key, video, video_digest, start_s, end_s FROM clips
             WHERE (video, start_s) {} (:video, :start_s) ORDER BY video {}, start_s {} LIMIT 1"""
         before, after = (
             self.rows(sql.format(*words), values)
@@ -225,11 +228,6 @@ class Browser:
     def video(self, digest: str) -> BrowseRow | None:
         """Return a video by the digest of its bytes."""
         found = self.rows("SELECT * FROM videos WHERE digest = :digest", {"digest": digest})
-        return found[0] if found else None
-
-    def video_at(self, path: str) -> BrowseRow | None:
-        """Return a video by its path."""
-        found = self.rows("SELECT * FROM videos WHERE path = :path", {"path": path})
         return found[0] if found else None
 
     # ---- caption sets -----------------------------------------------------------------------
@@ -255,9 +253,9 @@ class Browser:
             Clips with ``caption`` and ``other``, and where the next page goes on, if it does.
             A page looks through `SCANNED` captions, and may find all of them equal.
         """
-        sql = """SELECT one.id, one.feature_key, one.video, one.start_s, one.end_s, one.caption,
-                (SELECT other.caption FROM captions AS other
-                 WHERE other.video = one.video AND other.start_s = one.start_s
+        sql = """SELECT one.id, one.feature_key, one.video, one.video_digest, one.start_s,
+                one.end_s, one.caption, (SELECT other.caption FROM captions AS other
+                 WHERE other.video_digest = one.video_digest AND other.start_s = one.start_s
                     AND other.end_s IS one.end_s AND +other.prompt_name = :other_prompt
                     AND +other.model = :other_model AND +other.quantization = :other_quantization
                  ORDER BY other.id DESC LIMIT 1) AS other

@@ -9,18 +9,35 @@ import base64
 import json
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from markupsafe import Markup
 
-from cogcache.catalog import CaptionSearch, Selection
+from cogcache.catalog import (
+    Absent,
+    CaptionSearch,
+    Catalog,
+    Look,
+    Placing,
+    Selection,
+    missing_videos,
+)
 from cogcache.errors import CacheError, ConfigError
 from cogcache.store import FeatureStore
 from cogcache.system import seal
 from cogcache.web.browse import Browser, BrowseRow
 from cogcache.web.rendering import HERE, environment
 
-_COLUMNS: Final = "feature_key, video, start_s, end_s, prompt_name, caption, model, quantization"
+_COLUMNS: Final = """feature_key, video, video_digest, start_s, end_s, prompt_name, caption, model,
+    quantization"""
+
+
+class Written(NamedTuple):
+    """What is on the page, and what is not."""
+
+    clips: int
+    absent: list[Absent]
+    """Videos whose bytes no file holds."""
 
 
 def write_gallery(
@@ -31,7 +48,8 @@ def write_gallery(
     text: str | None = None,
     limit: int = 200,
     title: str = "Captions",
-) -> int:
+    look: Look | None = None,
+) -> Written:
     """Write a page of captions beside the pictures of their clips.
 
     Args:
@@ -41,20 +59,26 @@ def write_gallery(
         text: only captions that a search finds, best first; else by video and start.
         limit: most clips of one page.
         title: what stands above.
-
-    Returns:
-        How many clips are on it.
+        look: how files are looked at; those of the clips on the page are.
 
     Raises:
         CogcacheError: the cache or its catalog cannot be used, or nothing is selected.
+        MissingVideosError: no file holds any of the videos, or one of them and this is an error.
     """
     store, catalog = FeatureStore.open(cache), cache / "catalog.sqlite"
-    some = selection or Selection()
-    captions = _found(catalog, text, some, limit) if text else _selected(catalog, some, limit)
+    some, look = selection or Selection(), look or Look()
+    with Catalog(catalog) as opened:
+        holders = opened.holders(check=look.check)
+        if look.check:
+            holders.look_in(some.folders)
+        captions = _found(catalog, text, some, limit) if text else _selected(catalog, some, limit)
+        placed = Placing(holders, look, some.folders).one(captions)
     clips: dict[str, BrowseRow] = {}
-    for row in captions:
+    for row in placed.rows:
         clip = clips.setdefault(row["feature_key"], {**row, "captions": []})
         clip["captions"].append(row)
+    if not clips and placed.absent:
+        raise missing_videos(placed.absent)
     if not clips:
         raise ConfigError("no caption fits", "select others, or make some with `cogcache caption`")
     shown = list(clips.values())[:limit]
@@ -71,7 +95,7 @@ def write_gallery(
         )
     )
     seal(out, page.encode(errors="replace"))
-    return len(shown)
+    return Written(len(shown), placed.absent)
 
 
 def _found(catalog: Path, text: str, selection: Selection, limit: int) -> list[Any]:

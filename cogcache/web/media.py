@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from cogcache.catalog import text_to_path
-from cogcache.errors import CacheError, VideoError
+from cogcache.catalog import names_url, text_to_path
+from cogcache.errors import CacheError
 from cogcache.web.rendering import HERE
 from cogcache.web.site import site_of
 
@@ -44,19 +44,14 @@ def video(request: Request) -> Response:
     known = site_of(request).browser.video(digest) if _KEY.fullmatch(digest) else None
     if known is None:
         raise HTTPException(404, "The catalog has no such video.")
-    path = text_to_path(known["path"])
-    if not _is_still(request, path, digest):
+    # Reads a file only if the catalog does not know it as it is: once, then it does.
+    holders = site_of(request).catalog.holders()
+    holders.look([(digest, known["path"])])
+    local = [name for name in holders.names(digest) if not names_url(name)]
+    if not local:
         raise HTTPException(404, "The video is gone, or has changed since it was catalogued.")
+    path = text_to_path(local[0])
     return FileResponse(path, media_type=media_type(path))
-
-
-def _is_still(request: Request, path: Path, digest: str) -> bool:
-    """Say whether a file is the one that was catalogued, and no link to another by now."""
-    try:
-        # Reads the file only if the catalog does not know it as it is: once, then it does.
-        return site_of(request).catalog.files.digest_of(path) == digest
-    except (OSError, ValueError, VideoError):
-        return False
 
 
 def media_type(path: Path) -> str:

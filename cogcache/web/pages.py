@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cogcache.catalog import MIN_PREFIX, Selection, has_unspaced, text_to_path
+from cogcache.catalog import MIN_PREFIX, PlacedRows, Selection, has_unspaced, text_to_path
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import charts, figures
 from cogcache.web.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page
@@ -24,7 +24,7 @@ def clips(request: Request) -> Response:
     values: dict[str, Any] = {"text": text, "wanted": wanted, "problem": None, "page": None}
     status = 200
     try:
-        values["page"] = _found(site, text, wanted, _number(query.get("page")))
+        values["page"] = site.shown(_found(site, text, wanted, _number(query.get("page"))))
     except ConfigError as error:
         values["problem"], status = error, 400
     if "part" in query:
@@ -71,13 +71,16 @@ def clip(request: Request) -> Response:
     captions: dict[str, list[Any]] = {}
     for row in site.browser.of_clip("captions", found):
         captions.setdefault(row["prompt_name"], []).append(row)
-    before, after = site.browser.beside(found)
-    digest = found.get("video_digest")
-    video = site.browser.video(digest) if digest else site.browser.video_at(found["video"])
+    shown = site.placed([found])
+    video = site.browser.video(found["video_digest"]) if shown.rows else None
+    # Of a clip that no file holds, the name is not told as its own: another video may bear it.
+    name = shown.rows[0]["video"] if shown.rows else ""
+    before, after = (_named(site, each) for each in site.browser.beside(found))
     values = {
-        "clip": found,
+        "clip": {**found, "video": name},
+        "absent": shown.absent,
         "video": video,
-        "is_gif": text_to_path(found["video"]).suffix.lower() == ".gif",
+        "is_gif": text_to_path(name).suffix.lower() == ".gif",
         "captions": captions,
         "made": site.browser.of_clip("clips", found),
         "failures": site.browser.of_clip("failures", found),
@@ -87,16 +90,22 @@ def clip(request: Request) -> Response:
     return render(request, "clip.html", values)
 
 
+def _named(site: Site, clip: BrowseRow | None) -> BrowseRow | None:
+    """Return a clip under the file that holds it now; None where none does."""
+    return next(iter(site.placed([clip]).rows), None) if clip else None
+
+
 def differences(request: Request) -> Response:
     """Show where two sets of captions differ."""
     site, query = site_of(request), request.query_params
     sets = sorted(site.browser.sets())
     one, other = (_chosen(sets, query.get(name), place) for place, name in enumerate("ab"))
-    rows: list[BrowseRow] = []
-    following = None
+    shown, following = PlacedRows(), None
     if one is not None and other is not None and one != other:
         rows, following = site.browser.differences(one, other, _number(query.get("after"), 0))
-    values = {"sets": sets, "one": one, "other": other, "rows": rows, "following": following}
+        shown = site.placed(rows)
+    values: dict[str, Any] = {"sets": sets, "one": one, "other": other, "following": following}
+    values |= {"rows": shown.rows, "absent": shown.absent}
     return render(request, "differences.html", values)
 
 
@@ -108,10 +117,10 @@ def _chosen(sets: list[CaptionSet], given: str | None, place: int) -> CaptionSet
 
 def failures(request: Request) -> Response:
     """Show what could not be done, with the reason."""
-    browser, query = site_of(request).browser, request.query_params
+    site, query = site_of(request), request.query_params
     reason = query.get("reason", "")
-    page = figures.failures(browser, reason, _number(query.get("page")))
-    reasons = figures.failure_reasons(browser)
+    page = site.shown(figures.failures(site.browser, reason, _number(query.get("page"))))
+    reasons = figures.failure_reasons(site.browser)
     return render(request, "failures.html", {"page": page, "reasons": reasons, "reason": reason})
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from starlette.requests import Request
 
-from cogcache.catalog import CaptionSearch, Catalog
+from cogcache.catalog import CaptionSearch, Catalog, Look, PlacedRows, Placing
 from cogcache.errors import ConfigError
 from cogcache.store import FeatureStore
-from cogcache.web.browse import Browser
+from cogcache.web.browse import Browser, BrowseRow, Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,15 @@ class Site:
     catalog: Catalog
     browser: Browser
     search: CaptionSearch
+
+    def placed(self, rows: Sequence[BrowseRow]) -> PlacedRows:
+        """Return rows under the files that hold their videos now; each file is looked at once."""
+        return Placing(self.catalog.holders(), Look()).one(rows)
+
+    def shown(self, page: Page) -> Page:
+        """Return a page with the names of today."""
+        found = self.placed(page.rows)
+        return replace(page, rows=found.rows, absent=found.absent)
 
 
 @contextmanager

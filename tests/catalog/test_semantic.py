@@ -132,5 +132,7 @@ def test_a_folder_that_is_no_such_model_is_refused(tmp_path):
 
 def test_the_command_searches_by_meaning(cache, embedder):
     arguments = ["search", "dog", "playing", "--semantic", "--cache", str(cache), "--json"]
-    done = CliRunner().invoke(main, [*arguments, "--semantic-model", str(embedder.folder)])
+    done = CliRunner().invoke(
+        main, [*arguments, "--no-check", "--semantic-model", str(embedder.folder)]
+    )
     assert json.loads(done.stdout)[0]["caption"] == DOG

@@ -32,7 +32,7 @@ def cache(tmp_path):
 
 
 def test_plain_h5py_reads_a_pack_without_plugins(cache, tmp_path):
-    assert pack(cache, tmp_path / "out.h5", Selection()) == 3
+    assert pack(cache, tmp_path / "out.h5", Selection()).clips == 3
     command = [sys.executable, "-I", "-c", READER, str(tmp_path / "out.h5")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "(24, 64, 64) [24, 8, 8] 8.0\n"

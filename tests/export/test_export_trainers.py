@@ -17,6 +17,7 @@ from cogcache.export.exporting import Options, export
 from cogcache.export.target import MARK
 from cogcache.export.trainer_folders import LAYOUTS
 from cogcache.export.wording import one_line
+from cogcache.video.file_state import file_digest
 from tests.support.exported import CUT, HOSTILE, PLAIN, add_caption, make_cache, tree
 
 CAPTIONS = [PLAIN, one_line(HOSTILE), CUT]
@@ -215,14 +216,22 @@ def test_a_missing_video_is_left_out_of_all_files_and_told(tmp_path):
     (tmp_path / "films" / "test set" / "b.mkv").unlink()
     out = tmp_path / "o"
     done = export(cache / "catalog.sqlite", out, "cogvideox", Selection(), Options())
-    assert [(Path(video).name, done.captions) for video, _ in done.left_out] == [("b.mkv", 2)]
+    assert [(Path(one.video).name, done.captions) for one in done.absent] == [("b.mkv", 2)]
     assert (out / "prompts.txt").read_text(encoding="utf-8").splitlines() == CAPTIONS[1:]
-    assert (out / "videos.txt").read_text().splitlines() == [f"videos/{name}" for name in NAMES[1:]]
+    assert (out / "videos.txt").read_text().splitlines() == [
+        f"videos/{name}" for name in NAMES[:-1]
+    ]
 
 
 def test_a_damaged_video_is_left_out(tmp_path):
     cache = make_cache(tmp_path)
-    (tmp_path / "films" / "test set" / "b.mkv").write_bytes(b"no video at all")
+    bad = tmp_path / "films" / "a.mkv"
+    bad.write_bytes(b"no video at all")
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        video = {**catalog.files.videos()[0], "path": str(bad), "size_bytes": 15}
+        video["digest"] = file_digest(bad)
+        catalog.files.add_videos([video])
+        add_caption(catalog, bad, 0.0, None, "Nothing.")
     done = export(cache / "catalog.sqlite", tmp_path / "o", "musubi", Selection(), Options())
     assert "no video that can be opened" in done.left_out[0][1]
     assert not (tmp_path / "o" / "videos" / NAMES[0]).exists()

@@ -318,13 +318,13 @@ def test_a_summary_is_a_caption_of_the_whole_of_each_file(summed_up):
     assert [Path(row["video"]).name for row in rows] == ["a.mp4", "b.mp4"]
     assert {(row["start_s"], row["end_s"]) for row in rows} == {(0.0, None)}
     path, selection = summed_up[0] / "catalog.sqlite", Selection(prompts=("summary",))
-    (item,) = select_items(path, selection, Wording())
-    assert (item.end_s, item.is_whole) == (length_s, True)
+    (item,) = select_items(path, selection, Wording()).items
+    assert item.end_s == length_s
     longer = replace(selection, min_duration_s=length_s - 1)
-    assert len(select_items(path, longer, Wording())) == 1
+    assert len(select_items(path, longer, Wording()).items) == 1
 
 
 def test_a_summary_has_the_picture_of_the_videos_first_clip(summed_up, tmp_path):
     chosen = Selection(prompts=("summary",))
-    assert write_gallery(summed_up[0], tmp_path / "page.html", chosen) == 1
+    assert write_gallery(summed_up[0], tmp_path / "page.html", chosen).clips == 1
     assert "data:image/jpeg" in (tmp_path / "page.html").read_text()

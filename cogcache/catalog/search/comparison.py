@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.holders import Holders, Look
+from cogcache.catalog.placed import Absent, Placing, Row
 from cogcache.catalog.search.queries import SEPARATOR, separate
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
@@ -29,7 +31,8 @@ SELECTORS: Final = {
 """What a selector may name, and the field of a `Selection` that it sets."""
 _MOST_LISTED: Final = 8
 _PART: Final = re.compile(rf",(?=(?:{'|'.join(SELECTORS)})=)")
-_QUERY: Final = """SELECT c.video, c.start_s, c.end_s, c.prompt_name, c.caption,
+_QUERY: Final = """SELECT ifnull(c.video_digest, c.video) AS known_as, c.start_s, c.end_s,
+    c.prompt_name, c.caption, c.video, c.video_digest,
     ifnull(json_extract(c.settings, '$.generation.draw'), 0) AS draw
     FROM captions c {where} ORDER BY c.id"""
 _SETS: Final = """SELECT prompt_name, model, quantization, count(*) AS captions
@@ -49,6 +52,7 @@ class _Place(NamedTuple):
     """What two captions that belong together have in common."""
 
     video: str
+    """The digest of its bytes while places are held against each other; then its name."""
     start_s: float
     end_s: float | None
     prompt_name: str
@@ -104,6 +108,8 @@ class Comparison:
     pairs: list[CaptionPair]
     num_older: int
     """Captions left out, since a newer one of the same set speaks of the same clip."""
+    absent: list[Absent] = field(default_factory=list)
+    """Left out, as no file holds the bytes that they are of."""
 
     def summary(self) -> str:
         """Return the counts as a line."""
@@ -139,36 +145,68 @@ def parse_selector(text: str, base: Selection) -> Selection:
     return replace(base, **chosen)
 
 
-def compare(catalog: Path, one: Selection, other: Selection) -> Comparison:
+def compare(
+    catalog: Path, one: Selection, other: Selection, look: Look | None = None
+) -> Comparison:
     """Hold two sets of captions against each other.
 
     Captions belong together that speak of the same stretch of a video, are of the same draw and,
-    unless both sets name a prompt, answer the same prompt.
+    unless both sets name a prompt, answer the same prompt. A video is its bytes, and is named by
+    the file that holds them now.
 
     Raises:
         CatalogError: the catalog cannot be used.
         ConfigError: a set is empty.
+        MissingVideosError: no file holds the bytes of one, and `look` says that is an error.
     """
+    look = look or Look()
     by_prompt = not (one.prompts and other.prompts)
     with closing(CatalogFile(catalog)) as file:
-        (a, older_a), (b, older_b) = (_captions(file, each, by_prompt) for each in (one, other))
+        holders = Holders(file, check=look.check)
+        if look.check:
+            holders.look_in({*one.folders, *other.folders})
+        names: dict[str, Row] = {}
+        (a, older_a), (b, older_b) = (
+            _captions(file, each, by_prompt, names) for each in (one, other)
+        )
         for name, found in (("A", a), ("B", b)):
             if not found:
                 raise ConfigError(f"the set {name} has no captions", _sets(file))
+        placed = Placing(holders, look, (*one.folders, *other.folders)).one([*names.values()])
     if by_prompt and (one.prompts or other.prompts):
-        names = {*one.prompts, *other.prompts}
-        a, b = ({p: c for p, c in some.items() if p.prompt_name in names} for some in (a, b))
-    places = sorted({**a, **b}, key=lambda place: (*place[:2], place.end_s or 0.0, *place[3:]))
-    pairs = [CaptionPair(place, a.get(place), b.get(place)) for place in places]
-    return Comparison(pairs, older_a + older_b)
+        prompts = {*one.prompts, *other.prompts}
+        a, b = ({p: c for p, c in some.items() if p.prompt_name in prompts} for some in (a, b))
+    now = {row["known_as"]: row["video"] for row in placed.rows}
+    pairs = [
+        CaptionPair(place._replace(video=now[place.video]), a.get(place), b.get(place))
+        for place in {**a, **b}
+        if place.video in now
+    ]
+    return Comparison(sorted(pairs, key=_order), older_a + older_b, placed.absent)
+
+
+def _order(pair: CaptionPair) -> tuple[Any, ...]:
+    place = pair.place
+    return (place.video or "", place.start_s, place.end_s or 0.0, *place[3:])
 
 
 def _captions(
-    file: CatalogFile, selection: Selection, by_prompt: bool
+    file: CatalogFile, selection: Selection, by_prompt: bool, names: dict[str, Row]
 ) -> tuple[dict[_Place, str], int]:
-    """Return the newest caption of each place, and how many older ones there are."""
+    """Return the newest caption of each place, and how many older ones there are.
+
+    Args:
+        file: the catalog.
+        selection: the set.
+        by_prompt: whether captions of different prompts are of different places.
+        names: takes up the name of each video.
+    """
     where, values = selection.where()
     rows = file.query(_QUERY.format(where=f"WHERE {where}" if where else ""), values)
+    names |= {
+        row["known_as"]: {name: row[name] for name in ("known_as", "video", "video_digest")}
+        for row in rows
+    }
     found = {
         _Place(row[0], row[1], row[2], row["prompt_name"] if by_prompt else "", row["draw"]): row[
             "caption"

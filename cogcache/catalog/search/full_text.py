@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.holders import Holders, Look
+from cogcache.catalog.placed import Absent, Placing
 from cogcache.catalog.rows import CaptionRow
 from cogcache.catalog.search.queries import SEPARATOR, Query, parse
 from cogcache.catalog.search.selection import Selection
@@ -50,6 +52,8 @@ class Results:
     """How many captions were ranked, and can be paged through."""
     capped: bool
     """More captions fit than were ranked."""
+    absent: list[Absent] = field(default_factory=list)
+    """Of the page, what was left out as no file holds the bytes that it is of."""
 
 
 class CaptionSearch:
@@ -101,6 +105,27 @@ class CaptionSearch:
         scores, capped = self.rank(queries, selection or Selection())
         best = nlargest(limit + offset, scores, key=lambda id_: (scores[id_], id_))[offset:]
         return Results(self.hits(best, scores, queries, marks), len(scores), capped)
+
+    def placed(self, results: Results, look: Look, folders: Sequence[Path] = ()) -> Results:
+        """Return what was found under the files that hold the videos now; only these are looked at.
+
+        Args:
+            results: of a search.
+            look: how files are looked at.
+            folders: of the selection; what has left them is left out.
+
+        Raises:
+            MissingVideosError: no file holds the bytes of one, and `look` says that is an error.
+        """
+        rows = {hit.caption["id"]: hit for hit in results.hits}
+        placing = Placing(Holders(self._file, check=look.check), look, folders)
+        found = placing.one([{**hit.caption} for hit in results.hits])
+        hits = [replace(rows[row["id"]], caption=cast(CaptionRow, row)) for row in found.rows]
+        return replace(results, hits=hits, absent=found.absent)
+
+    def look_in(self, folders: Sequence[Path]) -> None:
+        """Find out what files in folders hold by now, before captions are chosen by folder."""
+        Holders(self._file).look_in(folders)
 
     def few(self, selection: Selection) -> list[int] | None:
         """Return the numbers of the captions that pass; None if they are many, or all."""

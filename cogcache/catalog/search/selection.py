@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_from_bytes
 
-from cogcache.catalog.rows import path_to_text
+from cogcache.catalog.holders import in_folder
 from cogcache.errors import ConfigError
 
 _DURATION = """ifnull(c.end_s, (
-    SELECT v.duration_s FROM videos v WHERE v.digest = coalesce(
-        (SELECT k.video_digest FROM clips k WHERE k.feature_key = c.feature_key),
-        json_extract(c.settings, '$.video_digest')
-    )
+    SELECT v.duration_s FROM videos v WHERE v.digest = c.video_digest
 )) - c.start_s"""
 
 
@@ -110,15 +105,15 @@ def _compare(test: str, name: str, value: object, values: dict[str, Any]) -> str
 
 
 def _in_folder(number: int, folder: Path, values: dict[str, Any]) -> str:
-    whole = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
-    # A video whose own name is odd has its whole path written in the other way.
-    texts = {path_to_text(whole), "file:" + quote_from_bytes(os.fsencode(whole))}
-    tests = []
-    for way, text in enumerate(sorted(texts)):
-        name, inside = f"folder_{number}_{way}", text.rstrip("/") + "/"
-        values |= {name: text, f"{name}_from": inside, f"{name}_to": inside[:-1] + "0"}
-        tests += [f"c.video = :{name}", f"(c.video >= :{name}_from AND c.video < :{name}_to)"]
-    return " OR ".join(tests)
+    """Return a test of whether the video's bytes were last seen in a folder."""
+    of_file, added = in_folder("path", folder, f"folder_{number}")
+    of_caption, _ = in_folder("c.video", folder, f"folder_{number}")
+    values |= added
+    # The name that a caption bears says where its video was then: it counts where no more is known.
+    return (
+        f"(c.video_digest IN (SELECT digest FROM files WHERE {of_file}) OR {of_caption} AND"
+        " NOT EXISTS (SELECT 1 FROM files WHERE digest = c.video_digest))"
+    )
 
 
 def _has_flag(number: int, flag: str, values: dict[str, Any]) -> str:

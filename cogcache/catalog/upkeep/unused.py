@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import path_to_text, text_to_path
+from cogcache.catalog.rows import names_url, path_to_text, text_to_path
 from cogcache.errors import VideoError
 from cogcache.store import FeatureStore
-from cogcache.system import RemoteError, facts, is_url
+from cogcache.system import RemoteError, facts
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _current_digests(catalog: Catalog) -> set[str]:
     with closing(CatalogFile(catalog.path)) as file:
         rows = file.query("SELECT path, digest FROM files UNION SELECT path, digest FROM videos")
     for path, digest in rows:
-        if is_url(path):
+        if names_url(path):
             # Nothing is fetched for this: what is there is taken to be what it was.
             current |= set() if _is_gone(text_to_path(path)) else {digest}
             continue

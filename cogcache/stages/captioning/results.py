@@ -47,6 +47,7 @@ class Made:
             "seconds": self.seconds,
             "settings": {**task.key.fields(), **retried},
             "run": run,
+            "video_digest": clip["video_digest"],
         }
 
 

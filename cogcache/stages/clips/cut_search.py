@@ -191,7 +191,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         if isinstance(result, ClipError):
             self._leave(film)
             key = self.wanted.failure_key(film.digest)
-            self.found.lose([film.video, *film.copies], result, key)
+            self.found.lose([film.video, *film.copies], result, key, film.digest)
         elif isinstance(result, VideoInfo):
             self.sharing.catalog.files.add_videos([video_row(film.video, film.digest, result)])
             self._find(film, self._known_spans(film))

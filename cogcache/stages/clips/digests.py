@@ -57,7 +57,7 @@ def look_up(videos: Sequence[Path], catalog: Catalog, shard: WorkShare) -> Looke
     stats: dict[Path, Stat]
     stats, failures = _sort(videos, _each(_stat, videos, asking))
     known = catalog.files.digests_of(stats)
-    catalog.failures.clear_void([path_to_text(video) for video in known], ())
+    catalog.failures.clear_void({path_to_text(v): digest for v, digest in known.items()}, ())
     return Looked(
         {v: known[v] for v in videos if v in known and shard.has(known[v])},
         {video: stat for video, stat in stats.items() if video not in known},
@@ -141,8 +141,8 @@ class DigestReader(AbstractContextManager["DigestReader"]):
         self._catalog.files.remember_digests(
             (v, self._stats[v], each) for v, each in digests.items()
         )
-        texts = [path_to_text(video) for video in digests]
-        self._catalog.failures.clear_void(texts, texts)
+        texts = {path_to_text(video): digest for video, digest in digests.items()}
+        self._catalog.failures.clear_void(texts, texts.keys())
         self._new |= {*digests.values()}
         if time.monotonic() - self._forgot_s > _FORGET_EVERY_S:
             self._forget_moved()

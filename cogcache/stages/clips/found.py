@@ -59,21 +59,31 @@ class FoundClips:
         self.num_added += found.num_clips
         self.ready.extend(found.missing)
 
-    def lose(self, videos: Sequence[Path], error: ClipError, key: str | None = None) -> None:
+    def lose(
+        self,
+        videos: Sequence[Path],
+        error: ClipError,
+        key: str | None = None,
+        video_digest: str | None = None,
+    ) -> None:
         """Note that files with the same bytes have no clips, unless it is the disk that is gone."""
-        if not self._disk.holds((videos, key), videos[0], error):
-            self._fail(videos, error, key)
+        if not self._disk.holds((videos, key, video_digest), videos[0], error):
+            self._fail(videos, error, key, video_digest)
         elif self._disk.is_gone:
             self.sharing.stop.ask(self._disk.told(), fault=True)
 
     def note_held(self) -> None:
         """Note what was held back until the disk was proven to be there."""
-        for (videos, key), error in self._disk.proven():
-            self._fail(videos, error, key)
+        for (videos, key, video_digest), error in self._disk.proven():
+            self._fail(videos, error, key, video_digest)
 
-    def _fail(self, videos: Sequence[Path], error: ClipError, key: str | None) -> None:
+    def _fail(
+        self, videos: Sequence[Path], error: ClipError, key: str | None, video_digest: str | None
+    ) -> None:
         for video in videos:
-            note_failure(self.sharing.catalog, self.report, [video], WHOLE, error, key)
+            note_failure(
+                self.sharing.catalog, self.report, [video], WHOLE, error, key, video_digest
+            )
             self.report.counts.found += 1
 
     def know_failure(self, number: int) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache.catalog import Catalog, ClipRow, VideoRow
+from cogcache.catalog import Catalog, ClipRow, VideoRow, failure_row
 from cogcache.errors import ClipError
 from cogcache.stages.clips.cuts import video_row
 from cogcache.stages.clips.worklist import Clip, clip_row
-from cogcache.stages.runs.failures import _add_failure, note_failure
+from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.report import RunReport
 from cogcache.store import Claims
 from cogcache.system import DiskWatch
@@ -78,7 +78,9 @@ class ClipWriter:
         key = clip.key.digest
         copies = self.copies.get(key, ())
         videos = [clip.video, *copies]
-        note_failure(self.catalog, self.report, videos, clip.span, error, key)
+        note_failure(
+            self.catalog, self.report, videos, clip.span, error, key, clip.key.video_digest
+        )
         self.claims.release(key)
         self._failed.append((clip, error, len(copies)))
 
@@ -86,4 +88,13 @@ class ClipWriter:
         """Note failures under files as well that were read only after their clip had failed."""
         for clip, error, number in self._failed:
             for video in self.copies.get(clip.key.digest, ())[number:]:
-                _add_failure(self.catalog, self.report, video, clip.span, error, clip.key.digest)
+                row = failure_row(
+                    video,
+                    clip.span,
+                    "extract",
+                    error,
+                    run=self.report.run,
+                    key=clip.key.digest,
+                    video_digest=clip.key.video_digest,
+                )
+                self.catalog.failures.add(row)

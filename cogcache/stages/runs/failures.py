@@ -21,16 +21,14 @@ def note_failure(
     videos: Sequence[Path],
     span: Span,
     error: ClipError,
-    key: str | None,
+    key: str | None = None,
+    video_digest: str | None = None,
 ) -> None:
     """Note that a clip could not be done, under each file that holds it."""
+    run = report.run
     for video in videos:
-        _add_failure(catalog, report, video, span, error, key)
+        catalog.failures.add(
+            failure_row(video, span, "extract", error, run=run, key=key, video_digest=video_digest)
+        )
     report.counts.failed += 1
     logger.warning("%s", printable(error.problem))
-
-
-def _add_failure(
-    catalog: Catalog, report: RunReport, video: Path, span: Span, error: ClipError, key: str | None
-) -> None:
-    catalog.failures.add(failure_row(video, span, "extract", error, run=report.run, key=key))
