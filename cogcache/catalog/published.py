@@ -20,7 +20,7 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.merge_rows import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
 from cogcache.settings import WorkShare
-from cogcache.system import machine, make_folder, seal
+from cogcache.system import machine, make_folder, seal, temporary_name
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def publish(own: Path, cache: Path, name: str) -> Path:
 def _begin(own: Path, cache: Path, shard: WorkShare) -> None:
     """Make a catalog of what is known of the shard already, so that nothing is done again."""
     make_folder(own.parent)
-    fresh = own.with_name(f".{own.name}.{uuid4().hex}")
+    fresh = temporary_name(own, uuid4().hex)
     Catalog(fresh).close()
     for path in published(cache):
         if path.stem == "merged" or path.name.startswith(_prefix(shard)):

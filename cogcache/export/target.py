@@ -15,7 +15,7 @@ from typing import Final
 from uuid import uuid4
 
 from cogcache.errors import CacheError, ConfigError
-from cogcache.system import make_folder, sync_folder
+from cogcache.system import make_folder, sync_folder, temporary_name
 
 MARK: Final = ".cogcache-export"
 """A hidden file in each folder that an export made."""
@@ -77,7 +77,7 @@ def whole_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def _built(out: Path) -> Iterator[Path]:
-    partial = out.with_name(f".{out.name}.{uuid4().hex}.partial")
+    partial = temporary_name(out, f"{uuid4().hex}.partial")
     try:
         make_folder(out.parent)
         yield partial
@@ -95,7 +95,7 @@ def _put(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
-    old = out.with_name(f".{out.name}.{uuid4().hex}.old")
+    old = temporary_name(out, f"{uuid4().hex}.old")
     out.rename(old)
     try:
         partial.rename(out)

@@ -7,6 +7,7 @@ from .atomic_files import remove_dead_folder as remove_dead_folder
 from .atomic_files import seal as seal
 from .atomic_files import seal_parts as seal_parts
 from .atomic_files import sync_folder as sync_folder
+from .atomic_files import temporary_name as temporary_name
 from .devices import free_bytes as free_bytes
 from .devices import pick_device as pick_device
 from .faults import DISK_ERROR as DISK_ERROR

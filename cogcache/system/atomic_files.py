@@ -18,6 +18,8 @@ from cogcache.errors import CacheError
 from cogcache.system.host import machine
 
 _SUFFIX: Final = ".partial"
+_NAME_BYTES: Final = 255
+"""What file systems take for a name."""
 Part = bytes | memoryview
 _ABANDONED_S: Final = 24 * 3600
 """Sealing takes seconds: what another machine has not touched for a day is dead."""
@@ -68,7 +70,15 @@ def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], No
 
 def partial_name(path: Path) -> Path:
     """Return a temporary name beside a path, of which `remove_dead` can tell whose it is."""
-    return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
+    return temporary_name(path, f"{machine()}.{os.getpid()}.{uuid4().hex}{_SUFFIX}")
+
+
+def temporary_name(path: Path, end: str) -> Path:
+    """Return a hidden name beside a path that ends in ``end``; of a long name it has the begin."""
+    begin, room = path.name, _NAME_BYTES - len(os.fsencode(f"..{end}"))
+    while len(os.fsencode(begin)) > room:
+        begin = begin[:-1]
+    return path.with_name(f".{begin}.{end}")
 
 
 def make_folder(folder: Path) -> None:

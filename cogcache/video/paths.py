@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from cogcache.errors import ConfigError
 from cogcache.system import is_url, object_stores, path_of_url
@@ -21,6 +23,15 @@ VIDEO_SUFFIXES = frozenset(
 )  # fmt: skip
 """What makes a file in a folder a video; a file that is named itself is always taken."""
 
+_MARKS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins as the mark of UTF-16 does
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""What a text begins with that says how it is encoded."""
+
 
 def find_videos(arguments: Sequence[str]) -> list[Path]:
     """Return the files that ``arguments`` stand for, absolute, each file once.
@@ -29,10 +40,12 @@ def find_videos(arguments: Sequence[str]) -> list[Path]:
         arguments: files; folders, searched with all their subfolders in order of names, hidden
             ones left out; globs; URLs of objects, prefixes and patterns; and ``@list.txt``, which
             holds a path or URL a line, paths relative to the list's own folder, where empty lines
-            and those that begin with ``#`` are passed over.
+            and those that begin with ``#`` are passed over. A list may be in UTF-8, with or
+            without a mark at its begin, in UTF-16 or UTF-32, or separated by NUL as
+            ``find -print0`` writes it. ``~`` is a home folder unless a file has such a name.
 
     Raises:
-        ConfigError: an argument stands for nothing.
+        ConfigError: an argument stands for nothing, or is empty.
     """
     found: dict[str, Path] = {}
     real_folders: dict[str, str] = {}
@@ -56,13 +69,41 @@ def _real(path: str, real_folders: dict[str, str]) -> str:
     return os.path.join(real_folders[folder], name)  # noqa: PTH118
 
 
+def check_named(argument: str) -> None:
+    """Refuse an argument that names nothing: as a path, an empty text is the working folder.
+
+    Raises:
+        ConfigError: it is empty, or holds a NUL, which no path does.
+    """
+    if not argument or argument == "@":
+        hint = "name a file or a folder; a variable that is not set may have left it empty"
+        raise ConfigError("an argument is empty" if not argument else "@ names no list", hint)
+    if "\0" in argument:
+        raise ConfigError(f"{argument!r} holds a NUL, which no path does", "name a file")
+
+
+def from_home(name: str, folder: Path = Path()) -> Path:
+    """Return a path in which ``~`` stands for a home folder, unless a file has such a name."""
+    path = folder / name
+    if not name.startswith("~") or os.path.lexists(path):
+        return path
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # there is no such user
+        return path
+
+
 def _expand(argument: str) -> Iterator[Path]:
-    path = Path(argument).expanduser()
+    check_named(argument)
+    path = from_home(argument)
+    is_list = argument.startswith("@") and (
+        not os.path.lexists(argument) or os.path.lexists(from_home(argument[1:]))
+    )
     if is_url(argument):
         yield from _some(object_stores.find(argument, VIDEO_SUFFIXES), argument, "nothing is there")
-    elif argument.startswith("@"):
-        yield from _listed(Path(argument[1:]).expanduser())
-    elif path.is_dir():
+    elif is_list:
+        yield from _listed(from_home(argument[1:]))
+    elif _is_folder(path):
         yield from _some(_in_folder(path), argument, "the folder holds no video file")
     elif os.path.lexists(path):
         yield path
@@ -71,6 +112,11 @@ def _expand(argument: str) -> Iterator[Path]:
         yield from _some(_files(matches), argument, "no file matches it")
     else:
         raise ConfigError(f"{argument}: no such file or folder", "check how it is written")
+
+
+def _is_folder(path: Path) -> bool:
+    # Unlike `Path.is_dir`, it says no of what cannot be looked at: that becomes a failure.
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _some(paths: Iterable[Path], argument: str, problem: str) -> list[Path]:
@@ -84,7 +130,7 @@ def _some(paths: Iterable[Path], argument: str, problem: str) -> list[Path]:
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
+        if _is_folder(path):
             yield from _in_folder(path)
         else:
             yield path
@@ -121,19 +167,50 @@ def _noting(closed: list[Path]) -> Callable[[OSError], None]:
 
 def _listed(path: Path) -> list[Path]:
     try:
-        # surrogateescape: a path is bytes, and need not be text.
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        text = _text_of(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"@{path}: {error.strerror}", "name a text file of paths") from error
-    lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
-    return _some(_entries(lines, path.parent), f"@{path}", "the list names no file")
+    except UnicodeDecodeError as error:
+        problem = f"@{path} begins as {error.encoding.upper()} and is not: {error.reason}"
+        raise ConfigError(problem, "save it as UTF-8") from error
+    # `find -print0` ends names with NUL, as they may hold all else.
+    separator = "\n" if "\n" in text else "\0"
+    lines = [line.rstrip("\0") for line in text.split(separator)]
+    named = [line for line in lines if line.strip() and not line.startswith("#")]
+    return _some(_entries(named, path), f"@{path}", "the list names no file")
 
 
-def _entries(lines: Iterable[str], folder: Path) -> Iterator[Path]:
-    for line in lines:
-        entry = line.rstrip("\r")
-        if not is_url(entry):
-            yield from _files([folder / Path(entry).expanduser()])
+def _text_of(data: bytes) -> str:
+    """Return the text of a list, its ends of lines as line feeds.
+
+    Raises:
+        UnicodeDecodeError: it is not in the encoding that its begin tells.
+    """
+    # surrogateescape: a path is bytes, and need not be text.
+    encoding, errors = _encoding_of(data), "surrogateescape"
+    text = data.decode(encoding, errors if encoding == "utf-8-sig" else "strict")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _encoding_of(data: bytes) -> str:
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return encoding
+    # Without a mark, UTF-16 shows in that every other byte of plain letters is NUL.
+    even, odd = data[::2], data[1::2]
+    if odd and not any(odd) and all(even):
+        return "utf-16-le"
+    return "utf-16-be" if even and not any(even) and all(odd) else "utf-8-sig"
+
+
+def _entries(lines: Iterable[str], of: Path) -> Iterator[Path]:
+    for entry in lines:
+        if "\0" in entry:
+            logger.warning("@%s: %r holds a NUL, which no path does", of, entry)
+            # It names no file: as any such line, it becomes a failure, and the rest is done.
+            yield of.parent / entry.replace("\0", "\\0")
+        elif not is_url(entry):
+            yield from _files([from_home(entry, of.parent)])
         elif entry.endswith("/") or glob.has_magic(entry):
             yield from object_stores.find(entry, VIDEO_SUFFIXES)
         else:

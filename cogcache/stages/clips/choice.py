@@ -14,7 +14,7 @@ from cogcache.models import Family, recall
 from cogcache.settings import Clips, Settings, WorkShare
 from cogcache.stages.clips.cuts import known_spans
 from cogcache.system import is_url
-from cogcache.video import Span, find_videos
+from cogcache.video import Span, check_named, find_videos, from_home
 
 
 def within(
@@ -106,7 +106,8 @@ def names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
             found = {each for each in known if each == video or each.startswith(begin)}
             names |= found or {path_to_text(path) for path in find_videos([video])}
             continue
-        path = os.path.abspath(Path(video).expanduser())  # noqa: PTH100
+        check_named(video)
+        path = os.path.abspath(from_home(video))  # noqa: PTH100
         name = path_to_text(path)
         found = {name} & known
         if not found and not Path(video).is_file():
