@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeAlias
@@ -56,6 +56,15 @@ def _uri(path: Path) -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}"
 
 
+def make_as_asked(path: Path) -> None:
+    """Make an empty file for a new catalog: SQLite would let nobody but its owner write to it.
+
+    Whom the umask lets in is who may write; SQLite gives its log and index the same rights.
+    """
+    with suppress(OSError):  # SQLite says what is wrong
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
+
+
 class CatalogFile:
     """An open catalog file; a context manager, for any number of threads and processes.
 
@@ -69,6 +78,8 @@ class CatalogFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = RLock()
+        if not path.exists():
+            make_as_asked(path)
         with self._errors():
             # One connection for all threads: the lock keeps them apart.
             self._conn = sqlite3.connect(

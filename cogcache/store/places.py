@@ -126,9 +126,12 @@ class FolderFiles:
 
     def strangers(self) -> list[Path]:
         """See `FeatureFiles`."""
-        ours = {self.path_of(key) for key in self.present()}
+        # Told by the name alone: of a list that is made before or after, a run at work makes a lie.
         found = (path for path in self.folder.rglob("*") if not path.is_dir())
-        return sorted(p for p in found if p not in ours and not p.name.endswith(".partial"))
+        return sorted(p for p in found if not self._is_ours(p) and not p.name.endswith(".partial"))
+
+    def _is_ours(self, path: Path) -> bool:
+        return bool(KEY.fullmatch(path.stem)) and path == self.path_of(path.stem)
 
     def sweep(self) -> list[Path]:
         """See `FeatureFiles`."""
@@ -211,8 +214,10 @@ class ObjectFiles:
 
     def strangers(self) -> list[Path]:
         """See `FeatureFiles`."""
-        ours = {f"{key[:2]}/{key}.h5" for key in self.present()}
-        others = [name for name in self._listed() if "/".join(name.split("/")[-2:]) not in ours]
+        listed = self._listed()  # once: a run at work adds to it
+        keys = {name.rpartition("/")[2].removesuffix(".h5") for name in listed}
+        ours = {f"{key[:2]}/{key}.h5" for key in keys if KEY.fullmatch(key)}
+        others = [name for name in listed if "/".join(name.split("/")[-2:]) not in ours]
         scheme = self.url.partition("://")[0]
         return sorted(path_of_url(f"{scheme}://{name.lstrip('/')}") for name in others)
 

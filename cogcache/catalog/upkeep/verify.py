@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
-from cogcache.store import FeatureStore
+from cogcache.store import FeatureStore, live_runs
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +85,14 @@ class _Verification:
     def run(self) -> Iterator[Finding]:
         if self.fix:
             self.store.sweep()
+        keys = [*self.store]  # before the rows: of a run at work, a file comes first
         rows = {row["feature_key"]: row for row in self.catalog.clips.rows()}
-        keys = [*self.store]
         for key in tqdm(keys, desc="verify", unit="clip", disable=None):
             if found := self._file(key, rows.get(key)):
                 yield found
         for key in rows.keys() - set(keys):
+            if key in self.store:  # sealed since the files were listed
+                continue
             message = f"the catalog has it, of {rows[key]['video']}, and there is no file"
             yield self._found("file_missing", key, message, self._forget)
         for path in self.store.strangers():
@@ -111,12 +114,28 @@ class _Verification:
             problem = "what it says it was made from has another key"
             return self._found("wrong_key", key, problem, self._quarantine(problem))
         if row is None:
-            message = f"the catalog does not have it; of {clip['video']}"
-            return self._found("not_in_catalog", key, message, self._adopt(video, clip))
+            return self._unlisted(key, video, clip)
         if differing := [name for name in _HELD if not _same(row[name], clip[name])]:  # type: ignore[literal-required]
             message = f"the catalog says otherwise of: {', '.join(differing)}"
             return self._found("row_differs", key, message, self._adopt(video, clip))
         return None
+
+    def _unlisted(self, key: str, video: VideoRow, clip: ClipRow) -> Finding | None:
+        if self._is_in_hand(key):
+            return None
+        message = f"the catalog does not have it; of {clip['video']}"
+        return self._found("not_in_catalog", key, message, self._adopt(video, clip))
+
+    def _is_in_hand(self, key: str) -> bool:
+        """Say whether the row of a file has come meanwhile, or is to come from a run at work."""
+        if self.catalog.clips.known([key]):
+            return True
+        made_s = self.store.made_s(key)
+        return any(
+            run["state"] == "at work"
+            and datetime.fromisoformat(run["started_at"]).timestamp() <= made_s
+            for run in live_runs(self.store.root)
+        )
 
     def _found(
         self, problem: str, key: str, message: str, mend: Callable[[str], object]
