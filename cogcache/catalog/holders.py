@@ -145,9 +145,16 @@ class Holders:
         self._faults |= {name: stat for name, stat in stats.items() if isinstance(stat, str)}
         there = {name: stat for name, stat in stats.items() if not isinstance(stat, str)}
         known = self._memory.digests_by_name(there)
+        known |= self._of_same_size({n: stat for n, stat in there.items() if stat.st_ino == ""})
         for name, digest in known.items():
             self._note(name, digest)
         self._read({name: stat for name, stat in there.items() if name not in known})
+
+    def _of_same_size(self, unnamed: Mapping[str, Stat]) -> dict[str, str]:
+        """Return the digests of what web servers give that name their bytes by nothing but size."""
+        rows = self._file.select("files", among={"path": unnamed}) if unnamed else []
+        same = (row for row in rows if row["size_bytes"] == unnamed[row["path"]].st_size)
+        return {row["path"]: row["digest"] for row in same}
 
     def _is_asked(self, name: str) -> bool:
         return self._check and (self._ask_stores or not names_url(name))

@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO, Final, TypeVar
-from uuid import uuid4
 
 from cogcache.errors import CacheError, ConfigError, VideoError
 from cogcache.system.urls import path_of_url, refuse_secrets, url_of
@@ -29,9 +29,10 @@ BLOCK_BYTES: Final = 8 * 2**20
 _LONGEST_WAIT_S: Final = 20.0
 _EXTRAS: Final = {"s3": "s3", "s3a": "s3", "http": "s3", "https": "s3"}
 _TAGS: Final = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "version")
-_TIMES: Final = ("LastModified", "last_modified", "mtime", "updated", "created")
+_TIMES: Final = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
 _MISSING: Final = (FileNotFoundError, IsADirectoryError)
 _FORBIDDEN: Final = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+UNKNOWN_BYTES: Final = -1
 Result = TypeVar("Result")
 
 
@@ -40,9 +41,11 @@ class RemoteFacts:
     """What a store says of one object, by the names of `os.stat_result`."""
 
     st_size: int
+    """Bytes; `UNKNOWN_BYTES` where a server does not tell."""
     st_mtime_ns: int
     st_ino: str
-    """What the store names these bytes by: an ETag. Never the same where it has no such name."""
+    """What the store names these bytes by: an ETag, or when they were changed; "" where it tells
+    neither, so that nobody can say whether they are still the same."""
 
 
 class RemoteError(Exception):
@@ -95,22 +98,29 @@ def find(url: str, suffixes: Collection[str]) -> list[Path]:
     refuse_secrets(url)
     system, name = filesystem(url)
     try:
-        found = tried(url, lambda: _list(system, name))
+        found = tried(url, lambda: _list(system, name, is_pattern=is_pattern(url)))
     except RemoteError as error:
         raise ConfigError(f"{url}: {error}", "check how it is written, and who may read") from error
     scheme = url.partition("://")[0]
     paths = []
     for each, info in sorted(found.items()):
-        path = path_of_url(f"{scheme}://{system._strip_protocol(each).lstrip('/')}")
+        name = system._strip_protocol(each)  # of a web server it is the URL as it was
+        path = path_of_url(name if "://" in name else f"{scheme}://{name.lstrip('/')}")
         if len(found) == 1 or path.suffix.lower() in suffixes:
             _known[path] = _facts(info)
             paths.append(path)
     return paths
 
 
-def _list(system: Any, name: str) -> Mapping[str, Any]:
+def is_pattern(url: str) -> bool:
+    """Say whether a URL stands for all that it fits; of a web server, ``?`` begins a question."""
+    letters = "*[" if url.partition(":")[0] in ("http", "https") else "*?["
+    return any(letter in url for letter in letters)
+
+
+def _list(system: Any, name: str, *, is_pattern: bool) -> Mapping[str, Any]:
     found: Mapping[str, Any]
-    if any(letter in name for letter in "*?["):
+    if is_pattern:
         found = system.glob(name, detail=True)
     elif not name.endswith("/") and (info := _file_info(system, name)):
         return {name: info}
@@ -147,14 +157,25 @@ def forget(path: Path) -> None:
 
 def _facts(info: Mapping[str, Any]) -> RemoteFacts:
     tag = next((str(info[name]) for name in _TAGS if info.get(name)), "")
-    changed = next((info[name] for name in _TIMES if info.get(name)), None)
-    if isinstance(changed, datetime):
-        changed = changed.timestamp()
-    if not isinstance(changed, int | float):
-        changed = 0
+    changed_s = _seconds(next((info[name] for name in _TIMES if info.get(name)), None))
+    size = info.get("size")
     return RemoteFacts(
-        int(info.get("size") or 0), int(changed * 1e9), tag or str(changed or uuid4().hex)
+        UNKNOWN_BYTES if size is None else int(size),
+        int(changed_s * 1e9),
+        tag or (str(changed_s) if changed_s else ""),
     )
+
+
+def _seconds(time: object) -> float:
+    """Return a time that a store tells, in seconds since 1970; 0 where it tells none."""
+    if isinstance(time, str):  # as HTTP writes it
+        try:
+            time = parsedate_to_datetime(time)
+        except ValueError:
+            return 0.0
+    if isinstance(time, datetime):
+        return time.timestamp()
+    return time if isinstance(time, int | float) else 0.0
 
 
 def fetch(path: Path, target: BinaryIO, ending: Event | None = None) -> str:
@@ -177,6 +198,11 @@ def fetch(path: Path, target: BinaryIO, ending: Event | None = None) -> str:
     digest = hashlib.sha256()
 
     def go_on() -> None:
+        nonlocal digest
+        if before.st_size < 0 or not before.st_ino:  # what is missing may be of other bytes
+            digest = hashlib.sha256()
+            target.seek(0)
+            target.truncate()
         with system.open(name, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as source:
             if target.tell():
                 source.seek(target.tell())
@@ -185,7 +211,7 @@ def fetch(path: Path, target: BinaryIO, ending: Event | None = None) -> str:
                 digest.update(block)
                 if ending is not None and ending.is_set():
                     raise VideoError("not_wanted", f"{url} was not fetched to its end", "run again")
-        if before.st_size and target.tell() < before.st_size:
+        if target.tell() < before.st_size:
             raise ConnectionError(f"ended after {target.tell()} of {before.st_size} bytes")
 
     tried(url, go_on)

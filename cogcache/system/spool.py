@@ -87,7 +87,7 @@ class Spool:
             size_bytes = facts(video).st_size
             if not size_bytes:
                 raise VideoError("empty_file", f"{url_of(video)} has no bytes", "put it anew")
-            self._make_room(video, size_bytes)
+            self._make_room(video, max(0, size_bytes))
             partial = partial_name(self.folder / f"fetching{video.suffix}")
             try:
                 with partial.open("xb") as file:

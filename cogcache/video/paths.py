@@ -211,7 +211,7 @@ def _entries(lines: Iterable[str], of: Path) -> Iterator[Path]:
             yield of.parent / entry.replace("\0", "\\0")
         elif not is_url(entry):
             yield from _files([from_home(entry, of.parent)])
-        elif entry.endswith("/") or glob.has_magic(entry):
+        elif entry.endswith("/") or object_stores.is_pattern(entry):
             yield from object_stores.find(entry, VIDEO_SUFFIXES)
         else:
             object_stores.forget(path := path_of_url(entry))
