@@ -235,7 +235,7 @@ def test_a_catalog_in_use_is_merged_as_it_is_at_the_moment(tmp_path):
 def test_a_merge_that_was_killed_is_gone_on_with(tmp_path, moment):
     make_cache(tmp_path, 40)
     program = (
-        "import sys; from pathlib import Path; from cogcache.merging import merge\n"
+        "import sys; from pathlib import Path; from cogcache.catalog.upkeep.merge import merge\n"
         "print('ready', flush=True); merge([Path(sys.argv[1])], Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", program, tmp_path / "cache", tmp_path / "merged"]

@@ -54,7 +54,7 @@ def test_closed_streams_are_no_bug_and_no_file_of_the_cache_gets_their_numbers(v
     assert ended.returncode == 1
     seen = "import os; print(*(os.readlink(f'/proc/self/fd/{n}') for n in range(3)), file=out)"
     code = f"""
-from cogcache.cli.surroundings import make_ready
+from cogcache.cli.streams import make_ready
 make_ready(verbose=False)
 import os, sys
 with open({os.fspath(tmp_path / "seen")!r}, "w") as out: {seen}

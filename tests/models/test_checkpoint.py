@@ -270,7 +270,7 @@ def test_opening_a_hub_id_fetches_the_small_files_alone(hub, tmp_path):
 
 @pytest.mark.parametrize(("half", "shards"), [("vision", [2, 3]), ("language", [1, 2, 4])])
 def test_loading_a_half_of_a_hub_id_fetches_its_shards_alone(hub, tmp_path, half, shards):
-    code = f"from cogcache.models.halves import load_half\nload_half('some/model', '{half}')"
+    code = f"from cogcache.models.halves.load import load_half\nload_half('some/model', '{half}')"
     with_hub(hub.address, tmp_path / "home", code)
     wanted = [shard_name(number) for number in shards]
     assert sorted(hub.downloads) == sorted(SMALL_FILES + wanted)

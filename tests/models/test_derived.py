@@ -300,7 +300,7 @@ def test_preprocessing_changes_with_the_processor_and_not_with_the_chat_template
 
 def test_keys_need_no_torch(folders):
     code = (
-        "from cogcache.checkpoint import Checkpoint; from cogcache.config import Language\n"
+        "from cogcache.models import Checkpoint; from cogcache.settings import Language\n"
         "from cogcache.models.registry import family_of\n"
         f"family = family_of(Checkpoint.open({str(folders['qwen2_vl'])!r}))\n"
         "family.preprocessing(), family.layout(Language())"

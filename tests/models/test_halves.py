@@ -161,7 +161,7 @@ def process(request, tmp_path_factory) -> dict[str, Any]:
 import gc, json, sys, torch
 opened = set()
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
-from cogcache.models.halves import load_half
+from cogcache.models.halves.load import load_half
 loaded = load_half({str(folder)!r}, {request.param!r})
 parameters = [each for each in gc.get_objects() if isinstance(each, torch.nn.Parameter)]
 print(json.dumps({{

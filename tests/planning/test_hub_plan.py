@@ -15,7 +15,7 @@ from cogcache.settings.settings import load_settings
 
 PLAN = """
 import json
-from cogcache.config import load_settings
+from cogcache.settings.settings import load_settings
 from cogcache.planning import make_plan
 settings = load_settings(None, {"model": "some/model", "memory": "8GiB"})
 print(json.dumps(make_plan(settings, 24, 4, 10)))

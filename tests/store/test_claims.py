@@ -249,7 +249,7 @@ class TestALiveRun:
 
     def test_that_was_killed_is_shown_as_dead(self, tmp_path):
         program = (
-            "import os, sys; from pathlib import Path; from cogcache.live import LiveRun\n"
+            "import os, sys; from pathlib import Path; from cogcache.store.live import LiveRun\n"
             "with LiveRun(Path(sys.argv[1]), dict).beating(): os.kill(os.getpid(), 9)"
         )
         subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)

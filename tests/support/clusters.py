@@ -18,7 +18,7 @@ from cogcache.stages.distributed.ray_workers import QUIET
 def cluster_of(nodes: int) -> Iterator[Any]:
     """Start a cluster; its workers import what lies here, and it ends with the block."""
     os.environ.update(QUIET)  # read when Ray is imported, which is in the block
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
         with crews.cluster_of(nodes) as cluster:

@@ -113,7 +113,7 @@ def with_hub(address: str, home: Path, code: str) -> str:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    program = f"from cogcache.checkpoint import Checkpoint\n{code}"
+    program = f"from cogcache.models.checkpoints.checkpoint import Checkpoint\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

@@ -104,9 +104,9 @@ def test_memory_that_libav_does_not_get_is_told_from_a_damaged_file(tmp_path):
     program = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        from cogcache.settings_clips import Sampling
+        from cogcache.settings.stage_one import Sampling
         from cogcache.video import read_clip
-        from cogcache.worker_limits import _data_bytes
+        from cogcache.video.workers.limits import _data_bytes
         path, rule = Path(sys.argv[1]), Sampling(max_frames=1)
         read_clip(Path(sys.argv[2]), rule, trust_decord=False)
         resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + (40 << 20),) * 2)

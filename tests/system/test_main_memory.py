@@ -69,7 +69,7 @@ def test_auto_sees_the_limit_of_a_real_group():
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(f"{300 * MIB}")
-        ask = "from cogcache.main_memory import available_bytes; print(available_bytes())"
+        ask = "from cogcache.system.free_memory import available_bytes; print(available_bytes())"
         join = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -c '{ask}'"
         found = int(subprocess.check_output(["sh", "-c", join]))
     finally:

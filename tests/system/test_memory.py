@@ -68,7 +68,7 @@ def test_without_a_gpu_there_is_no_device_memory():
 
 
 def test_measuring_does_not_load_torch():
-    code = "import sys\nfrom cogcache.memory import MemoryMonitor\nwith MemoryMonitor(): pass\n"
+    code = "import sys\nfrom cogcache.system import MemoryMonitor\nwith MemoryMonitor(): pass\n"
     command = [sys.executable, "-c", f"{code}print('torch' in sys.modules)"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
@@ -173,7 +173,7 @@ def test_a_freed_block_is_given_back_at_once():
     # In a process of its own: threads that other tests have left may take memory just then.
     program = textwrap.dedent("""
         import numpy as np
-        from cogcache.memory import blocks_given_back, sample
+        from cogcache.system import blocks_given_back, sample
         np.ones(31 << 20, np.uint8)  # freed at once: glibc now keeps blocks up to this size
         with blocks_given_back():
             before = sample().anonymous_bytes

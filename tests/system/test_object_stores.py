@@ -92,7 +92,7 @@ class TestAUrl:
     def test_of_a_bucket_names_our_extra(self):
         program = (
             "import sys; sys.modules['s3fs'] = None\n"
-            "from cogcache.inputs import find_videos; find_videos(['s3://bucket/a.mp4'])"
+            "from cogcache.video.paths import find_videos; find_videos(['s3://bucket/a.mp4'])"
         )
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

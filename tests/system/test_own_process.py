@@ -47,13 +47,13 @@ def test_a_process_that_is_killed_is_told():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_process_ends_with_its_parent(tmp_path, number):
     code = (
-        "from cogcache.own_process import in_own_process\n"
+        "from cogcache.system.processes import in_own_process\n"
         "from own_process_jobs import sleep_after\n"
         f"if __name__ == '__main__':\n    in_own_process(sleep_after, {str(tmp_path / 'pid')!r})"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), *sys.path])
     parent = subprocess.Popen(
         [sys.executable, script], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )

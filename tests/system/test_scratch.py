@@ -13,7 +13,7 @@ import pytest
 
 from cogcache.system.scratch import Scratch, sweep
 
-HOLD = "from cogcache.scratch import Scratch; s = Scratch(); print(s.path, flush=True); input()"
+HOLD = "from cogcache.system import Scratch; s = Scratch(); print(s.path, flush=True); input()"
 LONG_AGO_S = time.time() - 3600
 
 

@@ -215,7 +215,8 @@ def test_without_the_extra_the_error_says_how_to_install_it(film, search_all, mo
 def test_a_search_takes_one_thread(film):
     """What a worker may take of the processor is counted over all its threads."""
     script = (
-        "import sys, cv2; from pathlib import Path; from cogcache.scenes import Piece, search;"
+        "import sys, cv2; from pathlib import Path\n"
+        "from cogcache.video.scenes import Piece, search\n"
         "cv2.setNumThreads(8); search(Piece(Path(sys.argv[1]), 0, 9, 'adaptive', 3.0));"
         "print(cv2.getNumThreads())"
     )

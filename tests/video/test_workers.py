@@ -261,8 +261,8 @@ PROGRAM = """
     import sys
     from pathlib import Path
     import worker_tasks as tasks
-    from cogcache.worker_limits import WorkerLimits
-    from cogcache.workers import map_unordered
+    from cogcache.video.workers.limits import WorkerLimits
+    from cogcache.video.workers.pool import map_unordered
     if __name__ == "__main__":
         folder = Path(sys.argv[1])
         results = map_unordered(
@@ -281,10 +281,10 @@ def program(tmp_path):
         path = tmp_path / "program.py"
         path.write_text(textwrap.dedent(PROGRAM.format(task=task, body=body)))
         (tmp_path / "ids").mkdir()
-        here = Path(__file__).parent
+        support, root = Path(__file__).parents[1] / "support", Path(__file__).parents[2]
         process = subprocess.Popen(
             [sys.executable, "-W", "error", path, tmp_path / "ids"],
-            env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+            env={**os.environ, "PYTHONPATH": f"{support}{os.pathsep}{root}"},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
