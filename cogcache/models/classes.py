@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, UnknownFamilyError
+from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def load_config(checkpoint: Checkpoint, cls: type[PreTrainedModel], **overrides:
     if not any(key in checkpoint.config for key in parts):
         path = checkpoint.folder / "config.json"
         raise CheckpointError(f"{path} describes no vision part (vision_config)", hint)
-    try:
-        config = cls.config_class.from_pretrained(checkpoint.folder)
-    except (StrictDataclassError, TypeError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}", hint) from error
+    checkpoint.check_layers()
+    with blamed_on(checkpoint.folder):
+        try:
+            config = cls.config_class.from_pretrained(checkpoint.folder)
+        except (StrictDataclassError, TypeError, ValueError, KeyError, OSError) as error:
+            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}", hint) from error
     for key, value in overrides.items():
         if hasattr(config, key):
             setattr(config, key, value)

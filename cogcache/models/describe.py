@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import FAMILIES, family_of
 
@@ -72,9 +73,10 @@ def describe(
         UnknownFamilyError: it cannot be run in two stages.
     """
     checkpoint = Checkpoint.open(model, revision)
-    family = family_of(checkpoint)
-    parameters = _parameters(checkpoint)
-    cached = _expected(family, num_frames, size)
+    with blamed_on(checkpoint.folder):
+        family = family_of(checkpoint)
+        parameters = _parameters(checkpoint)
+        cached = _expected(family, num_frames, size)
     tested = {entry.name: entry.tested for entry in FAMILIES}
     return Description(
         model=model,

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from cogcache.errors import UnknownFamilyError
+from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family
 
@@ -152,7 +153,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
     """
     for entry in FAMILIES:
         if checkpoint.architecture in entry.architectures:
-            return get_family(entry.name)(checkpoint)
+            with blamed_on(checkpoint.folder):
+                return get_family(entry.name)(checkpoint)
     if "model_type" not in checkpoint.config:
         problem = f"{checkpoint.model}: no family knows the architecture {checkpoint.architecture}"
         raise UnknownFamilyError(problem, "`cogcache models` lists what is supported")

@@ -15,6 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
+from cogcache.models.checkpoints.bounds import (
+    check_config,
+    check_files,
+    check_layers,
+    check_shard_name,
+    read_json,
+)
 from cogcache.models.checkpoints.headers import TensorInfo, read_header, read_tensor
 from cogcache.models.checkpoints.split_manifest import MANIFEST, Settings, SplitManifest, kept_rows
 from cogcache.system import fetch_files
@@ -60,6 +67,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{model} has no config.json", "give a model's folder or its id on the hub"
             )
+        check_files(checkpoint.folder, checkpoint.small_files())
         if (checkpoint.folder / MANIFEST).is_file():
             return SplitCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         if (checkpoint.folder / REWRITTEN).is_file():
@@ -68,8 +76,11 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return _read_json(self.folder / "config.json")
+        """The content of config.json, within bounds."""
+        path = self.folder / "config.json"
+        config = read_json(path)
+        check_config(config, path)
+        return config
 
     @property
     def architecture(self) -> str:
@@ -84,13 +95,24 @@ class Checkpoint:
     def weight_map(self) -> dict[str, str]:
         """Shard of every tensor. Of the index, so that no shard need be there for it."""
         if (self.folder / INDEX).is_file():
-            index = _read_json(self.folder / INDEX)
+            index = read_json(self.folder / INDEX)
             shards = index.get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
                 raise CheckpointError(f"{self.folder / INDEX} has no weight_map", "fetch it anew")
+            for shard in set(shards.values()):
+                check_shard_name(shard, self.folder / INDEX)
             return shards
         self.fetch([SINGLE])
         return dict.fromkeys(read_header(self.folder / SINGLE), SINGLE)
+
+    def check_layers(self) -> None:
+        """Hold the config against the tensors, where it is known here which these are.
+
+        Raises:
+            CheckpointError: the config claims many more layers than there are tensors of.
+        """
+        if any((self.folder / name).is_file() for name in (INDEX, SINGLE, MANIFEST)):
+            check_layers(self.config, self.weight_map, self.folder / "config.json")
 
     def shards_of(self, names: Iterable[str]) -> list[str]:
         """Return the shards that hold any of `names`, sorted."""
@@ -174,8 +196,10 @@ class Checkpoint:
     def total_bytes(self) -> int:
         """Bytes of all tensors, as the index or the single shard says; 0 where it does not."""
         if (self.folder / INDEX).is_file():
-            index = _read_json(self.folder / INDEX)
-            return int((index.get("metadata") or {}).get("total_size", 0))
+            metadata = read_json(self.folder / INDEX).get("metadata")
+            size = metadata.get("total_size", 0) if isinstance(metadata, dict) else 0
+            # Some indexes have it as a float.
+            return int(size) if isinstance(size, int | float) and 0 <= size < 2**63 else 0
         return sum(info.num_bytes for info in read_header(self.folder / SINGLE).values())
 
     def small_files(self, *, legal: bool = False) -> list[Path]:
@@ -231,7 +255,7 @@ class RewrittenCheckpoint(Checkpoint):
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the folder says of itself."""
-        manifest = _read_json(self.folder / REWRITTEN)
+        manifest = read_json(self.folder / REWRITTEN)
         if manifest.get("format") != 1:
             problem = f"{self.folder / REWRITTEN} is of format {manifest.get('format')}, not 1"
             raise CheckpointError(problem, "update cogcache: pip install --upgrade cogcache")
@@ -317,13 +341,3 @@ class SplitCheckpoint(Checkpoint):
     def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
         """Return the SHA-256 of a shard of the original."""
         return self.manifest.shards[shard]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", "fetch it anew") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object", "fetch it anew")
-    return content

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 MAX_HEADER_BYTES = 100_000_000
 """Bound of a shard's header, as safetensors itself sets it."""
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64"), 64),
+}
+"""Bits of a number, by the types that safetensors has had from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ def read_header(shard: Path) -> dict[str, TensorInfo]:
         raise MissingShardError(f"{shard} is missing", hint) from error
     except (OSError, ValueError) as error:
         raise TruncatedShardError(f"{shard} cannot be read: {error}", hint) from error
+    except RecursionError as error:
+        raise TruncatedShardError(f"{shard} has a header that is nested too deep", hint) from error
     except (AttributeError, LookupError, TypeError) as error:  # JSON, but not of this kind
         raise TruncatedShardError(f"{shard} has no readable safetensors header", hint) from error
     if (there := shard.stat().st_size) != 8 + length + end:
@@ -63,8 +72,15 @@ def read_header(shard: Path) -> dict[str, TensorInfo]:
 
 
 def _tensor_info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
-    start, end = entry["data_offsets"]
-    return TensorInfo(name, entry["dtype"], tuple(entry["shape"]), end - start)
+    (start, end), dtype, shape = entry["data_offsets"], entry["dtype"], tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise ValueError(f"{name} has sizes that are no whole numbers")
+    bits = _BITS.get(dtype)
+    if end < start or (bits is not None and prod(shape) * bits != 8 * (end - start)):
+        raise ValueError(f"{name} has {end - start:,} bytes, which are not those of its shape")
+    if not isinstance(dtype, str):
+        raise TypeError(f"{name} has no type")
+    return TensorInfo(name, dtype, shape, end - start)
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

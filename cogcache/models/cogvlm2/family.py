@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError
 from cogcache.keys import Field
+from cogcache.models.checkpoints.bounds import blamed_on, check_ids
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2 import layout as layouts
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cogcache.video import ClipFrames
 
 FEATURES = "features"
+_TOKENS = ("bos_token_id", "pad_token_id")
 
 
 class CogVLM2Family(Family):
@@ -36,8 +38,11 @@ class CogVLM2Family(Family):
             path = checkpoint.folder / "config.json"
             hint = "this must be the whole model's config.json; fetch it anew"
             raise CheckpointError(f"{path} describes no vision part (vision_config)", hint)
-        self.image_size: int = checkpoint.config["vision_config"]["image_size"]
-        self.patch_size: int = checkpoint.config["vision_config"]["patch_size"]
+        check_ids([*map(checkpoint.config.get, _TOKENS)], checkpoint.folder)
+        vision = checkpoint.config["vision_config"]
+        check_ids([vision["image_size"], vision["patch_size"]], checkpoint.folder)
+        self.image_size: int = vision["image_size"]
+        self.patch_size: int = vision["patch_size"]
 
     def preprocessing(self) -> Mapping[str, Field]:
         """Return what becomes of frames before the vision half, for the feature key."""
@@ -179,12 +184,15 @@ class CogVLM2Family(Family):
     def stop_ids(self) -> tuple[int, ...]:
         """The end-of-text token; the templates know no other."""
         eos = self.checkpoint.config["eos_token_id"]
-        return tuple(eos) if isinstance(eos, list) else (eos,)
+        found = tuple(eos) if isinstance(eos, list) else (eos,)
+        check_ids(found, self.checkpoint.folder)
+        return found
 
     @property
     def pad_id(self) -> int:
         """The padding token, which also fills the feature slots."""
         pad: int = self.checkpoint.config["pad_token_id"]
+        check_ids([pad], self.checkpoint.folder)
         return pad
 
     def _encode(self, text: str) -> list[int]:
@@ -198,4 +206,5 @@ class CogVLM2Family(Family):
         path = self.checkpoint.folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing", "fetch tokenizer.json into that folder")
-        return Tokenizer.from_file(str(path))
+        with blamed_on(self.checkpoint.folder):
+            return Tokenizer.from_file(str(path))

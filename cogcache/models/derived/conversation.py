@@ -9,6 +9,7 @@ from typing import Any
 
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.keys import digest
+from cogcache.models.checkpoints import bounds
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 
 Message = dict[str, Any]
@@ -146,11 +147,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return what is in a JSON file; nothing where there is none."""
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", "fetch it anew") from error
-    return content if isinstance(content, dict) else {}
+    return bounds.read_json(path)
 
 
 def _without(content: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import ConfigError, UnknownFamilyError
 from cogcache.keys import Field
+from cogcache.models.checkpoints.bounds import check_ids
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
@@ -290,7 +291,9 @@ class DerivedFamily(Family):
         for source in (self._generation_config, config, config.get("text_config") or {}):
             value = source.get(name)
             if value is not None:
-                return tuple(value) if isinstance(value, list) else (int(value),)
+                found = tuple(value) if isinstance(value, list) else (value,)
+                check_ids(found, self.checkpoint.folder)
+                return found
         return ()
 
     @cached_property

@@ -12,8 +12,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import ConfigError, UnknownFamilyError, VideoError
+from cogcache.models.checkpoints.bounds import blamed_on, check_processor
 from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.derived.conversation import Message, plain_text, with_images
+from cogcache.models.derived.conversation import (
+    PROCESSOR_FILES,
+    Message,
+    plain_text,
+    read_json,
+    with_images,
+)
 from cogcache.models.derived.features import version_text
 
 if TYPE_CHECKING:
@@ -63,7 +70,9 @@ class ClipProcessor:
 
         self.family = family
         self.config = checkpoint.config
-        with self._explained("from_pretrained"):
+        for name in PROCESSOR_FILES:
+            check_processor(read_json(checkpoint.folder / name), checkpoint.folder / name)
+        with blamed_on(checkpoint.folder), self._explained("from_pretrained"):
             self.processor = AutoProcessor.from_pretrained(checkpoint.folder)
         if not hasattr(self.processor, "tokenizer"):
             raise self._refusal(

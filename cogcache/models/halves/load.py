@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, TensorMismatchError
+from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.classes import load_config, model_class
 from cogcache.models.halves.offload import Offload, Placement
@@ -79,8 +80,9 @@ class WholeModel:
         """Read the config and index of a checkpoint and find its halves."""
         kind = model_class(checkpoint)
         config = load_config(checkpoint, kind, **config_overrides)
-        meta = on_meta(kind, config)
-        return cls(checkpoint, kind, config, meta, partition(checkpoint, meta))
+        with blamed_on(checkpoint.folder):
+            meta = on_meta(kind, config)
+            return cls(checkpoint, kind, config, meta, partition(checkpoint, meta))
 
 
 def half_class(
@@ -297,20 +299,25 @@ def _from_pretrained(
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     hint = f"fetch {whole.checkpoint.model} anew"
-    try:
-        model, info = cls.from_pretrained(
-            folder, config=whole.config, dtype=dtype, output_loading_info=True, **options
-        )
-    except RuntimeError as error:
-        misshapen = _misshapen(whole, Path(folder))
-        if not misshapen:
-            raise
-        problem = f"{whole.checkpoint.model} has {len(misshapen)} tensors of another shape than its"
-        hint = "its config.json and its weights may be of different models"
-        raise TensorMismatchError(f"{problem} config says: {shortened(misshapen)}", hint) from error
-    except OSError as error:
-        raise_if_there(error, Path(folder))
-        raise CheckpointError(f"{whole.checkpoint.model}: {error}", hint) from error
+    with blamed_on(whole.checkpoint.folder):
+        try:
+            model, info = cls.from_pretrained(
+                folder, config=whole.config, dtype=dtype, output_loading_info=True, **options
+            )
+        except RuntimeError as error:
+            misshapen = _misshapen(whole, Path(folder))
+            if not misshapen:
+                raise
+            problem = (
+                f"{whole.checkpoint.model} has {len(misshapen)} tensors of another shape than its"
+            )
+            hint = "its config.json and its weights may be of different models"
+            raise TensorMismatchError(
+                f"{problem} config says: {shortened(misshapen)}", hint
+            ) from error
+        except OSError as error:
+            raise_if_there(error, Path(folder))
+            raise CheckpointError(f"{whole.checkpoint.model}: {error}", hint) from error
     if missing := info["missing_keys"]:
         names = _names_on_disk(whole, missing)
         problem = f"{whole.checkpoint.model} lacks {len(names)} tensors: {shortened(names)}"
