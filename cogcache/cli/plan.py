@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,16 +12,22 @@ from cogcache.cli.printing import json_option
 from cogcache.settings import Settings
 from cogcache.units import format_bytes
 
-PLANNED = ("model", "sampling", "vision", "language", "generation")
+if TYPE_CHECKING:
+    from cogcache.planning import TrainingPlan
+
+PLANNED = ("model", "sampling", "vision", "language", "generation", "training", "distillation")
 
 
 @click.command()
 @click.option("--frames", type=click.IntRange(1), default=24, help="Frames of a clip.")
 @click.option("--prompts", type=click.IntRange(1), default=1, help="Prompts of each clip.")
 @click.option("--clips", type=click.IntRange(1), default=1000, help="Clips to plan the disk for.")
+@click.option("--train", is_flag=True, help="Plan `cogcache train` too.")
 @json_option
 @settings_options(*PLANNED)
-def plan(frames: int, prompts: int, clips: int, json_: bool, settings: Settings) -> None:
+def plan(
+    frames: int, prompts: int, clips: int, train: bool, json_: bool, settings: Settings
+) -> None:
     """Say what each stage will take in a given memory, from headers and config alone.
 
     Nothing is loaded; of a hub id only small files and headers are fetched.
@@ -29,7 +35,25 @@ def plan(frames: int, prompts: int, clips: int, json_: bool, settings: Settings)
     from cogcache.planning import make_plan
 
     made = make_plan(settings, frames, prompts, clips)
-    click.echo(json.dumps(made, indent=2) if json_ else "\n".join(_lines(made)))
+    lines = [] if json_ else _lines(made)
+    if train:
+        planned = _training(settings, made["clip"]["row_tokens"])
+        made["training"] = planned.as_dict()
+        lines += ["", *planned.lines()]
+    click.echo(json.dumps(made, indent=2) if json_ else "\n".join(lines))
+
+
+def _training(settings: Settings, row_tokens: int) -> TrainingPlan:
+    """Plan `train` for rows as long as those that the stages are planned for, and a caption."""
+    from cogcache.models import Checkpoint, family_of
+    from cogcache.planning import plan_training
+    from cogcache.training import base_kind
+
+    labels = min(200, settings.generation.max_new_tokens)
+    kind, rows = base_kind(settings), row_tokens + labels
+    family = family_of(Checkpoint.open(settings.model, settings.revision))
+    family = family.at(settings.vision.cache_point)
+    return plan_training(family, settings, kind, rows, labels)
 
 
 def _lines(made: dict[str, Any]) -> list[str]:

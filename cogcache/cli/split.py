@@ -19,10 +19,13 @@ def split(model: str, out: Path, revision: str | None, settings: Settings) -> No
     """Write the halves of MODEL to the folder OUT, the language half quantised already.
 
     OUT then does for --model of both stages, with the keys of the original: what was cached from
-    it stays valid. Each half is read alone, from its own files.
+    it stays valid. Each half is read alone, from its own files. With --adapter and --quantization
+    none, OUT is the model with the adapter merged into its 16-bit weights.
     """
-    from cogcache.models.split import split as run
+    from cogcache.models import merge_adapter
+    from cogcache.models.split import split as write
 
     given = {"model": model, **({"revision": revision} if revision else {})}
+    run = write if settings.language.adapter is None else merge_adapter
     for line in run(model, out, settings.model_copy(update=given)).lines():
         click.echo(line)

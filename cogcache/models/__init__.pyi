@@ -34,6 +34,7 @@ from .halves.sizes import LanguageSizes as LanguageSizes
 from .halves.sizes import half_sizes as half_sizes
 from .halves.sizes import language_sizes as language_sizes
 from .halves.waiting import settle as settle
+from .merging import merge_adapter as merge_adapter
 from .quantization.automatic import Choice as Choice
 from .quantization.automatic import MadeWith as MadeWith
 from .quantization.automatic import choose_quantization as choose_quantization

@@ -4,4 +4,8 @@ from .fitted import Fitted as Fitted
 from .fitted import LanguageLoader as LanguageLoader
 from .fitted import LoadNotes as LoadNotes
 from .fitted import VisionLoader as VisionLoader
+from .fitted import memory_for as memory_for
 from .plan import make_plan as make_plan
+from .training import TrainingPlan as TrainingPlan
+from .training import plan_training as plan_training
+from .training import too_little as too_little

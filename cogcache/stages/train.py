@@ -6,7 +6,7 @@ choose captions → split them by video → lay them out → load the half → t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from cogcache.catalog import Catalog, Selection
 from cogcache.errors import TrainingError
 from cogcache.models import Checkpoint, Family, family_of, identify, recall
+from cogcache.planning import StagePlan, memory_for, plan_training, too_little
 from cogcache.settings import Settings
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.report import Counts, RunReport
@@ -21,14 +22,17 @@ from cogcache.store import FeatureStore
 from cogcache.system import pick_device, sample
 from cogcache.training import (
     Chosen,
+    Example,
     LaidOut,
     Record,
+    base_kind,
     begin,
     check_method,
     choose,
     lay_out,
     split_by_video,
 )
+from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
     from cogcache.training import Learnt
@@ -140,6 +144,7 @@ class TrainingJob:
         if not train.examples:
             problem = f"no caption is left to learn from: {'; '.join(left_out)}"
             raise TrainingError(problem, "choose other captions")
+        self._plan(report, [*train.examples, *held.examples])
         report.base_bytes = sample().host_bytes
         report.counts.failed = sum(map(len, [*train.left_out.values(), *held.left_out.values()]))
         run = Run(
@@ -158,6 +163,23 @@ class TrainingJob:
         report.notes += left_out
         report.training = {**learnt.record.figures, "samples": learnt.sampler.rows()}
         return Trained(report, self._lines(learnt, report))
+
+    def _plan(self, report: RunReport, examples: Sequence[Example]) -> None:
+        """Plan the memory, before any weight is read; refuse what does not fit."""
+        longest = max(examples, key=lambda example: example.length)
+        family = self.student.family() if self.student is not None else self.family
+        plan = plan_training(
+            family, self.settings, base_kind(self.settings), longest.length, longest.num_labels
+        )
+        given = memory_for(self.settings, pick_device(self.settings.device))
+        if problem := too_little(plan, given, f"there are {format_bytes(given)}"):
+            raise TrainingError(problem, "give more --memory, or train a smaller part")
+        report.planned = StagePlan(
+            plan.weights_bytes + plan.adapters_bytes + plan.optimizer_bytes,
+            plan.activations_bytes,
+            logits_bytes=plan.logits_bytes,
+        )
+        report.notes += plan.lines()
 
     def _laid_out(self, chosen: list[Chosen]) -> LaidOut:
         layout = self.family.layout(self.settings.language)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -383,3 +384,68 @@ def test_the_command_prints_what_was_learnt(cache, tmp_path):
     result = CliRunner().invoke(main, [*arguments, *options, "--max-steps=1"])
     assert result.exit_code == 0, result.output
     assert "the adapter is in" in result.output
+
+
+# ---- memory, and merging ------------------------------------------------------------------------
+
+
+def test_plan_adds_up_what_training_holds_before_anything_is_loaded():
+    arguments = ["plan", "--model=tiny", "--train", "--json", "--frames=4", "--device=cpu"]
+    plans = []
+    for more in ([], ["--no-gradient-checkpointing"], ["--precision=fp32"], ["--rank=32"]):
+        result = CliRunner().invoke(main, [*arguments, *more])
+        assert result.exit_code == 0, result.output
+        plans.append(json.loads(result.output)["training"])
+    usual, plain, wide, higher = plans
+    assert usual["activations_plain_bytes"] == plain["activations_bytes"]
+    assert plain["activations_bytes"] > usual["activations_bytes"]
+    assert wide["activations_bytes"] > usual["activations_bytes"]
+    assert higher["adapters_bytes"] == 2 * usual["adapters_bytes"]
+    assert usual["optimizer_bytes"] == 3 * usual["adapters_bytes"]
+
+
+def test_what_does_not_fit_is_refused_before_a_weight_is_read(cache, tmp_path, monkeypatch):
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("cogcache.training.learning.load_half", never)
+    with pytest.raises(TrainingError, match=r"training: .* for batches of .* tokens"):
+        trained(cache, tmp_path / "adapter", memory="1MiB")
+
+
+def test_an_adapter_is_merged_into_16_bits_and_says_the_same(lab, done, tmp_path):
+    family, _, store, examples = lab
+    out = tmp_path / "merged"
+    given = [str(out), f"--adapter={done}", "--quantization=none"]
+    result = CliRunner().invoke(main, ["split", "tiny", *given])
+    assert result.exit_code == 0, result.output
+    assert "21 weights changed by the adapter" in result.output
+    assert "its logits move by" in result.output
+    half = language(lab, dtype=torch.bfloat16)
+    batch = Collator(family, half, store).batch(examples[:2])
+    with torch.inference_mode():
+        plain = logits_of(half, batch).float()
+        put_on(half, Adapter.open(done))
+        wanted = logits_of(half, batch).float()
+        merged = load_half(str(out), "language", dtype=torch.bfloat16).model
+        found = logits_of(merged, batch).float()
+    assert (found - wanted).abs().mean() < 0.3 * (plain - wanted).abs().mean()
+
+
+def test_an_adapter_is_not_merged_into_4_bits(done, tmp_path):
+    given = [str(tmp_path / "merged"), f"--adapter={done}", "--quantization=nf4"]
+    result = CliRunner().invoke(main, ["split", "tiny", *given])
+    assert result.exit_code == 2
+    assert "an adapter is merged into 16 bits, not into nf4" in result.output
+    assert not (tmp_path / "merged").exists()
+
+
+def test_all_of_a_decoder_is_trained_into_a_checkpoint(cache, tmp_path):
+    out = tmp_path / "model"
+    trained(cache, out, method="full", max_steps=1, samples=0)
+    before, after = (
+        load_half(model, "language").model.state_dict() for model in ("tiny", str(out))
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("layers.2.mlp" in name for name in moved)
+    assert not any("embed_tokens" in name or "lm_head" in name for name in moved)
