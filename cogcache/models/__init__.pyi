@@ -45,7 +45,10 @@ from .quantization.layers import check_int4 as check_int4
 from .quantization.layers import dequantized as dequantized
 from .quantization.layers import linear_layers as linear_layers
 from .quantization.layers import quantized_linear as quantized_linear
+from .quantization.timing import PRODUCT_SIDE as PRODUCT_SIDE
+from .quantization.timing import WIDE_PRODUCT_ROWS as WIDE_PRODUCT_ROWS
 from .quantization.timing import product_times_s as product_times_s
+from .quantization.timing import wide_product_times_s as wide_product_times_s
 from .registry import family_of as family_of
 from .registry import get_family as get_family
 from .rewritten import layers_of as layers_of

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from cogcache.errors import CogcacheError
 from cogcache.stages import versions
-from cogcache.system import pick_device
+from cogcache.system import pick_device, processor
 from cogcache.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 2 * GIB
@@ -38,6 +39,8 @@ def examine(cache: Path | None = None) -> list[Check]:
     return [
         _run("versions", lambda: ", ".join(f"{k} {v}" for k, v in versions().items())),
         _run("device", _device),
+        _run("processor", _processor),
+        _run("products on the CPU", _products),
         _run("4-bit product against bf16", _product),
         _run("decord", lambda: _decodes("decord")),
         _run("PyAV", lambda: _decodes("pyav")),
@@ -62,6 +65,32 @@ def _device() -> str:
     import torch
 
     return f"{device}: {torch.cuda.get_device_name()}" if device.startswith("cuda") else device
+
+
+def _processor() -> str:
+    """Name what figures of CPUs depend on."""
+    seen = processor()
+    return f"{seen.name}: {seen.level}"
+
+
+def _products() -> str:
+    """Time one product of each kind of weight: which is fast depends on the processor."""
+    from cogcache.models import (
+        PRODUCT_SIDE,
+        WIDE_PRODUCT_ROWS,
+        product_times_s,
+        wide_product_times_s,
+    )
+
+    one, wide = product_times_s(), wide_product_times_s()
+    side = f"{PRODUCT_SIDE:,} × {PRODUCT_SIDE:,}"
+    return f"{side}, one row: {_in_ms(one)}; {WIDE_PRODUCT_ROWS} rows: {_in_ms(wide)}"
+
+
+def _in_ms(seconds: Mapping[str, float]) -> str:
+    """List times in milliseconds, the shortest first."""
+    ordered = sorted(seconds.items(), key=itemgetter(1))
+    return ", ".join(f"{kind} {1000 * spent:.2f} ms" for kind, spent in ordered)
 
 
 def _product() -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cogcache.cli import main
@@ -12,8 +14,8 @@ from cogcache.errors import CheckpointError
 from cogcache.selftest import doctor
 
 CHECKS = {
-    "versions", "device", "4-bit product against bf16", "decord", "PyAV", "feature file",
-    "full-text search", "model tiny", "disk",
+    "versions", "device", "processor", "products on the CPU", "4-bit product against bf16",
+    "decord", "PyAV", "feature file", "full-text search", "model tiny", "disk",
 }  # fmt: skip
 
 
@@ -25,6 +27,16 @@ def examined(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(CHECKS))
 def test_the_check_passes_on_this_machine(examined, name):
     assert examined[name].ok, examined[name].found
+
+
+def test_the_processor_is_named_with_what_its_products_depend_on(examined):
+    assert torch.backends.cpu.get_cpu_capability() in examined["processor"].found
+    assert "AVX512-BF16" in examined["processor"].found or platform.machine() not in ("x86_64",)
+
+
+def test_a_product_of_each_kind_is_timed(examined):
+    found = examined["products on the CPU"].found
+    assert all(f"{kind} " in found for kind in ("bf16", "nf4", "fp4", "int8", "int4", "float32"))
 
 
 def test_every_check_says_what_it_found(examined):

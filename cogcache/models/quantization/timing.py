@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, get_args
 
@@ -12,13 +13,15 @@ from cogcache.models.quantization.layers import Kind, Quantization, quantized_li
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SIDE = 1024
+PRODUCT_SIDE = 1024
 """Rows and columns of the weight: small enough that all kinds are timed in a second."""
+WIDE_PRODUCT_ROWS = 64
+"""Rows of a product whose weight is read once for many of them, as in a prefill."""
 REPEATS = 5
 
 
 def product_times_s(
-    kinds: Iterable[Kind] = get_args(Kind), *, num_rows: int = 1, side: int = SIDE
+    kinds: Iterable[Kind] = get_args(Kind), *, num_rows: int = 1, side: int = PRODUCT_SIDE
 ) -> dict[str, float]:
     """Return the seconds that a product takes with a square weight of each kind, on the CPU.
 
@@ -28,11 +31,11 @@ def product_times_s(
         side: of the weight.
 
     Returns:
-        Medians by kind; a kind that torch has no product for is left out.
+        Medians by kind, bfloat16 named `bf16`; what torch has no product for is left out.
 
     Example:
         >>> sorted(product_times_s(["none", "nf4"]))
-        ['nf4', 'none']
+        ['bf16', 'nf4']
     """
     import torch
 
@@ -40,13 +43,31 @@ def product_times_s(
 
     inputs = torch.randn(num_rows, side, dtype=torch.bfloat16)
     weight = torch.randn(side, side, dtype=torch.bfloat16) / side**0.5
-    found = {}
+    found: dict[str, float] = {}
     with torch.inference_mode():
         for kind in kinds:
             if kind != "int4" or has_operators():
-                layer = _layer(weight, kind)
-                found[str(kind)] = _median_s(lambda layer=layer: layer(inputs))  # type: ignore[misc]
+                work = partial(_layer(weight, kind), inputs)
+                found["bf16" if kind == "none" else kind] = _median_s(work)
     return found
+
+
+def wide_product_times_s(side: int = PRODUCT_SIDE) -> dict[str, float]:
+    """Return the seconds of products of many rows: in bf16, float32, and bf16 raised to float32."""
+    import torch
+    from torch.nn import functional
+
+    from cogcache.models.halves import raised
+
+    inputs = torch.randn(WIDE_PRODUCT_ROWS, side, dtype=torch.bfloat16)
+    weight = torch.randn(side, side, dtype=torch.bfloat16) / side**0.5
+    wide, wide_weight = inputs.float(), weight.float()
+    with torch.inference_mode():
+        return {
+            "bf16": _median_s(lambda: functional.linear(inputs, weight)),
+            "float32": _median_s(lambda: functional.linear(wide, wide_weight)),
+            "bf16 raised": _median_s(lambda: raised.linear(inputs, weight)),
+        }
 
 
 def _layer(weight: Tensor, kind: Kind) -> nn.Module:

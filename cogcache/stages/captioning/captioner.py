@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cogcache.generation import Decoder, Grammar, KeptPrefixes
+    from cogcache.keys import Field
     from cogcache.planning import Fitted, LanguageLoader
 
 ClipTasks = tuple[Sequence[Task], ClipTensors]
@@ -103,11 +104,26 @@ class Captioner:
         rows = self.family.rows_together(rows, beams)
         if beams == 1 and can_decode(half.model):
             self.kept = self.kept or self._kept(half.model.device.type)
-            return Decoder(half.model, self.family, rows, self.kept)
+            return Decoder(half.model, self.family, self._rows(half, rows), self.kept)
         reason = "beams" if beams > 1 else "layers that do not keep all keys"
         kept = ", and --keep-prefix keeps none" if self.settings.language.keep_prefix else ""
         self.report.notes.append(f"prompts of a clip share no prefill: {reason}{kept}")
         return Batches(half.model, self.family, rows)
+
+    def _rows(self, half: Fitted[LanguageChoice], most: int) -> int:
+        """Return how many rows go best together, of those that there is room for."""
+        from cogcache.generation import rows_a_step
+
+        rows = rows_a_step(half.model, most, self._of_model())
+        if rows < most:
+            self.report.notes.append(f"{rows} rows a step are faster here than up to {most}")
+        return rows
+
+    def _of_model(self) -> dict[str, Field]:
+        """Return what of a caption's key says which model it is, in which precision."""
+        key = caption_key("", 0, "", self.settings, self.family, self.identity).fields()
+        names = ("language_digest", "quantization", "rotary_dtype", "epoch")
+        return {name: key[name] for name in names}
 
     def _make_room(self) -> bool:
         """Have more of the half wait elsewhere; False where all of it does already."""
@@ -130,9 +146,7 @@ class Captioner:
         language, limits = self.settings.language, self.settings.limits
         if language.keep_prefix is None:
             return None
-        key = caption_key("", 0, "", self.settings, self.family, self.identity).fields()
-        names = ("language_digest", "quantization", "rotary_dtype", "epoch")
-        depends_on = {**{name: key[name] for name in names}, "device": device}
+        depends_on = {**self._of_model(), "device": device}
         return KeptPrefixes(Path(language.keep_prefix), depends_on, limits.min_free_gib * GIB)
 
     def captions(
