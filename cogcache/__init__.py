@@ -14,9 +14,9 @@ __all__ = sorted([*_names, "__version__"])
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from cogcache.system.distribution import our_version
 
-        return version("cogcache")
+        return our_version()
     return _attribute(name)
 
 

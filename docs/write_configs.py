@@ -11,6 +11,19 @@ from cogcache.settings.settings import DEFAULT_PROMPT, TABLES, Leaf, leaves
 
 FOLDER = Path(__file__).parent.parent / "configs"
 Value = bool | int | float | str
+PIXELS_OF = "As qwen-vl-utils, the authors' own code, has it"
+
+
+def _pixels(side: int) -> dict[str, tuple[Value, str]]:
+    """Return Qwen's limits of pixels, of tokens that are so many pixels wide and high."""
+    area = side * side
+    return {
+        "max_pixels": (768 * area, PIXELS_OF),
+        "min_pixels": (128 * area, PIXELS_OF),
+        "max_video_pixels": (2 * 115_200 * area, PIXELS_OF),
+    }
+
+
 SPREAD = ("spread", "Its own processor takes frames of the whole clip, too")
 
 
@@ -25,15 +38,17 @@ class Recipe:
 
 RECIPES = {
     "qwen2-vl": Recipe(
-        "Qwen2-VL: frames in pairs, at their own size.", "Qwen/Qwen2-VL-7B-Instruct"
+        "Qwen2-VL: frames in pairs, at their own size.", "Qwen/Qwen2-VL-7B-Instruct", _pixels(28)
     ),
     "qwen2.5-vl": Recipe(
         "Qwen2.5-VL: as Qwen2-VL, and it knows how many seconds lie between frames.",
         "Qwen/Qwen2.5-VL-7B-Instruct",
+        _pixels(28),
     ),
     "qwen3-vl": Recipe(
         "Qwen3-VL: features on several levels; times stand in the prompt.",
         "Qwen/Qwen3-VL-8B-Instruct",
+        _pixels(32),
     ),
     "glm4v": Recipe(
         "GLM-4.1V: times stand in the prompt; it thinks before it answers.",

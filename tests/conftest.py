@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may reach for the net; those of downloads serve a hub of their own on loopback.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Most tests are about the model in the package; those of how a model is named take this away.
+os.environ.setdefault("COGCACHE_MODEL", "tiny")
 
 # Whoever runs the tests in the background may have these ignored, and what they start inherits it.
 for _ending in (signal.SIGINT, signal.SIGHUP):

@@ -15,11 +15,13 @@ from .placed import missing_videos as missing_videos
 from .placed import still_missing as still_missing
 from .published import open_catalog as open_catalog
 from .recovery import rows_of as rows_of
+from .rows import IMPORTED as IMPORTED
 from .rows import STAGES as STAGES
 from .rows import CaptionRow as CaptionRow
 from .rows import ClipRow as ClipRow
 from .rows import FlaggedCaption as FlaggedCaption
 from .rows import RunRow as RunRow
+from .rows import Stage as Stage
 from .rows import VideoRow as VideoRow
 from .rows import failure_row as failure_row
 from .rows import is_there as is_there

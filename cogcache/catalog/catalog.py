@@ -176,6 +176,11 @@ class Captions:
         fields: dict[str, Any] | None = json.loads(rows[0]["settings"]) if rows else None
         return fields
 
+    def prompt_names(self) -> list[str]:
+        """Return the names that captions are listed by."""
+        sql = "SELECT DISTINCT prompt_name FROM captions ORDER BY prompt_name"
+        return [row["prompt_name"] for row in self._file.query(sql)]
+
     def rows(
         self,
         *,
@@ -302,6 +307,13 @@ class Runs:
         row |= {"report": report or {}, "planned_peak_bytes": planned_peak_bytes}
         columns = ", ".join(f"{name} = :{name}" for name in row)
         self._file.write(f"UPDATE runs SET {columns} WHERE run = :run", row)
+
+    def last_settings(self, command: str) -> Mapping[str, Field] | None:
+        """Return the settings of the last run of a command; None where there was none."""
+        sql = "SELECT settings FROM runs WHERE command = :command ORDER BY run DESC LIMIT 1"
+        for row in self._file.query(sql, {"command": command}):
+            return cast(Mapping[str, Field], json.loads(row["settings"]))
+        return None
 
     def rows(self) -> list[RunRow]:
         """Return the runs, oldest first."""

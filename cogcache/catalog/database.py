@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from cogcache.errors import CatalogError, DamagedCatalogError
+from cogcache.system import extra_hint
 
 VERSION: Final = 6
 """The number of the last step of `migrations`; a catalog with a higher one is of a newer
@@ -136,7 +137,7 @@ class CatalogFile:
             raise CatalogError(problem, "move it away, or name another folder with --cache")
         if version > VERSION:
             problem = f"{self.path} is of version {version}; this cogcache knows {VERSION}"
-            raise CatalogError(problem, "update cogcache: pip install --upgrade cogcache")
+            raise CatalogError(problem, f"update cogcache, {extra_hint()}")
         return version
 
     def _migrate(self) -> None:

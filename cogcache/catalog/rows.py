@@ -12,6 +12,8 @@ from cogcache.errors import ClipError
 from cogcache.keys import Field
 from cogcache.system import is_url, url_of
 
+IMPORTED: Final = "imported"
+"""What stands for the quantisation of captions that people wrote or edited."""
 Stage: TypeAlias = Literal["extract", "caption"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 """In the order in which they run."""

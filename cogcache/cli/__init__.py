@@ -21,13 +21,14 @@ from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.search import search
 from cogcache.cli.split import split
-from cogcache.cli.stages import caption, extract, run
+from cogcache.cli.stages import caption, extract, run, stage
 from cogcache.cli.streams import make_ready, printable_lines
+from cogcache.cli.topics import configs, help_
 from cogcache.cli.train import distill, train
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
 from cogcache.cli.verify_quantization import verify_quantization
 from cogcache.cli.web import gallery, report, serve
-from cogcache.system import machine_error
+from cogcache.system import check_distribution, machine_error, our_version
 
 BUG = 70
 """Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""
@@ -62,12 +63,23 @@ class CogcacheGroup(click.Group):
             raise SystemExit(BUG) from None
 
 
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"cogcache, version {our_version()}")
+        context.exit()
+
+
 @click.group(cls=CogcacheGroup)
-@click.version_option(package_name="cogcache")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+    help="Show the version.",
+)  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done on the way.")
 def main(verbose: bool) -> None:
     """Caption videos in two stages: encode once, caption for ever."""
     make_ready(verbose=verbose)
+    if (told := check_distribution()) is not None:
+        click.echo(told, err=True)
 
 
 for command in (
@@ -85,6 +97,8 @@ for command in (
     ls,
     failures,
     models,
+    configs,
+    help_,
     doctor,
     demo,
     status,
@@ -97,5 +111,6 @@ for command in (
     serve,
     gallery,
     report,
+    stage,
 ):
     main.add_command(command)

@@ -26,7 +26,7 @@ _CHOICES = {leaf.name: leaf.choices for leaf in leaves("vision") if leaf.choices
     type=click.Choice(_CHOICES["compression"]),
     help="Pack feature files in this way; what they hold stays bit for bit.",
 )
-@settings_options("model", "limits")
+@settings_options("model", "limits", model_needed=False)
 def convert(
     videos: tuple[str, ...],
     cache: Path,

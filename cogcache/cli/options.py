@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cogcache.settings import Leaf, Settings, leaves, load_settings, parse_prompts, prompt_sets_of
+from cogcache.errors import ConfigError
+from cogcache.settings import (
+    MODELS,
+    NO_MODEL,
+    Leaf,
+    Settings,
+    described,
+    known_part,
+    leaves,
+    load_settings,
+    parse_prompts,
+    prompt_sets_of,
+)
+from cogcache.system import package_file
 
 Command = Callable[..., Any]
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class _ConfigFile(click.ParamType[Path]):
+    """A TOML file, or the name of one that comes with the package."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the file's path."""
+        path = Path(value)
+        if path.exists() or path.suffix or len(path.parts) != 1:
+            return Path(_FILE.convert(value, param, ctx))
+        return package_file("configs", str(value))
+
+
 _ALIASES = {
     "segment_s": ["--segment"],
     "overlap_s": ["--overlap"],
@@ -27,13 +55,20 @@ cache_option = click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
+    envvar="COGCACHE_CACHE",
     metavar="DIR",
-    help="Folder of the cache: features and catalog.",
+    help="Folder of the cache: features and catalog; or set COGCACHE_CACHE.",
 )
 """``--cache DIR``, handed to the command as ``cache: Path``."""
 
 
-def settings_options(*tables: str, prompts: bool = False) -> Callable[[Command], Command]:
+def settings_options(
+    *tables: str,
+    prompts: bool = False,
+    model_needed: bool = True,
+    makes_clips: bool = False,
+    without: Collection[str] = (),
+) -> Callable[[Command], Command]:
     """Return a decorator that gives a command its settings.
 
     The command gets ``--config FILE``, an option for each setting of ``tables`` and, with
@@ -43,8 +78,12 @@ def settings_options(*tables: str, prompts: bool = False) -> Callable[[Command],
     Args:
         tables: names out of `cogcache.settings.settings.TABLES`.
         prompts: whether the command takes prompts.
+        model_needed: whether the command ends where neither the user nor the cache names a model.
+        makes_clips: whether it cuts videos, so that how the cache was cut counts.
+        without: settings of these tables that the command would ignore.
     """
-    names = [leaf.name for leaf in leaves(*tables)]
+    taken = [leaf for leaf in leaves(*tables) if leaf.name not in without]
+    names = [leaf.name for leaf in taken]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -55,15 +94,47 @@ def settings_options(*tables: str, prompts: bool = False) -> Callable[[Command],
             if prompts:
                 texts, file, sets = (given.pop(n) for n in ("prompt", "prompts", "prompt_set"))
                 overrides |= _prompts(texts, file, sets)
-            return command(*args, settings=load_settings(config, overrides), **given)
+            settings = _load(given.get("cache"), config, overrides, with_cuts=makes_clips)
+            if model_needed and not settings.model:
+                raise ConfigError(NO_MODEL, MODELS)
+            return command(*args, settings=settings, **given)
 
         decorated: Command = with_settings
         # click lists options in the reverse order of their decorators.
-        for option in reversed(_options(tables, prompts=prompts)):
+        for option in reversed(_options(taken, prompts=prompts)):
             decorated = option(decorated)
         return decorated
 
     return decorate
+
+
+def _load(
+    cache: Path | None,
+    config: Path | None,
+    overrides: Mapping[str, object],
+    *,
+    with_cuts: bool,
+) -> Settings:
+    """Return the settings of a command, those that its cache remembers included.
+
+    Stage two takes clips of any cut as long as none is asked for: `with_cuts` is false there.
+    """
+    settings = load_settings(config, overrides)
+    if cache is None:
+        return settings
+    from cogcache.stages import is_written, remembered, with_published_pixels
+
+    found = remembered(cache, settings.profile or None, settings.model or None)
+    if found is None:
+        return with_published_pixels(settings) if with_cuts and settings.model else settings
+    profile = known_part(found[1])
+    if not (with_cuts or settings.profile):
+        profile.pop("clips", None)
+    if not is_written(cache):
+        click.echo(
+            f"{cache} has no profile yet; as in its last run: {described(profile)}", err=True
+        )
+    return load_settings(config, overrides, profile)
 
 
 def as_arguments(settings: Settings, *tables: str, prompts: bool = False) -> list[str]:
@@ -83,14 +154,6 @@ def as_arguments(settings: Settings, *tables: str, prompts: bool = False) -> lis
     return arguments
 
 
-def _prompts(texts: tuple[str, ...], file: Path | None, sets: tuple[str, ...]) -> dict[str, object]:
-    """Return what prompts to override: of a file with sets that are named, the sets alone count."""
-    if not sets:
-        return {"prompts": parse_prompts(texts, file) or None}
-    found = {"prompts": parse_prompts(texts) or None, "prompt_set": sets}
-    return found | ({"prompt_sets": prompt_sets_of(file)} if file else {})
-
-
 def _arguments(leaf: Leaf, value: object) -> list[str]:
     if isinstance(value, bool):
         return [leaf.option if value else _no(leaf)]
@@ -101,10 +164,23 @@ def _arguments(leaf: Leaf, value: object) -> list[str]:
     return [f"{leaf.option}={value}"]
 
 
-def _options(tables: tuple[str, ...], *, prompts: bool) -> list[Callable[[Command], Command]]:
-    config = click.option("--config", type=_FILE, metavar="FILE", help="Settings in TOML.")
+def _prompts(texts: tuple[str, ...], file: Path | None, sets: tuple[str, ...]) -> dict[str, object]:
+    """Return what prompts to override: of a file with sets that are named, the sets alone count."""
+    if not sets:
+        return {"prompts": parse_prompts(texts, file) or None}
+    found = {"prompts": parse_prompts(texts) or None, "prompt_set": sets}
+    return found | ({"prompt_sets": prompt_sets_of(file)} if file else {})
+
+
+def _options(taken: list[Leaf], *, prompts: bool) -> list[Callable[[Command], Command]]:
+    config = click.option(
+        "--config",
+        type=_ConfigFile(),
+        metavar="FILE",
+        help="Settings in TOML: a file, or a name that `cogcache configs` lists.",
+    )
     options = [config, *(_prompt_options() if prompts else ())]
-    return options + [_option(leaf) for leaf in leaves(*tables)]
+    return options + [_option(leaf) for leaf in taken]
 
 
 def _prompt_options() -> list[Callable[[Command], Command]]:

@@ -3,44 +3,129 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option
-from cogcache.settings import Settings
-from cogcache.units import format_bytes
+from cogcache.settings import Sampling, Settings
+from cogcache.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from cogcache.planning import TrainingPlan
+    from cogcache.planning import Job, TrainingPlan
 
-PLANNED = ("model", "sampling", "vision", "language", "generation", "training", "distillation")
+PLANNED = (
+    *("model", "sampling", "clips", "vision", "language", "generation"),
+    *("training", "distillation"),
+)
+
+
+class SizeType(click.ParamType[tuple[int, int]]):
+    """`1280x720`: width and height, in pixels."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Return width and height."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not WIDTHxHEIGHT: write it like 1280x720", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the command line says of the clips; None where it does not."""
+
+    size: tuple[int, int] | None
+    duration_s: float | None
+    frames: int | None
+    prompts: int
+    clips: int | None
 
 
 @click.command()
-@click.option("--frames", type=click.IntRange(1), default=24, help="Frames of a clip.")
-@click.option("--prompts", type=click.IntRange(1), default=1, help="Prompts of each clip.")
-@click.option("--clips", type=click.IntRange(1), default=1000, help="Clips to plan the disk for.")
+@click.argument("videos", nargs=-1, type=str)
+@click.option("--size", type=SizeType(), metavar="WIDTHxHEIGHT", help="Of the videos' frames.")
+@click.option(
+    "--duration", "duration_s", type=click.FloatRange(0.1), metavar="SECONDS", help="Of a clip."
+)
+@click.option("--frames", type=click.IntRange(1), help="Frames of a clip, in place of --duration.")
+@click.option(
+    "--prompts", type=click.IntRange(1), default=1, show_default=True, help="Of each clip."
+)
+@click.option("--clips", type=click.IntRange(1), help="Clips to plan disk and time for.")
 @click.option("--train", is_flag=True, help="Plan `cogcache train` too.")
+@click.option("--measure", is_flag=True, help="Run two made-up clips through both stages here.")
 @json_option
-@settings_options(*PLANNED)
+@settings_options(*PLANNED, without=["profile"])
 def plan(
-    frames: int, prompts: int, clips: int, train: bool, json_: bool, settings: Settings
+    videos: tuple[str, ...],
+    train: bool,
+    measure: bool,
+    json_: bool,
+    settings: Settings,
+    **asked: Any,
 ) -> None:
-    """Say what each stage will take in a given memory, from headers and config alone.
+    """Say what each stage will take: memory, disk and time, from headers and config alone.
 
-    Nothing is loaded; of a hub id only small files and headers are fetched.
+    Nothing is loaded; of a hub id only small files and headers are fetched. Size, length and number
+    of clips are taken from VIDEOS, files or folders, where some are named.
     """
-    from cogcache.planning import make_plan
+    from cogcache.planning import look_at, make_plan
 
-    made = make_plan(settings, frames, prompts, clips)
+    clips = Asked(**asked)
+    seen = look_at(videos, settings.clips) if videos else None
+    if seen:
+        clips = replace(
+            clips,
+            size=clips.size or seen.size,
+            duration_s=clips.duration_s or seen.duration_s,
+            clips=clips.clips or seen.clips,
+        )
+    job = _job(clips, settings.sampling)
+    made = make_plan(settings, job)
+    if seen:
+        made["videos"] = seen.words()
+    if measure:
+        made["hours"] = _measured(settings, job, clips.duration_s or float(job.frames))
     lines = [] if json_ else _lines(made)
     if train:
         planned = _training(settings, made["clip"]["row_tokens"])
         made["training"] = planned.as_dict()
         lines += ["", *planned.lines()]
     click.echo(json.dumps(made, indent=2) if json_ else "\n".join(lines))
+
+
+def _job(asked: Asked, sampling: Sampling) -> Job:
+    from cogcache.planning import Job
+
+    frames = asked.frames or frames_of(asked.duration_s, sampling)
+    job = Job(frames=frames, prompts=asked.prompts)
+    return replace(job, size=asked.size or job.size, clips=asked.clips or job.clips)
+
+
+def frames_of(duration_s: float | None, sampling: Sampling) -> int:
+    """Return how many frames are taken of a clip; without a length, as many as there may be."""
+    if duration_s is None or sampling.strategy == "uniform":
+        return sampling.max_frames
+    return min(round(duration_s * (sampling.fps or 1.0)) + 1, sampling.max_frames)
+
+
+def _measured(settings: Settings, job: Job, duration_s: float) -> dict[str, Any]:
+    from cogcache.planning import measured_row
+    from cogcache.selftest import NUM_CLIPS, measure
+
+    width, height = job.size
+    source = f"measured here just now, on {NUM_CLIPS} made-up clips of {width}x{height}"
+    return measured_row(measure(settings, job.size, duration_s), job.clips, source)
 
 
 def _training(settings: Settings, row_tokens: int) -> TrainingPlan:
@@ -65,7 +150,9 @@ def _lines(made: dict[str, Any]) -> list[str]:
         f"{made['model']}: the whole model in bf16 is {format_bytes(made['whole_bytes'])}",
         *(_half(half) for half in made["halves"]),
         *(_disk(disk) for disk in made["disk"] if disk["features_bytes"] is not None),
+        *([f"  {made['videos']}"] if "videos" in made else []),
         f"  {made['clip']['reason']}",
+        *_hours(made["hours"]),
         *(f"  {over}" for over in [made["clip"]["over_context"]] if over),
         "",
         as_table([_row(memory) for memory in memories], columns),
@@ -73,6 +160,18 @@ def _lines(made: dict[str, Any]) -> list[str]:
     if len(memories) == 1:
         return [*lines, "", *_reasons(memories[0])]
     return [*lines, *_too_small(memories)]
+
+
+def _hours(hours: dict[str, Any]) -> list[str]:
+    parts = [
+        f"{format_seconds(hours[f'{half}_s_a_clip'])} a clip, "
+        f"{format_seconds(3600 * hours[f'{half}_hours'])} for {hours['clips']:,} clips"
+        for half in ("vision", "language")
+    ]
+    return [
+        f"  time of stage one: {parts[0]}; of stage two: {parts[1]}",
+        f"    {hours['unit_costs']}",
+    ]
 
 
 def _half(half: dict[str, Any]) -> str:

@@ -7,55 +7,22 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.catalog import STAGES
-from cogcache.cli.options import as_arguments, cache_option, settings_options
+from cogcache.cli.options import cache_option, settings_options
 from cogcache.settings import Settings
-from cogcache.video import WHOLE, Span
+from cogcache.units import format_clock, printable
+from cogcache.video import Span
 
 if TYPE_CHECKING:
-    from cogcache.stages import RunReport
+    from cogcache.catalog import CaptionRow, Stage
+    from cogcache.stages import RunReport, StageRequest, StageResult
 
 COLUMNS = ("stage", "before_loading_bytes", "planned_peak_bytes", "measured_peak_bytes")
-peaks_option = click.option(
-    "--peaks",
-    "peaks_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    hidden=True,
-    help="Write what was planned and measured here, for the process that runs both stages.",
-)
-
-
-def write_peaks(report: RunReport, path: Path) -> None:
-    """Write a stage's row of the table; nothing where no half was loaded."""
-    row = report.row()
-    if row["planned_peak_bytes"] is None:
-        return
-    peaks = {name: row[name] for name in ("planned_peak_bytes", "measured_peak_bytes")}
-    told = {"stage": report.command, "before_loading_bytes": report.base_bytes, **peaks}
-    path.write_text(json.dumps(told), "utf-8")
-
-
-def peak_lines(paths: Sequence[Path]) -> list[str]:
-    """Return the table of what stages wrote; nothing where none of them loaded anything."""
-    from cogcache.cli.tables import as_table
-
-    rows = list(_rows(paths))
-    return ["", *as_table(rows, COLUMNS).splitlines()] if rows else []
-
-
-def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for path in paths:
-        if path.exists():
-            yield json.loads(path.read_text("utf-8"))
-
-
 logger = logging.getLogger(__name__)
 
 STAGE_ONE = ("model", "sampling", "clips", "vision", "limits", "machines")
@@ -111,12 +78,21 @@ catalog_option = click.option(
     " cache that several machines share. `cogcache merge` puts the copies together.",
 )
 features_option = click.option(
-    "--features",
+    "--features-url",
+    "features",
     metavar="URL",
     help="Prefix of an object store, such as s3://bucket/features, where a new cache keeps its"
     " features; it is remembered.",
 )
+report_option = click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
+
+
+show_option = click.option(
+    "--show/--no-show",
+    default=None,
+    help="Print captions as they come; as a rule, where there are ten or fewer.",
+)
 
 
 @click.command()
@@ -126,31 +102,18 @@ videos_argument = click.argument("videos", nargs=-1, required=True, type=str)
 @retry_option
 @catalog_option
 @features_option
-@peaks_option
-@settings_options(*STAGE_ONE)
+@report_option
+@settings_options(*STAGE_ONE, makes_clips=True)
 def extract(
-    videos: tuple[str, ...],
-    cache: Path,
-    spans: tuple[Span, ...],
-    retry_failed: bool,
-    catalog_path: Path | None,
-    features: str | None,
-    peaks_path: Path | None,
-    settings: Settings,
+    videos: tuple[str, ...], cache: Path, settings: Settings, json_: bool, **asked: Any
 ) -> None:
     """Stage one: encode VIDEOS with the vision half and cache the features.
 
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """
-    from cogcache.stages.extract import extract as run
-
-    _finish(
-        run(
-            videos, cache, settings,
-            spans=spans, retry_failed=retry_failed, catalog_path=catalog_path, features=features,
-        ),
-        peaks_path,
-    )  # fmt: skip
+    _say_begin("extract", settings, cache)
+    request = _request(videos, cache, settings, asked, stage="extract")
+    _finish(_done(request), request, json_=json_)
 
 
 @click.command()
@@ -159,31 +122,20 @@ def extract(
 @click.option("--follow", is_flag=True, help="Wait for clips that a running extract still adds.")
 @clip_option
 @catalog_option
-@peaks_option
+@show_option
+@report_option
 @settings_options(*STAGE_TWO, prompts=True)
 def caption(
-    videos: tuple[str, ...],
-    cache: Path,
-    follow: bool,
-    spans: tuple[Span, ...],
-    catalog_path: Path | None,
-    peaks_path: Path | None,
-    settings: Settings,
+    videos: tuple[str, ...], cache: Path, settings: Settings, json_: bool, **asked: Any
 ) -> None:
     """Stage two: caption from the cache with the language half alone.
 
     VIDEOS choose among the cached ones; none given captions all. So do --clip, and --segment and
     --scenes, among the clips of a video.
     """
-    from cogcache.stages.caption import caption as run
-
-    _finish(
-        run(
-            cache, settings,
-            videos=videos or None, follow=follow, catalog_path=catalog_path, spans=spans,
-        ),
-        peaks_path,
-    )  # fmt: skip
+    _say_begin("caption", settings, cache)
+    request = _request(videos, cache, settings, asked, stage="caption")
+    _finish(_done(request, quiet=json_), request, json_=json_)
 
 
 @click.command()
@@ -193,76 +145,136 @@ def caption(
 @retry_option
 @catalog_option
 @features_option
-@settings_options(*dict.fromkeys(STAGE_ONE + STAGE_TWO), prompts=True)
+@show_option
+@report_option
+@settings_options(*dict.fromkeys(STAGE_ONE + STAGE_TWO), prompts=True, makes_clips=True)
 def run(
     videos: tuple[str, ...],
     cache: Path,
-    spans: tuple[Span, ...],
-    retry_failed: bool,
-    catalog_path: Path | None,
-    features: str | None,
     settings: Settings,
+    json_: bool,
+    **asked: Any,
 ) -> None:
     """Both stages, each in a process of its own.
 
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """
-    with TemporaryDirectory(prefix="cogcache-run-") as folder:
-        peaks = [Path(folder, stage) for stage in STAGES]
-        status = _both(videos, cache, spans, retry_failed, catalog_path, features, settings, peaks)
-        _print(peak_lines(peaks))
+    from cogcache.stages import run_both
+
+    _say_begin("run", settings, cache)
+    request = _request(videos, cache, settings, asked)
+    reports: dict[str, dict[str, Any]] = {}
+
+    def tell(stage: str, result: StageResult) -> None:
+        if result.report:
+            reports[stage] = result.report
+            _print([] if json_ else result.report["lines"])
+
+    status = run_both(request, tell, quiet=json_, verbose=_is_verbose())
+    if json_:
+        for row in reports.values():
+            del row["lines"]
+        _print([json.dumps({"exit_status": status, **reports})])
+    else:
+        _print(_peak_lines(list(reports.values())))
+        if "caption" not in reports and status in (0, 1):
+            _print(["caption: not begun, as --max-hours are over; run the same command to go on"])
     raise SystemExit(status)
 
 
-def _both(
+@click.command(hidden=True)
+@click.option("--result-fd", type=int, required=True, help="Where the report goes, as JSON.")
+@click.option("--quiet", is_flag=True, help="Show no captions.")
+def stage(result_fd: int, quiet: bool) -> None:
+    """Do what the request on standard input asks for: a stage of `run`, in its own process."""
+    from cogcache.stages import StageRequest, report_lines, report_object
+
+    request = StageRequest.from_json(sys.stdin.read())
+    report = _done(request, quiet=quiet)
+    lines = report_lines(report, _next_of(request), verbose=_is_verbose())
+    with os.fdopen(result_fd, "w", encoding="utf-8") as pipe:
+        json.dump({**report_object(report), "lines": lines}, pipe)
+    raise SystemExit(report.exit_status)
+
+
+def _request(
     videos: tuple[str, ...],
     cache: Path,
-    spans: tuple[Span, ...],
-    retry_failed: bool,
-    catalog_path: Path | None,
-    features: str | None,
     settings: Settings,
-    peaks: Sequence[Path],
-) -> int:
-    """Run the stages, which write their peaks to `peaks`; return the exit status."""
-    from cogcache.stages import Hours, run_stage, second_limits
+    asked: dict[str, Any],
+    stage: Stage = "extract",
+) -> StageRequest:
+    from cogcache.stages import StageRequest
 
-    hours = Hours(settings.limits.max_hours)
-    retry = ["--retry-failed"] if retry_failed else []
-    retry += [f"--features={features}"] if features else []
-    own = [f"--catalog={catalog_path}"] if catalog_path else []
-    common = [f"--cache={cache}", *own]
-    one = as_arguments(settings, *STAGE_ONE)
-    clips = _clip_arguments(spans)
-    first = run_stage(
-        ["extract", *common, f"--peaks={peaks[0]}", *clips, *retry, *one, "--", *videos]
+    return StageRequest(stage=stage, videos=videos, cache=cache, settings=settings, **asked)
+
+
+def _done(request: StageRequest, *, quiet: bool = False) -> RunReport:
+    """Do one stage in this process."""
+    from cogcache.stages.caption import Show
+    from cogcache.stages.caption import caption as caption_stage
+    from cogcache.stages.extract import extract as extract_stage
+
+    common: dict[str, Any] = {"spans": request.spans, "catalog_path": request.catalog_path}
+    if request.stage == "extract":
+        return extract_stage(
+            request.videos,
+            request.cache,
+            request.settings,
+            retry_failed=request.retry_failed,
+            features=request.features,
+            **common,
+        )
+    return caption_stage(
+        request.cache,
+        request.settings,
+        videos=request.videos or None,
+        follow=request.follow,
+        show=None if quiet else Show(_show, request.show),
+        **common,
     )
-    if first not in (0, 1):
-        return first
-    if hours.are_over:
-        click.echo("caption: not begun, as --max-hours are over; run the same command to go on")
-        return first
-    limits = second_limits(settings, hours)
-    two = as_arguments(settings.model_copy(update={"limits": limits}), *STAGE_TWO, prompts=True)
-    # What is whole in this run is not to be captioned in the pieces of another one.
-    cut = spans or settings.clips.segment_s or settings.clips.scenes
-    clips = _clip_arguments(spans if cut else [WHOLE])
-    second = run_stage(["caption", *common, f"--peaks={peaks[1]}", *clips, *two, "--", *videos])
-    return max(first, second)
 
 
-def _clip_arguments(spans: Sequence[Span]) -> list[str]:
-    return [f"--clip={start}:{'' if end is None else end}" for start, end in spans]
+def _show(row: CaptionRow) -> None:
+    """Print one caption."""
+    end = "" if row["end_s"] is None else f"-{format_clock(row['end_s'])}"
+    part = f" {format_clock(row['start_s'])}{end}" if row["start_s"] or end else ""
+    video = min(row["video"], os.path.relpath(row["video"]), key=len)
+    _print([printable(f"{video}{part} [{row['prompt_name']}] {row['caption']}")])
 
 
-def _finish(report: RunReport, peaks_path: Path | None) -> None:
+def _say_begin(command: str, settings: Settings, cache: Path) -> None:
+    """Say at once what is about to be done: libraries take seconds to load."""
+    click.echo(f"{command}: {settings.model}, cache {cache}", err=True)
+
+
+def _next_of(request: StageRequest) -> Path | None:
+    return request.cache if request.stage == "caption" else None
+
+
+def _is_verbose() -> bool:
+    return bool(click.get_current_context().find_root().params.get("verbose"))
+
+
+def _finish(report: RunReport, request: StageRequest, *, json_: bool) -> None:
     """Print a stage's report and end with its exit status."""
-    from cogcache.stages import report_lines
+    from cogcache.stages import report_lines, report_object
 
-    _print(report_lines(report))
-    if peaks_path is not None:
-        write_peaks(report, peaks_path)
+    if json_:
+        _print([json.dumps(report_object(report))])
+    else:
+        _print(report_lines(report, request.cache, verbose=_is_verbose()))
     raise SystemExit(report.exit_status)
+
+
+def _peak_lines(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of what was planned and measured; nothing where no half was loaded."""
+    from cogcache.cli.tables import as_table
+
+    rows = [
+        {**row, "stage": row["command"]} for row in reports if row["planned_peak_bytes"] is not None
+    ]
+    return ["", *as_table(rows, COLUMNS).splitlines()] if rows else []
 
 
 def _print(lines: Sequence[str]) -> None:

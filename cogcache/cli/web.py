@@ -11,6 +11,7 @@ import click
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.options import cache_option
 from cogcache.errors import ConfigError
+from cogcache.system import extra_hint
 
 if TYPE_CHECKING:
     from cogcache.catalog import Look, Selection
@@ -102,7 +103,7 @@ def report(out: Path, cache: Path, runs: tuple[int, ...], force: bool) -> None:
 def _need(extra: str) -> None:
     if missing := [name for name in EXTRAS[extra] if find_spec(name) is None]:
         problem = f"this command needs {', '.join(missing)}"
-        raise ConfigError(problem, f"pip install 'cogcache[{extra}]'")
+        raise ConfigError(problem, extra_hint(extra))
 
 
 def _may_write(out: Path, *, force: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from cogcache.errors import ConfigError
 from cogcache.export.items import COLUMNS, Item
+from cogcache.system import extra_hint
 
 # JSON allows these raw, but who reads by splitlines() would find more lines than there are.
 _ESCAPED: Final = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x7f\x85\u2028\u2029"}
@@ -47,7 +48,7 @@ def write_parquet(items: Sequence[Item], path: Path) -> None:
         from pyarrow import parquet
     except ImportError as error:
         problem = "Parquet needs pyarrow, which is not installed"
-        raise ConfigError(problem, "pip install 'cogcache[parquet]'") from error
+        raise ConfigError(problem, extra_hint("parquet")) from error
     kinds = {"start_s": pa.float64(), "end_s": pa.float64(), "seconds": pa.float64()}
     kinds |= {"num_tokens": pa.int64(), "flags": pa.list_(pa.string())}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])

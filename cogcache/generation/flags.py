@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
-from cogcache.settings import Generation
+from cogcache.settings import Generation, Limits
 
-LOOP_TOKENS = 240
-"""A caption's tail of this many tokens is looked at for loops."""
-LOOP_REPEATS = 3
+FEWEST_TOKENS = 3
+"""Shorter phrases are words: they have to come more often."""
 MOST_LISTED = 8
-"""A single token said this often in a row is a loop."""
+"""A single token that comes this often in a row is a loop, whatever word it is of."""
 FLAGS = (
     "empty",
     "no_end",
@@ -25,7 +26,12 @@ FLAGS = (
 
 
 def flags_of(
-    text: str, token_ids: Sequence[int], *, ended: bool, over_context: bool = False
+    text: str,
+    token_ids: Sequence[int],
+    *,
+    ended: bool,
+    over_context: bool = False,
+    limits: Limits | None = None,
 ) -> tuple[str, ...]:
     """Return the flags of a caption, out of `FLAGS`; none is good.
 
@@ -34,11 +40,14 @@ def flags_of(
         token_ids: its tokens, without the one that ends it.
         ended: whether the model ended it itself, before any limit.
         over_context: whether it was cut off because the context has no room for more.
+        limits: how often what has to come for a loop; None for the defaults.
     """
+    limits = limits or Limits()
     found = {
         "empty": not text,
         "no_end": not ended,
-        "looping": _loops(list(token_ids)[-LOOP_TOKENS:], ended=ended),
+        "looping": _has_loop(token_ids, limits.loop_phrases)
+        or _repeats_word(text, limits.loop_words),
         "over_context": over_context,
     }
     return tuple(flag for flag, is_so in found.items() if is_so)
@@ -60,24 +69,34 @@ def changes_for(flags: Sequence[str], generation: Generation) -> dict[str, Any]:
     return {}
 
 
-def _loops(tail: list[int], *, ended: bool) -> bool:
-    """Say whether the tail ends in one phrase said three times over.
+def _has_loop(token_ids: Sequence[int], repeats: int) -> bool:
+    """Say whether one phrase comes several times in a row, anywhere in a caption.
 
-    A caption that was cut off may stop anywhere in a phrase; one that ended did so at its end.
-    Lists of short things ("red, red, red") are let pass unless they go on and on.
+    A phrase of ``width`` tokens does so where as many tokens in a row as ``repeats - 1`` phrases
+    hold are each the same as the one ``width`` tokens later.
+
+    Args:
+        token_ids: of the caption.
+        repeats: least times of a phrase of three or more tokens.
     """
-    for width in range(1, len(tail) // LOOP_REPEATS + 1):
-        repeats = LOOP_REPEATS if len(set(tail[-width:])) > 1 else -(-MOST_LISTED // width)
-        periodic = _periodic_tail(tail, width)
-        partial = 0 if ended else periodic % width
-        if periodic - partial >= repeats * width:
+    import numpy as np  # here: the command line names the flags, and loads no numpy
+
+    ids = np.asarray(token_ids, np.int64)
+    for width in range(1, len(ids) // 2 + 1):
+        times = repeats if width >= FEWEST_TOKENS else max(repeats, -(-MOST_LISTED // width))
+        if width * times > len(ids):
+            if width >= FEWEST_TOKENS:
+                return False
+            continue
+        same = ids[width:] == ids[:-width]
+        breaks = np.flatnonzero(np.concatenate(([True], ~same, [True])))
+        if int(np.diff(breaks).max()) - 1 >= width * (times - 1):
             return True
     return False
 
 
-def _periodic_tail(tail: list[int], width: int) -> int:
-    """Return the length of the longest tail that repeats itself every `width` tokens."""
-    same = 0
-    while same + width < len(tail) and tail[-1 - same] == tail[-1 - same - width]:
-        same += 1
-    return same + width
+def _repeats_word(text: str, repeats: int) -> bool:
+    """Say whether one word comes so often in a row: "no, no, no, no"."""
+    words = [word for word in re.findall(r"\w+", text.lower()) if not word.isdecimal()]
+    runs = (len(list(group)) for _, group in groupby(words))
+    return max(runs, default=0) >= repeats

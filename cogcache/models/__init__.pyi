@@ -12,6 +12,8 @@ from .adapters import with_adapter as with_adapter
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.checkpoint import SplitCheckpoint as SplitCheckpoint
 from .checkpoints.tensor_files import sync_file as sync_file
+from .derived.pixels import published_pixels as published_pixels
+from .describe import clip_of_noise as clip_of_noise
 from .family import ClipTensors as ClipTensors
 from .family import Family as Family
 from .family import PromptRow as PromptRow

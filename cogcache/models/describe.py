@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import FAMILIES, family_of
+from cogcache.settings import PixelLimits
 
 if TYPE_CHECKING:
     from cogcache.models.family import ClipTensors, Family
     from cogcache.models.halves.partition import Half
+    from cogcache.video import ClipFrames
 
 DERIVED = "not tested: derived from its class, config and processor; each clip checks itself"
 SIZE = (360, 640)
@@ -58,7 +60,12 @@ def families() -> list[dict[str, Any]]:
 
 
 def describe(
-    model: str, *, revision: str | None = None, num_frames: int = 24, size: tuple[int, int] = SIZE
+    model: str,
+    *,
+    revision: str | None = None,
+    num_frames: int = 24,
+    size: tuple[int, int] = SIZE,
+    pixels: PixelLimits | None = None,
 ) -> Description:
     """Describe a checkpoint. Of a hub id only the small files are fetched.
 
@@ -67,6 +74,7 @@ def describe(
         revision: of a hub id.
         num_frames: of the clip whose features are described.
         size: height and width of its frames.
+        pixels: limits that they are scaled to; None for the checkpoint's own.
 
     Raises:
         CheckpointError: it is nowhere to be found, or cannot be read.
@@ -74,7 +82,7 @@ def describe(
     """
     checkpoint = Checkpoint.open(model, revision)
     with blamed_on(checkpoint.folder):
-        family = family_of(checkpoint)
+        family = family_of(checkpoint).within(pixels)
         parameters = _parameters(checkpoint)
         cached = _expected(family, num_frames, size)
     tested = {entry.name: entry.tested for entry in FAMILIES}
@@ -114,13 +122,25 @@ def _parameters(checkpoint: Checkpoint) -> dict[Half, int]:
 
 def _expected(family: Family, num_frames: int, size: tuple[int, int]) -> ClipTensors:
     """Let the family's processor look at a clip of noise, one frame a second."""
-    import numpy as np
     import torch
+
+    inputs = family.prepare(clip_of_noise(num_frames, size), torch.bfloat16)
+    return family.expected(inputs, torch.bfloat16)
+
+
+def clip_of_noise(num_frames: int, size: tuple[int, int]) -> ClipFrames:
+    """Return a clip that no video is needed for, one frame a second.
+
+    Args:
+        num_frames: of the clip.
+        size: height and width of its frames.
+    """
+    import numpy as np
 
     from cogcache.video import ClipFrames
 
     seconds = np.arange(num_frames)
-    clip = ClipFrames(
+    return ClipFrames(
         # Noise, since some families keep less of a picture that stands still.
         frames=np.random.default_rng(0).integers(0, 256, (num_frames, *size, 3), dtype=np.uint8),
         timestamps_s=seconds.astype(np.float64),
@@ -130,4 +150,3 @@ def _expected(family: Family, num_frames: int, size: tuple[int, int]) -> ClipTen
         duration_s=float(num_frames),
         decoder="pyav",
     )
-    return family.expected(family.prepare(clip, torch.bfloat16), torch.bfloat16)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from cogcache.settings import Language
+    from cogcache.settings import Language, PixelLimits
     from cogcache.video import ClipFrames
 
 
@@ -89,6 +89,21 @@ class Family(ABC):
         chosen = copy.copy(self)
         chosen.cache_point = cache_point
         return chosen
+
+    def within(self, pixels: PixelLimits | None) -> Self:
+        """Return the family as it scales frames to these limits; None for the checkpoint's own.
+
+        Raises:
+            ConfigError: it takes frames of one size alone.
+        """
+        if pixels is None:
+            return self
+        problem = f"{self.name} takes frames of one size: it has no limits of pixels"
+        raise ConfigError(problem, "leave out max_pixels, min_pixels and max_video_pixels")
+
+    def published_pixels(self) -> PixelLimits | None:
+        """Return the limits that the authors' own code scales frames to; None: the checkpoint's."""
+        return None
 
     def partition_settings(self) -> dict[str, Any]:
         """Return what to set on the model's config for its halves to meet at the cache point."""
@@ -241,6 +256,15 @@ class Family(ABC):
             ConfigError: the model cannot be run with so many beams.
         """
         return wanted
+
+    def with_system(self, system: str, prompt: str) -> str:
+        """Return a prompt that tells the model something before it asks.
+
+        Raises:
+            ConfigError: the family has no system prompts.
+        """
+        problem = f"{self.name} was trained without system prompts"
+        raise ConfigError(problem, "leave out --system, and say it in the prompt")
 
     @property
     @abstractmethod

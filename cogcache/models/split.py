@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ from cogcache.system import (
     pick_device,
     remove_dead_folder,
     sync_folder,
+    version_of,
 )
 from cogcache.units import format_bytes
 
@@ -292,7 +292,7 @@ class _Split:
             },
             quantized=self.quantized,
             files=self.files,
-            made_with={library: version(library) for library in LIBRARIES},
+            made_with={library: version_of(library) for library in LIBRARIES},
         )
 
 

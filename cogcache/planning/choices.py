@@ -20,7 +20,7 @@ FEWEST_FRAMES = 4
 """Below this a resident half does too little work a pass; blocks are offloaded instead."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionChoice:
     """How stage one runs in a given memory."""
 
@@ -34,7 +34,7 @@ class VisionChoice:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageChoice:
     """How stage two runs in a given memory."""
 
@@ -63,15 +63,26 @@ def whole_bytes(usable: int, *, on_device: bool) -> int:
 
 
 def choose_vision(
-    sizes: HalfSizes, config: Mapping[str, Any], settings: Settings, usable: int
+    sizes: HalfSizes,
+    config: Mapping[str, Any],
+    settings: Settings,
+    usable: int,
+    positions: int | None = None,
 ) -> VisionChoice:
     """Choose batch and offload for stage one.
 
     All resident with as many frames as fit, up to `frames_per_batch`; where not even a few
     frames fit beside the weights, blocks are offloaded and pass through one at a time.
+
+    Args:
+        sizes: of the vision half.
+        config: the model's.
+        settings: types and batches.
+        usable: bytes to plan with.
+        positions: patches of a frame, where they depend on its size; None: as the config says.
     """
     item_bytes = ITEM_BYTES[settings.vision.vision_dtype]
-    per_frame = frame_bytes(config, settings)
+    per_frame = frame_bytes(config, settings, positions)
     layer, other = sizes.layer_parameters * item_bytes, sizes.other_parameters * item_bytes
     everything = other + sizes.num_layers * layer
     most = settings.vision.frames_per_batch
@@ -86,7 +97,13 @@ def choose_vision(
         reason = f"all weights ({format_bytes(everything)}) stay, up to {frames} frames a pass"
         plan = planned(frames, sizes.num_layers)
         return VisionChoice(
-            True, sizes.num_layers, sizes.num_layers, frames, plan, smallest, reason
+            fits=True,
+            resident_layers=sizes.num_layers,
+            num_layers=sizes.num_layers,
+            frames_per_batch=frames,
+            plan=plan,
+            smallest_bytes=smallest,
+            reason=reason,
         )
     frames = max(1, min(most, (usable - planned(0, 0).peak_bytes) // per_frame))
     resident = (usable - planned(frames, 0).peak_bytes) // layer if layer else 0
@@ -95,9 +112,15 @@ def choose_vision(
     reason += f"the others pass through one at a time, for {frames} frames a pass"
     if smallest > usable:
         reason = f"one block, the rest and one frame take {format_bytes(smallest)}"
-    fits = smallest <= usable
-    plan = planned(frames, resident)
-    return VisionChoice(fits, resident, sizes.num_layers, frames, plan, smallest, reason)
+    return VisionChoice(
+        fits=smallest <= usable,
+        resident_layers=resident,
+        num_layers=sizes.num_layers,
+        frames_per_batch=frames,
+        plan=planned(frames, resident),
+        smallest_bytes=smallest,
+        reason=reason,
+    )
 
 
 def choose_language(
@@ -126,15 +149,16 @@ def choose_language(
         rows = max(1, min(most, rows_plan.most_rows(usable, 0, waits)))
         spare = usable - rows_plan.planned(rows, 0, waits).peak_bytes
         resident = max(0, min(layers - 1, spare // sizes.layer_bytes if sizes.layer_bytes else 0))
+    fits = smallest <= usable
     return LanguageChoice(
-        smallest <= usable,
-        resident,
-        layers,
-        waits,
-        rows,
-        rows_plan.planned(rows, resident, waits),
-        smallest,
-        rows_plan.reason(resident, waits) if smallest <= usable else rows_plan.least(smallest),
+        fits=fits,
+        resident_layers=resident,
+        num_layers=layers,
+        embedding_waits=waits,
+        clips_per_batch=rows,
+        plan=rows_plan.planned(rows, resident, waits),
+        smallest_bytes=smallest,
+        reason=rows_plan.reason(resident, waits) if fits else rows_plan.least(smallest),
     )
 
 

@@ -12,16 +12,21 @@ QUESTION_TOKENS = 11
 """Of a short question with what is around it."""
 
 
-def frame_bytes(config: Mapping[str, Any], settings: Settings) -> int:
+def frame_bytes(config: Mapping[str, Any], settings: Settings, positions: int | None = None) -> int:
     """Return what one frame of a vision pass takes at its widest moment.
 
     That is a block's first linear layer and the activation behind it: two tensors of the
     intermediate width beside a few of the hidden width.
+
+    Args:
+        config: the model's.
+        settings: for the type of the vision half.
+        positions: patches of a frame, where they depend on its size; None: as the config says.
     """
     vision = config.get("vision_config", {})
     hidden = int(vision.get("hidden_size") or vision.get("embed_dim") or 1024)
     wide = 2 * int(vision.get("intermediate_size") or 4 * hidden) + 4 * hidden
-    return _positions(vision) * wide * ITEM_BYTES[settings.vision.vision_dtype]
+    return (positions or positions_of(vision)) * wide * ITEM_BYTES[settings.vision.vision_dtype]
 
 
 def prefill_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
@@ -43,9 +48,9 @@ def kv_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> 
     return _kv_bytes_a_token(config, settings) * tokens * settings.generation.num_beams
 
 
-def prefix_bytes(config: Mapping[str, Any], settings: Settings, frames: int) -> int:
+def prefix_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
     """Return the keys and values of a clip's video part, as `--keep-prefix` keeps them."""
-    tokens = row_tokens(config, frames) - QUESTION_TOKENS - 1  # it ends before the last index
+    tokens = row_tokens - QUESTION_TOKENS - 1  # it ends before the last index
     return _kv_bytes_a_token(config, settings) * tokens
 
 
@@ -63,7 +68,7 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return text
 
 
-def _positions(vision: Mapping[str, Any]) -> int:
+def positions_of(vision: Mapping[str, Any]) -> int:
     """Tokens that the vision half sees of one frame, where the config says so."""
     if "num_positions" in vision:
         return int(vision["num_positions"])
@@ -86,7 +91,7 @@ def row_tokens(config: Mapping[str, Any], frames: int) -> int:
 
     Where the config does not tell a family's rows a frame, every patch counts: an upper bound.
     """
-    per_frame = tokens_per_frame(config) or _positions(config.get("vision_config", {}))
+    per_frame = tokens_per_frame(config) or positions_of(config.get("vision_config", {}))
     return 1 + frames * (per_frame + 1) + QUESTION_TOKENS
 
 

@@ -34,7 +34,9 @@ from cogcache.planning.choices import (
     usable_bytes,
     whole_bytes,
 )
-from cogcache.planning.estimates import feature_bytes, prefix_bytes, row_tokens, tokens_per_frame
+from cogcache.planning.clip import DEFAULT_SIZE, PlannedClip, Size, planned_clip
+from cogcache.planning.estimates import positions_of, prefix_bytes
+from cogcache.planning.hours import TWO_CORES, ClipWork, hours_row
 from cogcache.settings import Settings
 from cogcache.system import free_bytes, pick_device, sample
 from cogcache.units import GIB, format_bytes, parse_bytes
@@ -46,12 +48,31 @@ CAPTION_BYTES = 2000
 KINDS: tuple[Kind, ...] = ("none", "int8", "nf4", "int4")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is planned for."""
+
+    frames: int = 24
+    """Of a clip."""
+    prompts: int = 1
+    """Of each clip."""
+    clips: int = 1000
+    """For the disk and the time."""
+    size: Size = DEFAULT_SIZE
+    """Width and height of the videos' frames."""
+
+
 @dataclass(frozen=True)
 class _Model:
     """A model at one of its cache points, before anything of it is loaded."""
 
     family: Family
     settings: Settings
+    job: Job
+
+    @cached_property
+    def clip(self) -> PlannedClip:
+        return planned_clip(self.family, self.config, self.settings, self.job.frames, self.job.size)
 
     @cached_property
     def whole(self) -> WholeModel:
@@ -93,10 +114,22 @@ class _Model:
         check_int4(self.whole.meta, quantization, self.settings.device)
         is_stored(self.whole, names("language"), language.compute_dtype, quantization)
 
-    def choices(self, usable: int, frames: int) -> tuple[VisionChoice, LanguageChoice]:
-        vision = choose_vision(self.vision, self.config, self.settings, usable)
-        tokens = row_tokens(self.config, frames)
+    def choices(self, usable: int) -> tuple[VisionChoice, LanguageChoice]:
+        positions, tokens = self.clip.frame_positions, self.clip.row_tokens
+        vision = choose_vision(self.vision, self.config, self.settings, usable, positions)
         return vision, choose_language(self.asked, self.config, self.settings, usable, tokens)
+
+    @property
+    def work(self) -> ClipWork:
+        clip = self.clip
+        positions = clip.frame_positions or positions_of(self.config.get("vision_config", {}))
+        return ClipWork(
+            vision_parameters=self.vision.num_parameters,
+            language_parameters=self.language.num_parameters,
+            patches=positions * clip.frames,
+            row_tokens=clip.row_tokens,
+            prompts=self.job.prompts,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,30 +161,28 @@ class _Memory:
         }
 
 
-def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict[str, Any]:
+def make_plan(settings: Settings, job: Job) -> dict[str, Any]:
     """Plan both stages for the memory that `settings` give, or for the usual cards.
 
     Args:
         settings: model, precisions, batch sizes; `memory` other than `auto` plans for it alone.
-        frames: frames of a clip.
-        prompts: of each clip.
-        clips: how many clips the disk is planned for.
+        job: the clips that are planned for.
 
     Returns:
-        `model`, `halves` (each at every precision), `disk` (for each cache point), and
-        `memories`, what was chosen for each memory and why. Bytes are whole numbers.
+        `model`, `halves` (each at every precision), `clip`, `disk` (for each cache point),
+        `hours`, and `memories`, what was chosen for each memory and why. Bytes are whole numbers.
 
     Raises:
         CogcacheError: there is no such checkpoint, or it is a split of other precisions.
     """
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     settings = _with_kind(settings, family)
-    points = {point: _Model(family.at(point), settings) for point in family.cache_points}
+    points = {point: _Model(family.at(point), settings, job) for point in family.cache_points}
     model = points[family.at(settings.vision.cache_point).cache_point]
     model.check_stored()
     rows = []
     for name, memory in _memories(model).items():
-        chosen = {point: each.choices(memory.usable, frames) for point, each in points.items()}
+        chosen = {point: each.choices(memory.usable) for point, each in points.items()}
         vision, language = chosen[model.family.cache_point]
         rows.append(
             {
@@ -171,8 +202,9 @@ def make_plan(settings: Settings, frames: int, prompts: int, clips: int) -> dict
         "model": settings.model,
         "whole_bytes": 2 * (model.vision.num_parameters + model.language.num_parameters),
         "halves": _halves(model),
-        "clip": _clip(model, frames, prompts),
-        "disk": [_disk(each, frames, prompts, clips) for each in points.values()],
+        "clip": _clip(model),
+        "disk": [_disk(each) for each in points.values()],
+        "hours": hours_row(model.work, TWO_CORES, job.clips),
         "memories": rows,
     }
 
@@ -268,14 +300,17 @@ def _halves(model: _Model) -> list[dict[str, Any]]:
     return rows
 
 
-def _clip(model: _Model, frames: int, prompts: int) -> dict[str, Any]:
-    tokens = row_tokens(model.config, frames)
-    number = f"{prompts} prompts" if prompts > 1 else "1 prompt"
+def _clip(model: _Model) -> dict[str, Any]:
+    clip, prompts = model.clip, model.job.prompts
+    tokens, number = clip.row_tokens, f"{prompts} prompts" if prompts > 1 else "1 prompt"
+    size = f" of {clip.size[0]}x{clip.size[1]}" if clip.size else ""
     return {
-        "frames": frames,
+        "frames": clip.frames,
+        "frame_size": f"{clip.size[0]}x{clip.size[1]}" if clip.size else None,
         "prompts": prompts,
         "row_tokens": tokens,
-        "reason": f"{tokens:,} tokens a row; the video part once for {number}",
+        "reason": f"{clip.frames} frames{size}: {tokens:,} tokens a row; "
+        f"the video part once for {number}",
         "over_context": _over_context(model, tokens),
     }
 
@@ -284,22 +319,22 @@ def _over_context(model: _Model, tokens: int) -> str | None:
     """Say where rows, with captions, are too long; None where they are not, or nobody knows."""
     context = (model.config.get("text_config") or model.config).get("max_position_embeddings")
     new = model.settings.generation.max_new_tokens
-    if not context or tokens_per_frame(model.config) is None or tokens + new <= context:
+    if not context or tokens + new <= context:
         return None
     over = f"with {new:,} new ones that is more than the model's context of {context:,}"
     return f"{over}: take fewer frames, or fewer --max-new-tokens"
 
 
-def _disk(model: _Model, frames: int, prompts: int, clips: int) -> dict[str, Any]:
-    """What N clips take on the disk, where the config tells the shape of features."""
-    a_clip = feature_bytes(model.config, model.settings, frames, model.family.cache_point)
-    prefix = prefix_bytes(model.config, model.settings, frames)
+def _disk(model: _Model) -> dict[str, Any]:
+    """What N clips take on the disk."""
+    a_clip, clips = model.clip.features_bytes, model.job.clips
+    prefix = prefix_bytes(model.config, model.settings, model.clip.row_tokens)
     return {
         "cache_point": model.family.cache_point,
         "clips": clips,
         "features_bytes_a_clip": a_clip,
         "features_bytes": None if a_clip is None else a_clip * clips,
-        "captions_bytes": CAPTION_BYTES * prompts * clips,
+        "captions_bytes": CAPTION_BYTES * model.job.prompts * clips,
         "keep_prefix_bytes_a_clip": prefix,
         "keep_prefix_bytes": prefix * clips,
     }

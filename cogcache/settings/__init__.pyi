@@ -6,6 +6,16 @@ from .fields import NoneIfZero as NoneIfZero
 from .fields import Positive as Positive
 from .fields import Table as Table
 from .machines import Limits as Limits
+from .profile import DEFAULT as DEFAULT
+from .profile import MODELS as MODELS
+from .profile import NO_MODEL as NO_MODEL
+from .profile import Profile as Profile
+from .profile import as_toml as as_toml
+from .profile import choose_profile as choose_profile
+from .profile import described as described
+from .profile import known_part as known_part
+from .profile import profile_of as profile_of
+from .profile import sampling_words as sampling_words
 from .prompts import parse_prompts as parse_prompts
 from .prompts import prompt_sets_of as prompt_sets_of
 from .settings import Leaf as Leaf
@@ -13,6 +23,7 @@ from .settings import Settings as Settings
 from .settings import leaves as leaves
 from .settings import load_settings as load_settings
 from .stage_one import Clips as Clips
+from .stage_one import PixelLimits as PixelLimits
 from .stage_one import Sampling as Sampling
 from .stage_one import Vision as Vision
 from .stage_two import CAPTIONS as CAPTIONS

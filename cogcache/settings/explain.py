@@ -57,7 +57,9 @@ def explain(
         problems[_MAX_SHOWN:] = [f"and {len(problems) - _MAX_SHOWN} more"]
     name = str((found[0]["loc"] or ("",))[-1])
     hint = f"set {_place(name, tables)} in the file of --config, or give {_option(name)}"
-    return ConfigError("\n".join(problems), hint if name in tables else "see docs/settings.md")
+    return ConfigError(
+        "\n".join(problems), hint if name in tables else "see `cogcache help settings`"
+    )
 
 
 def unknown_key(
@@ -75,7 +77,7 @@ def unknown_key(
     names = [*here, *tables, *(set(tables.values()) - {"model"})]
     nearest = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
     under = f" under [{table}]" if table != "model" else ""
-    hint = f"known here: {', '.join(here)}; docs/settings.md has them all"
+    hint = f"known here: {', '.join(here)}; `cogcache help settings` has them all"
     if nearest and nearest[0] in tables:
         hint = f"did you mean {_place(nearest[0], tables)}?"
     elif nearest:

@@ -88,5 +88,12 @@ class Limits(Table):
     end."""
     min_free_gib: Annotated[float, Field(ge=0)] = 2.0
     """GiB that have to stay free on the cache's disk; a run ends before it takes them."""
+    loop_phrases: Annotated[int, Field(ge=2)] = 3
+    """Times in a row that a phrase of three or more tokens makes a caption bear the flag
+    `looping`."""
+    loop_words: Annotated[int, Field(ge=2)] = 4
+    """Times in a row that one word does."""
+    fail_on_known: bool = False
+    """End with exit status 1 for clips that failed in earlier runs, too, and are left out."""
     strict: bool = False
     """Fail clips at whose decoding anything was wrong, in place of noting it beside them."""

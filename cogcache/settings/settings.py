@@ -6,11 +6,12 @@ tables, so that ``max_frames`` under ``[sampling]`` is ``--max-frames`` on the c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -47,10 +48,14 @@ Prompts = Annotated[
 class Settings(Table):
     """All that a run can be told. Made by `load_settings`."""
 
-    model: Annotated[str, Field(min_length=1)] = "tiny"
-    """Model to caption with: `tiny`, a checkpoint's folder, or a Hugging Face hub id."""
+    model: str = ""
+    """Model to caption with: a checkpoint's folder, a Hugging Face hub id, or `tiny`, which knows
+    only moving coloured shapes; "" for the one that the cache remembers."""
     revision: Annotated[str | None, NoneIfEmpty] = None
     """Commit, tag or branch of a hub id; "" takes the newest."""
+    profile: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    """Name under which the cache remembers model, sampling and cuts: taken from there where it is
+    known, else remembered so; "" for the first one of the model."""
     device: Annotated[str, Field(pattern=r"^(auto|mps|(cpu|cuda|xpu)(:\d+)?)$")] = "auto"
     """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
     memory: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?\s*([KMG]i?)?B)$")] = "auto"
@@ -108,22 +113,31 @@ class Leaf:
         return "--" + self.name.replace("_", "-")
 
 
+MODEL_VARIABLE: Final = "COGCACHE_MODEL"
+"""The environment variable that names the model where no option does."""
+
+
 def load_settings(
-    path: Path | None = None, overrides: Mapping[str, object] | None = None
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    profile: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Return the defaults, overridden by a TOML file, overridden by ``overrides``.
+    """Return the settings: defaults < profile < TOML file < environment < ``overrides``.
 
     Args:
         path: a TOML file; each of its keys is optional.
         overrides: values by key (``{"max_frames": 12}``), ``prompts`` and ``prompt_sets`` by name,
             and ``prompt_set``, the names of the sets to take. None means "not given".
+        profile: what the cache remembers, as tables of a TOML file.
 
     Raises:
         ConfigError: the file cannot be read; a key is unknown, of the wrong type or out of range.
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     chosen: Any = given.pop("prompt_set", ())
-    values = read_toml(path) if path else {}
+    values = _merged(profile or {}, read_toml(path) if path else {})
+    if model := os.environ.get(MODEL_VARIABLE):
+        values["model"] = model
     tables = {leaf.name: leaf.table for leaf in leaves(*TABLES)} | dict.fromkeys(_PROMPTS, "model")
     for name, value in given.items():
         if name not in tables:
@@ -140,6 +154,18 @@ def load_settings(
         return Settings.model_validate(values)
     except ValidationError as error:
         raise explain(error, tables, source=str(path), given=given) from error
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables in which what stands above hides what stands below, key by key."""
+    merged: dict[str, Any] = dict(below)
+    for name, value in above.items():
+        beneath = merged.get(name)
+        if isinstance(beneath, dict) and isinstance(value, dict):
+            merged[name] = {**beneath, **value}
+        else:
+            merged[name] = value
+    return {name: dict(each) if isinstance(each, dict) else each for name, each in merged.items()}
 
 
 def leaves(*tables: str) -> list[Leaf]:

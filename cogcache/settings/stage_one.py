@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cogcache.settings.fields import AtLeastOne, NoneIfZero, Positive, Table
 
 
+@dataclass(frozen=True, slots=True)
+class PixelLimits:
+    """How large frames are handed to the vision half; None: as the checkpoint says."""
+
+    frame_min: int | None = None
+    frame_max: int | None = None
+    clip_max: int | None = None
+    """Of all frames of a clip together."""
+
+
 class Sampling(Table):
     """Which frames of a clip are encoded. Part of the feature key."""
 
     strategy: Literal["per_second", "uniform", "spread"] = "per_second"
-    """`per_second`: the frame nearest to each whole second, until max_frames; `uniform`: max_frames
-    frames, evenly spaced over window_s; `spread`: as `per_second`, but max_frames spread over the
-    whole clip where it has more seconds than that."""
+    """`per_second`: the frame nearest to each whole second, until max_frames; `uniform`: exactly
+    max_frames frames, evenly spaced over window_s, some of them twice in a short clip; `spread`: as
+    `per_second`, but max_frames spread over the whole clip where it has more seconds than that."""
     max_frames: AtLeastOne = 24
-    """Most frames taken of one clip; the published CogVLM2-Video runs use 24."""
+    """Most frames taken of one clip (`uniform`: exactly so many); the published CogVLM2-Video runs
+    use 24."""
+    fps: Annotated[float | None, Field(gt=0), NoneIfZero] = None
+    """Frames a second that `per_second` and `spread` take, up to max_frames; 0 for one a second.
+    Qwen's own code takes 2."""
     window_s: Positive = 60.0
     """Seconds from the clip's start that `uniform` spreads its frames over; others do not use
     it."""
+    max_pixels: Annotated[int | None, Field(ge=1), NoneIfZero] = None
+    """Most pixels of one frame: larger ones are scaled down; 0 for what the checkpoint says. Only
+    families that take frames at their own size have it, such as Qwen's."""
+    min_pixels: Annotated[int | None, Field(ge=1), NoneIfZero] = None
+    """Least pixels of one frame: smaller ones are scaled up; 0 for what the checkpoint says."""
+    max_video_pixels: Annotated[int | None, Field(ge=1), NoneIfZero] = None
+    """Most pixels of all frames of a clip together; 0 for any."""
+
+    @property
+    def pixels(self) -> PixelLimits | None:
+        """The limits of pixels; None where the checkpoint's own hold."""
+        limits = PixelLimits(self.min_pixels, self.max_pixels, self.max_video_pixels)
+        return None if limits == PixelLimits() else limits
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a feature key holds: as it always was, where nothing newer is made use of."""
+        values = self.model_dump()
+        return {name: value for name, value in values.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _what_is_set_has_an_effect(self) -> Self:
+        if self.fps is not None and self.strategy == "uniform":
+            raise ValueError(
+                f"fps = {self.fps:g} has no effect with the strategy uniform, which takes "
+                "max_frames frames: set strategy to spread, or leave fps at 0"
+            )
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels = {self.min_pixels} is more than max_pixels = {self.max_pixels}"
+            )
+        return self
 
 
 class Clips(Table):
@@ -33,7 +79,7 @@ class Clips(Table):
     """Seconds that each clip of a cut video shares with the one before it."""
 
     scenes: bool = False
-    """Cut videos where scenes begin (needs PySceneDetect: `pip install 'cogcache[scenes]'`); scenes
+    """Cut videos where scenes begin (needs PySceneDetect: the extra `scenes`); scenes
     longer than segment_s are cut further."""
     scene_detector: Literal["adaptive", "content"] = "adaptive"
     """How scenes are found; `adaptive`: where a frame differs from the one before more than its

@@ -88,6 +88,9 @@ class Language(Table):
     layout: Literal["chat", "base", "vqa"] = "chat"
     """How a prompt is laid out around the features; `chat`: an index after each frame, then a
     question; `base`: frames, then the prompt as it is; `vqa`: as `chat`, for a short answer."""
+    system: Annotated[str | None, NoneIfEmpty] = None
+    """System prompt: what the model is told before each question; "" for none. Part of the caption
+    key, with the prompt; CogVLM2 has none."""
     text_only: Texts = ()
     """Name of a prompt that is asked without the video, of the captions that it names alone."""
     rotary_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -127,7 +130,7 @@ class Generation(Table):
     """Texts any of which ends a caption and is left out of it; "" for none."""
     json_schema: Annotated[str | None, NoneIfEmpty, BeforeValidator(schemas.text_of)] = None
     """File with a JSON schema that each caption follows, or the schema itself; "" for none (needs
-    llguidance: `pip install 'cogcache[structured]'`)."""
+    llguidance: the extra `structured`)."""
     retry: bool = True
     """Make a caption that is empty, loops or has no end once more with other settings, and keep
     the better one."""

@@ -6,8 +6,9 @@ A prompt that names a caption runs after the prompt that makes it. `{{` and `}}`
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final
@@ -28,7 +29,50 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     Raises:
         KeyError: there is no value for one of them.
     """
+    if (messages := _messages(text)) is not None:
+        if not variables(text):  # as it was written: it stands in the caption's key
+            return text
+        return json.dumps(_mapped(messages, lambda each: fill(each, values)), ensure_ascii=False)
     return _PIECE.sub(lambda found: _BRACES.get(found[0]) or values[found[1].strip()], text)
+
+
+def _messages(text: str) -> list[Any] | None:
+    """Return a prompt that is a JSON list of messages; its own braces mean nothing to us."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    is_conversation = isinstance(found, list) and all(
+        isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found
+    )
+    return found if found and is_conversation else None
+
+
+def _mapped(messages: Any, change: Callable[[str], str]) -> Any:
+    """Return messages with the words in them changed, and nothing else."""
+    if isinstance(messages, list):
+        return [_mapped(each, change) for each in messages]
+    if not isinstance(messages, dict):
+        return messages
+    return {
+        name: change(value)
+        if name in ("text", "content") and isinstance(value, str)
+        else _mapped(value, change)
+        for name, value in messages.items()
+    }
+
+
+def _words(messages: list[Any]) -> list[str]:
+    found: list[str] = []
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    _mapped(messages, note)
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -38,7 +82,9 @@ def variables(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such variable, or a brace stands alone.
     """
-    return tuple(dict.fromkeys(_variables(text)))
+    messages = _messages(text)
+    texts = [text] if messages is None else _words(messages)
+    return tuple(dict.fromkeys(name for each in texts for name in _variables(each)))
 
 
 def _variables(text: str) -> Iterator[str]:
@@ -68,28 +114,37 @@ def captions_in(text: str) -> list[str]:
 def check(prompts: dict[str, str]) -> dict[str, str]:
     """Return the prompts as they are, once it is clear that all of them can be filled in.
 
+    A caption that no prompt makes may be in the catalog: stage two looks there.
+
     Raises:
-        ValueError: a variable is unknown, a caption is named that no prompt makes, or prompts
-            wait for one another in a circle.
+        ValueError: a variable is unknown, or prompts wait for one another in a circle.
     """
     for name, text in prompts.items():
         try:
-            needed = captions_in(text)
+            captions_in(text)
         except ValueError as error:
             raise ValueError(f"prompt {name!r}: {error}") from error
-        for each in needed:
-            if each not in prompts:
-                raise ValueError(_no_such_caption(name, each, prompts))
     levels(prompts)
     return prompts
 
 
-def _no_such_caption(name: str, missing: str, prompts: Mapping[str, str]) -> str:
-    known = ", ".join(each for each in prompts if each != name) or "no other prompt"
-    return (
-        f"prompt {name!r} needs {{{CAPTION}{missing}}}, and no prompt is named {missing!r}: "
-        f"there is {known}"
-    )
+def made_elsewhere(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return the captions that prompts name and none of them makes, each with who names it."""
+    return {
+        needed: name
+        for name, text in prompts.items()
+        for needed in captions_in(text)
+        if needed not in prompts
+    }
+
+
+def no_such_caption(missing: str, name: str, known: Sequence[str]) -> ConfigError:
+    """Return the error to show where a caption is neither made nor in the catalog."""
+    near = difflib.get_close_matches(missing, known, n=1)
+    problem = f"prompt {name!r} needs {{{CAPTION}{missing}}}: no prompt is named so, and the cache"
+    hint = f"did you mean {{{CAPTION}{near[0]}}}?" if near else "make them first, or name another"
+    there = ", ".join(known) or "none"
+    return ConfigError(f"{problem} has no captions of it; there are {there}", hint)
 
 
 def check_text_only(names: Sequence[str], sets: Sequence[Mapping[str, str]]) -> None:

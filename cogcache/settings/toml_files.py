@@ -20,7 +20,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no file {path}", "see configs/ for files to start from"
+            f"there is no file {path}", "`cogcache configs` lists settings to start from"
         ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "give a TOML file") from error

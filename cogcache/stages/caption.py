@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from tqdm import tqdm
 
@@ -45,6 +46,7 @@ from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
+from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.report import Counts, RunReport
@@ -56,6 +58,24 @@ logger = logging.getLogger(__name__)
 
 Captions = Callable[[Sequence[Task]], Iterator[Made | GivenUp]]
 """Makes captions; the tasks of a clip are neighbours."""
+
+FEW: Final = 10
+"""So many captions are shown as they come, where that was not said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """What shows captions as they come, and whether it was asked for."""
+
+    with_: Callable[[CaptionRow], None]
+    wanted: bool | None = None
+    """None: where they are few."""
+
+    def up_to(self, counts: Counts) -> Callable[[CaptionRow], None] | None:
+        """Return what shows the captions of a run; None where nobody wants to see so many."""
+        few = counts.found - counts.cached <= FEW
+        return self.with_ if self.wanted or (self.wanted is None and few) else None
+
 
 COMMIT_EVERY_S = 3.0
 """Finished captions wait at most this long for their transaction."""
@@ -69,6 +89,7 @@ def caption(
     follow: bool = False,
     catalog_path: Path | None = None,
     spans: Sequence[Span] = (),
+    show: Show | None = None,
 ) -> RunReport:
     """Caption every clip of the cache with every prompt, where the catalog lacks the caption.
 
@@ -80,6 +101,7 @@ def caption(
         spans: only these parts `(start_s, end_s)` of videos; none for all, or, with `segment_s` or
             `scenes`, for those that videos are cut into.
         catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
+        show: what is called with each caption as it comes.
 
     Returns:
         What was done. Captions are in the catalog.
@@ -96,6 +118,7 @@ def caption(
         catalog = run.catalog
         asked, choice = settings, quantization_for(settings, family, catalog)
         settings = choice.settings
+        ready_to_identify("caption", family, "language", catalog.files, run.timings)
         with run.timings.time("digest"):
             identity = identify(family, "language", catalog.files)
             identity = with_adapter(identity, settings.language.adapter)
@@ -107,7 +130,9 @@ def caption(
             cost_of_going_on(asked, choice).say()
             following = Following(cache, listed, work, counts, settings.limits.limit, follow)
             with run.working() as at:
-                job = _Captioning(settings, family, identity, store, catalog, report, at)
+                load_libraries("caption", run.timings)
+                shown = show.up_to(counts) if show else None
+                job = _Captioning(settings, family, identity, store, catalog, report, at, shown)
                 job.run(work, following)
             work = following.last
         if not report.stopped:
@@ -150,6 +175,7 @@ class _Captioning:
     catalog: Catalog
     report: RunReport
     at: AtWork
+    show: Callable[[CaptionRow], None] | None = None
     uncommitted: list[CaptionRow] = field(default_factory=list)
     committed_s: float = field(default_factory=time.monotonic)
 
@@ -236,7 +262,11 @@ class _Captioning:
             yield [task], ClipTensors({})
 
     def _keep(self, made: Made) -> None:
-        self.uncommitted.append(made.row(self.settings, self.report.run))
+        row = made.row(self.settings, self.report.run)
+        self.uncommitted.append(row)
+        if self.show:
+            with self.bar.external_write_mode():
+                self.show(row)
         self.bar.update()
         if time.monotonic() - self.committed_s > COMMIT_EVERY_S:
             self._commit()

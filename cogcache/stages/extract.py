@@ -27,8 +27,10 @@ from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, list_work, un
 from cogcache.stages.encoding.clip_writer import ClipWriter
 from cogcache.stages.encoding.local import Encoding, LocalEncoding
 from cogcache.stages.runs.failures import note_failure
+from cogcache.stages.runs.libraries import ready_to_identify
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.progress import AtWork
+from cogcache.stages.runs.remembered import remember
 from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.store import Claims, FeatureStore, remove_dead_claims
 from cogcache.video import WHOLE, Span, find_videos
@@ -68,8 +70,10 @@ def extract(
     store.sweep()
     remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
-    family = family.at(settings.vision.cache_point)
+    family = family.at(settings.vision.cache_point).within(settings.sampling.pixels)
+    remember(cache, settings)
     with open_run("extract", cache, settings, catalog_path) as run:
+        ready_to_identify("extract", family, "vision", run.catalog.files, run.timings)
         with run.timings.time("digest"):
             identity = identify(family, "vision", run.catalog.files)
             wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
@@ -121,7 +125,7 @@ class _Extraction:
             finally:
                 self.claims.release_all()
             self._show()
-        self.report.notes += unseen(finding.found.num_unseen, self.wanted.settings)
+        self.report.warn(unseen(finding.found.num_unseen, self.wanted.settings))
 
     @cached_property
     def _making(self) -> Encoding:

@@ -10,6 +10,10 @@ from .format import hashing as hashing
 from .format import tensor_digest as tensor_digest
 from .live import LiveRun as LiveRun
 from .live import live_runs as live_runs
+from .mark import MARK as MARK
+from .mark import read_mark as read_mark
+from .profiles import add_profile as add_profile
+from .profiles import read_profiles as read_profiles
 from .repacking import compression_of as compression_of
 from .repacking import repack as repack
 from .store import FeatureStore as FeatureStore

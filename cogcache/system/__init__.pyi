@@ -10,6 +10,10 @@ from .atomic_files import sync_folder as sync_folder
 from .atomic_files import temporary_name as temporary_name
 from .devices import free_bytes as free_bytes
 from .devices import pick_device as pick_device
+from .distribution import check_distribution as check_distribution
+from .distribution import extra_hint as extra_hint
+from .distribution import our_version as our_version
+from .distribution import version_of as version_of
 from .faults import DISK_ERROR as DISK_ERROR
 from .faults import OF_DISKS as OF_DISKS
 from .faults import DiskWatch as DiskWatch
@@ -33,6 +37,8 @@ from .object_stores import as_video_errors as as_video_errors
 from .object_stores import facts as facts
 from .object_stores import filesystem as filesystem
 from .object_stores import tried as tried
+from .package_files import package_file as package_file
+from .package_files import package_files as package_files
 from .processes import CONTEXT as CONTEXT
 from .processes import Bug as Bug
 from .processes import bug_of as bug_of

@@ -20,6 +20,7 @@ from threading import Event
 from typing import Any, BinaryIO, Final, TypeVar
 
 from cogcache.errors import CacheError, ConfigError, VideoError
+from cogcache.system.distribution import extra_hint
 from cogcache.system.urls import path_of_url, refuse_secrets, url_of
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         system, name = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
-        how = f"pip install 'cogcache[{extra}]'" if extra else str(error)
+        how = extra_hint(extra) if extra else str(error)
         raise ConfigError(f"{scheme}:// needs a package that is not installed", how) from error
     except ValueError as error:
         raise ConfigError(f"{url}: {error}", "name files, folders, or s3:// URLs") from error

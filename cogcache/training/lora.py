@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from cogcache.errors import ConfigError, TrainingError
 from cogcache.models import linear_layers
 from cogcache.settings import Training
+from cogcache.system import extra_hint
 
 
 def prepare(model: PreTrainedModel, training: Training) -> Any:
@@ -44,7 +45,7 @@ def prepare(model: PreTrainedModel, training: Training) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         problem = "--method lora needs peft, which is not installed"
-        raise TrainingError(problem, "pip install 'cogcache[train]'") from error
+        raise TrainingError(problem, extra_hint("train")) from error
     torch.manual_seed(training.train_seed)  # of the first matrices
     config = LoraConfig(
         r=training.rank,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -13,7 +12,7 @@ from cogcache.errors import ConfigError, QuantizationError, TrainingError
 from cogcache.keys import digest
 from cogcache.models import RECORD, Kind
 from cogcache.settings import Settings
-from cogcache.system import make_folder, seal
+from cogcache.system import make_folder, seal, version_of
 from cogcache.training.examples import Chosen
 
 LIBRARIES: Final = ("cogcache", "torch", "transformers", "peft", "bitsandbytes")
@@ -164,7 +163,7 @@ def _version(package: str) -> str | None:
     from importlib.metadata import PackageNotFoundError
 
     try:
-        return version(package)
+        return version_of(package)
     except PackageNotFoundError:
         return None
 

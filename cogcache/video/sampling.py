@@ -27,24 +27,31 @@ class SamplingRule(Protocol):
         """Most frames taken of a clip; of ``uniform``, exactly as many."""
 
     @property
+    def fps(self) -> float | None:
+        """Frames a second that are taken, of ``per_second`` and ``spread``; None for one."""
+
+    @property
     def window_s(self) -> float:
         """Seconds from the clip's start that ``uniform`` spreads its frames over."""
 
 
-def per_second(timestamps_s: Times, max_frames: int = 24) -> list[int]:
+def per_second(timestamps_s: Times, max_frames: int = 24, fps: float = 1.0) -> list[int]:
     """Return the indices of the frames nearest to 0 s, 1 s, 2 s, ... in that order.
+
+    With ``fps`` they are the ones nearest to 0 s, 1 / fps, 2 / fps, ...
 
     Of two frames equally near, the earlier is taken; the last one may come twice.
 
     Args:
         timestamps_s: when each frame begins, in seconds from the clip's start. Shape [N].
-        max_frames: seconds to go through at most.
+        max_frames: most frames to return.
+        fps: frames a second.
     """
     # round() + 1 and not ceil(): the published loop does so, and each frame more or less
     # moves every later token.
-    num_seconds = min(round(float(timestamps_s.max())) + 1, max_frames)
-    seconds = range(num_seconds)
-    return [int(np.abs(timestamps_s - second).argmin()) for second in seconds]
+    count = min(round(float(timestamps_s.max()) * fps) + 1, max_frames)
+    moments = range(count) if fps == 1.0 else [step / fps for step in range(count)]
+    return [int(np.abs(timestamps_s - moment).argmin()) for moment in moments]
 
 
 def uniform(num_frames: int, fps: float, max_frames: int = 24, window_s: float = 60.0) -> list[int]:
@@ -62,19 +69,20 @@ def uniform(num_frames: int, fps: float, max_frames: int = 24, window_s: float =
     return [int(index) for index in np.linspace(0, num_seen - 1, max_frames, dtype=int)]
 
 
-def spread(timestamps_s: Times, max_frames: int = 24) -> list[int]:
-    """Return the frames nearest to as many moments as the clip has seconds, over all of it.
+def spread(timestamps_s: Times, max_frames: int = 24, fps: float = 1.0) -> list[int]:
+    """Return the frames nearest to ``fps`` moments for each second of the clip, over all of it.
 
-    A clip of at most ``max_frames`` seconds gives what ``per_second`` gives; of a longer one,
-    ``max_frames`` moments from its first frame to its last are equally far apart.
+    A clip that has no more of them than ``max_frames`` gives what ``per_second`` gives; of a longer
+    one, ``max_frames`` moments from its first frame to its last are equally far apart.
 
     Args:
         timestamps_s: when each frame begins, in seconds from the clip's start. Shape [N].
         max_frames: how many moments at most.
+        fps: moments a second.
     """
     last_s = float(timestamps_s.max())
-    if round(last_s) + 1 <= max_frames:
-        return per_second(timestamps_s, max_frames)
+    if round(last_s * fps) + 1 <= max_frames:
+        return per_second(timestamps_s, max_frames, fps)
     moments = np.linspace(0.0, last_s, max_frames)
     return [int(np.abs(timestamps_s - moment).argmin()) for moment in moments]
 
@@ -108,11 +116,12 @@ def choose(
     )
     if rule.strategy == "per_second":
         since_start_s = np.maximum(timestamps_s[first:stop] - start_s, 0)
-        chosen = per_second(since_start_s, rule.max_frames)
+        chosen = per_second(since_start_s, rule.max_frames, rule.fps or 1.0)
     elif rule.strategy == "uniform":
         chosen = uniform(stop - first, fps, rule.max_frames, rule.window_s)
     elif rule.strategy == "spread":
-        chosen = spread(np.maximum(timestamps_s[first:stop] - start_s, 0), rule.max_frames)
+        since_start_s = np.maximum(timestamps_s[first:stop] - start_s, 0)
+        chosen = spread(since_start_s, rule.max_frames, rule.fps or 1.0)
     else:
         raise ConfigError(
             f"sampling.strategy is {rule.strategy!r}", "set it to per_second, uniform or spread"

@@ -6,9 +6,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cogcache.cli.options import as_arguments, cache_option, settings_options
+from cogcache.cli.options import cache_option, settings_options
 from cogcache.errors import ConfigError
 from cogcache.settings.settings import TABLES, Settings, leaves, load_settings
+from cogcache.stages.both import StageRequest
 
 seen: list[tuple[Path, Settings]] = []
 
@@ -27,7 +28,7 @@ def settings_of(*arguments: str) -> Settings:
 
 
 def test_no_option_gives_the_defaults():
-    assert settings_of() == Settings()
+    assert settings_of() == Settings(model="tiny")
 
 
 def test_the_cache_is_a_path():
@@ -142,9 +143,17 @@ def test_stop_texts_can_be_repeated_and_taken_back(toml):
         {"prompts": {"a": "What is 1 = 1?", "b": "--prompt"}},
     ],
 )
-def test_arguments_give_another_process_the_same_settings(overrides):
+def test_a_request_gives_another_process_the_same_settings(overrides):
     settings = load_settings(None, overrides)
-    assert settings_of(*as_arguments(settings, *TABLES, prompts=True)) == settings
+    asked = StageRequest(
+        stage="caption",
+        cache=Path("a cache"),
+        settings=settings,
+        videos=("--odd", "b"),
+        spans=((0.5, None), (1.0, 0.1 + 1)),
+        catalog_path=Path("c.sqlite"),
+    )
+    assert StageRequest.from_json(asked.to_json()) == asked
 
 
 def test_a_prompt_that_cannot_be_used_is_blamed_on_the_options_that_give_prompts():

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+from pydoc_data.topics import topics
+
 import pytest
 
 from cogcache.generation.flags import changes_for, flags_of
-from cogcache.settings.stage_two import Generation
+from cogcache.settings import Generation, Limits
 
 
 def test_a_good_caption_has_no_flag():
@@ -40,10 +43,48 @@ def test_a_loop_of_a_long_sentence_is_looping():
 
 def test_a_short_list_of_one_word_is_not_looping():
     assert flags_of("no, no, no", [4, 4, 4, 4], ended=True) == ()
-
-
-def test_a_phrase_three_times_before_a_good_end_is_not_looping():
     assert flags_of("…", [1, 2, 1, 2, 1, 2, 7, 8, 9], ended=True) == ()
+
+
+@pytest.mark.parametrize("before", [0, 1, 400])
+@pytest.mark.parametrize("after", [0, 1, 400])
+def test_a_loop_is_found_wherever_it_stands(before, after):
+    loop = [1, 2, 3] * 3
+    tokens = [*range(10, 10 + before), *loop, *range(500, 500 + after)]
+    assert "looping" in flags_of("…", tokens, ended=True)
+    assert flags_of("…", [*range(10, 10 + before), *loop[:6], *range(500, 500 + after)],
+                    ended=True) == ()  # fmt: skip
+
+
+def test_one_word_four_times_is_looping_whatever_stands_between():
+    assert "looping" in flags_of("A very, very, Very very red ball.", [1, 2, 3], ended=True)
+    assert flags_of("A very, very, very red ball in 1 1 1 1.", [1, 2, 3], ended=True) == ()
+
+
+def test_how_often_makes_a_loop_is_set():
+    thrice = [1, 2, 3] * 3
+    assert flags_of("…", thrice, ended=True, limits=Limits(loop_phrases=4)) == ()
+    assert "looping" in flags_of("no no", [1], ended=True, limits=Limits(loop_words=2))
+
+
+def test_of_what_people_wrote_at_most_one_sentence_in_a_hundred_is_called_a_loop():
+    """The sentences are those of the Python language reference, as pydoc has it."""
+    prose = re.sub(r"\s+", " ", " ".join(topics.values()))
+    split = re.split(r"(?<=[.!?]) (?=[A-Z])", prose)
+    # Prose alone: no headings, no grammar, no programs.
+    sentences = [
+        each
+        for each in split
+        if "--" not in each and re.fullmatch(r"[A-Z][A-Za-z ,;:'\"()-]{40,}\.", each)
+    ]
+    assert len(sentences) > 500
+    known: dict[str, int] = {}
+    wrong = 0
+    for sentence in sentences:
+        words = re.findall(r"\w+|[^\w\s]", sentence)
+        tokens = [known.setdefault(word, len(known)) for word in words]
+        wrong += "looping" in flags_of(sentence, tokens, ended=True)
+    assert wrong / len(sentences) <= 0.01
 
 
 def test_a_caption_cut_off_by_the_context_says_so():

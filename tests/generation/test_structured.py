@@ -18,6 +18,7 @@ from cogcache.errors import ConfigError
 from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
+from cogcache.system.distribution import extra_hint
 
 SCHEMA = {
     "type": "object",
@@ -194,7 +195,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"--json-schema needs {package}") as caught:
         caption(tiny_cache, settings(json_schema='{"type": "object"}'))
-    assert caught.value.hint == "pip install 'cogcache[structured]'"
+    assert caught.value.hint == extra_hint("structured")
 
 
 def test_a_model_with_more_logits_than_tokens_gives_none_of_the_rest():

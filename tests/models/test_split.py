@@ -37,7 +37,7 @@ from cogcache.models.halves.waiting import Parked
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
 from cogcache.models.split import split
-from cogcache.planning.plan import make_plan
+from cogcache.planning.plan import Job, make_plan
 from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.stages.caption import caption
@@ -174,13 +174,15 @@ def test_a_split_serves_every_cache_point(golden, videos, tmp_path):
 
 
 def test_the_plan_of_a_split_is_that_of_the_original(pair):
-    found, wanted = (make_plan(settings_of(m, memory="8GiB"), 24, 2, 100) for m in reversed(pair))
+    found, wanted = (
+        make_plan(settings_of(m, memory="8GiB"), Job(prompts=2, clips=100)) for m in reversed(pair)
+    )
     assert found["memories"] == wanted["memories"]
 
 
 def test_what_a_split_does_not_hold_is_not_planned(pair):
     with pytest.raises(QuantizationError, match="holds its language half as kind nf4"):
-        make_plan(settings_of(pair[1], quantization="int8"), 24, 2, 100)
+        make_plan(settings_of(pair[1], quantization="int8"), Job(prompts=2, clips=100))
 
 
 def test_each_half_is_read_without_the_files_of_the_other(parts):

@@ -10,15 +10,15 @@ import pytest
 from checkpoints import Sizes, write_checkpoint
 from local_hub import Hub, with_hub
 
-from cogcache.planning.plan import make_plan
+from cogcache.planning.plan import Job, make_plan
 from cogcache.settings.settings import load_settings
 
 PLAN = """
 import json
-from cogcache.settings.settings import load_settings
-from cogcache.planning import make_plan
+from cogcache.settings import load_settings
+from cogcache.planning import Job, make_plan
 settings = load_settings(None, {"model": "some/model", "memory": "8GiB"})
-print(json.dumps(make_plan(settings, 24, 4, 10)))
+print(json.dumps(make_plan(settings, Job(prompts=4, clips=10))))
 """
 WIDE = Sizes(width=256, inner=512, vocabulary=4096, vision_width=128, vision_inner=512)
 HEADER_BYTES = 100_000
@@ -42,5 +42,7 @@ def test_only_headers_and_small_files_are_fetched_and_the_plan_is_that_of_the_fo
     assert sorted(hub.parts) == [shard.name for shard in shards]
     assert max(hub.parts.values()) <= HEADER_BYTES + 1
     assert sum(hub.parts.values()) < sum(shard.stat().st_size for shard in shards) / 2
-    wanted = make_plan(load_settings(None, {"model": str(hub.folder), "memory": "8GiB"}), 24, 4, 10)
+    wanted = make_plan(
+        load_settings(None, {"model": str(hub.folder), "memory": "8GiB"}), Job(prompts=4, clips=10)
+    )
     assert found == {**json.loads(json.dumps(wanted)), "model": "some/model"}

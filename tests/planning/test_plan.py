@@ -16,7 +16,7 @@ from cogcache.models.registry import family_of
 from cogcache.planning.choices import LanguageChoice, choose_language, choose_vision
 from cogcache.planning.estimates import frame_bytes
 from cogcache.planning.fitted import VisionLoader
-from cogcache.planning.plan import make_plan
+from cogcache.planning.plan import Job, make_plan
 from cogcache.settings.settings import Settings
 from cogcache.system.memory_monitor import sample
 from cogcache.units import GIB, MIB
@@ -85,7 +85,7 @@ def test_a_config_without_intermediate_sizes_can_be_planned():
 
 
 def plan_of(memory: str, frames: int = 24, **asked: object) -> dict[str, Any]:
-    return make_plan(settings(memory=memory, **asked), frames, 1, 10)
+    return make_plan(settings(memory=memory, **asked), Job(frames=frames, clips=10))
 
 
 def test_without_a_gpu_the_memory_of_the_process_itself_is_planned_for():

@@ -36,7 +36,6 @@ def test_a_prompt_without_braces_names_nothing():
         ("1 } 2", r"prompt 'a': a single } has no meaning: write }}"),
         ("{", "a single { has no meaning: write {{"),
         ("{}", "{} is no variable"),
-        ("{caption.b}", "prompt 'a' needs {caption.b}, and no prompt is named 'b'"),
         ("{caption.a}", "in a circle: a → a"),
     ],
 )

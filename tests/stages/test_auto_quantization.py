@@ -15,7 +15,7 @@ from cogcache.errors import QuantizationError
 from cogcache.models import Checkpoint, MadeWith, choose_quantization, cost_of_going_on, family_of
 from cogcache.models import split as split_checkpoint
 from cogcache.models.quantization import automatic
-from cogcache.planning import make_plan
+from cogcache.planning import Job, make_plan
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.system import Processor
@@ -198,7 +198,7 @@ def test_a_plan_for_the_cpu_is_that_of_the_kind_which_auto_takes_there(monkeypat
     asked_kinds = {
         device: [
             half["precision"]
-            for half in make_plan(asked(device=device), 24, 1, 10)["halves"]
+            for half in make_plan(asked(device=device), Job(clips=10))["halves"]
             if half["half"] == "language" and half["asked"]
         ]
         for device in ("cpu", "auto")
@@ -208,7 +208,7 @@ def test_a_plan_for_the_cpu_is_that_of_the_kind_which_auto_takes_there(monkeypat
 
 def test_a_plan_with_groups_that_do_not_divide_is_refused():
     with pytest.raises(QuantizationError, match="groups of 256 do not divide"):
-        make_plan(asked(quantization="int4", group_size=256), 24, 1, 10)
+        make_plan(asked(quantization="int4", group_size=256), Job(clips=10))
 
 
 def test_a_run_with_nothing_to_do_in_a_cache_in_nf4_loads_no_torch(extracted, tmp_path):

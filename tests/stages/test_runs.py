@@ -24,7 +24,8 @@ def report(command: str = "extract", **counts: int) -> RunReport:
         (report(found=2, done=2), None, "done", 0),
         (report(found=2, cached=2), None, "done", 0),
         (report(found=2, done=1, failed=1), None, "failures", 1),
-        (report(found=2, done=1, skipped=1), None, "failures", 1),
+        (report(found=2, done=1, skipped=1), None, "failures", 0),
+        (report("caption"), None, "done", 1),
         (report(found=2, done=1), "SIGINT", "stopped", 130),
         (report(found=2, done=1), "SIGTERM", "stopped", 143),
     ],
@@ -32,6 +33,12 @@ def report(command: str = "extract", **counts: int) -> RunReport:
 def test_status_and_exit_status_say_how_it_ended(made, stopped, status, exit_status):
     made.stopped = stopped
     assert (made.status, made.exit_status) == (status, exit_status)
+
+
+def test_what_failed_before_is_a_failure_again_where_that_is_asked_for():
+    made = report(found=2, done=1, skipped=1)
+    made.fail_on_known = True
+    assert made.exit_status == 1
 
 
 def test_the_first_line_names_what_was_made_there_failed_and_how_long_it_took():

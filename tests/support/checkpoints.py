@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -264,3 +265,26 @@ def published_tensors() -> dict[str, tuple[str, tuple[int, ...]]]:
         for shard, template, first, last, shape in content["tensors"]
         for index in range(first, last + 1)
     }
+
+
+def write_published_headers(folder: Path) -> Path:
+    """Write the flagship's checkpoint without a weight: files of its sizes that take no room."""
+    folder.mkdir()
+    config = (GOLDEN / "published-config.json").read_text()
+    (folder / "config.json").write_text(config)
+    shards: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, (shard, shape) in published_tensors().items():
+        shards.setdefault(shard, {})[name] = shape
+    for shard, tensors in shards.items():
+        header: dict[str, object] = {}
+        end = 0
+        for name, shape in tensors.items():
+            begin, end = end, end + 2 * math.prod(shape)
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (begin, end)}
+        text = json.dumps(header).encode()
+        with (folder / shard).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)  # a hole: no block of the disk is taken
+    index = {name: shard for shard, tensors in shards.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder

@@ -96,7 +96,7 @@ class TestAUrl:
         )
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "pip install 'cogcache[s3]'" in done.stderr
+        assert "pip install -c constraints.txt '.[s3]'" in done.stderr
 
     def test_of_no_known_kind_is_refused(self):
         with pytest.raises(ConfigError, match="nosuch"):

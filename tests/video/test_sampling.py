@@ -161,3 +161,43 @@ class TestSpread:
     def test_goes_by_time_and_not_by_frames(self):
         times = np.concatenate([np.arange(0, 10, 0.01), np.arange(10, 100, 1.0)])
         assert np.diff(times[spread(times, 10)]).min() > 9
+
+
+@pytest.mark.parametrize("strategy", ["per_second", "spread"])
+def test_at_a_rate_frames_lie_that_far_apart(strategy):
+    times_s = constant(120, 30)  # four seconds
+    rule = Sampling(strategy=strategy, fps=2.0, max_frames=32)
+    chosen = choose(times_s, 30.0, rule)
+    steps = [step / 2 for step in range(9)]
+    assert [times_s[index] for index in chosen] == pytest.approx(steps, abs=0.04)
+
+
+def test_the_most_frames_hold_at_any_rate_and_spread_keeps_the_end():
+    times_s = constant(3000, 30)
+    until = choose(times_s, 30.0, Sampling(fps=2.0, max_frames=8))
+    over = choose(times_s, 30.0, Sampling(strategy="spread", fps=2.0, max_frames=8))
+    assert len(until) == len(over) == 8
+    assert times_s[until[-1]] == pytest.approx(3.5, abs=0.02)
+    assert over[-1] == 2999
+
+
+def test_a_rate_of_one_takes_what_no_rate_takes():
+    times_s = varying(400, 3)
+    for strategy in ("per_second", "spread"):
+        with_rate, without = Sampling(strategy=strategy, fps=1.0), Sampling(strategy=strategy)
+        assert choose(times_s, 5.0, with_rate) == choose(times_s, 5.0, without)
+
+
+def test_a_rate_that_a_strategy_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="no effect with the strategy uniform"):
+        Sampling(strategy="uniform", fps=2.0)
+
+
+def test_a_key_holds_what_it_always_did_until_something_newer_is_set():
+    """Caches that were made before rates and limits of pixels stay valid."""
+    old = {"strategy": "per_second", "max_frames": 24, "window_s": 60.0}
+    assert Sampling().fields() == old
+    assert Sampling(fps=2.0, max_pixels=100_352).fields() == old | {
+        "fps": 2.0,
+        "max_pixels": 100_352,
+    }

@@ -29,6 +29,7 @@ from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store.claims import Claims
 from cogcache.store.live import LiveRun
 from cogcache.store.store import FeatureStore
+from cogcache.system.distribution import extra_hint
 from cogcache.system.signals import Stop
 from cogcache.video import scenes
 from cogcache.video.cutting import Span, spans_of
@@ -209,7 +210,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(film, search_all, mo
     monkeypatch.setitem(sys.modules, "scenedetect", None)
     with pytest.raises(ConfigError, match="needs PySceneDetect") as caught:
         search_all(film)
-    assert caught.value.hint == "pip install 'cogcache[scenes]'"
+    assert caught.value.hint == extra_hint("scenes")
 
 
 def test_a_search_takes_one_thread(film):

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from cogcache.catalog.catalog import Catalog
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.keys import digest
+from cogcache.system import extra_hint
 
 _BATCH: Final = 64
-_HINT: Final = "pip install 'cogcache[semantic]'"
+_HINT: Final = extra_hint("semantic")
 
 
 class Embedder:

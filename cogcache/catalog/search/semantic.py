@@ -25,7 +25,7 @@ from cogcache.catalog.search.full_text import CaptionSearch, Results
 from cogcache.catalog.search.queries import Query, parse
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.system import seal
+from cogcache.system import extra_hint, seal
 
 AT_A_TIME: Final = 512
 SAVE_EACH: Final = 50_000
@@ -181,7 +181,7 @@ def _load(path: Path) -> Any:
     try:
         from usearch.index import Index
     except ImportError as error:
-        hint = "pip install 'cogcache[semantic]'"
+        hint = extra_hint("semantic")
         raise ConfigError("search by meaning needs usearch", hint) from error
     try:
         return Index.restore(str(path)) if path.is_file() else None

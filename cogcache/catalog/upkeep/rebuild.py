@@ -24,7 +24,7 @@ from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.errors import CacheError, CatalogError
 from cogcache.store import FeatureStore, live_runs
-from cogcache.system import seal
+from cogcache.system import extra_hint, seal
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _check_usable(path: Path) -> None:
         return
     if version > VERSION:
         problem = f"{path} is of version {version}; this cogcache knows {VERSION}"
-        hint = "update cogcache: pip install --upgrade cogcache; or move the file away"
+        hint = f"update cogcache ({extra_hint()}), or move the file away"
         raise CatalogError(problem, hint)
 
 

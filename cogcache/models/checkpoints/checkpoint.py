@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.errors import CheckpointError, MissingShardError, TruncatedShardError
+from cogcache.errors import CheckpointError, ConfigError, MissingShardError, TruncatedShardError
 from cogcache.models.checkpoints.bounds import (
     check_config,
     check_files,
@@ -55,6 +55,8 @@ class Checkpoint:
         Raises:
             CheckpointError: it is nowhere to be found, or has no config.json.
         """
+        if not model:
+            raise ConfigError("no model is named", "name one with --model, such as a hub id")
         if model == "tiny":
             checkpoint = cls(model, Path(__file__).parents[2] / "tiny")
         elif Path(model).is_dir():

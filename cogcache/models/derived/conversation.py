@@ -50,8 +50,26 @@ def conversation_of(prompt: str) -> list[Message]:
     return messages
 
 
+def with_system(system: str, prompt: str) -> str:
+    """Return a prompt as a JSON list of messages, the first of which is the system's.
+
+    Raises:
+        ConfigError: the prompt is a conversation that has such a message.
+    """
+    messages = _messages(prompt)
+    if messages is None:
+        messages = conversation_of(prompt)
+    if any(message["role"] == "system" for message in messages):
+        problem = f"the conversation {prompt[:60]!r} has a system message of its own"
+        raise ConfigError(problem, "leave out --system, or that message")
+    first = {"role": "system", "content": [{"type": "text", "text": system}]}
+    return json.dumps([first, *messages], ensure_ascii=False)
+
+
 def about_nothing(prompt: str) -> list[Message]:
-    """Return a question as a conversation without a video."""
+    """Return a question, or a conversation, as one without a video."""
+    if (messages := _messages(prompt)) is not None:
+        return [{**each, "content": _without_video(each["content"])} for each in messages]
     return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
 
 
@@ -118,6 +136,12 @@ def processor_digest(checkpoint: Checkpoint) -> str:
         problem = f"{checkpoint.model} has no processor_config.json or preprocessor_config.json"
         raise CheckpointError(problem, "fetch the small files of the model too")
     return digest(contents)
+
+
+def _without_video(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    return [part for part in content if part.get("type") != "video"]
 
 
 def _messages(prompt: str) -> list[Message] | None:

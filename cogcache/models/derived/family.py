@@ -7,10 +7,11 @@ video's placeholder is cached with the features. Each clip checks that this hold
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cogcache.errors import ConfigError, UnknownFamilyError
 from cogcache.keys import Field
@@ -18,6 +19,7 @@ from cogcache.models.checkpoints.bounds import check_ids
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
+from cogcache.models.derived.pixels import published_pixels
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 from cogcache.system import out_of_memory
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cogcache.models.derived.processing import ClipProcessor, Processed
-    from cogcache.settings import Language
+    from cogcache.settings import Language, PixelLimits
     from cogcache.video import ClipFrames
 
 WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
@@ -45,6 +47,7 @@ class DerivedFamily(Family):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self.name = str(checkpoint.config.get("model_type", "unknown"))
+        self._heard: set[str] = set()
 
     def preprocessing(self) -> Mapping[str, Field]:
         """Return the digest of the processor's files."""
@@ -52,6 +55,33 @@ class DerivedFamily(Family):
             "kind": "transformers",
             "processor": conversations.processor_digest(self.checkpoint),
         }
+
+    def within(self, pixels: PixelLimits | None) -> Self:
+        """Return the family whose processor scales frames to these limits."""
+        if pixels is None:
+            return self
+        chosen = copy.copy(self)
+        chosen.__dict__["processor"] = self.processor.within(pixels)
+        return chosen
+
+    def published_pixels(self) -> PixelLimits | None:
+        """Return Qwen's limits: its authors' code scales frames before the processor sees them."""
+        return published_pixels(self.name)
+
+    def with_system(self, system: str, prompt: str) -> str:
+        """Return the prompt as a conversation that begins with a system message.
+
+        Raises:
+            ConfigError: it has one already, or the chat template leaves it out.
+        """
+        told = conversations.with_system(system, prompt)
+        if system not in self._heard:
+            text = self.processor.laid_out(conversations.about_nothing(told))
+            if system.strip() not in text:
+                problem = f"the chat template of {self.name} leaves system prompts out"
+                raise ConfigError(problem, "leave out --system, and say it in the prompt")
+            self._heard.add(system)
+        return told
 
     def layout(self, language: Language) -> str:
         """Return the digest of the checkpoint's chat template, with a name."""

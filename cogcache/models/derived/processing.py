@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cogcache.errors import ConfigError, UnknownFamilyError, VideoError
 from cogcache.models.checkpoints.bounds import blamed_on, check_processor
@@ -22,6 +22,8 @@ from cogcache.models.derived.conversation import (
     with_images,
 )
 from cogcache.models.derived.features import version_text
+from cogcache.models.derived.pixels import size_within
+from cogcache.settings import PixelLimits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +60,9 @@ class Processed:
 
 class ClipProcessor:
     """A checkpoint's processor, for one clip at a time."""
+
+    pixels: PixelLimits | None = None
+    """How large frames may be, where that is not left to the checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, family: str) -> None:
         """Load the processor.
@@ -102,10 +107,24 @@ class ClipProcessor:
             ConfigError: there is no template, it refuses the conversation, or a text in the
                 conversation looks like a placeholder.
         """
-        import jinja2
-
         if not self.takes_videos:
             conversation = with_images(conversation, num_replacements)
+        text = self.laid_out(conversation)
+        if (count := text.count(self.placeholder)) != num_replacements:
+            problem = f"{self.placeholder} stands {count} times in the laid out prompt"
+            raise ConfigError(
+                f"{problem}, where {num_replacements} are wanted", "word it otherwise"
+            )
+        return text
+
+    def laid_out(self, conversation: Sequence[Message]) -> str:
+        """Return a conversation as the chat template lays it out.
+
+        Raises:
+            ConfigError: there is no template, or it refuses the conversation.
+        """
+        import jinja2
+
         try:
             text: str = self.processor.apply_chat_template(
                 list(conversation), tokenize=False, add_generation_prompt=True
@@ -117,11 +136,6 @@ class ClipProcessor:
             if getattr(self.processor, "chat_template", None):
                 raise
             text = plain_text(self.family, conversation, self.placeholder)
-        if (count := text.count(self.placeholder)) != num_replacements:
-            problem = f"{self.placeholder} stands {count} times in the laid out prompt"
-            raise ConfigError(
-                f"{problem}, where {num_replacements} are wanted", "word it otherwise"
-            )
         return text
 
     def process(self, clip: ClipFrames, conversation: Sequence[Message]) -> Processed:
@@ -249,7 +263,28 @@ class ClipProcessor:
             "videos": [clip.frames],
             "video_metadata": [metadata(clip)],
             "do_sample_frames": False,
+            **self._size(len(clip.frames)),
         }
+
+    def within(self, pixels: PixelLimits) -> Self:
+        """Return the processor as it scales frames to these limits.
+
+        Raises:
+            ConfigError: it takes frames of one size alone.
+        """
+        chosen = copy.copy(self)
+        chosen.pixels = pixels
+        chosen._size(1)
+        return chosen
+
+    def _size(self, num_frames: int) -> dict[str, Any]:
+        if self.pixels is None:
+            return {}
+        video = getattr(self.processor, "video_processor", None)
+        size = size_within(video, self.pixels, num_frames, self.family)
+        # Qwen3-VL's has a limit of its own that is off, and will be on in a later release.
+        own = {"cap_pixels_per_frame": False} if hasattr(video, "cap_pixels_per_frame") else {}
+        return {"size": size, **own}
 
     def _check_arguments(self, video_processor: Any) -> None:
         known = getattr(getattr(video_processor, "valid_kwargs", None), "__annotations__", {})

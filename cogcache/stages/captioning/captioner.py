@@ -28,6 +28,7 @@ from cogcache.settings import Settings
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.tasks import Task, caption_key
 from cogcache.stages.runs.report import RunReport
+from cogcache.system import extra_hint
 from cogcache.units import GIB
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Captioner:
             from cogcache.generation import Grammar
         except ImportError as error:
             problem = f"--json-schema needs {error.name}, which is not installed"
-            raise ConfigError(problem, "pip install 'cogcache[structured]'") from error
+            raise ConfigError(problem, extra_hint("structured")) from error
         return Grammar(schema, self.family)
 
     def _load(self, row_tokens: int) -> Decoder | Batches:
@@ -267,7 +268,8 @@ class Captioner:
         if stop_texts.holds(text, stops):
             text, ended = stop_texts.cut(text, stops), True
         over_context = finished.over_context and not ended
-        flags = flags_of(text, kept, ended=ended, over_context=over_context)
+        limits = self.settings.limits
+        flags = flags_of(text, kept, ended=ended, over_context=over_context, limits=limits)
         if self.grammar and not self.grammar.is_followed(text):
             flags += ("invalid_json",)
         task, retried = request.task, {}

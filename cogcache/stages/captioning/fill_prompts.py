@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from cogcache.catalog import Catalog, ClipRow, FlaggedCaption, text_to_path
+from cogcache.catalog import IMPORTED, Catalog, ClipRow, FlaggedCaption, text_to_path
 from cogcache.errors import ClipError
 from cogcache.settings import templates
 
@@ -35,14 +35,18 @@ class Filler:
         clips: all that will be asked about.
         catalog: knows how long videos are.
         plain: takes apart what a tokenizer would not read as words, in what is put in.
+        around: puts what is said with each prompt around it.
     """
 
     prompts: Mapping[str, str]
     clips: Sequence[ClipRow]
     catalog: Catalog
     plain: Callable[[str], str]
+    around: Callable[[str], str] = str
     said: dict[tuple[str, str, int], FlaggedCaption] = field(default_factory=dict)
     """Captions by prompt, feature key and draw."""
+    earlier: dict[tuple[str, str], FlaggedCaption] = field(default_factory=dict)
+    """Captions that were in the catalog before, by prompt and feature key."""
 
     def __post_init__(self) -> None:
         self.variables = {name: templates.variables(text) for name, text in self.prompts.items()}
@@ -50,6 +54,19 @@ class Filler:
             each for text in self.prompts.values() for each in templates.captions_in(text)
         }
         """Names of prompts whose captions others are made from."""
+        self._take_captions_of_earlier_runs()
+
+    def _take_captions_of_earlier_runs(self) -> None:
+        """Read the captions that no prompt of this run makes; an edited one counts first."""
+        for needed, name in templates.made_elsewhere(self.prompts).items():
+            rows = self.catalog.captions.rows(prompt_name=needed)
+            if not rows:
+                known = sorted({*self.prompts, *self.catalog.captions.prompt_names()} - {name})
+                raise templates.no_such_caption(needed, name, known)
+            # The last one stays: the newest of an edited set, else the newest of all.
+            for row in sorted(rows, key=lambda row: (row["quantization"] == IMPORTED, row["id"])):
+                caption = FlaggedCaption(row["caption"], row["flags"])
+                self.earlier[needed, row["feature_key"]] = caption
 
     def made_from(self, name: str) -> list[str]:
         """Return the prompts that hold the caption of another."""
@@ -70,12 +87,14 @@ class Filler:
         if not (variables := self.variables[name]):
             return Filled(self._fixed[name])
         captions = {
-            each: self.said.get((each.removeprefix(templates.CAPTION), clip["feature_key"], draw))
+            each: self._said(each.removeprefix(templates.CAPTION), clip["feature_key"], draw)
             for each in variables
             if each.startswith(templates.CAPTION)
         }
         values: dict[str, str] = {}
         for each, said in captions.items():
+            if said is None and each.removeprefix(templates.CAPTION) not in self.prompts:
+                raise _not_made(name, each)
             if said is None:
                 return None
             if not said.text:
@@ -84,13 +103,18 @@ class Filler:
         values |= {each: self._value(each, clip) for each in variables if each not in captions}
         flagged = any(said and said.flags for said in captions.values())
         plain = {each: self.plain(value) for each, value in values.items()}
-        return Filled(templates.fill(self.prompts[name], plain), flagged)
+        return Filled(self.around(templates.fill(self.prompts[name], plain)), flagged)
+
+    def _said(self, name: str, feature_key: str, draw: int) -> FlaggedCaption | None:
+        if name in self.prompts:
+            return self.said.get((name, feature_key, draw))
+        return self.earlier.get((name, feature_key))
 
     @cached_property
     def _fixed(self) -> dict[str, str]:
         """Prompts without variables, braces made single."""
         fixed = {name: text for name, text in self.prompts.items() if not self.variables[name]}
-        return {name: templates.fill(text, {}) for name, text in fixed.items()}
+        return {name: self.around(templates.fill(text, {})) for name, text in fixed.items()}
 
     def _value(self, variable: str, clip: ClipRow) -> str:
         match variable:
@@ -118,6 +142,15 @@ class Filler:
         return {
             row["digest"]: row["duration_s"] for row in self.catalog.files.videos(digests=digests)
         }
+
+
+def _not_made(name: str, variable: str) -> ClipError:
+    first = variable.removeprefix(templates.CAPTION)
+    return ClipError(
+        NO_FIRST_CAPTION,
+        f"the prompt {name!r} needs the caption {first!r}, which this clip does not have",
+        f"make it: `cogcache caption` with a prompt named {first!r}",
+    )
 
 
 def _no_caption(name: str, variable: str) -> ClipError:

@@ -26,7 +26,7 @@ from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, 
 from cogcache.stages.captioning.quantization import quantization_for
 from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
-from cogcache.stages.captioning.tasks import Task, caption_key
+from cogcache.stages.captioning.tasks import Task, around, caption_key
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store import FeatureStore
@@ -129,7 +129,7 @@ def _tasks(
     catalog: Catalog,
 ) -> Iterator[Task]:
     """Fill the prompts in; those that need captions of a run before it are left out."""
-    filler = Filler(settings.prompts, list(clips), catalog, family.plain)
+    filler = Filler(settings.prompts, list(clips), catalog, family.plain, around(settings, family))
     for clip in clips:
         for name in settings.prompts:
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +81,7 @@ def list_captions(
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
     clips = choose_clips(settings, family, catalog, videos, spans)
-    filler = Filler(settings.prompts, clips, catalog, family.plain)
+    filler = Filler(settings.prompts, clips, catalog, family.plain, around(settings, family))
     listing = _Listing(settings, family, identity, catalog, filler)
     for names in levels(settings.prompts):
         listing.add(names)
@@ -89,6 +90,18 @@ def list_captions(
     # Neighbours of one length waste no padding, and the first batch shows the peak.
     found.missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
     return found
+
+
+def around(settings: Settings, family: Family) -> Callable[[str], str]:
+    """Return what puts the system prompt, where there is one, before each prompt.
+
+    Raises:
+        ConfigError: the family has no system prompts.
+    """
+    if (system := settings.language.system) is None:
+        return str
+    family.with_system(system, "?")  # before any clip: it may refuse
+    return partial(family.with_system, system)
 
 
 class _Wanted(NamedTuple):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any, cast
 
 from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
 from cogcache.errors import CacheError
 from cogcache.keys import Field, computes_in, differences
 from cogcache.models import Family, recall
-from cogcache.settings import Clips, Settings, WorkShare
+from cogcache.settings import Clips, Settings, WorkShare, sampling_words
 from cogcache.stages.clips.cuts import known_spans
 from cogcache.system import is_url
 from cogcache.video import Span, check_named, find_videos, from_home
@@ -74,14 +75,31 @@ def choose_clips(
         else:
             fitting.append(clip)
     if clips and not fitting:
-        nearest = "; ".join(min(differing, key=len)[:5])
-        raise CacheError(
-            f"none of the {len(clips)} clips in the cache was made with these settings: {nearest}",
-            "give the options or the --config that `cogcache extract` was given",
-        )
+        raise _misfit(clips, differing, settings)
     if "vision_digest" not in wanted:
         _check_makers(fitting, settings.model)
     return fitting
+
+
+def _misfit(
+    clips: Sequence[ClipRow], differing: Sequence[Sequence[str]], settings: Settings
+) -> CacheError:
+    """Return the error to show where no clip fits: what there is, what was asked for."""
+    nearest = min(range(len(clips)), key=lambda place: len(differing[place]))
+    clip, differs = clips[nearest], differing[nearest]
+    sampling = cast(Mapping[str, Any], clip["settings"].get("sampling") or {})
+    there = f"{len(clips):,} clips in the cache, made with {clip['model']}"
+    there += f", {sampling_words(sampling)}" if sampling else ""
+    if clip["model"] != settings.model:
+        problem = f"there are {there}; you asked for {settings.model}"
+        return CacheError(problem, f"add --model {clip['model']}, or extract with this model")
+    # A digest says nothing to a reader: it comes last, and in words.
+    told = [line for line in differs if "digest" not in line.partition(" ")[0]][:5]
+    told = told or ["the weights of the vision half are others than they were"]
+    return CacheError(
+        f"none of the {there}, was made with these settings: {'; '.join(told)}",
+        "give the options or the --config that `cogcache extract` was given",
+    )
 
 
 def _check_makers(clips: Sequence[ClipRow], model: str) -> None:
@@ -123,7 +141,7 @@ def _lies_in(folder: str, name: str) -> bool:
 def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:
     """The fields of a feature key that settings decide; weights only where they are known."""
     fields: dict[str, Field] = {
-        "sampling": settings.sampling.model_dump(),
+        "sampling": settings.sampling.fields(),
         "preprocessing": family.preprocessing(),
         "family": family.name,
         "cache_point": settings.vision.cache_point,

@@ -18,7 +18,7 @@ from cogcache.catalog import Catalog, VideoRow, path_to_text
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 from cogcache.settings import Clips
-from cogcache.system import is_url, object_stores
+from cogcache.system import extra_hint, is_url, object_stores
 from cogcache.video import THRESHOLDS, Span, VideoInfo, cut, spans_of
 
 
@@ -141,7 +141,7 @@ def _scene_spans(value: Mapping[str, Any], clips: Clips) -> list[Span]:
 def _check_extra() -> None:
     if absent := [name for name in ("scenedetect", "cv2") if find_spec(name) is None]:
         problem = f"--scenes needs PySceneDetect, and {absent[0]} is not installed"
-        raise ConfigError(problem, "pip install 'cogcache[scenes]'")
+        raise ConfigError(problem, extra_hint("scenes"))
 
 
 def _made_with() -> dict[str, str]:

@@ -120,7 +120,7 @@ class Wanted:
     def _shared(self) -> dict[str, Any]:
         """The fields that the keys of all clips share."""
         return {
-            "sampling": self.settings.sampling.model_dump(),
+            "sampling": self.settings.sampling.fields(),
             "preprocessing": self.family.preprocessing(),
             "family": self.identity.family,
             "vision_digest": self.identity.digest,
@@ -252,13 +252,18 @@ def num_unseen(clips: Iterable[Clip], settings: Settings) -> int:
     if sampling.strategy != "per_second":
         return 0
     spans = (clip.span for clip in clips)
-    return sum((end_s or 0.0) - start_s > sampling.max_frames + 0.5 for start_s, end_s in spans)
+    seen_s = _seen_s(settings)
+    return sum((end_s or 0.0) - start_s > seen_s + 0.5 for start_s, end_s in spans)
+
+
+def _seen_s(settings: Settings) -> float:
+    """Return how many seconds of a clip `per_second` takes frames of."""
+    return settings.sampling.max_frames / (settings.sampling.fps or 1.0)
 
 
 def unseen(count: int, settings: Settings) -> list[str]:
     """Return what there is to say of so many clips whose end no frame is taken of."""
-    sampling = settings.sampling
-    told = f"per_second sees the first {sampling.max_frames} s of a clip, and {count} are longer"
+    told = f"per_second sees the first {_seen_s(settings):g} s of a clip, and {count} are longer"
     return [f"{told}: --strategy spread sees all of each"] if count else []
 
 

@@ -125,4 +125,4 @@ def reporting(scheduler: Scheduler, report: RunReport) -> Iterator[Scheduler]:
         finally:
             take_over(report, [stats for stats in scheduler.stats.values() if stats is not None])
             if scheduler.num_requeued:
-                report.notes.append(f"given out again, for lost workers: {scheduler.num_requeued}")
+                report.warn([f"given out again, for lost workers: {scheduler.num_requeued}"])

@@ -22,7 +22,7 @@ from typing import Any
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.stages.distributed.jobs import ActorSpec, Job, JobQueue, Result
 from cogcache.stages.distributed.scheduler import Event, WorkerSpec
-from cogcache.system import Bug, asking_to_end, bug_of
+from cogcache.system import Bug, asking_to_end, bug_of, extra_hint
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -177,7 +177,7 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         raise ConfigError(
-            "--engine ray needs Ray, which is not installed", "pip install 'cogcache[ray]'"
+            "--engine ray needs Ray, which is not installed", extra_hint("ray")
         ) from error
     return ray
 

@@ -85,7 +85,7 @@ class Encoder:
             self.frames_per_batch //= 2
             frames = self.frames_per_batch
             logger.warning("out of memory: going on with %d frames a pass", frames)
-            self.report.notes.append(f"memory ran out: {frames} frames a pass from there on")
+            self.report.warn([f"memory ran out: {frames} frames a pass from there on"])
             return True
         room = self.half.make_room()
         self.frames_per_batch = self.half.choice.frames_per_batch if room else 1

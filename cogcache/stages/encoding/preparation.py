@@ -92,7 +92,8 @@ def prepare(source: ClipSource) -> PreparedClip:
     if _Worker.strict and clip.suspect:
         problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
-    inputs = _Worker.family.prepare(clip, getattr(torch, _Worker.dtype))
+    family = _Worker.family.within(source.sampling.pixels)
+    inputs = family.prepare(clip, getattr(torch, _Worker.dtype))
     info = probe(source.video)
     if source.seen is not None:  # not before: it may change while it is read
         check_unchanged(source.video, source.digest, source.seen)

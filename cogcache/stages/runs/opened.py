@@ -46,6 +46,7 @@ class OpenedRun:
         )
         share = settings.machines.shard
         self._report = RunReport(number, self.command, settings.model, counts, self.timings, share)
+        self._report.fail_on_known = settings.limits.fail_on_known
         return self._report
 
     @contextmanager

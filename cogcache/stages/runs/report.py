@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cogcache.system import MemoryMonitor, MemorySample
+from cogcache.system import MemoryMonitor, MemorySample, version_of
 
 if TYPE_CHECKING:
     from cogcache.planning import LoadNotes, StagePlan
@@ -20,7 +19,7 @@ REPORTED_VERSIONS = ("cogcache", "torch", "transformers", "bitsandbytes", "h5py"
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results may depend on."""
-    return {package: version(package) for package in REPORTED_VERSIONS}
+    return {package: version_of(package) for package in REPORTED_VERSIONS}
 
 
 @dataclass
@@ -78,6 +77,8 @@ class RunReport:
     split: Timings
     shard: str | None = None
     """The share of the work that was this run's, such as `3/16`."""
+    fail_on_known: bool = False
+    """Whether clips that failed before, and are left out, count as failed now."""
     planned: StagePlan | None = None
     peak: MemorySample | None = None
     workers_peak: MemorySample | None = None
@@ -88,6 +89,8 @@ class RunReport:
     quantization: str | None = None
     notes: list[str] = field(default_factory=list)
     """What was chosen, and why."""
+    warnings: list[str] = field(default_factory=list)
+    """Those of the notes that are shown unasked."""
     stopped: str | None = None
     """Why the run ended before its work did."""
     fault: bool = False
@@ -108,6 +111,12 @@ class RunReport:
         self.peak = self.workers_peak or monitor.peak
         self.total_s = time.monotonic() - monitor.started_s
         self.timeline = monitor.timeline
+
+    def warn(self, notes: Iterable[str]) -> None:
+        """Note what a user is told unasked."""
+        some = list(notes)
+        self.notes += some
+        self.warnings += some
 
     def note_load(self, notes: LoadNotes) -> None:
         """Take over what is to be said of an attempt to load a half."""
@@ -136,10 +145,18 @@ class RunReport:
 
     @property
     def exit_status(self) -> int:
-        """What the command line ends with: 0 all done, 1 some failed, as shells do if stopped."""
+        """What the command line ends with: 0 done, 1 some failed now, as shells do if stopped."""
         if self.stopped and self.stopped in signal.Signals.__members__:
             return 128 + signal.Signals[self.stopped]
-        return 1 if self.fault or self.counts.failed or self.counts.skipped else 0
+        if self.counts.skipped and self.fail_on_known:
+            return 1
+        return 1 if self.fault or self.counts.failed or self.chose_nothing else 0
+
+    @property
+    def chose_nothing(self) -> bool:
+        """Whether there was nothing to work on, where there should have been something."""
+        there = self.counts.found or self.counts.unsearched or self.shard or self.stopped
+        return not there and self.command == "caption"
 
     def row(self) -> dict[str, Any]:
         """Return the run as the catalog keeps it."""

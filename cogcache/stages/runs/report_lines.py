@@ -1,36 +1,95 @@
-"""A run's report as lines for a reader."""
+"""A run's report as lines for a reader, and as one object for a program."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from cogcache.stages.runs.report import RunReport
 from cogcache.system import MemorySample
 from cogcache.units import format_bytes, format_seconds
 
 
-def report_lines(report: RunReport) -> list[str]:
-    """Return the report as lines for a reader."""
-    counts, unit = report.counts, "captions" if report.command == "caption" else "clips"
-    parts = [f"{counts.done} {unit} made", f"{counts.cached} there already"]
-    parts += [f"{counts.copies} the same as others"] if counts.copies else []
-    parts += [f"{counts.failed} failed"] if counts.failed else []
-    parts += [f"{counts.skipped} failed before (--retry-failed)"] if counts.skipped else []
-    if not (counts.found or counts.unsearched or report.shard or report.stopped):
-        parts = ["the cache holds no clips of these videos; `cogcache extract` makes them"]
-    total = format_seconds(report.total_s)
+def report_lines(
+    report: RunReport, cache: Path | None = None, *, verbose: bool = False
+) -> list[str]:
+    """Return what was made, how fast, what failed, and the next command.
+
+    Args:
+        report: of a run that has ended.
+        cache: its folder, for the commands to type next; None for none.
+        verbose: tell what was chosen and why, too.
+    """
+    counts = report.counts
     shard = f", shard {report.shard}" if report.shard else ""
-    lines = [f"{report.command}{shard}: {', '.join(parts)}, in {total}"]
+    total = format_seconds(report.total_s)
+    lines = [f"{report.command}{shard}: {', '.join(_counted(report))}, in {total}{_rate(report)}"]
     if counts.unsearched:
         lines.append(f"  {_videos(counts.unsearched)} not cut into clips yet")
     if report.stopped:
         lines.append(f"  stopped early ({report.stopped}); run the same command to go on")
-    if not counts.done:
-        return lines
-    lines += [f"  {report.quantization}"] if report.quantization else []
-    lines += [f"  {note}" for note in report.notes]
+    if counts.done:
+        lines += _technical(report, verbose=verbose)
+    return lines + ([] if cache is None else _next(report, cache))
+
+
+def report_object(report: RunReport) -> dict[str, Any]:
+    """Return the report as one JSON object; its names are those of the catalog's rows."""
+    row = report.row()
+    told = {name: row[name] for name in ("status", "planned_peak_bytes", "measured_peak_bytes")}
+    return {
+        "command": report.command,
+        "run": report.run,
+        "model": report.model,
+        "exit_status": report.exit_status,
+        **told,
+        **asdict(report.counts),
+        "before_loading_bytes": report.base_bytes,
+        "stopped": report.error or report.stopped,
+        "total_s": report.total_s,
+        "split": dict(report.split.seconds),
+    }
+
+
+def _counted(report: RunReport) -> list[str]:
+    counts, unit = report.counts, "captions" if report.command == "caption" else "clips"
+    if not (counts.found or counts.unsearched or report.shard or report.stopped):
+        return ["the cache holds no clips of these videos; `cogcache extract` makes them"]
+    parts = [f"{counts.done:,} {unit} made", f"{counts.cached:,} there already"]
+    parts += [f"{counts.copies:,} the same as others"] if counts.copies else []
+    parts += [f"{counts.failed:,} failed"] if counts.failed else []
+    return parts + (
+        [f"{counts.skipped:,} failed before (--retry-failed)"] if counts.skipped else []
+    )
+
+
+def _rate(report: RunReport) -> str:
+    if not report.counts.done or report.total_s < 1:
+        return ""
+    return f" ({60 * report.counts.done / report.total_s:,.3g} a minute)"
+
+
+def _technical(report: RunReport, *, verbose: bool) -> list[str]:
+    lines = []
+    if verbose:
+        lines += [f"  {report.quantization}"] if report.quantization else []
+    lines += [f"  {note}" for note in report.notes if verbose or note in report.warnings]
     split = (f"{part} {format_seconds(s)}" for part, s in report.split.seconds.items())
     lines += [f"  time: {', '.join(split)}"] if report.split.seconds else []
-    lines.append(f"  peak memory: {_peak_line(report)}")
-    return lines
+    return [*lines, f"  peak memory: {_peak_line(report)}"]
+
+
+def _next(report: RunReport, cache: Path) -> list[str]:
+    where = f"--cache {quote(str(cache))}"
+    lines = []
+    if report.counts.failed or report.counts.skipped:
+        lines.append(f"  what failed, and why: cogcache failures {where}")
+    if report.stopped or report.error:
+        return lines
+    follows = {"extract": "caption", "caption": "ls"}.get(report.command)
+    return lines + ([f"  next: cogcache {follows} {where}"] if follows else [])
 
 
 def _peak_line(report: RunReport) -> str:
