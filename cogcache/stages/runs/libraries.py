@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
-from cogcache.models.family import Family
-from cogcache.models.halves.identity import DigestMemory, recall
-from cogcache.models.halves.partition import Half
+from cogcache.catalog import FileFacts
+from cogcache.models import Family, recall
 from cogcache.stages.runs.progress import logger
 from cogcache.stages.runs.report import Timings
 
@@ -22,7 +22,11 @@ def load_libraries(command: str, timings: Timings) -> None:
 
 
 def ready_to_identify(
-    command: str, family: Family, half: Half, memory: DigestMemory, timings: Timings
+    command: str,
+    family: Family,
+    half: Literal["vision", "language"],
+    memory: FileFacts,
+    timings: Timings,
 ) -> None:
     """Load the libraries where a half is to be identified anew: it has to be laid out for that."""
     if recall(family, half, memory) is None:
