@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from cogcache.errors import ConfigError
 from cogcache.system.free_memory import available_bytes
 
@@ -30,8 +32,17 @@ def free_bytes(device: str) -> int:
 
     if device.startswith("cpu"):
         return available_bytes()
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.startswith("xpu"):
-        return int(torch.xpu.mem_get_info(device)[0])
-    return int(torch.mps.recommended_max_memory())
+    if device.startswith("mps"):  # its memory is the machine's; Metal says how much it may use
+        return int(torch.mps.recommended_max_memory())
+    return int(torch.accelerator.get_memory_info(device)[0])
+
+
+def accelerator_in_use() -> bool:
+    """Say whether this process has begun to use a GPU; never loads torch or a driver to tell."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "accelerator"):  # absent, or still being imported
+        return False
+    device = torch.accelerator.current_accelerator()
+    if device is None:
+        return False
+    return bool(getattr(torch.get_device_module(device), "is_initialized", bool)())

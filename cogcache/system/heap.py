@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cogcache.system.memory_monitor import _MOST_BYTES, _SMALL_BYTES
+from cogcache.system.devices import accelerator_in_use
 
+_SMALL_BYTES, _MOST_BYTES = 1 << 20, 1 << 25
+"""Size from which blocks are mapped: so that they go back when freed, and what glibc comes to."""
 _M_MMAP_THRESHOLD = -3
 """Parameter of glibc's mallopt, from malloc.h."""
 
@@ -42,9 +44,8 @@ def give_back() -> None:
     gc.collect()
     if trim := getattr(_libc(), "malloc_trim", None):
         trim(0)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    if accelerator_in_use():
+        sys.modules["torch"].accelerator.empty_cache()
 
 
 @contextmanager

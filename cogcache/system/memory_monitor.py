@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cogcache.system.devices import accelerator_in_use
+
 SAMPLE_EVERY_S = 0.05
 TIMELINE_POINTS = 600
 """Most points a timeline keeps; beyond it every second one goes and the interval doubles."""
-_SMALL_BYTES, _MOST_BYTES = 1 << 20, 1 << 25
-"""Size from which blocks are mapped: so that they go back when freed, and what glibc comes to."""
 _STATUS = Path("/proc/self/status")
 
 
@@ -67,10 +67,10 @@ def _host_bytes() -> tuple[int, int]:
 
 
 def _device_bytes() -> tuple[int, int]:
-    torch = sys.modules.get("torch")  # never the one to load it
-    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+    if not accelerator_in_use():
         return 0, 0
-    return int(torch.cuda.memory_allocated()), int(torch.cuda.memory_reserved())
+    accelerator = sys.modules["torch"].accelerator
+    return int(accelerator.memory_allocated()), int(accelerator.memory_reserved())
 
 
 @cache
@@ -130,9 +130,9 @@ class MemoryMonitor:
         peak = self.peak
         device, reserved = now.device_bytes, now.reserved_bytes
         if device or reserved:  # the allocator's own peak misses nothing between two samples
-            torch = sys.modules["torch"]
-            device = int(torch.cuda.max_memory_allocated())
-            reserved = int(torch.cuda.max_memory_reserved())
+            accelerator = sys.modules["torch"].accelerator
+            device = int(accelerator.max_memory_allocated())
+            reserved = int(accelerator.max_memory_reserved())
         self.peak = MemorySample(
             now.time_s,
             max(peak.anonymous_bytes, now.anonymous_bytes),

@@ -14,7 +14,7 @@ from cogcache.catalog import migrations
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import insertion
 from cogcache.catalog.search import queries
-from cogcache.catalog.search.full_text import MAX_RANKED, CaptionSearch, rebuild_index
+from cogcache.catalog.search.full_text import MAX_RANKED, CaptionSearch
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
@@ -211,12 +211,6 @@ def test_changed_and_removed_captions_are_found_as_they_are_now(found, cache):
         connection.execute("DELETE FROM captions")
     connection.close()
     assert (found("fox"), found("红色")) == ([], [])
-
-
-def test_an_index_built_at_once_is_that_of_the_triggers(found, cache):
-    found("fox", ENGLISH, CHINESE)
-    assert rebuild_index(cache / "catalog.sqlite") == 2
-    assert (found("fox"), found("红色")) == ([ENGLISH], [CHINESE])
 
 
 def test_index_and_queries_set_the_same_letters_apart():

@@ -77,11 +77,6 @@ def test_the_text_of_a_layout_is_the_published_one(layout, text):
     assert question_text(QUESTION, layout) == text
 
 
-def test_earlier_questions_stand_before_the_question():
-    text = question_text("b?", "chat", [("a?", "A.")])
-    assert text == "Question: a? Answer: A.\nQuestion: b? Answer:"
-
-
 # The family
 
 

@@ -199,25 +199,3 @@ def _beginning(row: CaptionRow) -> str:
 
 def _among(ids: list[int]) -> dict[str, object]:
     return {"ids": json.dumps(ids), "first": min(ids, default=0), "last": max(ids, default=0)}
-
-
-def rebuild_index(catalog: Path) -> int:
-    """Build the index of all captions anew; return how many there are.
-
-    Needed only where another program wrote captions without it.
-
-    Raises:
-        CatalogError: the catalog cannot be used.
-    """
-    file = CatalogFile(catalog)
-    try:
-        with file.transaction() as conn:
-            conn.execute("INSERT INTO captions_fts (captions_fts) VALUES ('rebuild')")
-            conn.execute("DELETE FROM captions_unspaced")
-            conn.execute(
-                "INSERT INTO captions_unspaced (rowid, caption)"
-                " SELECT id, caption FROM captions_separated"
-            )
-            return int(conn.execute("SELECT count(*) FROM captions").fetchone()[0])
-    finally:
-        file.close()

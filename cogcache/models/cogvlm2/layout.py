@@ -9,7 +9,7 @@ The index follows its frame and is the frame's number in the clip, whatever its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 TEMPLATES = {
@@ -27,13 +27,12 @@ class Prompt:
     token_type_ids: list[int]
 
 
-def question_text(query: str, layout: str, history: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the text behind the slots; `history` holds earlier questions and their answers."""
+def question_text(query: str, layout: str) -> str:
+    """Return the text behind the slots."""
     start, end = TEMPLATES[layout]
     if layout == "base":
         return query
-    turns = "".join(f"Question: {asked} Answer: {answered}\n" for asked, answered in history)
-    return f"{turns}{start}{query}{end}"
+    return f"{start}{query}{end}"
 
 
 def build(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -353,8 +352,3 @@ def _sequences(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
         for name, value in outputs.items()
         if name != "attention_mask" and getattr(value, "shape", None) == shape
     }
-
-
-def as_text(replacements: Sequence[str]) -> str:
-    """Return replacements as one text, for the feature file."""
-    return json.dumps(list(replacements), ensure_ascii=False)

@@ -59,11 +59,6 @@ class LoadedHalf:
     """The view; it is there as long as the model, since offloading to disk reads from it."""
     quantization: QuantizationReport | None = None
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all tensors that were read."""
-        return sum(self.bytes_by_shard.values())
-
 
 @dataclass(frozen=True)
 class WholeModel:
