@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from cogcache.models.cogvlm2.modeling import CogVLM2VideoForConditionalGeneratio
 from cogcache.models.halves.waiting import Parked
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
+from cogcache.stages.runs import opened
 from cogcache.stages.runs.report_lines import report_lines
 from cogcache.store.store import FeatureStore
 
@@ -88,15 +88,14 @@ def test_a_second_run_makes_nothing(cache):
 
 
 def test_captions_that_another_run_makes_as_this_one_begins_are_counted(cache, monkeypatch):
-    stage_two = import_module("cogcache.stages.caption")
-    begin = stage_two.at_work
+    begin = opened.at_work
 
     def late(*arguments):
-        monkeypatch.setattr(stage_two, "at_work", begin)
+        monkeypatch.setattr(opened, "at_work", begin)
         caption(cache, asked())
         return begin(*arguments)
 
-    monkeypatch.setattr(stage_two, "at_work", late)
+    monkeypatch.setattr(opened, "at_work", late)
     counts = caption(cache, asked()).counts
     assert counts.done == 0 < counts.found == counts.cached
 

@@ -125,8 +125,8 @@ def test_a_drawn_caption_that_is_empty_is_drawn_anew_with_other_random_numbers(c
 
 
 def test_beams_do_not_run_over_the_context_either(cache, monkeypatch):
-    for module in ("batches", "decoding"):
-        monkeypatch.setattr(f"cogcache.{module}.context_of", lambda model: 44)
+    for module in ("batches", "decoder"):
+        monkeypatch.setattr(f"cogcache.generation.{module}.context_of", lambda model: 44)
     asked = {"prompts": {"detail": DETAIL}, "retry": False}
     _, alone = made(cache, **asked)
     _, rows = made(cache, **asked, num_beams=2)

@@ -156,7 +156,8 @@ def test_a_card_cannot_be_named_on_ray(tmp_path):
 
 def test_ray_is_not_imported_unless_it_is_asked_for():
     program = (
-        "import sys, cogcache.extract, cogcache.crewing, cogcache.crew_ray, cogcache.cli;"
+        "import sys, cogcache.stages.extract, cogcache.cli;"
+        "import cogcache.stages.distributed.launch, cogcache.stages.distributed.ray_workers;"
         "sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], env=environment()).returncode == 0
