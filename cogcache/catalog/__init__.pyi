@@ -14,6 +14,12 @@ from .placed import Placing as Placing
 from .placed import missing_videos as missing_videos
 from .placed import still_missing as still_missing
 from .published import open_catalog as open_catalog
+from .readings import LookAt as LookAt
+from .readings import Reading as Reading
+from .readings import looked_at as looked_at
+from .readings import read_otherwise as read_otherwise
+from .readings import readings as readings
+from .readings import remember as remember
 from .recovery import rows_of as rows_of
 from .rows import IMPORTED as IMPORTED
 from .rows import STAGES as STAGES

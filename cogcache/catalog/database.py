@@ -19,7 +19,7 @@ from urllib.parse import quote
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint
 
-VERSION: Final = 6
+VERSION: Final = 7
 """The number of the last step of `migrations`; a catalog with a higher one is of a newer
 cogcache."""
 
@@ -190,6 +190,11 @@ class CatalogFile:
                 yield
             finally:
                 self._conn.execute(f"DETACH {name}")
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the file can be written, and not only read."""
+        return "mode=ro" not in uri_of(self.path)
 
     def write(self, sql: str, values: Row) -> int:
         """Execute one statement in a transaction of its own; return the rows it changed."""

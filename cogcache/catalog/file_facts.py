@@ -96,6 +96,21 @@ class FileFacts:
         """Keep a value that took long to find under a name that says what it depends on."""
         self._file.upsert("memory", "name", [{"name": name, "value": value}])
 
+    @property
+    def can_write(self) -> bool:
+        """Whether the catalog can be written here."""
+        return self._file.can_write
+
+    def note_offset(self, digest: str, offset_s: float) -> None:
+        """Note the time that a player shows at a video's first frame, if the video is known."""
+        sql = "UPDATE videos SET offset_s = :offset_s WHERE digest = :digest"
+        self._file.write(sql, {"offset_s": offset_s, "digest": digest})
+
+    def paths_of(self, digests: Collection[str]) -> list[tuple[str, str]]:
+        """Return each file that held bytes of one of these digests when it was read last."""
+        rows = self._file.select("files", "path", among={"digest": digests})
+        return [(row["digest"], row["path"]) for row in rows]
+
     def forget_gone(self, digests: Collection[str]) -> int:
         """Forget files that are gone where another has the same bytes: they were moved.
 

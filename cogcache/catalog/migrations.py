@@ -310,3 +310,10 @@ def _videos_of_captions(db: Database) -> None:
 
 
 MIGRATIONS(name="0006_videos_of_captions")(_videos_of_captions)
+
+
+def _offsets(db: Database) -> None:
+    db.conn.execute("ALTER TABLE videos ADD COLUMN offset_s REAL")
+
+
+MIGRATIONS(name="0007_offsets")(_offsets)

@@ -37,6 +37,7 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
         "total_num_frames": told["total_num_frames"],
         "codec": told.get("codec"),
         "size_bytes": video_size_bytes,
+        "offset_s": told.get("offset_s"),
     }
     clip: ClipRow = {
         "feature_key": key,

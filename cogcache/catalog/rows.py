@@ -34,6 +34,8 @@ class VideoRow(TypedDict):
     total_num_frames: int | None
     codec: str | None
     size_bytes: int
+    offset_s: float | None
+    """The time that a player shows at the first frame; None where nobody has looked."""
 
 
 class ClipRow(TypedDict):

@@ -45,7 +45,9 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
     """
     columns = {
         "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "flags"),
-        "clips": ("video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder"),
+        "clips": (
+            "video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder", "note",
+        ),
         "runs": (
             "run", "command", "model", "started_at", "status",
             "planned_peak_bytes", "measured_peak_bytes",
@@ -54,6 +56,7 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
 
+    from cogcache.cli.times import with_notes, with_offsets
     from cogcache.stages import state_of
     from cogcache.store import live_runs
 
@@ -69,6 +72,9 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
     def rows(catalog: Catalog) -> list[Any]:
         found: list[Any] = getattr(catalog, what).rows()
         found = [row for row in found if row["flags"]] if flagged else found
+        if what == "clips":
+            found = with_notes(catalog, found)
+        found = with_offsets(catalog, found, add=not json_)
         return _placed(catalog, found, _SAME[what], look)
 
     if side_by_side:

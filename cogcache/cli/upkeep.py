@@ -34,8 +34,9 @@ def verify(cache: Path, fix: bool, json_: bool) -> None:
     from dataclasses import asdict
 
     from cogcache.catalog import verify as find
+    from cogcache.video import look_at
 
-    found = find(cache, fix=fix)
+    found = find(cache, fix=fix, look=look_at)
     if found or json_:
         rows = [asdict(each) for each in found]
         print_rows(rows, ("problem", "path", "message", "fixed"), json_=json_)

@@ -21,6 +21,7 @@ from cogcache.catalog import (
 )
 from cogcache.errors import ConfigError, MissingVideosError, VideoError
 from cogcache.export.clip_files import Media, place
+from cogcache.export.earlier import as_shown
 from cogcache.export.items import Item, check_one_each, choose_items
 from cogcache.export.names import check_below, names_below
 from cogcache.export.rows import ROWS
@@ -101,19 +102,20 @@ def export(
     """
     check_free(out, overwrite=options.overwrite)
     chosen = choose_items(catalog, selection, options.wording, options.look)
-    items = chosen.items
+    items, old = as_shown(catalog, chosen.items)
     if format_ in ROWS:
         with whole_file(out, overwrite=options.overwrite) as path:
             ROWS[format_](items, path)
-        return Exported(len(items), chosen.num_empty, chosen.absent)
+        return Exported(len(items), chosen.num_empty, chosen.absent, old)
     if format_ in SUBTITLES:
         left_out = _write_subtitles(items, out, format_, options)
-        return Exported(len(items) - len(left_out), chosen.num_empty, chosen.absent, left_out)
+        num_written = len(items) - len(left_out)
+        return Exported(num_written, chosen.num_empty, chosen.absent, [*old, *left_out])
     check_one_each(items)
     with closing(CatalogFile(catalog)) as file:
         placed, left_out = _write_folder(items, out.absolute(), format_, options, Sources(file))
     notes = _notes(placed, out.absolute(), format_)
-    return Exported(len(placed), chosen.num_empty, chosen.absent, left_out, notes)
+    return Exported(len(placed), chosen.num_empty, chosen.absent, [*old, *left_out], notes)
 
 
 def export_beside(catalog: Path, format_: str, selection: Selection, options: Options) -> Exported:
@@ -128,9 +130,10 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
         MissingVideosError: as for `export`.
     """
     chosen = choose_items(catalog, selection, options.wording, options.look)
+    items, old = as_shown(catalog, chosen.items)
     texts: dict[Path, str] = {}
     left_out: list[Left] = []
-    for some in by_video(chosen.items):
+    for some in by_video(items):
         local = [path for path in some[0].paths if not is_url(path)]
         left_out += [] if local else [(_name(some[0]), "there is no file to write it beside")]
         for path in (_beside(path, format_) for path in local):
@@ -143,7 +146,7 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
             raise ConfigError(f"{path} exists already", "replace it with --overwrite")
     for path, text in texts.items():
         seal(path, text.encode())
-    return Exported(len(chosen.items), chosen.num_empty, chosen.absent, left_out)
+    return Exported(len(items), chosen.num_empty, chosen.absent, [*old, *left_out])
 
 
 def _beside(video: Path, format_: str) -> Path:

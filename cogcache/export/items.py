@@ -42,8 +42,11 @@ COLUMNS: Final = (
 """Of a row, in this order; the names are those of the catalog."""
 
 _QUERY: Final = """
-SELECT {columns}, c.video_digest, v.duration_s, v.fps, v.width, v.height, v.total_num_frames
-FROM captions c LEFT JOIN videos v ON v.digest = c.video_digest
+SELECT {columns}, c.video_digest, v.duration_s, v.fps, v.width, v.height, v.total_num_frames,
+    v.offset_s, k.settings AS clip_settings
+FROM captions c
+LEFT JOIN clips k ON k.feature_key = c.feature_key
+LEFT JOIN videos v ON v.digest = c.video_digest
 {where}
 """
 
@@ -65,6 +68,10 @@ class Item:
     width: int | None = None
     height: int | None = None
     total_num_frames: int | None = None
+    offset_s: float | None = None
+    """The time that a player shows at the first frame."""
+    clip_settings: str | None = None
+    """The fields of the clip's key, as JSON; None for a summary."""
 
     @property
     def caption(self) -> str:

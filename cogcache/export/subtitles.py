@@ -55,8 +55,9 @@ def _cues(items: Sequence[Item]) -> list[tuple[int, int, str]]:
     """Return begin and end in milliseconds, and the text, begins never decreasing."""
     cues = []
     for item in items:
-        begin_s = item.span[0]
-        end_s = begin_s + _UNKNOWN_S if item.end_s is None else item.end_s
+        offset_s = item.offset_s or 0.0
+        begin_s = offset_s + item.span[0]
+        end_s = begin_s + _UNKNOWN_S if item.end_s is None else offset_s + item.end_s
         begin = round(begin_s * 1000)
         cues.append((begin, max(begin + 1, round(end_s * 1000)), one_line(item.caption)))
     return sorted(cues, key=lambda cue: cue[:2])

@@ -46,6 +46,7 @@ from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
+from cogcache.stages.clips.choice import OLD_FEATURES
 from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.progress import AtWork
@@ -148,7 +149,10 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
     """
     refused = {clip["feature_key"] for clip, _ in work.refused}
     for row in catalog.failures.rows(stage="caption"):
-        if row["reason"] in (*UNFILLED, *NO_SUMMARY) and row["feature_key"] not in refused:
+        if (
+            row["reason"] in (*UNFILLED, *NO_SUMMARY, OLD_FEATURES)
+            and row["feature_key"] not in refused
+        ):
             catalog.failures.clear(row["video"], row["start_s"], row["end_s"], "caption")
     for clip, error in work.refused:
         _note(clip, error, catalog, report)

@@ -24,6 +24,7 @@ from .pyav_reader import pyav_frames as pyav_frames
 from .reading import ClipFrames as ClipFrames
 from .reading import Decoder as Decoder
 from .reading import VideoInfo as VideoInfo
+from .reading import measured as measured
 from .reading import probe as probe
 from .reading import read_clip as read_clip
 from .reading import thumbnail as thumbnail
@@ -37,6 +38,7 @@ from .scenes import measure as measure
 from .scenes import pieces_of as pieces_of
 from .workers.decode_worker import DecodeWorker as DecodeWorker
 from .workers.limits import decode_limits as decode_limits
+from .workers.looking import look_at as look_at
 from .workers.pool import Pool as Pool
 from .workers.pool import map_unordered as map_unordered
 from .workers.process import Program as Program

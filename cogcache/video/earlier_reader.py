@@ -21,8 +21,6 @@ from cogcache.video.packets import HIDDEN, NONE, Packets
 if TYPE_CHECKING:
     from cogcache.video import OpenVideo
 
-READER = 2
-"""Of the reader that is at work."""
 DECORD_CONTAINERS = frozenset({"mp4", "matroska", "flv", "avi"})
 DECORD_BYTES = 4 * GIB
 """Pictures of the whole file: longer films were read by PyAV."""
@@ -37,10 +35,6 @@ class Change:
     since_s: float
     """Clips that end by then are as they were."""
     reason: str
-
-    def concerns(self, end_s: float | None) -> bool:
-        """Say whether a clip that ends at `end_s` was read otherwise."""
-        return end_s is None or end_s > self.since_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,16 @@ class FrameIndex:
     def by_number(self) -> bool:
         """Whether frames can be found by their numbers; if not, only by counting from the first."""
         return self.packets.numbers is not None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is to be remembered of the video, as values of JSON."""
+        return {
+            "offset_s": self.offset_s,
+            "shown_s": [[begin_s, end_s] for begin_s, end_s in self.shown_s],
+            "since_s": None if self.change is None else self.change.since_s,
+            "reason": "" if self.change is None else self.change.reason,
+        }
 
     @property
     def end_s(self) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,10 @@ class VideoInfo:
     """Pixels, before the picture is turned."""
     height: int
     codec: str
+    offset_s: float | None = None
+    """The time that a player shows at the first frame; None where only the head was read."""
+    reading: Mapping[str, Any] | None = None
+    """What is to be remembered of how it is read; None where only the head was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,18 @@ def probe(path: Path) -> VideoInfo:
         VideoError: the file cannot be opened as a video.
     """
     return _LAST.of(state_of(path), lambda: _probe(path))
+
+
+def measured(path: Path) -> VideoInfo:
+    """Return what the file's packets say: its length is that of what is shown, if none is told.
+
+    Raises:
+        VideoError: the file cannot be opened as a video.
+    """
+    index = index_frames(path)
+    info = probe(path)
+    duration_s = index.duration_s if index.packets.is_spliced else info.duration_s
+    return replace(info, duration_s=duration_s, offset_s=index.offset_s, reading=index.reading)
 
 
 def _probe(path: Path) -> VideoInfo:

@@ -7,7 +7,7 @@ detector has to see around a frame: where scenes begin does not depend on where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cogcache.video.file_state import Seen, check_unchanged
 from cogcache.video.frame_index import FrameIndex, index_frames
 from cogcache.video.pyav_reader import frames_from
-from cogcache.video.reading import VideoInfo, probe
+from cogcache.video.reading import VideoInfo, measured
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -57,6 +57,8 @@ class Film:
     video: Path
     digest: str
     """SHA-256 that its bytes had."""
+    seen: Seen | None = None
+    """What the file was when that was found; None where nobody can change it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Extent:
     """When the last frame ends, in seconds."""
     in_pieces: bool
     """Whether frames can be found by their numbers; if not, only by counting from the first."""
+    reading: Mapping[str, Any] | None = None
+    """What is to be remembered of how the video is read."""
 
 
 def extent_of(video: Path) -> Extent:
@@ -79,7 +83,7 @@ def extent_of(video: Path) -> Extent:
     """
     index = index_frames(video)
     end_s = round(float(index.times_s[-1]) + 1 / index.fps, 6)
-    return Extent(len(index.times_s), end_s, index.by_number)
+    return Extent(len(index.times_s), end_s, index.by_number, index.reading)
 
 
 def look(job: Film | Piece) -> Extent | list[float]:
@@ -88,21 +92,22 @@ def look(job: Film | Piece) -> Extent | list[float]:
     Raises:
         VideoError: the video cannot be read, or is not what it was.
     """
-    if isinstance(job, Film):
-        return extent_of(job.video)
-    found = search(job)
+    found = extent_of(job.video) if isinstance(job, Film) else search(job)
     if job.seen is not None:  # not before: it may change while it is read
         check_unchanged(job.video, job.digest, job.seen)
     return found
 
 
 def measure(job: Film) -> VideoInfo:
-    """Find out how long a video is; runs in a worker process.
+    """Find out how long a video is, and how it is read; runs in a worker process.
 
     Raises:
-        VideoError: the video cannot be opened.
+        VideoError: the video cannot be opened, or is not what it was.
     """
-    return probe(job.video)
+    info = measured(job.video)
+    if job.seen is not None:
+        check_unchanged(job.video, job.digest, job.seen)
+    return info
 
 
 def pieces_of(video: Path, extent: Extent, detector: Detector, threshold: float) -> Iterator[Piece]:

@@ -28,6 +28,7 @@ VIDEO = {
     "total_num_frames": 312,
     "codec": "h264",
     "size_bytes": 1000,
+    "offset_s": 0.5,
 }
 CLIP = {
     "feature_key": "22" * 32,

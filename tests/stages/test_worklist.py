@@ -11,6 +11,7 @@ import torch
 from scenes import catalog_of, settings, write_scene
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.readings import Reading, remember
 from cogcache.catalog.rows import failure_row
 from cogcache.errors import VideoError
 from cogcache.keys import FeatureKey
@@ -39,6 +40,8 @@ from cogcache.store.store import FeatureStore
 from cogcache.system.signals import Stop
 from cogcache.system.spool import Spool
 from cogcache.video.cutting import WHOLE
+from cogcache.video.file_state import file_digest
+from cogcache.video.frame_index import index_frames
 
 NO_SPOOL = Spool(Path(), 0)
 BAD = VideoError("decode_failed", "it cannot be read", "fetch it anew")
@@ -58,8 +61,12 @@ class Desk:
         return path
 
     def list(self, *videos: Path, **changed: object) -> Worklist:
-        """List the clips of videos, of which the new ones are read first."""
+        """List the clips of videos, of which the new ones are read and looked at first."""
         wanted = replace(self.wanted, **changed)
+        for video in videos:
+            if video.is_file():
+                reading = Reading.of(index_frames(video).reading)
+                remember(self.catalog.files, file_digest(video), reading)
         work = list_work(videos, wanted, self.store, self.catalog)
         digests = {}
         with DigestReader(work.unread, self.catalog, WorkShare(), NO_SPOOL) as reader:

@@ -62,6 +62,7 @@ def write_video(
     max_b_frames: int = 0,
     audio: bool = False,
     options: dict[str, str] | None = None,
+    pixel_ratio: str = "1/1",
 ) -> Path:
     """Write a video whose frame ``i`` spells ``i``, and return ``path``.
 
@@ -79,6 +80,7 @@ def write_video(
         max_b_frames: B-frames, whose packets come in another order than their pictures.
         audio: add a silent audio stream.
         options: for the encoder, over the quick ones that are the default.
+        pixel_ratio: width of a pixel over its height.
     """
     width, height = size
     times_s = [float(i / Fraction(fps)) for i in range(num_frames)] if times_s is None else times_s
@@ -94,6 +96,8 @@ def write_video(
         stream.codec_context.time_base = coarse.get(path.suffix, TIME_BASE)
         stream.time_base = stream.codec_context.time_base
         stream.thread_count = 1
+        if pixel_ratio != "1/1":
+            stream.codec_context.sample_aspect_ratio = Fraction(pixel_ratio)
         if rotation or hflip:
             stream.set_display_rotation(rotation, hflip=hflip)
         if audio:

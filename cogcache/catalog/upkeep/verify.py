@@ -6,7 +6,7 @@ What is not covered: a damaged caption. SQLite's own checks find most of them, n
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.readings import READER, LookAt, looked_at, read_otherwise, readings
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError
@@ -33,20 +34,22 @@ class Finding:
 
     problem: str
     """``corrupt``, ``wrong_key``, ``not_in_catalog``, ``row_differs``, ``file_missing``,
-    ``catalog_damaged`` or ``stranger``."""
+    ``other_reading``, ``catalog_damaged`` or ``stranger``."""
     feature_key: str | None
     path: Path
     message: str
     fixed: bool = False
 
 
-def verify(cache: Path, *, fix: bool = False) -> list[Finding]:
+def verify(cache: Path, *, fix: bool = False, look: LookAt | None = None) -> list[Finding]:
     """Hold every feature file against its checksum, and files and catalog against each other.
 
     Args:
         cache: folder of the cache.
         fix: move damaged files to the quarantine, so that the next `extract` makes them anew,
             and correct the catalog's rows. Captions are left as they are.
+        look: looks at the videos of which it is not known whether their features are of the frames
+            that are shown; None leaves those alone.
 
     Returns:
         What was found; empty if all is well.
@@ -63,7 +66,35 @@ def verify(cache: Path, *, fix: bool = False) -> list[Finding]:
         hint = "run `cogcache rebuild`, then verify again"
         return [Finding("catalog_damaged", None, path, f"{fault}; {hint}") for fault in faults]
     with Catalog(path) as catalog:
-        return [*_Verification(store, catalog, fix).run()]
+        found = [*_Verification(store, catalog, fix).run()]
+        return found + _of_another_reading(store, catalog, look)
+
+
+def _of_another_reading(
+    store: FeatureStore, catalog: Catalog, look: LookAt | None
+) -> list[Finding]:
+    """Return the features that an earlier reader made of other frames than are shown."""
+    rows = {row["feature_key"]: row for row in catalog.clips.rows()}
+    digests = {row["video_digest"] for row in rows.values()}
+    if look is None:
+        known = readings(catalog.files, digests)
+    else:
+        known = looked_at(catalog.files, digests, look)
+    hint = "`cogcache extract` makes them anew beside these, which nothing uses any more"
+    return [
+        Finding("other_reading", key, store.path_of(key), f"{row['video']}: {reason}; {hint}")
+        for key, row in rows.items()
+        if (reason := read_otherwise(row, known)) and not _is_made_anew(row, rows.keys())
+    ]
+
+
+def _is_made_anew(clip: ClipRow, keys: Collection[str]) -> bool:
+    """Say whether the same clip has features of the frames that are shown beside the old ones."""
+    fields = {**clip["settings"]}
+    sampling = fields.get("sampling")
+    if not isinstance(sampling, Mapping):
+        return False
+    return digest_of({**fields, "sampling": {**sampling, "reader": READER}}) in keys
 
 
 def faults_of(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from cogcache.catalog import IMPORTED, Catalog, ClipRow, FlaggedCaption, text_to_path
+from cogcache.catalog import IMPORTED, Catalog, ClipRow, FlaggedCaption, VideoRow, text_to_path
 from cogcache.errors import ClipError
 from cogcache.settings import templates
 
@@ -122,9 +122,9 @@ class Filler:
                 # A file's name is bytes, a prompt is text.
                 return os.fsencode(text_to_path(clip["video"]).stem).decode(errors="replace")
             case "start":
-                return _seconds(clip["start_s"])
+                return _seconds(self._offset_s(clip) + clip["start_s"])
             case "end":
-                return _seconds(self._end_s(clip))
+                return _seconds(self._offset_s(clip) + self._end_s(clip))
             case _:
                 return _seconds(self._end_s(clip) - clip["start_s"])
 
@@ -136,12 +136,22 @@ class Filler:
             raise ClipError(NO_DURATION, problem, "`cogcache extract` finds it out")
         return min(known)
 
+    def _offset_s(self, clip: ClipRow) -> float:
+        """Return the time that a player shows at the video's first frame."""
+        return self._offsets_s.get(clip["video_digest"]) or 0.0
+
+    @cached_property
+    def _videos(self) -> list[VideoRow]:
+        digests: Collection[str] = {clip["video_digest"] for clip in self.clips}
+        return self.catalog.files.videos(digests=digests)
+
     @cached_property
     def _lengths_s(self) -> dict[str, float | None]:
-        digests: Collection[str] = {clip["video_digest"] for clip in self.clips}
-        return {
-            row["digest"]: row["duration_s"] for row in self.catalog.files.videos(digests=digests)
-        }
+        return {row["digest"]: row["duration_s"] for row in self._videos}
+
+    @cached_property
+    def _offsets_s(self) -> dict[str, float | None]:
+        return {row["digest"]: row["offset_s"] for row in self._videos}
 
 
 def _not_made(name: str, variable: str) -> ClipError:

@@ -86,7 +86,7 @@ def check_precision(
         settings = quantization_for(settings, family, catalog).settings
         identity = identify(family, "language", catalog.files)
         identity = with_adapter(identity, settings.language.adapter)
-        chosen = _spread(choose_clips(settings, family, catalog, None), clips)
+        chosen = _spread(choose_clips(settings, family, catalog, None).clips, clips)
         tasks = list(_tasks(chosen, settings, family, identity, catalog))
     if not tasks:
         problem = f"{cache} holds no clips to caption with these settings and prompts"

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog import Catalog, ClipRow, FlaggedCaption
+from cogcache.catalog import Catalog, ClipRow, FlaggedCaption, VideoRow
 from cogcache.errors import ClipError, ConfigError
 from cogcache.keys import FeatureKey, SummaryKey, digest
 from cogcache.models import Family, HalfIdentity
@@ -108,7 +108,9 @@ class _Summaries:
             by_video[clip["video_digest"]].append(clip)
         clips = self.settings.clips
         is_cut = not self.named and (clips.scenes or clips.segment_s is not None)
-        spans = known_spans(by_video, clips, self.catalog) if is_cut else {}
+        spans = {}
+        if is_cut:
+            spans = known_spans(by_video, clips, self.catalog, all_videos=True)
         for each, of_video in by_video.items():
             gaps = False
             try:
@@ -145,7 +147,8 @@ class _Summaries:
         lines = self._lines(video, said)
         while lines:
             length_s = self._lengths_s.get(key.video_digest)
-            told = [self.family.plain(line.told(length_s)) for line in lines]
+            offset_s = self._offsets_s.get(key.video_digest) or 0.0
+            told = [self.family.plain(line.told(length_s, offset_s)) for line in lines]
             runs = groups([self._num_tokens(each) for each in told], self._room)
             if len(runs) == 1:
                 task = self._task(SUMMARY, self._whole(video, key), key, lines, told)
@@ -206,10 +209,15 @@ class _Summaries:
         return SummaryKey(
             **own,
             video_digest=clip["video_digest"],
-            captions=digest({"captions": list(keys)}),
+            captions=digest({"captions": list(keys), **self._times(clip["video_digest"])}),
             num_captions=len(keys),
             summary_tokens=summary.summary_tokens,
         )
+
+    def _times(self, video_digest: str) -> dict[str, float]:
+        """Return what the told times depend on beside the captions: where a video begins late."""
+        offset_s = self._offsets_s.get(video_digest)
+        return {"offset_s": offset_s} if offset_s else {}
 
     # ---- tokens -----------------------------------------------------------------------------
 
@@ -233,11 +241,17 @@ class _Summaries:
         return max(1, most - self._length(_asked(self.settings.summary.summary_prompt, ["."])))
 
     @cached_property
-    def _lengths_s(self) -> dict[str, float | None]:
+    def _videos_known(self) -> list[VideoRow]:
         digests = {clip["video_digest"] for clip in self.found.clips}
-        return {
-            row["digest"]: row["duration_s"] for row in self.catalog.files.videos(digests=digests)
-        }
+        return self.catalog.files.videos(digests=digests)
+
+    @cached_property
+    def _lengths_s(self) -> dict[str, float | None]:
+        return {row["digest"]: row["duration_s"] for row in self._videos_known}
+
+    @cached_property
+    def _offsets_s(self) -> dict[str, float | None]:
+        return {row["digest"]: row["offset_s"] for row in self._videos_known}
 
 
 def _asked(prompt: str, told: Sequence[str]) -> str:

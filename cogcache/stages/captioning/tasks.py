@@ -80,13 +80,15 @@ def list_captions(
     Raises:
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
-    clips = choose_clips(settings, family, catalog, videos, spans)
+    chosen = choose_clips(settings, family, catalog, videos, spans)
+    clips = chosen.clips
     filler = Filler(settings.prompts, clips, catalog, family.plain, around(settings, family))
     listing = _Listing(settings, family, identity, catalog, filler)
     for names in levels(settings.prompts):
         listing.add(names)
     found = listing.found
     found.clips, found.further = clips, listing.further
+    found.refused += chosen.refused
     # Neighbours of one length waste no padding, and the first batch shows the peak.
     found.missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
     return found

@@ -30,12 +30,17 @@ class Line:
     text: str
     flagged: bool = False
 
-    def told(self, length_s: float | None) -> str:
-        """Return the line as a model reads it: "[0:00:24 - 0:00:48] A dog barks."."""
+    def told(self, length_s: float | None, offset_s: float = 0.0) -> str:
+        """Return the line as a model reads it: "[0:00:24 - 0:00:48] A dog barks.".
+
+        Args:
+            length_s: of the video; None where that is not known.
+            offset_s: the time that a player shows at the video's first frame.
+        """
         start_s, end_s = self.span
         end_s = length_s if end_s is None else end_s
-        end = "end" if end_s is None else format_clock(end_s)
-        return f"[{format_clock(start_s)} - {end}] {' '.join(self.text.split())}"
+        end = "end" if end_s is None else format_clock(offset_s + end_s)
+        return f"[{format_clock(offset_s + start_s)} - {end}] {' '.join(self.text.split())}"
 
 
 def span_of(spans: Sequence[Span]) -> Span:

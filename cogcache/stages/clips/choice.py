@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from cogcache.catalog import Catalog, ClipRow, path_to_text, text_to_path
-from cogcache.errors import CacheError
+from cogcache.catalog import (
+    Catalog,
+    ClipRow,
+    Reading,
+    looked_at,
+    path_to_text,
+    read_otherwise,
+    text_to_path,
+)
+from cogcache.errors import CacheError, ClipError
 from cogcache.keys import Field, computes_in, differences
 from cogcache.models import Family, recall
 from cogcache.settings import Clips, Settings, WorkShare, sampling_words
 from cogcache.stages.clips.cuts import known_spans
 from cogcache.system import is_url
-from cogcache.video import Span, check_named, find_videos, from_home
+from cogcache.video import Span, check_named, find_videos, from_home, look_at
 
 
 def within(
@@ -34,7 +43,7 @@ def within(
         return [row for row in rows if (row["start_s"], row["end_s"]) in asked]
     if not (clips.segment_s or clips.scenes):
         return list(rows)
-    known = known_spans({row["video_digest"] for row in rows}, clips, catalog)
+    known = known_spans({row["video_digest"] for row in rows}, clips, catalog, all_videos=True)
     of_videos = {video: {*cut} for video, cut in known.items()}
     return [
         row
@@ -46,13 +55,25 @@ def within(
 logger = logging.getLogger(__name__)
 
 
+OLD_FEATURES: Final = "old_features"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The clips that are asked for."""
+
+    clips: list[ClipRow]
+    refused: list[tuple[ClipRow, ClipError]]
+    """Those whose features are of other frames than a player shows, and have not been made anew."""
+
+
 def choose_clips(
     settings: Settings,
     family: Family,
     catalog: Catalog,
     videos: Sequence[str | Path] | None,
     spans: Sequence[Span] = (),
-) -> list[ClipRow]:
+) -> Chosen:
     """Return the clips that are asked for and whose features were made as `settings` say.
 
     Raises:
@@ -64,12 +85,14 @@ def choose_clips(
     if videos is not None:
         names = names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]
+    known = looked_at(catalog.files, {clip["video_digest"] for clip in listed}, look_at)
     listed = within(listed, spans, settings.clips, catalog)
     # Files with the same bytes share a clip, and are listed each.
     clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
     fitting, differing = [], list[list[str]]()
     for clip in clips:
         made_with = {name: clip["settings"].get(name) for name in wanted}
+        made_with["sampling"] = _asked_for(made_with["sampling"])
         if differs := differences(made_with, wanted):
             differing.append(differs)
         else:
@@ -78,7 +101,32 @@ def choose_clips(
         raise _misfit(clips, differing, settings)
     if "vision_digest" not in wanted:
         _check_makers(fitting, settings.model)
-    return fitting
+    return _as_shown(fitting, known)
+
+
+def _asked_for(sampling: Field) -> Field:
+    """Return a clip's sampling without the reader, which no setting decides."""
+    if not isinstance(sampling, Mapping):
+        return sampling
+    return {name: value for name, value in sampling.items() if name != "reader"}
+
+
+def _as_shown(clips: Sequence[ClipRow], known: Mapping[str, Reading]) -> Chosen:
+    """Tell clips from those that an earlier reader read otherwise."""
+    old = [(clip, reason) for clip in clips if (reason := read_otherwise(clip, known))]
+    keys = {clip["feature_key"] for clip, _ in old}
+    current = [clip for clip in clips if clip["feature_key"] not in keys]
+    there = {_place(clip) for clip in current}
+    return Chosen(current, [(c, _old(c, why)) for c, why in old if _place(c) not in there])
+
+
+def _place(clip: ClipRow) -> tuple[str, Span]:
+    return clip["video_digest"], (clip["start_s"], clip["end_s"])
+
+
+def _old(clip: ClipRow, reason: str) -> ClipError:
+    problem = f"the features of {clip['video']} are of another reading: {reason}"
+    return ClipError(OLD_FEATURES, problem, "run `cogcache extract`: it makes them anew")
 
 
 def _misfit(

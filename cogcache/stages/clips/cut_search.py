@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from cogcache.catalog import Reading, remember
 from cogcache.errors import ClipError
 from cogcache.stages.clips.cuts import (
     known_spans,
@@ -92,8 +93,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         vision = self.settings.vision
         spool = Spool.of_this_machine(self.settings.machines.spool_gib)
         task: Fetching[Any] = Fetching(look if self.settings.clips.scenes else measure, spool)
-        workers = vision.decode_workers if self.wanted.is_cut else 0
-        self._pool = Pool(Program(task, decode_limits(vision)), workers)
+        self._pool = Pool(Program(task, decode_limits(vision)), vision.decode_workers)
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -148,11 +148,15 @@ class CutSearch(AbstractContextManager["CutSearch"]):
             self.found.know_failure(1 + len(film.copies))
             self._leave(film)
         else:
-            film.jobs.append(Film(film.video, film.digest))
+            seen = self.found.work.seen.get(film.video)
+            film.jobs.append(Film(film.video, film.digest, seen))
             self._active[film.video] = film
 
     def _known_spans(self, film: _Search) -> Sequence[Span]:
         clips, catalog = self.settings.clips, self.sharing.catalog
+        self.wanted.learn([film.digest], catalog)
+        if not self.wanted.is_cut:
+            return self.wanted.fixed_spans if film.digest in self.wanted.readings else ()
         return known_spans([film.digest], clips, catalog).get(film.digest, ())
 
     def _look_at_held(self) -> None:
@@ -188,23 +192,41 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         film = self._active.get(job.video)
         if film is None:  # another piece of it has failed
             return
-        if isinstance(result, ClipError):
+        if isinstance(result, ClipError) and not self.wanted.is_cut:
+            # Whoever decodes it says what is wrong.
+            self._settle(film, self.wanted.fixed_spans)
+        elif isinstance(result, ClipError):
             self._leave(film)
             key = self.wanted.failure_key(film.digest)
             self.found.lose([film.video, *film.copies], result, key, film.digest)
         elif isinstance(result, VideoInfo):
-            self.sharing.catalog.files.add_videos([video_row(film.video, film.digest, result)])
+            if self.wanted.is_cut:
+                row = video_row(film.video, film.digest, result)
+                self.sharing.catalog.files.add_videos([row])
+            self._remember(film, result.reading)
             self._find(film, self._known_spans(film))
         elif isinstance(job, Film):
-            film.extent, clips = result, self.settings.clips
-            pieces = pieces_of(job.video, result, clips.scene_detector, threshold_of(clips))
-            seen = self.found.work.seen.get(film.video)
-            film.jobs.extend(replace(piece, digest=film.digest, seen=seen) for piece in pieces)
+            self._measured(film, result)
         else:
             film.begins_s += result
             film.num_done += job.stop - job.first
             if film.extent is not None and film.num_done == film.extent.num_frames:
                 self._find_scenes(film, film.extent)
+
+    def _measured(self, film: _Search, extent: Extent) -> None:
+        """Give a film out in pieces to be searched for scenes, unless those are known."""
+        self._remember(film, extent.reading)
+        if spans := self._known_spans(film):
+            self._find(film, spans)
+            return
+        film.extent, clips = extent, self.settings.clips
+        pieces = pieces_of(film.video, extent, clips.scene_detector, threshold_of(clips))
+        seen = self.found.work.seen.get(film.video)
+        film.jobs.extend(replace(piece, digest=film.digest, seen=seen) for piece in pieces)
+
+    def _remember(self, film: _Search, reading: Mapping[str, Any] | None) -> None:
+        if reading is not None:
+            remember(self.sharing.catalog.files, film.digest, Reading.of(reading))
 
     def _find_scenes(self, film: _Search, extent: Extent) -> None:
         """Remember where the scenes of a video begin."""
@@ -233,6 +255,8 @@ class CutSearch(AbstractContextManager["CutSearch"]):
 
     def _tell(self) -> None:
         """Let others know what the search is at."""
+        if not self.wanted.is_cut:  # a look at its packets is no search
+            return
         self.report.searching = "; ".join(
             film.told for film in self._active.values() if not film.jobs or film.extent
         )

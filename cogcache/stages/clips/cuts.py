@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import Catalog, VideoRow, path_to_text
+from cogcache.catalog import Catalog, Reading, VideoRow, path_to_text, readings
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 from cogcache.settings import Clips
@@ -34,15 +34,32 @@ class Cuts:
     """Videos that have to be looked at for it."""
 
 
-def known_spans(digests: Collection[str], clips: Clips, catalog: Catalog) -> dict[str, list[Span]]:
-    """Return the clips of those videos for which the catalog knows all that cutting needs."""
+def known_spans(
+    digests: Collection[str], clips: Clips, catalog: Catalog, *, all_videos: bool = False
+) -> dict[str, list[Span]]:
+    """Return the clips of those videos for which the catalog knows all that cutting needs.
+
+    Args:
+        digests: of the videos.
+        clips: how to cut.
+        catalog: remembers what was found.
+        all_videos: cut those too of which it is not known when their frames are shown.
+    """
+    known = readings(catalog.files, digests)
+    if all_videos:
+        known = dict.fromkeys(digests, Reading()) | known
     if clips.scenes:
-        names = {scene_name(each, clips): each for each in digests}
+        names = {scene_name(each, clips): each for each in known}
         found = catalog.files.recall_all(names)
-        return {names[name]: _scene_spans(value, clips) for name, value in found.items()}
-    rows = catalog.files.videos(digests=digests)
+        return {
+            names[name]: _scene_spans(value, clips, known[names[name]])
+            for name, value in found.items()
+        }
+    rows = catalog.files.videos(digests=known)
     return {
-        row["digest"]: cut(row["duration_s"], clips.segment_s, clips.overlap_s)
+        row["digest"]: cut(
+            row["duration_s"], clips.segment_s, clips.overlap_s, known[row["digest"]].shown_s
+        )
         for row in rows
         if row["duration_s"] is not None
     }
@@ -98,7 +115,8 @@ def remember_scenes(
     """Remember where the scenes of a video begin, and return the clips that it is cut into."""
     value = {"begins_s": sorted(begins_s), "end_s": end_s, **_made_with()}
     catalog.files.remember(scene_name(video_digest, clips), value)
-    return _scene_spans(value, clips)
+    known = readings(catalog.files, [video_digest])
+    return _scene_spans(value, clips, known.get(video_digest, Reading()))
 
 
 def threshold_of(clips: Clips) -> float:
@@ -118,6 +136,7 @@ def video_row(video: Path, video_digest: str, info: VideoInfo) -> VideoRow:
         "total_num_frames": info.total_num_frames,
         "codec": info.codec,
         "size_bytes": size_bytes(video),
+        "offset_s": info.offset_s,
     }
 
 
@@ -132,9 +151,14 @@ def size_bytes(video: Path) -> int:
         return 0
 
 
-def _scene_spans(value: Mapping[str, Any], clips: Clips) -> list[Span]:
+def _scene_spans(value: Mapping[str, Any], clips: Clips, reading: Reading) -> list[Span]:
     return spans_of(
-        value["begins_s"], value["end_s"], clips.min_scene_s, clips.segment_s, clips.overlap_s
+        value["begins_s"],
+        value["end_s"],
+        clips.min_scene_s,
+        clips.segment_s,
+        clips.overlap_s,
+        reading.shown_s,
     )
 
 

@@ -44,7 +44,7 @@ class Finding(AbstractContextManager["Finding"]):
         spool = Spool.of_this_machine(machines.spool_gib)
         self._reader = DigestReader(work.unread, sharing.catalog, self._shard, spool)
         self._search = CutSearch(self.found)
-        self._to_cut = self._search.num_left + (len(work.unread) if wanted.is_cut else 0)
+        self._to_cut = self._search.num_left + len(work.unread) if wanted.is_cut else 0
         self._expected = 0
         """Clips of unread videos that are counted as found."""
         self._tell()
@@ -89,7 +89,9 @@ class Finding(AbstractContextManager["Finding"]):
     def _look(self) -> None:
         """Take what is read and what is found, and go on with both."""
         wait_s = 0.0 if self.found.ready else _WAIT_S
-        if self.found.has_room and self._search.num_left < CLIPS_AHEAD:
+        # A video that is not cut has as many clips as are asked for; of others nobody knows yet.
+        coming = self._search.num_left * len(self.wanted.fixed_spans)
+        if self.found.has_room_beside(coming) and self._search.num_left < CLIPS_AHEAD:
             self._read(0.0 if self._search.num_left else wait_s)
         if self._search.num_left:
             self._search.look(0.0 if self.found.ready else wait_s)
@@ -114,8 +116,10 @@ class Finding(AbstractContextManager["Finding"]):
         unread = self._reader.num_left
         counts = self.report.counts
         expected = unread * len(self.wanted.fixed_spans) // self._shard.of
+        if not self.wanted.is_cut:
+            expected += self._search.num_left * len(self.wanted.fixed_spans)
         counts.found += expected - self._expected
         self._expected = expected
-        left = self._search.num_left + (unread if self.wanted.is_cut else 0)
+        left = self._search.num_left + unread if self.wanted.is_cut else 0
         counts.unsearched, cut = left, self._to_cut - left
         self.report.expected = left * self.found.num_added / cut if cut else None if left else 0.0

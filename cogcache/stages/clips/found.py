@@ -44,10 +44,14 @@ class FoundClips:
     @property
     def has_room(self) -> bool:
         """Whether more clips are needed than are ready."""
+        return self.has_room_beside(0)
+
+    def has_room_beside(self, coming: int) -> bool:
+        """Say whether more clips are needed than are ready and are sure to be, soon."""
         room = CLIPS_AHEAD
         if self.limit is not None:
             room = min(room, self.limit - self.sharing.taken)
-        return len(self.ready) < room
+        return len(self.ready) + coming < room
 
     def add(self, found: Worklist) -> None:
         """Take up a list of further clips, which began with `Worklist.more`."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cogcache.catalog import Catalog, ClipRow, Stat, path_to_text, rows_of
+from cogcache.catalog import Catalog, ClipRow, Reading, Stat, path_to_text, readings, rows_of
 from cogcache.errors import ClipError, CorruptFeaturesError
 from cogcache.keys import FeatureKey, Template, computes_in
 from cogcache.models import Family, HalfIdentity
@@ -98,6 +98,13 @@ class Wanted:
     spans: Sequence[Span] = ()
     """Parts to take of each video; none takes it whole, or cut as the settings say."""
     retry_failed: bool = False
+    readings: dict[str, Reading] = field(default_factory=dict)
+    """By digest: what is known of videos that have been looked at."""
+
+    def learn(self, digests: Collection[str], catalog: Catalog) -> None:
+        """Take up what the catalog remembers of videos."""
+        unknown = [each for each in digests if each not in self.readings]
+        self.readings.update(readings(catalog.files, unknown))
 
     @property
     def is_cut(self) -> bool:
@@ -137,6 +144,11 @@ class Wanted:
 
     def key(self, video_digest: str, span: Span) -> FeatureKey:
         """Return the feature key of one clip."""
+        reading = self.readings.get(video_digest)
+        if reading is not None and reading.was_other(span[1]):
+            sampling = reading.sampling(self._shared["sampling"], span[1])
+            fields = {**self._shared, "sampling": sampling}
+            return FeatureKey(video_digest=video_digest, start_s=span[0], end_s=span[1], **fields)
         key = FeatureKey(video_digest=video_digest, start_s=span[0], end_s=span[1], **self._shared)
         bounds = {"start_s": key.start_s, "end_s": key.end_s}
         # Found at a third of the cost: a run that has nothing to do computes them all.
@@ -235,8 +247,9 @@ def _spans(
     work: Worklist,
 ) -> Mapping[Path, Sequence[Span]]:
     """Bounds of the clips of each video."""
+    wanted.learn({*digests.values()}, catalog)
     if not wanted.is_cut:
-        return dict.fromkeys(digests, wanted.fixed_spans)
+        return _fixed_spans(digests, wanted, work)
     cuts = cut_videos(digests, wanted.settings.clips, catalog, work.failed, wanted.failure_key)
     for video in cuts.unsearched:
         work.unsearched.setdefault(digests[video], []).append(video)
@@ -244,6 +257,24 @@ def _spans(
         Clip(video, wanted.key(digests[video], WHOLE)) for video in cuts.known_failures
     ]
     return cuts.spans
+
+
+def _fixed_spans(
+    digests: Mapping[Path, str], wanted: Wanted, work: Worklist
+) -> Mapping[Path, Sequence[Span]]:
+    """Bounds that are the same for all videos; of some it has yet to be found how they are read."""
+    ready = {}
+    for video, each in digests.items():
+        if each in wanted.readings or _has_failed(each, wanted, work.failed):
+            ready[video] = wanted.fixed_spans
+        else:
+            work.unsearched.setdefault(each, []).append(video)
+    return ready
+
+
+def _has_failed(video_digest: str, wanted: Wanted, failed: Collection[str]) -> bool:
+    spans = wanted.fixed_spans
+    return bool(failed) and all(wanted.key(video_digest, each).digest in failed for each in spans)
 
 
 def num_unseen(clips: Iterable[Clip], settings: Settings) -> int:

@@ -15,7 +15,7 @@ from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models import Checkpoint, family_of
 from cogcache.settings import Sampling
-from cogcache.video import Decoder, Seen, VideoInfo, check_unchanged, probe, read_clip, thumbnail
+from cogcache.video import Decoder, Seen, VideoInfo, check_unchanged, measured, read_clip, thumbnail
 
 if TYPE_CHECKING:
     from cogcache.models import ClipTensors, Family
@@ -94,7 +94,7 @@ def prepare(source: ClipSource) -> PreparedClip:
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
     family = _Worker.family.within(source.sampling.pixels)
     inputs = family.prepare(clip, getattr(torch, _Worker.dtype))
-    info = probe(source.video)
+    info = measured(source.video)
     if source.seen is not None:  # not before: it may change while it is read
         check_unchanged(source.video, source.digest, source.seen)
     facts: dict[str, Field] = {
