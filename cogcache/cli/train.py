@@ -108,10 +108,11 @@ def distill(
         raise SystemExit(_in_parts(cache, selection, settings, more))
     from cogcache.stages import StudentChoice, study, teach
 
-    if part == "teacher":
-        click.echo("\n".join(teach(cache, settings, selection, more["catalog_path"])))
-        return
     choice = StudentChoice(more["layers"], more["student"])
+    if part == "teacher":
+        lines = teach(cache, settings, selection, choice, more["catalog_path"])
+        click.echo("\n".join(lines))
+        return
     done = study(cache, more["out"], settings, selection, choice, more["catalog_path"])
     click.echo("\n".join(done.lines))
     raise SystemExit(done.exit_status)
@@ -122,7 +123,7 @@ def _in_parts(cache: Path, selection: Selection, settings: Settings, more: dict[
     from cogcache.models import model_name
     from cogcache.stages import StudentChoice, run_stage
 
-    StudentChoice(more["layers"], more["student"]).check()
+    StudentChoice(more["layers"], more["student"]).check(settings)
     own = [f"--catalog={more['catalog_path']}"] if more["catalog_path"] else []
     common = [f"--cache={cache}", *own]
     if not selection.models:

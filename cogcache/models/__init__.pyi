@@ -12,6 +12,9 @@ from .adapters import with_adapter as with_adapter
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.checkpoint import SplitCheckpoint as SplitCheckpoint
 from .checkpoints.tensor_files import sync_file as sync_file
+from .cogvlm2.other_decoder import PROJECTOR as PROJECTOR
+from .cogvlm2.other_decoder import read_decoder as read_decoder
+from .cogvlm2.other_decoder import same_tokenizer as same_tokenizer
 from .derived.pixels import published_pixels as published_pixels
 from .describe import clip_of_noise as clip_of_noise
 from .family import ClipTensors as ClipTensors
@@ -56,6 +59,7 @@ from .registry import get_family as get_family
 from .rewritten import layers_of as layers_of
 from .rewritten import named_as_stored as named_as_stored
 from .rewritten import num_layers_of as num_layers_of
+from .rewritten import with_decoder as with_decoder
 from .rewritten import with_layers as with_layers
 from .rewritten import write_with_language as write_with_language
 from .split import split as split

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 from tqdm import tqdm
 
 from cogcache.errors import CheckpointError, ConfigError
-from cogcache.models.checkpoints.checkpoint import INDEX, SplitCheckpoint
+from cogcache.models.checkpoints.checkpoint import INDEX, Checkpoint, SplitCheckpoint
 from cogcache.models.checkpoints.checkpoint import REWRITTEN as MANIFEST
 from cogcache.models.checkpoints.headers import read_tensor
 from cogcache.models.checkpoints.tensor_files import TensorFiles, sync_file
 from cogcache.models.halves.load import WholeModel
+from cogcache.models.halves.partition import on_meta
 from cogcache.models.halves.sizes import block_of, block_paths
 from cogcache.system import make_folder, sync_folder
 
@@ -106,8 +107,6 @@ def named_as_stored(whole: WholeModel, model: PreTrainedModel) -> list[Named]:
         whole: the model that the half is of; its config says what there is.
         model: the half, not quantised.
     """
-    from transformers.core_model_loading import revert_weight_conversion
-
     tied = model.all_tied_weights_keys
     known = whole.meta.state_dict()
     state = {
@@ -115,8 +114,52 @@ def named_as_stored(whole: WholeModel, model: PreTrainedModel) -> list[Named]:
         for name, tensor in model.state_dict().items()
         if name in known and name not in tied
     }
-    named: dict[str, Tensor] = revert_weight_conversion(whole.meta, state)
+    return as_stored(whole.meta, state)
+
+
+def as_stored(meta: PreTrainedModel, state: Mapping[str, Tensor]) -> list[Named]:
+    """Return tensors under the names that they have in checkpoints.
+
+    Args:
+        meta: the whole model on meta.
+        state: by their names in memory.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    named: dict[str, Tensor] = revert_weight_conversion(meta, dict(state))
     return [(name, tensor.clone()) for name, tensor in sorted(named.items())]
+
+
+def with_decoder(
+    teacher: Checkpoint, decoder: PreTrainedModel, out: Path, tokenizer_of: Path, seed: int
+) -> None:
+    """Write a model that reads a teacher's pooled features with another decoder, not trained yet.
+
+    Args:
+        teacher: a CogVLM2-Video.
+        decoder: a Llama.
+        out: folder of the checkpoint.
+        tokenizer_of: folder with the decoder's tokenizer.
+        seed: of the projector's first weights.
+
+    Raises:
+        ConfigError: the teacher is of another family, which has no pooled features.
+    """
+    from cogcache.models.cogvlm2 import other_decoder
+
+    whole = WholeModel.of(teacher, cache_point="pooled")
+    if not getattr(whole.meta, "behind_cache_point", ()):
+        problem = f"{teacher.model} has no features from before its projector"
+        raise ConfigError(problem, "give --layers: only CogVLM2-Video takes another decoder")
+    config = other_decoder.config_with(teacher.config, decoder)
+    known = {name: each for name, each in config.items() if name not in ("architectures",)}
+    meta = on_meta(whole.cls, whole.cls.config_class(**known, cache_point="pooled"))
+    state = other_decoder.state_with(meta, decoder, seed)
+    made_from = {"decoder": decoder.config._name_or_path}
+    write_with_language(whole, out, as_stored(meta, state), config, made_from)
+    for name in other_decoder.TOKENIZER_FILES:
+        if (tokenizer_of / name).is_file():
+            shutil.copyfile(tokenizer_of / name, out / name)
 
 
 # ---- fewer layers -------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cogcache.catalog import Selection
 from cogcache.errors import ConfigError
 from cogcache.models import (
+    PROJECTOR,
     Checkpoint,
     Family,
     WholeModel,
@@ -23,7 +24,10 @@ from cogcache.models import (
     identify,
     layers_of,
     num_layers_of,
+    read_decoder,
+    same_tokenizer,
     with_adapter,
+    with_decoder,
     with_layers,
     write_with_language,
 )
@@ -52,19 +56,32 @@ class StudentChoice:
     checkpoint: str | None = None
     """A causal language model that reads the features through a projector of its own."""
 
-    def check(self) -> None:
-        """Refuse both, or neither.
+    def shares_words(self, teacher: Family) -> bool:
+        """Say whether the student has the teacher's tokenizer: only then can it be compared."""
+        if self.checkpoint is None:
+            return True
+        return same_tokenizer(Path(self.checkpoint), teacher.checkpoint.folder)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse both, or neither, and a student that cannot read the features.
 
         Raises:
-            ConfigError: it is not clear who is to learn.
+            ConfigError: it is not clear who is to learn, or from what.
         """
+        if self.checkpoint is not None and settings.vision.cache_point != "pooled":
+            problem = "--student reads features from before the teacher's projector"
+            raise ConfigError(problem, "give --cache-point pooled, as `extract` was given")
         if (self.layers is None) == (self.checkpoint is None):
             problem = "it is not clear who is to learn"
             raise ConfigError(problem, "give --layers 16, or --student CHECKPOINT")
 
 
 def teach(
-    cache: Path, settings: Settings, selection: Selection, catalog_path: Path | None = None
+    cache: Path,
+    settings: Settings,
+    selection: Selection,
+    choice: StudentChoice,
+    catalog_path: Path | None = None,
 ) -> list[str]:
     """Have the teacher think about captions, and keep what it thinks.
 
@@ -72,6 +89,7 @@ def teach(
         cache: folder of the cache.
         settings: the teacher and its precision; how many tokens are kept.
         selection: which captions.
+        choice: who the student is.
         catalog_path: catalog on this machine's own disk.
 
     Returns:
@@ -82,6 +100,8 @@ def teach(
     """
     store = FeatureStore.open(cache)
     family = _family(settings)
+    if not choice.shares_words(family):
+        return ["teacher: the student has another tokenizer, so it learns from captions alone"]
     with open_run("distill", cache, settings, catalog_path) as run:
         examples = _examples(cache, settings, selection, family, store, catalog_path)
         teacher = _teacher(cache, settings, family, run)
@@ -129,7 +149,7 @@ def study(
     Raises:
         CogcacheError: nothing can be learnt, the folder holds another run, the half does not fit.
     """
-    choice.check()
+    choice.check(settings)
     told = settings
     if settings.training.method == "full":  # the teacher may be in 4 bits; a student is not then
         language = settings.language.model_copy(update={"quantization": "none"})
@@ -139,7 +159,7 @@ def study(
     family = _family(settings)
     with open_run("distill", cache, settings, catalog_path) as run:
         teacher = _teacher(cache, told, family, run)
-        student = LayersStudent(family, out / TRAINING / START, choice, teacher, settings)
+        student = ChosenStudent(family, out / TRAINING / START, choice, teacher, settings)
         job = TrainingJob(
             cache, out, settings, selection, family, store, run.catalog, student=student
         )
@@ -152,8 +172,8 @@ def study(
 
 
 @dataclass
-class LayersStudent:
-    """A teacher with some of its decoder layers."""
+class ChosenStudent:
+    """A teacher with some of its decoder layers, or with another decoder."""
 
     teacher_family: Family
     folder: Path
@@ -172,18 +192,33 @@ class LayersStudent:
     def family(self) -> Family:
         """Return the family of the student's checkpoint."""
         if not (self.folder / "config.json").is_file():
-            whole = WholeModel.of(self.teacher_family.checkpoint)
-            kept = layers_of(str(self.choice.layers), num_layers_of(whole))
-            config, tensors = with_layers(whole, kept)
-            write_with_language(whole, self.folder, tensors, config, {"layers": kept})
+            self._make()
         made = family_of(Checkpoint.open(str(self.folder)))
         return made.at(self.teacher_family.cache_point)
 
+    def _make(self) -> None:
+        """Write the student as it is before it has learnt anything."""
+        checkpoint = self.teacher_family.checkpoint
+        if (other := self.choice.checkpoint) is not None:
+            decoder = read_decoder(other)
+            seed = self.told.training.train_seed
+            with_decoder(checkpoint, decoder, self.folder, Path(other), seed)
+            return
+        whole = WholeModel.of(checkpoint)
+        kept = layers_of(str(self.choice.layers), num_layers_of(whole))
+        config, tensors = with_layers(whole, kept)
+        write_with_language(whole, self.folder, tensors, config, {"layers": kept})
+
+    def new_parts(self) -> tuple[str, ...]:
+        """Return what names of parameters begin with that no model has trained before."""
+        return PROJECTOR if self.choice.checkpoint is not None else ()
+
     def losses(self) -> Any:
-        """Return what mixes the captions' loss with the teacher's."""
+        """Return what mixes the captions' loss with the teacher's, if both have the same words."""
         from cogcache.training import Distilled
 
-        return Distilled(self.teacher, self.told.distillation.kd_weight)
+        shared = self.choice.shares_words(self.teacher_family)
+        return Distilled(self.teacher, self.told.distillation.kd_weight if shared else 0.0)
 
 
 def _family(settings: Settings) -> Family:

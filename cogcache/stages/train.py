@@ -153,7 +153,11 @@ class TrainingJob:
         )  # fmt: skip
         if self.student is not None:
             run = replace(
-                run, family=self.student.family(), folder=self.folder, losses=self.student.losses()
+                run,
+                family=self.student.family(),
+                folder=self.folder,
+                losses=self.student.losses(),
+                new_parts=self.student.new_parts(),
             )
         with report.split.time("train"):
             learnt = run.learn()
@@ -223,6 +227,9 @@ class Student(Protocol):
 
     def family(self) -> Family:
         """Return the family of its checkpoint, made if it is not there yet."""
+
+    def new_parts(self) -> tuple[str, ...]:
+        """Return what names of parameters begin with that no model has trained before."""
 
     def losses(self) -> Any:
         """Return what makes the losses of its tokens."""

@@ -37,7 +37,7 @@ from cogcache.system import Stop, seal, sync_folder
 from cogcache.training import checkpoints
 from cogcache.training.batches import batches_in_epochs
 from cogcache.training.examples import Example
-from cogcache.training.lora import prepare
+from cogcache.training.lora import prepare, unfreeze
 from cogcache.training.loss import Collator
 from cogcache.training.results import Record, base_kind, model_card
 from cogcache.training.samples import Sampler
@@ -104,6 +104,8 @@ class Run:
     stop: Stop
     observers: list[Observer] = field(default_factory=list)
     losses: TokenLosses = captions_alone
+    new_parts: tuple[str, ...] = ()
+    """What the names of parameters begin with that are new, and trained whatever the method is."""
     folder: Path | None = None
     """Of checkpoints, where it is not `out`; the result is then a checkpoint of the whole model."""
 
@@ -117,6 +119,7 @@ class Run:
         loaded = self._load()
         language = loaded.model
         model = prepare(language, self.settings.training)
+        new_parameters = unfreeze(language, self.new_parts)
         collate = Collator(self.family, language, self.store)
         data = Data(self.train, self.held, collate, self._num_steps())
         training, folder = self.settings.training, self.run_folder
@@ -124,6 +127,8 @@ class Run:
         trainer = CaptionTrainer(
             model, arguments, training, data, folder, self.stop, losses=self.losses
         )
+        trainer.new = new_parameters
+        trainer.first_steps = self.settings.distillation.projector_steps
         sampler = self._sampler(language)
         evaluations: list[dict[str, float]] = []
 
@@ -144,7 +149,7 @@ class Run:
             write_adapter(self.run_folder, trainer.model, record, lines)
             if self.folder is None:
                 return
-            language = self._merged()
+            language = self._merged(trainer)
         else:
             record.write(self.run_folder)
             language = trainer.model
@@ -157,12 +162,16 @@ class Run:
         write_with_language(whole, self.out, named, made_from=record.as_dict())
         seal(self.out / "README.md", model_card(record, lines, is_adapter=False).encode())
 
-    def _merged(self) -> Any:
+    def _merged(self, trainer: CaptionTrainer) -> Any:
         """Return the half in 16 bits with the adapter merged into it."""
         whole = WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
         language = load_half(whole, "language", dtype=torch.bfloat16).model
         put_on(language, Adapter.open(self.run_folder))
         merge(language)
+        own = dict(language.named_parameters())
+        for name, parameter in trainer.model.get_base_model().named_parameters():
+            if name.startswith(self.new_parts) and self.new_parts:
+                own[name].data.copy_(parameter.detach())
         return language
 
     def _load(self) -> LoadedHalf:

@@ -121,3 +121,12 @@ def keep_differentiable(model: PreTrainedModel) -> None:
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return what is trained, by name."""
     return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+
+def unfreeze(model: PreTrainedModel, beginnings: tuple[str, ...]) -> list[nn.Parameter]:
+    """Have parameters trained, in float32, whose names begin so; return them."""
+    new = [each for name, each in model.named_parameters() if name.startswith(beginnings)]
+    for parameter in new if beginnings else []:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return new if beginnings else []

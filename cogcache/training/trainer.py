@@ -81,6 +81,9 @@ class CaptionTrainer(Trainer):  # type: ignore[misc]
         stop: Stop,
         losses: TokenLosses = captions_alone,
     ) -> None:
+        self.new: list[nn.Parameter] = []
+        """Parameters that are trained alone for `first_steps`."""
+        self.first_steps = 0
         self.training, self.data, self.out, self.losses = training, data, out, losses
         self.resumed_from: Path | None = None
         self.observers: list[Observer] = []
@@ -241,6 +244,15 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
             total=total, initial=state.global_step, desc="train", unit="step", disable=None
         )
         self.began_s = time.monotonic()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave all but new parameters as they are in the first steps."""
+        trainer = self.trainer
+        if trainer.new and state.global_step < trainer.first_steps:
+            new = {id(each) for each in trainer.new}
+            for parameter in trainer.model.parameters():
+                if id(parameter) not in new:
+                    parameter.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say how fast it is; save and end where that is asked for."""

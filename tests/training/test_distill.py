@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from trained_caches import import_set
+from transformers import LlamaConfig, LlamaForCausalLM
 from zoo import QWEN3_VL, Animal
 from zoo_wide import GEMMA3, GEMMA4, LFM2_VL, QWEN3_5_MOE
 
@@ -15,13 +18,21 @@ from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.cogvlm2.other_decoder import read_decoder
 from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
-from cogcache.models.rewritten import layers_of, num_layers_of, with_layers, write_with_language
+from cogcache.models.rewritten import (
+    layers_of,
+    num_layers_of,
+    with_decoder,
+    with_layers,
+    write_with_language,
+)
 from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.distill import StudentChoice, study, teach
+from cogcache.stages.extract import extract
 from cogcache.training.teacher import Thoughts, divergence
 
 
@@ -125,10 +136,13 @@ OPTIONS = {
 def test_a_student_learns_and_is_a_checkpoint_like_any_other(made, tmp_path):
     settings = load_settings(None, OPTIONS)
     chosen = Selection(models=("other",))
-    lines = teach(made, settings, chosen)
+    lines = teach(made, settings, chosen, StudentChoice(layers="2"))
     assert "8 captions thought about, 0 there already" in lines[0]
     assert "the 32 kept tokens cover" in lines[1]
-    assert "0 captions thought about, 8 there already" in teach(made, settings, chosen)[0]
+    assert (
+        "0 captions thought about, 8 there already"
+        in teach(made, settings, chosen, StudentChoice(layers="2"))[0]
+    )
     out = tmp_path / "student"
     done = study(made, out, settings, chosen, StudentChoice(layers="2"))
     first, *_, last = done.report.training["evaluation"]
@@ -157,3 +171,85 @@ def test_it_must_be_clear_who_is_to_learn(made, tmp_path):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "give --layers 16, or --student CHECKPOINT" in result.output
+
+
+# ---- another decoder ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pooled(made, tmp_path_factory, truths) -> Path:
+    """A cache with features from before the projector."""
+    cache = tmp_path_factory.mktemp("pooled") / "cache"
+    options = {"decode_workers": 1, "cache_point": "pooled"}
+    extract([str(made.parent / "videos")], cache, load_settings(None, options))
+    import_set(cache, "other", lambda name: truths[name])
+    return cache
+
+
+def write_llama(folder: Path, *, tokenizer: bool = True) -> Path:
+    """Write a Llama of other sizes than tiny's, with scaled rotary frequencies and tied ends."""
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 256,
+    }  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=True,
+        rope_parameters=rope,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    if tokenizer:
+        shutil.copy(Checkpoint.open("tiny").folder / "tokenizer.json", folder)
+    return folder
+
+
+def test_another_decoder_says_of_words_alone_what_it_said_before(tmp_path):
+    folder = write_llama(tmp_path / "llama")
+    decoder = read_decoder(str(folder))
+    with_decoder(Checkpoint.open("tiny"), decoder, tmp_path / "student", folder, 0)
+    whole = WholeModel.of(
+        Checkpoint.open(str(tmp_path / "student")), cache_point="pooled", rotary_dtype="float32"
+    )
+    half = load_half(whole, "language", dtype=torch.float32).model
+    ids = torch.tensor([[0, 5, 9, 30, 200, 7]])
+    with torch.inference_mode():
+        found, wanted = (model(input_ids=ids).logits for model in (half, decoder.float()))
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_another_decoder_learns_to_read_features(pooled, tmp_path):
+    folder = write_llama(tmp_path / "llama")
+    more = {"cache_point": "pooled", "method": "lora", "projector_steps": 2, "learning_rate": 3e-3}
+    settings = load_settings(None, {**OPTIONS, **more, "max_steps": 5})
+    choice = StudentChoice(checkpoint=str(folder))
+    teach(pooled, settings, Selection(models=("other",)), choice)
+    out = tmp_path / "student"
+    done = study(pooled, out, settings, Selection(models=("other",)), choice)
+    first, *_, last = done.report.training["evaluation"]
+    assert last["loss"] < first["loss"]
+    told = {"device": "cpu", "model": str(out), "cache_point": "pooled", "max_new_tokens": 8}
+    assert caption(pooled, load_settings(None, told)).counts.done == 8
+    start, end = (
+        load_half(WholeModel.of(Checkpoint.open(str(f)), cache_point="pooled"), "language").model
+        for f in (out / "training" / "start", out)
+    )
+    before, after = start.state_dict(), end.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "model.vision.boi" in moved
+    assert any("self_attn.q_proj" in name for name in moved)
+
+
+def test_with_another_tokenizer_captions_alone_are_learnt_and_that_is_said(pooled, tmp_path):
+    folder = write_llama(tmp_path / "llama", tokenizer=False)
+    settings = load_settings(None, {**OPTIONS, "cache_point": "pooled"})
+    choice = StudentChoice(checkpoint=str(folder))
+    [line] = teach(pooled, settings, Selection(models=("other",)), choice)
+    assert "another tokenizer, so it learns from captions alone" in line
+
+
+def test_another_decoder_needs_pooled_features(made, tmp_path):
+    choice = StudentChoice(checkpoint=str(tmp_path))
+    with pytest.raises(ConfigError, match="from before the teacher's projector"):
+        study(made, tmp_path / "s", load_settings(None, OPTIONS), Selection(), choice)

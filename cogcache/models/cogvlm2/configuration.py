@@ -40,7 +40,8 @@ class CogVLM2VideoConfig(PreTrainedConfig):
     tables are nearer to Llama 3's own. `cache_point` says what `get_video_features` returns and the
     decoder is given: features behind the projector (`projected`), or before it (`pooled`), which
     makes the projector a part of the language half. `vision_config` may be left out only by a
-    checkpoint that cogcache cannot use.
+    checkpoint that cogcache cannot use. `rope_parameters` and `head_dim` are those of a student
+    with another decoder (docs/training.md); the published config has neither.
     """
 
     model_type = "cogvlm2_video"
@@ -66,6 +67,8 @@ class CogVLM2VideoConfig(PreTrainedConfig):
     cache_point: str = "projected"
     vision_config: Any = None
     text_config: Any = None
+    rope_parameters: Any = None
+    head_dim: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the halves' configs; `text_config` always follows the flat keys."""
@@ -82,7 +85,9 @@ class CogVLM2VideoConfig(PreTrainedConfig):
             max_position_embeddings=self.max_position_embeddings,
             initializer_range=self.initializer_range,
             rms_norm_eps=self.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+            rope_parameters=self.rope_parameters
+            or {"rope_type": "default", "rope_theta": ROPE_THETA},
+            head_dim=self.head_dim,
             tie_word_embeddings=False,
             pad_token_id=self.pad_token_id,
             bos_token_id=self.bos_token_id,

@@ -50,7 +50,7 @@ class CogVLM2VideoPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, CogVLM2RotaryEmbedding):
-            inv_freq, _ = module.compute_default_rope_parameters(module.config)
+            inv_freq = module.frequencies()
             init.copy_(module.inv_freq, inv_freq)
             init.copy_(module.original_inv_freq, inv_freq)
         elif isinstance(module, PatchEmbedding):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from cogcache.models.cogvlm2.configuration import CogVLM2VideoConfig
@@ -46,6 +47,13 @@ class CogVLM2RotaryEmbedding(LlamaRotaryEmbedding):
         self.in_bfloat16 = config.rotary_dtype == "bfloat16"
         # In the checkpoint, hence persistent; the float32 kind does not use the stored values.
         self.inv_freq = nn.Buffer(self.original_inv_freq.clone(), persistent=True)
+
+    def frequencies(self) -> Tensor:
+        """Return the rotary frequencies that the config asks for. float32 [head_dim / 2]."""
+        kind = self.config.rope_parameters["rope_type"]
+        make = ROPE_INIT_FUNCTIONS.get(kind, self.compute_default_rope_parameters)
+        inv_freq: Tensor = make(self.config, None)[0]
+        return inv_freq
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
