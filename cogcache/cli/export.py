@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def _writing_options(command: Command) -> Command:
     "--beside", type=click.Choice(["txt", "vtt", "srt"]), help="Write beside each video, no OUT."
 )
 @click.option("--features", is_flag=True, help="Pack the clips' features into one HDF5 file.")
+@click.option("--json", "json_", is_flag=True, help="Print what was written as one JSON object.")
 @_writing_options
 @selection_options
 def export(
@@ -68,13 +70,14 @@ def export(
     format_: str | None,
     beside: str | None,
     features: bool,
+    json_: bool,
     options: Options,
     selection: Selection,
 ) -> None:
     """Write captions for others: rows, subtitles, or a folder that a trainer reads.
 
     Formats: jsonl, csv, parquet; txt, vtt, srt; videofolder, cogvideox, finetrainers, musubi,
-    diffusion-pipe, webdataset.
+    diffusion-pipe, webdataset. `export - --format jsonl` writes to standard output.
     """
     from cogcache.export import export as write
     from cogcache.export import export_beside, format_of
@@ -83,7 +86,9 @@ def export(
         raise ConfigError("it is not clear where to write", "name OUT, or give --beside vtt")
     catalog = catalog_of(cache)
     if out is None:
-        _finish(export_beside(catalog, str(beside), selection, options))
+        _finish(export_beside(catalog, str(beside), selection, options), json_=json_)
+    elif str(out) == "-":
+        _to_stdout(catalog, format_, selection, options)
     elif features:
         from cogcache.catalog import still_missing
         from cogcache.export import pack
@@ -93,10 +98,35 @@ def export(
         print_absent(packed.absent)
         raise SystemExit(1 if still_missing(packed.absent) else 0)
     else:
-        _finish(write(catalog, out, format_of(out, format_), selection, options))
+        _finish(write(catalog, out, format_of(out, format_), selection, options), json_=json_)
 
 
-def _finish(done: Exported) -> None:
+def _to_stdout(catalog: Path, format_: str | None, selection: Selection, options: Options) -> None:
+    """Write to standard output, once the whole export is there: what fails writes nothing."""
+    import shutil
+    import sys
+    import tempfile
+
+    from cogcache.export import ON_STDOUT
+    from cogcache.export import export as write
+
+    if format_ not in ON_STDOUT:
+        raise ConfigError("`export -` writes rows or subtitles", f"--format {'|'.join(ON_STDOUT)}")
+    with tempfile.TemporaryDirectory(prefix="cogcache-export-") as folder:
+        path = Path(folder, f"out.{format_}")
+        done = write(catalog, path, format_, selection, options)
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.flush()
+    raise SystemExit(0 if done.is_whole else 1)
+
+
+def _finish(done: Exported, *, json_: bool = False) -> None:
+    if json_:
+        told = {"captions": done.captions, "empty": done.empty, "left_out": done.left_out}
+        told |= {"absent": [str(each) for each in done.absent], "notes": done.notes}
+        click.echo(json.dumps(told, default=str))
+        raise SystemExit(0 if done.is_whole else 1)
     click.echo(f"{done.captions:,} captions written")
     if done.empty:
         click.echo(f"{done.empty:,} empty captions left out", err=True)
@@ -115,7 +145,8 @@ def _finish(done: Exported) -> None:
 @cache_option
 @click.option("--set", "set_", required=True, metavar="NAME", help="Name of the caption set.")
 @click.option("--overwrite", is_flag=True, help="Replace captions that the set has already.")
-def import_(file: Path, cache: Path, set_: str, overwrite: bool) -> None:
+@click.option("--json", "json_", is_flag=True, help="Print what was taken as one JSON object.")
+def import_(file: Path, cache: Path, set_: str, overwrite: bool, json_: bool) -> None:
     """Take captions from a JSONL file, as a set of their own.
 
     Each line names its clip as an export does, by feature_key or by video, start_s and end_s, and
@@ -124,4 +155,7 @@ def import_(file: Path, cache: Path, set_: str, overwrite: bool) -> None:
     from cogcache.export import import_captions
 
     done = import_captions(file, catalog_of(cache), set_, overwrite=overwrite)
+    if json_:
+        click.echo(json.dumps({"set": set_, "written": done.written, "same": done.same}))
+        return
     click.echo(f"{done.written:,} captions imported as {set_!r}, {done.same:,} were there already")

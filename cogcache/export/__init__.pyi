@@ -1,3 +1,4 @@
+from .exporting import ON_STDOUT as ON_STDOUT
 from .exporting import Exported as Exported
 from .exporting import Options as Options
 from .exporting import export as export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -36,6 +37,8 @@ from cogcache.units import printable
 from cogcache.video import VIDEO_SUFFIXES
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")
+ON_STDOUT: Final = (*ROWS, *SUBTITLES)
+"""Formats of one file, which can go to standard output."""
 _MAX_WORDS: Final = 150
 
 Left: TypeAlias = tuple[str, str]
@@ -79,11 +82,14 @@ def format_of(out: Path, name: str | None) -> str:
         ConfigError: neither tells one.
     """
     chosen = name or out.suffix.removeprefix(".")
-    if chosen not in FORMATS:
-        raise ConfigError(
-            f"{out.name!r} does not tell the format", f"give --format: {', '.join(FORMATS)}"
-        )
-    return chosen
+    if chosen in FORMATS:
+        return chosen
+    there = f"give --format: {', '.join(FORMATS)}"
+    if name is None:
+        raise ConfigError(f"{out.name!r} does not tell the format", there)
+    near = difflib.get_close_matches(name, FORMATS, n=1)
+    hint = f"did you mean {near[0]}?" if near else there
+    raise ConfigError(f"there is no format {name!r}", hint)
 
 
 def export(

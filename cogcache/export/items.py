@@ -40,6 +40,8 @@ COLUMNS: Final = (
     "caption_key",
 )
 """Of a row, in this order; the names are those of the catalog."""
+OF_VIDEO: Final = ("video_digest", "duration_s", "fps", "width", "height")
+"""Of the video's bytes; they follow in a row. `video` is the file that has them now."""
 
 _QUERY: Final = """
 SELECT {columns}, c.video_digest, v.duration_s, v.fps, v.width, v.height, v.total_num_frames,
@@ -119,8 +121,22 @@ def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Lo
     if not full and chosen.absent:
         raise missing_videos(chosen.absent)
     if not full:
-        raise ConfigError("no caption passes the filters", "see what there is: `cogcache ls`")
+        raise _none_passes(catalog, selection)
     return Chosen(full, chosen.absent, len(chosen.items) - len(full))
+
+
+def _none_passes(catalog: Path, selection: Selection) -> ConfigError:
+    """Return the error to show where filters leave nothing: names that are not there are told."""
+    with closing(CatalogFile(catalog)) as file:
+        for option, column, asked in (
+            ("--prompt-name", "prompt_name", selection.prompts),
+            ("--model", "model", selection.models),
+        ):
+            there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM captions")]
+            if asked and not {*asked} & {*there}:
+                problem = f"no caption has {option} {', '.join(asked)}"
+                return ConfigError(problem, f"there are {', '.join(sorted(there)) or 'none'}")
+    return ConfigError("no caption passes the filters", "see what there is: `cogcache ls`")
 
 
 def select_items(
@@ -158,7 +174,7 @@ def _item(row: dict[str, Any], names: tuple[str, ...], wording: Wording) -> Item
     shown = {name: row[name] for name in COLUMNS}
     shown |= {"caption": wording.around(row["caption"]), "flags": json.loads(row["flags"])}
     video = {name: row[name] for name in row.keys() - {*COLUMNS}}
-    return Item(shown, names=names, **video)
+    return Item(shown | {name: row[name] for name in OF_VIDEO}, names=names, **video)
 
 
 def check_one_each(items: Iterable[Item]) -> None:

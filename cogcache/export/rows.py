@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.errors import ConfigError
-from cogcache.export.items import COLUMNS, Item
+from cogcache.export.items import COLUMNS, OF_VIDEO, Item
 from cogcache.system import extra_hint
 
 # JSON allows these raw, but who reads by splitlines() would find more lines than there are.
@@ -31,10 +31,10 @@ def write_csv(items: Sequence[Item], path: Path) -> None:
     """Write a table with a heading; flags are joined by blanks, no value is an empty cell."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
+        table.writerow([*COLUMNS, *OF_VIDEO])
         for item in items:
             row = {**item.row, "flags": " ".join(item.row["flags"])}
-            table.writerow([row[name] for name in COLUMNS])
+            table.writerow([row[name] for name in (*COLUMNS, *OF_VIDEO)])
 
 
 def write_parquet(items: Sequence[Item], path: Path) -> None:
@@ -50,8 +50,10 @@ def write_parquet(items: Sequence[Item], path: Path) -> None:
         problem = "Parquet needs pyarrow, which is not installed"
         raise ConfigError(problem, extra_hint("parquet")) from error
     kinds = {"start_s": pa.float64(), "end_s": pa.float64(), "seconds": pa.float64()}
+    kinds |= dict.fromkeys(("duration_s", "fps"), pa.float64())
+    kinds |= dict.fromkeys(("width", "height"), pa.int64())
     kinds |= {"num_tokens": pa.int64(), "flags": pa.list_(pa.string())}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in (*COLUMNS, *OF_VIDEO)])
     table = pa.Table.from_pylist([dict(item.row) for item in items], schema=schema)
     parquet.write_table(table, path, compression="zstd")
 

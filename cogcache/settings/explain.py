@@ -48,9 +48,10 @@ def explain(
         given: values by key that came from options.
     """
     found = error.errors(include_url=False)
-    unknown = [each["loc"] for each in found if each["type"] == "extra_forbidden"]
+    unknown = [each for each in found if each["type"] == "extra_forbidden"]
     if unknown:
-        return unknown_key(tuple(map(str, unknown[0])), tables, source=source)
+        place, is_table = tuple(map(str, unknown[0]["loc"])), isinstance(unknown[0]["input"], dict)
+        return unknown_key(place, tables, source=source, is_table=is_table)
     # A set of prompts that is chosen stands among the prompts, too.
     problems = list(dict.fromkeys(_problem(each, tables, source, given) for each in found))
     if len(problems) > _MAX_SHOWN:
@@ -63,7 +64,11 @@ def explain(
 
 
 def unknown_key(
-    place: tuple[str, ...], tables: Mapping[str, str], *, source: str = ""
+    place: tuple[str, ...],
+    tables: Mapping[str, str],
+    *,
+    source: str = "",
+    is_table: bool = False,
 ) -> ConfigError:
     """Return the error for a key that no table has; its hint is the nearest one.
 
@@ -71,10 +76,13 @@ def unknown_key(
         place: the key, with its table in front where it stands under one.
         tables: the table of each key; "model" for the keys above all tables.
         source: the TOML file, if the key stands in one.
+        is_table: whether it was written as a table, [name].
     """
     name, table = place[-1], place[0] if len(place) > 1 else "model"
     here = [key for key, home in tables.items() if home == table]
     names = [*here, *tables, *(set(tables.values()) - {"model"})]
+    if is_table:
+        names = sorted(set(tables.values()) - {"model"})
     nearest = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
     under = f" under [{table}]" if table != "model" else ""
     hint = f"known here: {', '.join(here)}; `cogcache help settings` has them all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -27,6 +28,28 @@ def _as_texts(value: Any) -> Any:
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
 """Any number of texts; a single one need not be in a list."""
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMG])(iB|B)?|B)", re.IGNORECASE)
+
+
+def as_size(value: Any) -> Any:
+    """Return a size of memory as `8GiB` or `8GB`: `8G` and `8gib` are 8GiB, `8gb` is 8GB."""
+    if not isinstance(value, str) or value == "auto":
+        return value
+    text = value.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        raise ValueError(f"{value!r} has no unit: write --memory {text}GiB")
+    if (found := _SIZE.fullmatch(text)) is None:
+        raise ValueError(f'memory must be auto, or a size such as 8GiB, not "{value}"')
+    number, unit, kind = found.groups()
+    if unit is None:
+        return f"{number}B"
+    return f"{number}{unit.upper()}{'B' if (kind or '').lower() == 'b' else 'iB'}"
+
+
+MemorySize = Annotated[str, BeforeValidator(as_size)]
+"""`auto`, or a size with its unit."""
 
 
 class Table(BaseModel):

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cogcache.settings import templates
 from cogcache.settings.explain import explain, unknown_key
-from cogcache.settings.fields import NoneIfEmpty, PromptName, PromptText, Table
+from cogcache.settings.fields import MemorySize, NoneIfEmpty, PromptName, PromptText, Table
 from cogcache.settings.machines import Limits, Machines
 from cogcache.settings.stage_one import Clips, Sampling, Vision
 from cogcache.settings.stage_two import Generation, Language, Summary
@@ -58,7 +58,7 @@ class Settings(Table):
     known, else remembered so; "" for the first one of the model."""
     device: Annotated[str, Field(pattern=r"^(auto|mps|(cpu|cuda|xpu)(:\d+)?)$")] = "auto"
     """Where the halves run: `auto` is the first GPU, else the CPU; or `cpu`, `cuda`, `cuda:1`."""
-    memory: Annotated[str, Field(pattern=r"^(auto|\d+(\.\d+)?\s*([KMG]i?)?B)$")] = "auto"
+    memory: MemorySize = "auto"
     """Memory that a stage may fill, such as `8GiB`: a GPU's, or on the CPU the whole process';
     `auto` is what is free, also of a container. Parts of a half that do not fit wait elsewhere."""
     sampling: Sampling = Sampling()

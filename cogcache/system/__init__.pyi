@@ -8,6 +8,7 @@ from .atomic_files import seal as seal
 from .atomic_files import seal_parts as seal_parts
 from .atomic_files import sync_folder as sync_folder
 from .atomic_files import temporary_name as temporary_name
+from .devices import check_devices as check_devices
 from .devices import free_bytes as free_bytes
 from .devices import pick_device as pick_device
 from .distribution import check_distribution as check_distribution

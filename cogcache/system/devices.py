@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from cogcache.errors import ConfigError
 from cogcache.system.free_memory import available_bytes
@@ -24,6 +25,22 @@ def pick_device(device: str) -> str:
     if kind != "cpu" and (available is None or available.type != kind):
         raise ConfigError(f"there is no {kind} device here", "use --device auto or --device cpu")
     return device
+
+
+def check_devices(names: Sequence[str]) -> None:
+    """See that devices are there, before workers are started on them.
+
+    Raises:
+        ConfigError: one of them is not.
+    """
+    import torch
+
+    for name in names:
+        device = torch.device(pick_device(name))
+        count = torch.accelerator.device_count() if device.type != "cpu" else 1
+        if device.type != "cpu" and (device.index or 0) >= count:
+            problem = f"there is no {name}: {count} devices of this kind are here, from 0 on"
+            raise ConfigError(problem, "`cogcache doctor` lists what there is")
 
 
 def free_bytes(device: str) -> int:

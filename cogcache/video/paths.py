@@ -33,6 +33,10 @@ _MARKS: Final = {
 """What a text begins with that says how it is encoded."""
 
 
+LIST_SUFFIXES = (".txt", ".lst", ".list")
+"""Of files that are more likely lists of videos than videos."""
+
+
 def find_videos(arguments: Sequence[str]) -> list[Path]:
     """Return the files that ``arguments`` stand for, absolute, each file once.
 
@@ -105,6 +109,8 @@ def _expand(argument: str) -> Iterator[Path]:
         yield from _listed(from_home(argument[1:]))
     elif _is_folder(path):
         yield from _some(_in_folder(path), argument, "the folder holds no video file")
+    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        raise ConfigError(f"{argument} is no video", f"did you mean @{argument}, a list of them?")
     elif os.path.lexists(path):
         yield path
     elif glob.has_magic(argument):

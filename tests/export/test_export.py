@@ -16,7 +16,7 @@ from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.export.exporting import FORMATS, Options, export, export_beside, format_of
-from cogcache.export.items import COLUMNS
+from cogcache.export.items import COLUMNS, OF_VIDEO
 from cogcache.export.rows import json_line
 from cogcache.export.target import MARK
 from cogcache.export.wording import Wording, one_line
@@ -100,7 +100,7 @@ def test_jsonl_rows_have_the_names_of_the_catalog_and_the_captions_as_they_are(w
     text = write("a.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row["caption"] for row in rows] == [PLAIN, HOSTILE, CUT]
-    assert all(tuple(row) == COLUMNS for row in rows)
+    assert all(tuple(row) == (*COLUMNS, *OF_VIDEO) for row in rows)
     assert text.endswith("}\n")
 
 

@@ -6,6 +6,7 @@ small files come at once; shards come when a half asks for them. Nothing here lo
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -39,6 +40,22 @@ VOLATILE_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype"
 """Config keys that say nothing about what the weights compute."""
 
 
+def _no_hub_id(model: str) -> tuple[str, str] | None:
+    """Return what is wrong with a name that is neither a folder nor a hub id, and what to do."""
+    if Path(model).is_file():
+        return f"{model} is a file", "give the folder that it lies in"
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        return f"there is no folder {model}", "see how it is written; a hub id is OWNER/NAME"
+    if "/" in model:
+        return None
+    if difflib.get_close_matches(model, ["tiny"], n=1):
+        return f"there is no model {model!r}", "did you mean tiny?"
+    return (
+        f"there is no folder {model}, and a hub id is OWNER/NAME",
+        "give a folder, or a hub id such as THUDM/cogvlm2-llama3-caption",
+    )
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint's folder and, for a hub id, where its shards come from."""
@@ -61,6 +78,8 @@ class Checkpoint:
             checkpoint = cls(model, Path(__file__).parents[2] / "tiny")
         elif Path(model).is_dir():
             checkpoint = cls(model, Path(model))
+        elif (problem := _no_hub_id(model)) is not None:
+            raise CheckpointError(*problem)
         else:
             checkpoint = cls(
                 model, fetch_files(model, revision, SMALL_FILES), revision, on_hub=True

@@ -15,7 +15,7 @@ from cogcache.stages.distributed.process_workers import ProcessEngine
 from cogcache.stages.distributed.scheduler import Engine, Scheduler, WorkerSpec
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, take_over
 from cogcache.stages.runs.report import RunReport
-from cogcache.system import available_bytes
+from cogcache.system import available_bytes, check_devices
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class WorkerLayout:
 
 def _local_layout(settings: Settings, cache: Path) -> WorkerLayout:
     names = settings.machines.device_names
+    check_devices(names)
     on_cpu = sum(name.startswith("cpu") for name in names)
     workers = [_local_worker(settings, cache, name, on_cpu) for name in names]
     return WorkerLayout(ProcessEngine(), workers, settings.vision.decode_workers * len(names))
