@@ -1,6 +1,5 @@
 from .catalog import Catalog as Catalog
 from .database import CatalogFile as CatalogFile
-from .database import uri_of as uri_of
 from .file_facts import FileFacts as FileFacts
 from .file_facts import Stat as Stat
 from .holders import REPLACED as REPLACED
@@ -44,6 +43,7 @@ from .search.queries import has_unspaced as has_unspaced
 from .search.selection import Selection as Selection
 from .search.semantic import SemanticIndex as SemanticIndex
 from .search.semantic import fused_search as fused_search
+from .upkeep.leftovers import tidy as tidy
 from .upkeep.merge import merge as merge
 from .upkeep.rebuild import rebuild as rebuild
 from .upkeep.unused import collect as collect

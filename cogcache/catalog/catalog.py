@@ -53,9 +53,12 @@ def _each_file(row: type, joins: str) -> str:
     return f"(SELECT {', '.join(columns)} FROM {joins})"
 
 
-_CLIPS = _each_file(ClipRow, "clips AS row LEFT JOIN files ON files.digest = row.video_digest")
+_CLIPS = _each_file(
+    ClipRow, "whole_clips AS row LEFT JOIN whole_files AS files ON files.digest = row.video_digest"
+)
 _CAPTIONS = _each_file(
-    CaptionRow, "captions AS row LEFT JOIN files ON files.digest = row.video_digest"
+    CaptionRow,
+    "whole_captions AS row LEFT JOIN whole_files AS files ON files.digest = row.video_digest",
 )
 
 
@@ -135,9 +138,9 @@ class Captions:
         """Have captions say which bytes they are of, where only their clips say it so far."""
         self._file.write(
             """UPDATE captions SET video_digest = coalesce(
-                (SELECT clips.video_digest FROM clips
+                (SELECT clips.video_digest FROM whole_clips AS clips
                  WHERE clips.feature_key = captions.feature_key),
-                json_extract(settings, '$.video_digest')
+                iif(json_valid(settings), json_extract(settings, '$.video_digest'), NULL)
             ) WHERE video_digest IS NULL""",
             {},
         )
@@ -148,7 +151,7 @@ class Captions:
 
     def said(self, caption_keys: Collection[str]) -> dict[str, FlaggedCaption]:
         """Return what the captions of these keys say, those that there are."""
-        sql = """SELECT caption_key, caption, flags FROM captions
+        sql = """SELECT caption_key, caption, flags FROM whole_captions
             WHERE caption_key IN (SELECT value FROM json_each(:keys))"""
         rows = self._file.query(sql, {"keys": json.dumps([*caption_keys])})
         return {
@@ -170,7 +173,7 @@ class Captions:
 
     def newest_key(self, quantization: str) -> dict[str, Any] | None:
         """Return the fields of the key of the newest caption of a quantisation."""
-        sql = """SELECT settings FROM captions WHERE quantization = :quantization
+        sql = """SELECT settings FROM whole_captions WHERE quantization = :quantization
             ORDER BY id DESC LIMIT 1"""
         rows = self._file.query(sql, {"quantization": quantization})
         fields: dict[str, Any] | None = json.loads(rows[0]["settings"]) if rows else None

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
+from cogcache.catalog import integrity
+from cogcache.catalog.integrity import Noted
+from cogcache.catalog.whole_rows import TABLES, Damage, guard
 from cogcache.errors import CatalogError, DamagedCatalogError
-from cogcache.system import extra_hint
+from cogcache.system import extra_hint, scratch_folder
 
-VERSION: Final = 7
+VERSION: Final = 8
 """The number of the last step of `migrations`; a catalog with a higher one is of a newer
 cogcache."""
 
@@ -34,6 +38,9 @@ _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
+_GUARDED: Final = frozenset(table.name for table in TABLES)
+_REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
 
 
 def uri_of(path: Path) -> str:
@@ -53,6 +60,33 @@ def read_only_uri(path: Path) -> str:
     return f"{_uri(path)}?mode=ro{'&immutable=1' if idle else ''}"
 
 
+def connected(uri: str) -> sqlite3.Connection:
+    """Return a connection for all threads; a lock has to keep them apart."""
+    return sqlite3.connect(
+        uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True
+    )
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[str]:
+    """Yield SQLite's own name for a catalog that nobody writes to, for reading without any room.
+
+    A log that is beside it is read with a copy of both, in memory where there is such a folder.
+
+    Raises:
+        OSError: there is no room for the copy either.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if not log.exists() or not log.stat().st_size:
+        yield f"{_uri(path)}?mode=ro&immutable=1"
+        return
+    with scratch_folder(in_memory=True) as folder:
+        copy = folder / path.name
+        for part in (path, log):
+            shutil.copyfile(part, copy.with_name(part.name))
+        yield _uri(copy)
+
+
 def _uri(path: Path) -> str:
     return f"file:{quote(os.fsencode(path.absolute()))}"
 
@@ -69,45 +103,89 @@ def make_as_asked(path: Path) -> None:
 class CatalogFile:
     """An open catalog file; a context manager, for any number of threads and processes.
 
+    Read rows from the views ``whole_captions``, ``whole_clips``, …, which leave damaged rows out;
+    ``damage`` has those that were met. Write to the tables. See `whole_rows`.
+
     Args:
-        path: the SQLite file; made if absent. Who may not write it can read it.
+        path: the SQLite file; made if absent. Who may not write it can read it, as one can on a
+            disk without room.
+        checked: have SQLite check the file first if it is not as it was left, see `integrity`.
+        derived: then also hold the full text index and the sums against the captions.
 
     Raises:
         CatalogError: it is no catalog, is of a newer version, or cannot be opened.
+        DamagedCatalogError: it is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, checked: bool = True, derived: bool = False) -> None:
         self.path = path
+        self.damage = Damage()
         self._lock = RLock()
         if not path.exists():
             make_as_asked(path)
-        with self._errors():
-            # One connection for all threads: the lock keeps them apart.
-            self._conn = sqlite3.connect(
-                uri_of(path),
-                timeout=_BUSY_S,
-                isolation_level=None,
-                check_same_thread=False,
-                uri=True,
-            )
-            try:
-                self._prepare()
-            except BaseException:
-                self._conn.close()
+        self._copy: ExitStack = ExitStack()
+        self._sound = False
+        with self._errors(), ExitStack() as opening:
+            opening.callback(self.close)
+            self._open()
+            if checked:
+                self._check(derived=derived)
+            guard(self._conn, self.damage)
+            opening.pop_all()
+
+    def _open(self) -> None:
+        try:
+            self._conn = connected(uri_of(self.path))
+            self._prepare()
+        except sqlite3.OperationalError as error:
+            self._close_connection()
+            if error.sqlite_errorcode & 0xFF not in _NO_ROOM or not self.path.is_file():
                 raise
+            # A log and its index take room, which a full disk has not; reading needs neither.
+            try:
+                self._conn = connected(self._copy.enter_context(readable(self.path)))
+                self._prepare()
+            except (OSError, sqlite3.OperationalError):
+                raise error from None
+
+    def _close_connection(self) -> None:
+        if hasattr(self, "_conn"):
+            self._conn.close()
 
     def close(self) -> None:
         """Close the file; what was written is on the disk already."""
         with self._lock:
-            self._conn.close()
+            wrote = self._sound and self._conn.total_changes > 0
+            self._close_connection()
+            self._copy.close()
+            if self._sound:
+                self._sound = False
+                integrity.closed(self.path, wrote=wrote)
 
     def _prepare(self) -> None:
         self._conn.row_factory = sqlite3.Row
         self._conn.execute("PRAGMA foreign_keys = ON")
         self._conn.execute("PRAGMA synchronous = FULL")
-        if self._version() < VERSION:
+        version = self._version()
+        self._is_new = version == 0
+        if version < VERSION:
             self._write_ahead()
             self._migrate()
+
+    def _check(self, *, derived: bool) -> None:
+        """Refuse a file that is damaged; note one that is sound."""
+        known = Noted(True, True) if self._is_new else integrity.known(self.path)
+        if not known.is_sound:
+            self._refuse(integrity.faults(self._conn))
+        if derived and not known.is_derived_sound:
+            self._refuse(integrity.derived_faults(self._conn))
+        self._sound = True
+        integrity.opened(self.path, Noted(True, known.is_derived_sound or derived))
+
+    def _refuse(self, faults: list[str]) -> None:
+        if faults:
+            more = f" (and {len(faults) - 1} faults more)" if len(faults) > 1 else ""
+            raise DamagedCatalogError(f"{self.path} is damaged: {faults[0]}{more}", _REBUILD)
 
     def _write_ahead(self) -> None:
         """Have a new file written to through a log.
@@ -146,6 +224,8 @@ class CatalogFile:
 
         from cogcache.catalog.migrations import MIGRATIONS
 
+        if self._version():  # what is damaged must not get checksums that fit
+            self._refuse(integrity.faults(self._conn))
         with (
             self.transaction()
         ):  # of processes that get here together, the second has nothing to do
@@ -162,8 +242,7 @@ class CatalogFile:
                 raise
             problem = f"the catalog {self.path} cannot be used: {error}"
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:  # without the finer part
-                hint = "`cogcache rebuild` makes it anew, with the captions that can be read"
-                raise DamagedCatalogError(problem, hint) from error
+                raise DamagedCatalogError(problem, _REBUILD) from error
             # SQLite does not say which it was: it gives no error number of the system.
             hint = "see that its disk, and that of TMPDIR, is writable and has space, and that "
             raise CatalogError(problem, f"{hint}`ulimit -n` is ample (4096)") from error
@@ -195,6 +274,12 @@ class CatalogFile:
     def can_write(self) -> bool:
         """Whether the file can be written, and not only read."""
         return "mode=ro" not in uri_of(self.path)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection to a `with` block alone, to read from the views of whole rows."""
+        with self._lock, self._errors():
+            yield self._conn
 
     def write(self, sql: str, values: Row) -> int:
         """Execute one statement in a transaction of its own; return the rows it changed."""
@@ -232,7 +317,7 @@ class CatalogFile:
     def select(
         self,
         table: str,
-        order: str = "rowid",
+        order: str = "1",
         *,
         equal: Row | None = None,
         among: Mapping[str, Collection[str] | None] | None = None,
@@ -240,7 +325,7 @@ class CatalogFile:
         """Return rows as dictionaries, JSON columns read.
 
         Args:
-            table: its name.
+            table: its name; of a table of the catalog, the whole rows.
             order: columns to sort by.
             equal: what columns have to be; None: anything.
             among: what columns have to be one of; None: anything.
@@ -252,8 +337,9 @@ class CatalogFile:
         where = f"WHERE {' AND '.join(tests)}" if tests else ""
         cells = _cells({**values, **{name: json.dumps(some) for name, some in lists.items()}})
         with self._lock, self._errors():
-            rows = self._conn.execute(f"SELECT * FROM {table} {where} ORDER BY {order}", cells)
-            return [_values(row) for row in rows]
+            source = f"whole_{table}" if table in _GUARDED else table
+            rows = self._conn.execute(f"SELECT * FROM {source} {where} ORDER BY {order}", cells)
+            return _read(rows)
 
     def query(self, sql: str, values: Row | None = None) -> list[sqlite3.Row]:
         """Return the rows of any query; JSON columns as they lie there."""
@@ -262,7 +348,7 @@ class CatalogFile:
 
     def known(self, table: str, column: str, values: Collection[str]) -> set[str]:
         """Return those of ``values`` that are in ``column``."""
-        sql = f"SELECT {column} FROM {table} WHERE {column} IN {_LIST.format(column)}"
+        sql = f"SELECT {column} FROM whole_{table} WHERE {column} IN {_LIST.format(column)}"
         with self._lock, self._errors():
             rows = self._conn.execute(sql, {column: json.dumps([*values])})
             return {row[0] for row in rows}
@@ -291,6 +377,14 @@ def _cell(name: str, value: object) -> object:
     return value
 
 
-def _values(row: sqlite3.Row) -> dict[str, Any]:
-    columns = dict(zip(row.keys(), row, strict=True))
-    return columns | {name: json.loads(columns[name]) for name in _JSON_COLUMNS & columns.keys()}
+def _read(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
+    """Return the rows of a query as dictionaries, JSON columns read."""
+    names = [column[0] for column in cursor.description]
+    read = [name for name in names if name in _JSON_COLUMNS]
+    rows = []
+    for cells in cursor:
+        row = dict(zip(names, cells, strict=True))
+        for name in read:
+            row[name] = json.loads(row[name])
+        rows.append(row)
+    return rows

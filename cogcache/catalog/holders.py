@@ -104,7 +104,7 @@ class Holders:
         """Look at all files in folders, or of these names, that the catalog knows."""
         for folder in folders:
             test, values = in_folder("path", folder, "folder")
-            rows = self._file.query(f"SELECT path FROM files WHERE {test}", values)
+            rows = self._file.query(f"SELECT path FROM whole_files WHERE {test}", values)
             self._look_at({row["path"] for row in rows})
 
     def names(self, digest: str | None) -> list[str]:
@@ -130,8 +130,9 @@ class Holders:
         return self._faults.get(name, GONE)
 
     def _add_names(self, digests: Collection[str]) -> None:
-        sql = """SELECT digest, path FROM files WHERE digest IN (SELECT value FROM json_each(:some))
-            UNION SELECT digest, path FROM videos
+        sql = """SELECT digest, path FROM whole_files
+            WHERE digest IN (SELECT value FROM json_each(:some))
+            UNION SELECT digest, path FROM whole_videos
             WHERE digest IN (SELECT value FROM json_each(:some))"""
         for digest, path in self._file.query(sql, {"some": json.dumps([*digests])}):
             self._names[digest].add(path)
@@ -190,7 +191,9 @@ class Holders:
     @cached_property
     def _sizes(self) -> set[int]:
         """The sizes of all videos; 0 stands for one whose size nobody noted."""
-        rows = self._file.query("SELECT size_bytes FROM files UNION SELECT size_bytes FROM videos")
+        rows = self._file.query(
+            "SELECT size_bytes FROM whole_files UNION SELECT size_bytes FROM whole_videos"
+        )
         return {row["size_bytes"] for row in rows}
 
     def _note(self, name: str, digest: str) -> None:

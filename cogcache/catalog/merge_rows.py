@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog.database import CatalogFile, read_only_uri
+from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of
 from cogcache.errors import CatalogError
 from cogcache.settings import WorkShare
+from cogcache.system import scratch_folder
 
 OWN: Final = "catalog/"
 """Begin of the names under which a catalog remembers what concerns itself alone."""
@@ -54,8 +55,8 @@ def snapshot(path: Path) -> Iterator[Path]:
     Raises:
         CatalogError: there is no catalog at the path, or it cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
-        copy = Path(folder, "catalog.sqlite")
+    with scratch_folder() as folder:
+        copy = folder / "catalog.sqlite"
         try:
             with (
                 closing(sqlite3.connect(read_only_uri(path), uri=True)) as theirs,
@@ -65,8 +66,19 @@ def snapshot(path: Path) -> Iterator[Path]:
         except sqlite3.DatabaseError as error:
             hint = "name a cache, or a catalog of one; `cogcache rebuild` mends damaged ones"
             raise CatalogError(f"{path} cannot be read as a catalog: {error}", hint) from error
-        CatalogFile(copy).close()
+        with closing(CatalogFile(copy)) as file:
+            drop_damaged(file)
         yield copy
+
+
+def drop_damaged(file: CatalogFile) -> None:
+    """Delete the damaged rows from a copy of a catalog; each is logged."""
+    with file.reading() as conn:
+        conn.execute("PRAGMA foreign_keys = OFF")
+    with file.transaction() as conn:
+        for table in TABLES:
+            fits = Checksums(table, columns_of(conn, table.name)).test()
+            conn.execute(f"DELETE FROM {table.name} WHERE NOT {fits}")
 
 
 def keep_shard(path: Path, shard: WorkShare) -> None:
@@ -97,12 +109,27 @@ def merge_rows(copy: Path, path: Path, feature_keys: Collection[str]) -> MergedR
         with file.transaction() as conn:
             before = _counts(conn)
             keys = json.dumps([*feature_keys])
-            for statement in _STATEMENTS:
+            for statement in (*_STATEMENTS, *_taken_as_they_are(conn)):
                 conn.execute(statement, {"keys": keys} if ":keys" in statement else {})
             after = _counts(conn)
     for name in before:
         setattr(merged, name, after[name] - before[name])
     return merged
+
+
+def _taken_as_they_are(conn: sqlite3.Connection) -> list[str]:
+    """Return what takes the missing rows of those tables over that have no rules of their own."""
+    statements = []
+    for table in TABLES:
+        names = [column.name for column in columns_of(conn, table.name)]
+        names = [name for name in names if name != table.number]
+        values = ", ".join(_OUR_RUN if name == "run" else f"o.{name}" for name in names)
+        if table.merged:
+            statements.append(
+                f"INSERT OR IGNORE INTO main.{table.name} ({', '.join(names)})"
+                f" SELECT {values} FROM other.{table.name} o WHERE true"
+            )
+    return statements
 
 
 def _counts(conn: sqlite3.Connection) -> dict[str, int]:
@@ -143,6 +170,8 @@ _CAPTION: Final = (
 _FAILURE: Final = (
     "video start_s end_s stage feature_key reason message tries first_at last_at video_digest"
 )
+_VIDEO: Final = "digest path duration_s fps width height total_num_frames codec size_bytes offset_s"
+_FILE: Final = "path size_bytes mtime_ns inode digest"
 _OUR_RUN: Final = """(SELECT ours.run FROM main.runs ours JOIN other.runs theirs USING (uid)
     WHERE theirs.run = o.run)"""
 
@@ -169,14 +198,16 @@ _STATEMENTS: Final = (
         SELECT {_columns(f"{_RUN} {_REPORT}", "o")} FROM other.runs o WHERE true ORDER BY o.run
         ON CONFLICT (uid) DO UPDATE SET {_taken(f"ended_at status {_REPORT}")}
         WHERE runs.status = 'running'""",
-    """INSERT INTO main.videos SELECT * FROM other.videos o WHERE true
+    f"""INSERT INTO main.videos ({_listed(_VIDEO)})
+        SELECT {_listed(_VIDEO)} FROM other.videos o WHERE true
         ON CONFLICT (digest) DO UPDATE SET duration_s = coalesce(duration_s, excluded.duration_s),
         fps = coalesce(fps, excluded.fps), width = coalesce(width, excluded.width),
         height = coalesce(height, excluded.height), codec = coalesce(codec, excluded.codec),
         total_num_frames = coalesce(total_num_frames, excluded.total_num_frames),
         size_bytes = max(size_bytes, excluded.size_bytes)""",
-    "INSERT OR IGNORE INTO main.files SELECT * FROM other.files",
-    f"""INSERT OR IGNORE INTO main.memory SELECT * FROM other.memory
+    f"""INSERT OR IGNORE INTO main.files ({_listed(_FILE)})
+        SELECT {_listed(_FILE)} FROM other.files""",
+    f"""INSERT OR IGNORE INTO main.memory (name, value) SELECT name, value FROM other.memory
         WHERE substr(name, 1, {len(OWN)}) <> '{OWN}'""",
     # A row that names the run that made the clip says more than one read from its file.
     f"""INSERT INTO main.clips ({_listed(_CLIP)}, run)

@@ -12,6 +12,7 @@ from sqlite_utils.migrations import Migrations
 
 from cogcache.catalog import migrations
 from cogcache.catalog.database import VERSION
+from cogcache.catalog.whole_rows import TABLES, Checksums, Damage, columns_of, define, key_fits
 
 _COUNT_CAPTION: Final = """INSERT INTO caption_totals
     VALUES ({row}.model, {row}.prompt_name, {row}.quantization, {row}.flags,
@@ -287,7 +288,7 @@ MIGRATIONS(name="0005_run_names")(_run_names)
 
 _UNKNOWN_VIDEOS = """UPDATE captions SET video_digest = coalesce(
         (SELECT k.video_digest FROM clips k WHERE k.feature_key = captions.feature_key),
-        json_extract(settings, '$.video_digest')
+        iif(json_valid(settings), json_extract(settings, '$.video_digest'), NULL)
     ) WHERE video_digest IS NULL"""
 """Notes of captions, as far as the catalog can tell, which bytes they were made of."""
 
@@ -317,3 +318,21 @@ def _offsets(db: Database) -> None:
 
 
 MIGRATIONS(name="0007_offsets")(_offsets)
+
+
+def _checksums(db: Database) -> None:
+    conn = db.conn
+    for table in TABLES:
+        conn.execute(f"ALTER TABLE {table.name} ADD COLUMN checksum INTEGER")
+        checksums = Checksums(table, columns_of(conn, table.name))
+        define(conn, checksums, Damage())
+        # A caption whose key is not that of its settings was damaged before: it gets none.
+        fitting = "WHERE key_fits(caption_key, settings)" if table.name == "captions" else ""
+        conn.create_function("key_fits", 2, key_fits, deterministic=True)
+        conn.execute(
+            f"UPDATE {table.name} SET checksum = checksum_{table.name}({checksums.arguments()})"
+            f" {fitting}"
+        )
+
+
+MIGRATIONS(name="0008_checksums")(_checksums)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from cogcache.catalog.backup import back_up
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.merge_rows import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
@@ -45,6 +46,7 @@ def open_catalog(cache: Path, own: Path | None, shard: str | None) -> Iterator[C
     if own is None:
         with Catalog(cache / "catalog.sqlite") as catalog:
             yield catalog
+        back_up(catalog.path)  # not after an error: then what was made last may be wrong
         return
     if not own.exists():
         _begin(own, cache, WorkShare.parse(shard))
@@ -73,7 +75,7 @@ def publish(own: Path, cache: Path, name: str) -> Path:
 def _begin(own: Path, cache: Path, shard: WorkShare) -> None:
     """Make a catalog of what is known of the shard already, so that nothing is done again."""
     make_folder(own.parent)
-    fresh = temporary_name(own, uuid4().hex)
+    fresh = temporary_name(own)
     Catalog(fresh).close()
     for path in published(cache):
         if path.stem == "merged" or path.name.startswith(_prefix(shard)):

@@ -6,9 +6,15 @@ A file a group of commands. Exit status: 0 all done, 1 some videos failed, 2 mis
 
 from __future__ import annotations
 
+from cogcache.cli import interrupts
+
+# isort: split
+# Signals are heard from here on: all else takes time to import.
 import signal
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -22,7 +28,7 @@ from cogcache.cli.plan import plan
 from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run, stage
-from cogcache.cli.streams import make_ready, printable_lines
+from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines
 from cogcache.cli.topics import configs, help_
 from cogcache.cli.train import distill, train
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
@@ -46,10 +52,23 @@ class _Shown(click.ClickException):
 class CogcacheGroup(click.Group):
     """Shows our own errors as one message; any other error is a bug and keeps its traceback."""
 
+    def main(self, args: Sequence[str] | None = None, *others: Any, **named: Any) -> Any:
+        """Run the program: by what the command line says, unless there are ``args``."""
+        if args is not None:
+            return super().main(args, *others, **named)
+        interrupts.hear()
+        try:
+            return super().main(args, *others, **named)
+        finally:
+            interrupts.pass_by()
+            if interrupts.were_heard():
+                with suppress(OSError):
+                    click.echo("\nstopped; run the same command to go on", err=True)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; the one place where our errors become click's."""
         try:
-            return super().invoke(ctx)
+            result = self._invoked(ctx)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort):
@@ -61,6 +80,22 @@ class CogcacheGroup(click.Group):
                 raise _Shown(str(told), told.exit_status) from error
             traceback.print_exc()
             raise SystemExit(BUG) from None
+        return result
+
+    def _invoked(self, ctx: click.Context) -> object:
+        """Run the command; one that had to leave damaged rows out does not end with 0."""
+        try:
+            result = super().invoke(ctx)
+        except SystemExit as end:
+            if end.code or not DAMAGED_ROWS.told:
+                raise
+            result = None
+        if DAMAGED_ROWS.told:
+            rows = len(DAMAGED_ROWS.told)
+            left_out = "a damaged row was" if rows == 1 else f"{rows} damaged rows were"
+            click.echo(f"{left_out} left out; `cogcache rebuild` keeps all others", err=True)
+            raise SystemExit(1)
+        return result
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 )
 def demo(folder: Path | None) -> None:
     """Caption a dozen made-up clips in two stages and compare with the truth."""
-    import tempfile
-
     from cogcache.selftest import demonstrate
+    from cogcache.system import scratch_folder
 
-    with tempfile.TemporaryDirectory(prefix="cogcache-demo-") as temporary:
-        shown = demonstrate(folder or Path(temporary))
+    with scratch_folder() as temporary:
+        shown = demonstrate(folder or temporary)
     _print_demonstration(shown)
     raise SystemExit(0 if shown.passed else 1)
 

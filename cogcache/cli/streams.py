@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
+from cogcache.system.processes import end_with_starter
 from cogcache.units import printable
 
 REPORTED = logging.getLogger("cogcache.stages.runs.progress")
 """Tells how far a run is where no bar can: in a log file."""
+_DAMAGE = logging.getLogger("cogcache.damage")
+"""Tells of each damaged row of a catalog that was left out."""
 
 CHOSEN = logging.getLogger("cogcache.models.quantization.automatic")
 """Tells what `--quantization auto` stands for where that is another kind than everybody has."""
@@ -18,6 +22,8 @@ CHOSEN = logging.getLogger("cogcache.models.quantization.automatic")
 def make_ready(*, verbose: bool) -> None:
     """Make the standard streams usable, and have the library log to stderr."""
     _open_what_is_closed()
+    end_with_starter()
+    _keep_compiled()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no bug
             stream.reconfigure(errors="backslashreplace")
@@ -26,6 +32,32 @@ def make_ready(*, verbose: bool) -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO if verbose else logging.WARNING)
     for told in (REPORTED, CHOSEN):
         told.setLevel(logging.INFO)
+    _DAMAGE.filters[:] = [DAMAGED_ROWS]
+    DAMAGED_ROWS.told.clear()
+
+
+def _keep_compiled() -> None:
+    """Have torch keep what it compiles with the user's caches: else it litters ``TMPDIR``."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{home}/cogcache/torchinductor")
+
+
+class DamagedRows(logging.Filter):
+    """Counts the damaged rows that the library has told of; each is shown once a command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a row has not been shown yet."""
+        message = record.getMessage()
+        is_new = message not in self.told
+        self.told.add(message)
+        return is_new
+
+
+DAMAGED_ROWS = DamagedRows()
 
 
 def _open_what_is_closed() -> None:

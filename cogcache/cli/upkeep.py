@@ -71,20 +71,32 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
 
 @click.command()
 @cache_option
-def rebuild(cache: Path) -> None:
-    """Make the catalog anew from the feature files; keep captions where they can be read."""
+@click.option(
+    "--from-backup",
+    is_flag=True,
+    help="Take what cannot be read from the backup of the last run that ended well.",
+)
+def rebuild(cache: Path, from_backup: bool) -> None:
+    """Make the catalog anew from the feature files; keep every caption that is whole.
+
+    Exit status: 0, or 1 where something of the old catalog could not be read.
+    """
     from cogcache.catalog import rebuild as make
 
-    made = make(cache)
+    made = make(cache, from_backup=from_backup)
     saved = ", ".join(f"{count} {table}" for table, count in made.saved.items())
     click.echo(f"{made.clips} clips from their files; from the old catalog: {saved or 'nothing'}")
     if made.left_out:
         click.echo(f"{made.left_out} damaged files left out: run `cogcache verify --fix`")
-    if made.damaged:
-        click.echo(f"read in part only: {', '.join(made.damaged)}")
+    if lost := [f"{count} {table}" for table, count in made.lost.items() if count]:
+        click.echo(f"could not be read: {', '.join(lost)}")
+    if made.uncounted:
+        click.echo("so much is damaged that it is not known how many rows there were")
+    if made.backup:
+        click.echo(f"{made.backup} is of an earlier run: `cogcache rebuild --from-backup` adds it")
     if made.old:
         click.echo(f"the old catalog is {made.old}")
-    raise SystemExit(1 if made.damaged or made.left_out else 0)
+    raise SystemExit(0 if made.is_whole else 1)
 
 
 @click.command()

@@ -110,16 +110,18 @@ def export(
     chosen = choose_items(catalog, selection, options.wording, options.look)
     items, old = as_shown(catalog, chosen.items)
     if format_ in ROWS:
-        with whole_file(out, overwrite=options.overwrite) as path:
+        with whole_file(out, overwrite=options.overwrite, cache=catalog.parent) as path:
             ROWS[format_](items, path)
         return Exported(len(items), chosen.num_empty, chosen.absent, old)
     if format_ in SUBTITLES:
-        left_out = _write_subtitles(items, out, format_, options)
+        left_out = _write_subtitles(items, out, format_, options, catalog.parent)
         num_written = len(items) - len(left_out)
         return Exported(num_written, chosen.num_empty, chosen.absent, [*old, *left_out])
     check_one_each(items)
     with closing(CatalogFile(catalog)) as file:
-        placed, left_out = _write_folder(items, out.absolute(), format_, options, Sources(file))
+        placed, left_out = _write_folder(
+            items, out.absolute(), format_, options, Sources(file), catalog.parent
+        )
     notes = _notes(placed, out.absolute(), format_)
     return Exported(len(placed), chosen.num_empty, chosen.absent, [*old, *left_out], notes)
 
@@ -173,7 +175,7 @@ def _name(item: Item) -> str:
 
 
 def _write_subtitles(
-    items: Sequence[Item], out: Path, format_: str, options: Options
+    items: Sequence[Item], out: Path, format_: str, options: Options, cache: Path
 ) -> list[Left]:
     """Write a file for each video; return the captions that no file can be named for."""
     named = [item for item in items if item.row["video"] is not None]
@@ -182,11 +184,11 @@ def _write_subtitles(
         if len(videos) > 1:
             problem = f"{out.name} is one file, and {len(videos)} videos were chosen"
             raise ConfigError(problem, f"name a folder and --format {format_}, or choose with --in")
-        with whole_file(out, overwrite=options.overwrite) as path:
+        with whole_file(out, overwrite=options.overwrite, cache=cache) as path:
             path.write_text(write(named), encoding="utf-8", newline="\n")
     else:
         paths = [text_to_path(some[0].row["video"]) for some in videos]
-        with whole_folder(out, overwrite=options.overwrite) as folder:
+        with whole_folder(out, overwrite=options.overwrite, cache=cache) as folder:
             for name, some in zip(names_below(paths, f".{format_}"), videos, strict=True):
                 path = folder / name
                 check_below(folder, path)
@@ -196,7 +198,12 @@ def _write_subtitles(
 
 
 def _write_folder(
-    items: Sequence[Item], out: Path, format_: str, options: Options, sources: Sources
+    items: Sequence[Item],
+    out: Path,
+    format_: str,
+    options: Options,
+    sources: Sources,
+    cache: Path,
 ) -> tuple[list[Placed], list[Left]]:
     left_out: list[Left] = []
     takes = LAYOUTS[format_].takes if format_ in LAYOUTS else FFMPEG
@@ -213,7 +220,7 @@ def _write_folder(
             left_out.append((_name(item), error.problem))
             return None
 
-    with whole_folder(out, overwrite=options.overwrite) as root:
+    with whole_folder(out, overwrite=options.overwrite, cache=cache) as root:
         if format_ == "webdataset":
             placed = [*write_tars(root, len(items), put)]
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ from h5py import h5d, h5p, h5s
 from cogcache.catalog import Absent, Catalog, Look, PlacedRows, Placing, Selection, missing_videos
 from cogcache.errors import ConfigError
 from cogcache.export.items import select_items
+from cogcache.export.lasting_file import LastingFile
 from cogcache.export.target import check_free, whole_file
 from cogcache.export.wording import Wording
 from cogcache.keys import Field
@@ -56,17 +58,22 @@ def pack(
     store = FeatureStore.open(cache)
     clips, captions = _chosen(cache / "catalog.sqlite", selection, look or Look())
     with (
-        whole_file(out, overwrite=overwrite) as path,
-        h5py.File(path, "w", libver=("v110", "v110")) as file,
+        whole_file(out, overwrite=overwrite, cache=cache) as path,
+        closing(LastingFile(path)) as lasting,
     ):
-        file.attrs["cogcache_pack"] = FORMAT
-        for clip in clips.rows:
-            key = clip["feature_key"]
-            group = file.create_group(key)
-            stored = store.read(key)
-            _write_clip(group, stored.tensors, {**stored.attributes, "video": clip["video"]})
-            said = json.dumps(captions.get(key, []), ensure_ascii=False)
-            group.create_dataset("captions", data=fixed_text(said), track_times=False)
+        with h5py.File(lasting, "w", libver=("v110", "v110")) as file:
+            file.attrs["cogcache_pack"] = FORMAT
+            for clip in clips.rows:
+                key = clip["feature_key"]
+                group = file.create_group(key)
+                stored = store.read(key)
+                _write_clip(group, stored.tensors, {**stored.attributes, "video": clip["video"]})
+                said = json.dumps(captions.get(key, []), ensure_ascii=False)
+                group.create_dataset("captions", data=fixed_text(said), track_times=False)
+                if lasting.error:
+                    break
+        if lasting.error:
+            raise lasting.error
     return Packed(len(clips.rows), clips.absent)
 
 

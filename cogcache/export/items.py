@@ -46,9 +46,9 @@ OF_VIDEO: Final = ("video_digest", "duration_s", "fps", "width", "height")
 _QUERY: Final = """
 SELECT {columns}, c.video_digest, v.duration_s, v.fps, v.width, v.height, v.total_num_frames,
     v.offset_s, k.settings AS clip_settings
-FROM captions c
-LEFT JOIN clips k ON k.feature_key = c.feature_key
-LEFT JOIN videos v ON v.digest = c.video_digest
+FROM whole_captions c
+LEFT JOIN whole_clips k ON k.feature_key = c.feature_key AND +k.feature_key = c.feature_key
+LEFT JOIN whole_videos v ON v.digest = c.video_digest AND +v.digest = c.video_digest
 {where}
 """
 

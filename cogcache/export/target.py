@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
 from cogcache.errors import CacheError, ConfigError
-from cogcache.system import make_folder, sync_folder, temporary_name
+from cogcache.system import make_folder, noted, put_right, replace, sync_folder, temporary_name
 
 MARK: Final = ".cogcache-export"
 """A hidden file in each folder that an export made."""
@@ -37,8 +36,10 @@ def check_free(out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def whole_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def whole_file(out: Path, *, overwrite: bool, cache: Path | None = None) -> Iterator[Path]:
     """Give a path to write to; the file is at ``out`` once the block has ended well.
+
+    What is unfinished is noted in ``cache``, so that a later command can remove it.
 
     Raises:
         CacheError: the disk is full or cannot be written.
@@ -47,7 +48,7 @@ def whole_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
     check_free(out, overwrite=overwrite)
     if out.is_dir():
         raise ConfigError(f"{out} is a folder", "name a file")
-    with _built(out) as partial:
+    with _built(out, cache) as partial:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -56,8 +57,11 @@ def whole_file(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def whole_folder(out: Path, *, overwrite: bool, cache: Path | None = None) -> Iterator[Path]:
     """Give a folder to fill; it is at ``out`` once the block has ended well.
+
+    It is exchanged in one step for one that is there, where the file system can do that. What is
+    unfinished is noted in ``cache``, so that a later command can remove it.
 
     Raises:
         CacheError: the disk is full or cannot be written.
@@ -66,21 +70,23 @@ def whole_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     check_free(out, overwrite=overwrite)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file", "name a folder")
-    with _built(out) as partial:
+    with _built(out, cache) as partial:
         partial.mkdir()
         (partial / MARK).write_text("Made by `cogcache export`, which may replace this folder.\n")
         yield partial
         _sync(partial)
         check_free(out, overwrite=overwrite)
-        _put(partial, out)
+        replace(partial, out)
 
 
 @contextmanager
-def _built(out: Path) -> Iterator[Path]:
-    partial = temporary_name(out, f"{uuid4().hex}.partial")
+def _built(out: Path, cache: Path | None) -> Iterator[Path]:
+    partial = temporary_name(out)
     try:
         make_folder(out.parent)
-        yield partial
+        put_right(out)
+        with noted(cache, "temporary", paths=[str(partial.absolute())]):
+            yield partial
         sync_folder(out.parent)
     except OSError as error:
         problem = f"cannot write {out}: {error.strerror or error}"
@@ -89,20 +95,6 @@ def _built(out: Path) -> Iterator[Path]:
         if partial.is_dir():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
-
-
-def _put(partial: Path, out: Path) -> None:
-    if not out.exists():
-        partial.rename(out)
-        return
-    old = temporary_name(out, f"{uuid4().hex}.old")
-    out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 def _sync(folder: Path) -> None:

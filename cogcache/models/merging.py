@@ -19,7 +19,7 @@ from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
 from cogcache.models.rewritten import named_as_stored, write_with_language
 from cogcache.settings import Settings
-from cogcache.system import make_folder, partial_name, remove_dead_folder, sync_folder
+from cogcache.system import make_folder, put_right, sync_folder, temporary_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,8 +77,8 @@ def merge_adapter(model: str, out: Path, settings: Settings) -> MergeReport:
     changed = merge(half)
     target = out.absolute()
     make_folder(target.parent)
-    remove_dead_folder(target)
-    partial = partial_name(target)
+    put_right(target)
+    partial = temporary_name(target)
     try:
         made_from = {"model": model, "adapter": adapter.digest}
         write_with_language(whole, partial, named_as_stored(whole, half), made_from=made_from)

@@ -38,10 +38,10 @@ from cogcache.settings import Settings
 from cogcache.system import (
     ended_by_signals,
     make_folder,
-    partial_name,
     pick_device,
-    remove_dead_folder,
+    put_right,
     sync_folder,
+    temporary_name,
     version_of,
 )
 from cogcache.units import format_bytes
@@ -98,9 +98,9 @@ def split(model: str, out: Path, settings: Settings) -> SplitReport:
     job = _Split(checkpoint, settings)
     checkpoint.fetch(checkpoint.shards_of(job.names))
     make_folder(out.absolute().parent)
-    remove_dead_folder(out.absolute())
+    put_right(out.absolute())
     job.check_disk(out.absolute().parent)
-    partial = partial_name(out.absolute())
+    partial = temporary_name(out.absolute())
     with ended_by_signals():
         try:
             partial.mkdir()

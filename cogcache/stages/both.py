@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from cogcache.catalog import Catalog, Stage
 from cogcache.settings import Limits, Settings, templates
-from cogcache.system import asking_to_end
+from cogcache.system import asking_to_end, starter_pipe
 from cogcache.video import WHOLE, Span
 
 
@@ -201,15 +201,17 @@ def run_stage(
     # Before the stage starts: a signal in between would end this process and leave that one.
     before = {number: signal.signal(number, hand_on) for number in asking_to_end()}
     try:
-        stage = subprocess.Popen(
-            command,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            pass_fds=() if passed is None else (passed,),
-        )
-        for number in early:
-            stage.send_signal(number)
-        stage.communicate(None if stdin is None else stdin.encode())
+        with starter_pipe() as (pipe, environment):
+            stage = subprocess.Popen(
+                command,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+                pass_fds=[each for each in (passed, pipe) if each is not None],
+                env=environment,
+            )
+            for number in early:
+                stage.send_signal(number)
+            stage.communicate(None if stdin is None else stdin.encode())
         status = stage.returncode
     finally:
         for number, handler in before.items():

@@ -51,7 +51,7 @@ from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.report import Counts, RunReport
-from cogcache.store import Claims, FeatureStore, remove_dead_claims
+from cogcache.store import Claims, FeatureStore
 from cogcache.units import printable
 from cogcache.video import Span
 
@@ -112,7 +112,6 @@ def caption(
         QuantizationError: the language half is not quantised as asked.
     """
     store = FeatureStore.open(cache)
-    remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)
     with open_run("caption", cache, settings, catalog_path) as run:

@@ -32,7 +32,7 @@ from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.remembered import remember
 from cogcache.stages.runs.report import Counts, RunReport
-from cogcache.store import Claims, FeatureStore, remove_dead_claims
+from cogcache.store import Claims, FeatureStore
 from cogcache.video import WHOLE, Span, find_videos
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,6 @@ def extract(
     """
     paths = find_videos([str(video) for video in videos])
     store = FeatureStore.create_or_open(cache, features)
-    store.sweep()
-    remove_dead_claims(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point).within(settings.sampling.pixels)
     remember(cache, settings)

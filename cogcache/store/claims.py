@@ -102,6 +102,9 @@ def _create(path: Path, name: str) -> bool:
         return False
     try:
         os.write(descriptor, name.encode())
+    except OSError:  # a full disk: an empty claim would be nobody's
+        path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
     return True

@@ -49,15 +49,16 @@ class LiveRun:
     @contextmanager
     def beating(self) -> Iterator[LiveRun]:
         """Keep the file fresh while a `with` block runs, then remove it."""
-        self.beat()
         stop = threading.Event()
         thread = threading.Thread(target=self._beat_until, args=(stop,), daemon=True)
-        thread.start()
         try:
+            self.beat()
+            thread.start()
             yield self
         finally:
             stop.set()
-            thread.join()
+            if thread.is_alive():
+                thread.join()
             self.path.unlink(missing_ok=True)
 
     def show(self, facts: Callable[[], RunFacts]) -> None:
@@ -76,8 +77,11 @@ class LiveRun:
         text = json.dumps({**facts, **self._facts()}, default=str)
         make_folder(self.path.parent)  # somebody may have removed it meanwhile
         fresh = self.path.with_suffix(".new")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(self.path)
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(self.path)
+        finally:  # a full disk leaves it half written
+            fresh.unlink(missing_ok=True)
 
 
 def clock_s(root: Path) -> float:
@@ -126,7 +130,8 @@ def live_runs(root: Path) -> list[dict[str, Any]]:
 
 def forget_dead(root: Path) -> list[str]:
     """Remove what dead runs have left of themselves; return their names."""
-    names = {path.stem for path in (root / FOLDER).glob("*.*.*.*")}
+    files = (root / FOLDER).glob("*.*.*.*")
+    names = {path.stem for path in files if path.suffix in (".json", ".new")}
     now_s = clock_s(root) if names else 0.0
     dead = sorted(
         name for name in names if not is_alive(root, name, now_s) and not _begins(root, name, now_s)

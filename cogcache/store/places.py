@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from cogcache.system import (
     filesystem,
     path_of_url,
     remove_dead,
+    scratch_folder,
     seal,
     sync_folder,
     tried,
@@ -253,5 +253,5 @@ def _as_cache_error(path: Path, error: RemoteError) -> CacheError:
 
 @contextmanager
 def _temporary() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
-        yield Path(folder, "features.h5")
+    with scratch_folder() as folder:
+        yield folder / "features.h5"

@@ -17,8 +17,8 @@ from threading import Event
 from typing import Any, Final, Generic, TypeVar
 
 from cogcache.errors import VideoError
-from cogcache.system.atomic_files import partial_name, remove_dead
 from cogcache.system.object_stores import as_video_errors, facts, fetch
+from cogcache.system.scratch import remove_dead, temporary_name
 from cogcache.system.urls import is_url, url_of
 from cogcache.units import GIB, format_bytes
 
@@ -88,7 +88,7 @@ class Spool:
             if not size_bytes:
                 raise VideoError("empty_file", f"{url_of(video)} has no bytes", "put it anew")
             self._make_room(video, max(0, size_bytes))
-            partial = partial_name(self.folder / f"fetching{video.suffix}")
+            partial = temporary_name(self.folder / f"fetching{video.suffix}")
             try:
                 with partial.open("xb") as file:
                     digest = fetch(video, file, ending)
@@ -122,7 +122,7 @@ def _begin(video: Path) -> str:
 
 
 def _link(path: Path) -> Path:
-    held = partial_name(path)
+    held = temporary_name(path)
     os.link(path, held)
     os.utime(path)
     return held

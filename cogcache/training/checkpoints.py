@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cogcache.errors import TrainingError
 from cogcache.models import sync_file
-from cogcache.system import make_folder, partial_name, remove_dead_folder, sync_folder
+from cogcache.system import make_folder, put_right, sync_folder, temporary_name
 from cogcache.training.lora import trained_parameters
 
 TRAINED, OPTIMIZER, STATE, PLACE = (
@@ -53,8 +53,8 @@ def write(out: Path, trainer: Any) -> Path:
     folder = folder_of(out, trainer.state.global_step)
     make_folder(folder.parent)
     if not folder.exists():
-        remove_dead_folder(folder)
-        partial = partial_name(folder)
+        put_right(folder)
+        partial = temporary_name(folder)
         try:
             partial.mkdir()
             _fill(partial, trainer)

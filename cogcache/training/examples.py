@@ -134,7 +134,8 @@ def choose(
 def _rows(catalog_path: Path, selection: Selection) -> list[dict[str, Any]]:
     where, values = selection.where()
     columns = ", ".join(f"c.{name}" for name in _COLUMNS)
-    sql = f"SELECT {columns} FROM captions c {where and f'WHERE {where}'} ORDER BY c.caption_key"
+    tests = where and f"WHERE {where}"
+    sql = f"SELECT {columns} FROM whole_captions c {tests} ORDER BY c.caption_key"
     with closing(CatalogFile(catalog_path)) as file:
         return [dict(row) for row in file.query(sql, values)]
 

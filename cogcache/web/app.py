@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +22,12 @@ from cogcache.web import media, pages
 from cogcache.web.guard import Guard, check_address
 from cogcache.web.rendering import HERE
 from cogcache.web.site import open_site
+
+if TYPE_CHECKING:
+    import uvicorn
+
+PATIENCE_S: Final = 5
+"""What is still being answered so long after a signal is broken off."""
 
 
 def create_app(cache: Path, token: str | None = None) -> Starlette:
@@ -88,10 +98,33 @@ def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | N
         log_level="warning",
         backlog=BACKLOG,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=PATIENCE_S,
     )
     repeat_nothing()
-    with _listening(host, port) as listener, suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    with _listening(host, port) as listener, _ended_in_order(server), suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _ended_in_order(server: uvicorn.Server) -> Iterator[None]:
+    """Have SIGINT and SIGTERM end a server with what it answers; that is no failure of it.
+
+    uvicorn repeats a signal when all is closed, and the process would end by it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listening(host: str, port: int) -> socket.socket:

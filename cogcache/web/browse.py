@@ -6,16 +6,16 @@ Nothing is written here. A query that runs for `DEADLINE_S` all the same is brok
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
 from typing import Any, Final, NamedTuple, Self
 
-from cogcache.catalog import Absent, Catalog, uri_of
+from cogcache.catalog import Absent, CatalogFile
 from cogcache.errors import CatalogError
 
 BrowseRow = dict[str, Any]
@@ -96,16 +96,12 @@ class Browser:
     """
 
     def __init__(self, path: Path, deadline_s: float = DEADLINE_S) -> None:
-        Catalog(path).close()  # which brings an older one up to date
         self.path, self._deadline_s = path, deadline_s
-        self._lock = RLock()
-        self._ends_at = 0.0
-        self._conn = sqlite3.connect(
-            uri_of(path), isolation_level=None, check_same_thread=False, uri=True
-        )
-        self._conn.row_factory = sqlite3.Row
-        self._conn.execute("PRAGMA query_only = ON")
-        self._conn.set_progress_handler(lambda: time.monotonic() > self._ends_at, 10_000)
+        self._ends_at = math.inf
+        self._file = CatalogFile(path, derived=True)
+        with self._file.reading() as conn:
+            conn.execute("PRAGMA query_only = ON")
+            conn.set_progress_handler(lambda: time.monotonic() > self._ends_at, 10_000)
 
     def __enter__(self) -> Self:
         return self
@@ -115,8 +111,12 @@ class Browser:
 
     def close(self) -> None:
         """Close the catalog."""
-        with self._lock:
-            self._conn.close()
+        self._file.close()
+
+    @property
+    def num_damaged(self) -> int:
+        """How many damaged rows were met, and left out."""
+        return len(self._file.damage)
 
     def rows(self, sql: str, values: Mapping[str, object] | None = None) -> list[BrowseRow]:
         """Return what a query selects, JSON columns read.
@@ -124,15 +124,15 @@ class Browser:
         Raises:
             CatalogError: the catalog cannot be read, or the query takes too long.
         """
-        with self._reading():
-            return [_row(row) for row in self._conn.execute(sql, dict(values or {}))]
+        with self._reading() as conn:
+            return [_row(row) for row in conn.execute(sql, dict(values or {}))]
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock:
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._file.reading() as conn:
             self._ends_at = time.monotonic() + self._deadline_s
             try:
-                yield
+                yield conn
             except sqlite3.OperationalError as error:
                 problem = f"the catalog {self.path} cannot be read: {error}"
                 raise CatalogError(problem, "ask for less, or try again in a while") from error
@@ -161,11 +161,12 @@ class Browser:
         """Return a page of all clips, each with the first of its captions."""
         sql = """SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
                 clips.end_s, clips.model, caption, prompt_name, quantization, flags
-            FROM (SELECT rowid AS place FROM clips
+            FROM (SELECT feature_key AS place FROM clips
                 ORDER BY video, start_s LIMIT :limit OFFSET :offset)
-            JOIN clips ON clips.rowid = place
-            LEFT JOIN captions ON captions.id = (
+            JOIN whole_clips AS clips ON clips.feature_key = place
+            LEFT JOIN whole_captions AS captions ON captions.id = (
                 SELECT min(id) FROM captions AS own WHERE own.feature_key = clips.feature_key)
+                AND +captions.feature_key = clips.feature_key
             ORDER BY clips.video, clips.start_s"""
         return self.page(self.num_clips(), number, sql, {})
 
@@ -181,7 +182,7 @@ class Browser:
         index = "INDEXED BY captions_flagged" if wanted.flag else ""
         sql = f"""SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
                 prompt_name, quantization, flags
-            FROM captions WHERE id IN (
+            FROM whole_captions WHERE {where} AND id IN (
                 SELECT id FROM captions {index} WHERE {where}
                 ORDER BY id LIMIT :limit OFFSET :offset)
             ORDER BY id"""
@@ -191,7 +192,7 @@ class Browser:
         """Return a clip, or what its captions tell of one whose features are gone."""
         values = {"key": feature_key}
         for table in ("clips", "captions"):
-            sql = f"SELECT * FROM {table} WHERE feature_key = :key LIMIT 1"
+            sql = f"SELECT * FROM whole_{table} WHERE feature_key = :key LIMIT 1"
             if found := self.rows(sql, values):
                 return found[0]
         return None
@@ -201,7 +202,7 @@ class Browser:
 
         A summary is of no clip: it has the picture of the clip that begins with it.
         """
-        sql = """SELECT clips.feature_key FROM captions JOIN clips
+        sql = """SELECT clips.feature_key FROM whole_captions AS captions JOIN whole_clips AS clips
                 ON clips.video_digest = json_extract(captions.settings, '$.video_digest')
             WHERE captions.feature_key = :key AND clips.start_s >= captions.start_s
             ORDER BY clips.start_s LIMIT 1"""
@@ -211,13 +212,14 @@ class Browser:
     def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[BrowseRow]:
         """Return the rows of a clip in ``clips``, ``captions`` or ``failures``, of any model."""
         span = {name: clip[name] for name in ("feature_key", "video_digest", "start_s", "end_s")}
-        return self.rows(f"SELECT * FROM {table} WHERE {_CLIP} ORDER BY rowid", span)
+        order = {"clips": "created_at", "captions": "id", "failures": "first_at"}[table]
+        return self.rows(f"SELECT * FROM whole_{table} WHERE {_CLIP} ORDER BY {order}", span)
 
     def beside(self, clip: Mapping[str, Any]) -> tuple[BrowseRow | None, BrowseRow | None]:
         """Return the clips before and after one in the order of all clips."""
         here = (clip["video"], clip["start_s"])
         values = {"video": here[0], "start_s": here[1]}
-        sql = """SELECT feature_key, video, video_digest, start_s, end_s FROM clips
+        sql = """SELECT feature_key, video, video_digest, start_s, end_s FROM whole_clips
             WHERE (video, start_s) {} (:video, :start_s) ORDER BY video {}, start_s {} LIMIT 1"""
         before, after = (
             self.rows(sql.format(*words), values)
@@ -227,7 +229,7 @@ class Browser:
 
     def video(self, digest: str) -> BrowseRow | None:
         """Return a video by the digest of its bytes."""
-        found = self.rows("SELECT * FROM videos WHERE digest = :digest", {"digest": digest})
+        found = self.rows("SELECT * FROM whole_videos WHERE digest = :digest", {"digest": digest})
         return found[0] if found else None
 
     # ---- caption sets -----------------------------------------------------------------------
@@ -254,12 +256,12 @@ class Browser:
             A page looks through `SCANNED` captions, and may find all of them equal.
         """
         sql = """SELECT one.id, one.feature_key, one.video, one.video_digest, one.start_s,
-                one.end_s, one.caption, (SELECT other.caption FROM captions AS other
+                one.end_s, one.caption, (SELECT other.caption FROM whole_captions AS other
                  WHERE other.video_digest = one.video_digest AND other.start_s = one.start_s
                     AND other.end_s IS one.end_s AND +other.prompt_name = :other_prompt
                     AND +other.model = :other_model AND +other.quantization = :other_quantization
                  ORDER BY other.id DESC LIMIT 1) AS other
-            FROM captions AS one WHERE prompt_name = :prompt AND model = :model
+            FROM whole_captions AS one WHERE prompt_name = :prompt AND model = :model
                 AND quantization = :quantization AND id > :after ORDER BY id LIMIT :limit"""
         # The unary + keeps SQLite from the index over sets: a video has few captions, a set many.
         names = ("prompt", "model", "quantization")

@@ -19,16 +19,14 @@ def failures(browser: Browser, reason: str = "", number: int = 1) -> Page:
     reasons = failure_reasons(browser)
     total = reasons[reason] if reason else reasons.total()
     where = "WHERE reason = :reason" if reason else ""
-    sql = f"""SELECT * FROM failures WHERE rowid IN (
-            SELECT rowid FROM failures {where} ORDER BY video, start_s
-            LIMIT :limit OFFSET :offset)
-        ORDER BY video, start_s, end_s, stage"""
+    sql = f"""SELECT * FROM whole_failures {where}
+        ORDER BY video, start_s, end_s, stage LIMIT :limit OFFSET :offset"""
     return browser.page(total, number, sql, {"reason": reason} if reason else {})
 
 
 def failure_reasons(browser: Browser) -> Counter[str]:
     """Return how many clips failed for each reason."""
-    rows = browser.rows("SELECT reason, count(*) AS clips FROM failures GROUP BY reason")
+    rows = browser.rows("SELECT reason, count(*) AS clips FROM whole_failures GROUP BY reason")
     return Counter({row["reason"]: row["clips"] for row in rows})
 
 
@@ -37,20 +35,20 @@ def runs(browser: Browser, number: int = 1) -> Page:
     total = browser.value("SELECT count(*) FROM runs")
     sql = f"""SELECT {_RUN}, measured_peak_bytes, split, counts,
             json_extract(report, '$.total_s') AS total_s
-        FROM runs ORDER BY run DESC LIMIT :limit OFFSET :offset"""
+        FROM whole_runs ORDER BY run DESC LIMIT :limit OFFSET :offset"""
     return browser.page(total, number, sql, {}, RUNS_PER_PAGE)
 
 
 def run(browser: Browser, number: int) -> BrowseRow | None:
     """Return one run with all that it reported."""
-    found = browser.rows("SELECT * FROM runs WHERE run = :run", {"run": number})
+    found = browser.rows("SELECT * FROM whole_runs WHERE run = :run", {"run": number})
     return found[0] if found else None
 
 
 def last_runs(browser: Browser) -> dict[str, BrowseRow]:
     """Return the last run of each stage that made something."""
-    sql = """SELECT * FROM runs WHERE run = (
-            SELECT max(run) FROM runs
+    sql = """SELECT * FROM whole_runs WHERE run = (
+            SELECT max(run) FROM whole_runs
             WHERE command = :command AND json_extract(counts, '$.done') > 0)"""
     stages = {stage: browser.rows(sql, {"command": stage}) for stage in STAGES}
     return {stage: rows[0] for stage, rows in stages.items() if rows}
@@ -74,7 +72,7 @@ def collection(browser: Browser) -> BrowseRow:
         by set); ``seconds`` (by stage and part, over all runs).
     """
     figures = browser.rows("""SELECT count(*) AS videos, total(duration_s) AS duration_s,
-        total(size_bytes) AS video_bytes FROM videos""")[0]
+        total(size_bytes) AS video_bytes FROM whole_videos""")[0]
     clips = browser.rows("SELECT * FROM clip_totals WHERE clips > 0")
     figures["clips"] = sum(row["clips"] for row in clips)
     figures["num_frames"] = sum(row["num_frames"] for row in clips)
@@ -116,7 +114,7 @@ def _count(rows: list[BrowseRow], name: str, counted: str) -> Counter[Any]:
 
 def _seconds(browser: Browser) -> dict[str, Counter[str]]:
     sql = """SELECT command, part.key AS part, total(part.value) AS seconds
-        FROM runs, json_each(runs.split) AS part GROUP BY command, part.key
+        FROM whole_runs AS runs, json_each(runs.split) AS part GROUP BY command, part.key
         ORDER BY command DESC, seconds DESC"""
     seconds: dict[str, Counter[str]] = {}
     for row in browser.rows(sql):

@@ -109,14 +109,14 @@ def _selected(catalog: Path, selection: Selection, limit: int) -> list[BrowseRow
     tests = f"WHERE {where}" if where else ""
     with Browser(catalog, deadline_s=math.inf) as browser:
         keys = browser.rows(
-            f"""SELECT feature_key FROM captions c {tests} GROUP BY feature_key
+            f"""SELECT feature_key FROM whole_captions c {tests} GROUP BY feature_key
             ORDER BY min(video), min(start_s), feature_key LIMIT :limit""",
             {**values, "limit": limit + 1},
         )
         chosen = json.dumps([row["feature_key"] for row in keys])
         tests = f"{tests} {'AND' if where else 'WHERE'} feature_key IN"
         return browser.rows(
-            f"""SELECT {_COLUMNS}, flags FROM captions c
+            f"""SELECT {_COLUMNS}, flags FROM whole_captions c
             {tests} (SELECT value FROM json_each(:keys)) ORDER BY video, start_s, id""",
             {**values, "keys": chosen},
         )

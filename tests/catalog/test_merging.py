@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.merge_rows import snapshot
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.verify import verify
+from cogcache.catalog.whole_rows import TABLES
 from cogcache.cli import main
 from cogcache.errors import CogcacheError
 from cogcache.selftest.shapes import draw_scene, write_clip
@@ -133,9 +136,15 @@ def copy_of(cache: Path, name: str) -> Path:
 
 
 def change(cache: Path, sql: str) -> None:
-    with sqlite3.connect(cache / "catalog.sqlite") as conn:
+    with closing(CatalogFile(cache / "catalog.sqlite")) as file, file.transaction() as conn:
         conn.execute(sql)
-    conn.close()
+
+
+def change_as_others_do(cache: Path, *statements: str) -> None:
+    """Change a catalog without checksums."""
+    with closing(sqlite3.connect(cache / "catalog.sqlite")) as conn, conn:
+        for statement in statements:
+            conn.execute(statement)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -209,10 +218,14 @@ def test_catalogs_of_an_older_version_are_taken_and_stay_so(tmp_path):
     make_cache(tmp_path, 1)
     with Catalog(tmp_path / "cache/catalog.sqlite") as catalog:
         catalog.runs.start("extract", "made-up", {})
-    change(tmp_path / "cache", "DROP INDEX runs_uid")
-    change(tmp_path / "cache", "ALTER TABLE runs DROP COLUMN uid")
-    change(tmp_path / "cache", "DELETE FROM _sqlite_migrations WHERE name = '0005_run_names'")
-    change(tmp_path / "cache", "PRAGMA user_version = 4")
+    change_as_others_do(
+        tmp_path / "cache",
+        "DROP INDEX runs_uid",
+        "ALTER TABLE runs DROP COLUMN uid",
+        *(f"ALTER TABLE {table.name} DROP COLUMN checksum" for table in TABLES),
+        "DELETE FROM _sqlite_migrations WHERE name IN ('0005_run_names', '0008_checksums')",
+        "PRAGMA user_version = 4",
+    )
     for _ in range(2):
         merge([tmp_path / "cache"], tmp_path / "merged")
     with Catalog(tmp_path / "merged/catalog.sqlite") as catalog:

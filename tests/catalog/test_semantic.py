@@ -3,12 +3,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.search.embedding import Embedder
 from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.catalog.search.selection import Selection
@@ -92,10 +94,8 @@ def test_captions_that_are_gone_are_not_found(cache, ask):
 def test_a_caption_that_another_program_changed_is_embedded_again(cache, embedder):
     index = SemanticIndex(cache, embedder)
     index.update()
-    connection = sqlite3.connect(cache / "catalog.sqlite")
-    connection.execute("UPDATE captions SET caption = 'A kite in the sky.' WHERE id = 1")
-    connection.commit()
-    connection.close()
+    with closing(CatalogFile(cache / "catalog.sqlite")) as file:
+        file.write("UPDATE captions SET caption = 'A kite in the sky.' WHERE id = 1", {})
     assert index.update() == 1
 
 

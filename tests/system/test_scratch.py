@@ -1,7 +1,8 @@
-"""What waits on the disk goes with its process, however that ends."""
+"""What is temporary goes with its process, however that ends."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,34 +12,59 @@ from pathlib import Path
 
 import pytest
 
-from cogcache.system.scratch import Scratch, sweep
+from cogcache.system import scratch
+from cogcache.system.scratch import Scratch, put_right, replace, temporary_name
 
-HOLD = "from cogcache.system import Scratch; s = Scratch(); print(s.path, flush=True); input()"
-LONG_AGO_S = time.time() - 3600
+HOLD = """
+import sys
+from pathlib import Path
+from cogcache.system.scratch import Scratch, temporary_name
+s = Scratch(Path(sys.argv[1]))
+out = Path(sys.argv[2])
+partial, old = temporary_name(out), temporary_name(out, ".old")
+partial.mkdir()
+out.rename(old)
+print(s.path, partial, old, sep="\\n", flush=True)
+input()
+"""
+ENTRIES = ("content",)
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return tmp_path
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
 
 
 @pytest.fixture
-def holder():
-    """Another process with a folder of its own, as old as if it had run for an hour."""
-    command = [sys.executable, "-c", HOLD]
+def out(tmp_path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "content").write_text("what was there")
+    return folder
+
+
+@pytest.fixture
+def holder(tmp_path, out):
+    """Another process with a folder of its own, in the midst of replacing another folder."""
+    (tmp_path / "cache").mkdir()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "cache"), str(out)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
-        process.folder = Path(process.stdout.readline().strip())
-        (process.folder / "parked").write_bytes(b"weights")
-        os.utime(process.folder, (LONG_AGO_S, LONG_AGO_S))
+        lines = [process.stdout.readline().strip() for _ in range(3)]
+        process.folder, process.partial, process.old = map(Path, lines)
         yield process
         process.kill()
 
 
-def test_a_folder_in_use_is_left_alone(holder):
-    sweep()
-    assert (holder.folder / "parked").exists()
+def test_what_a_living_process_has_is_left_alone(holder, tmp_path, out):
+    scratch.sweep(tmp_path / "cache")
+    put_right(out)
+    assert holder.folder.exists()
+    assert holder.partial.exists()
+    assert holder.old.exists()
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(holder):
@@ -48,22 +74,75 @@ def test_what_a_killed_process_left_is_removed_by_the_next(holder):
     assert not holder.folder.exists()
 
 
-def test_a_folder_that_has_no_lock_yet_is_left_alone(temporary):
-    (temporary / "cogcache-half-new").mkdir()
-    sweep()
-    assert (temporary / "cogcache-half-new").exists()
+def test_what_lies_in_another_temporary_folder_is_found_by_its_note(holder, tmp_path, monkeypatch):
+    holder.kill()
+    holder.wait()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    assert scratch.left_behind(tmp_path / "cache")
+    scratch.sweep(tmp_path / "cache")
+    assert not holder.folder.exists()
+    assert scratch.left_behind(tmp_path / "cache") == []
+
+
+def test_a_folder_that_a_killed_process_had_moved_aside_is_put_back(holder, out):
+    holder.kill()
+    holder.wait()
+    assert not out.exists()
+    put_right(out)
+    assert (out / "content").read_text() == "what was there"
+    assert [path.name for path in out.parent.glob(".out.*")] == []
+
+
+def test_a_number_that_another_process_has_got_again_counts_as_dead(tmp_path):
+    path = temporary_name(tmp_path / "x")
+    path.write_text("")
+    assert not scratch.is_dead(path)
+    os.utime(path, (time.time() - 10_000_000, time.time() - 10_000_000))  # before we were born
+    assert scratch.is_dead(path)
+
+
+def test_what_another_machine_made_is_dead_after_a_day_of_silence(tmp_path):
+    path = tmp_path / ".x.elsewhere-1.7.0a.partial"
+    path.write_text("")
+    assert not scratch.is_dead(path)
+    os.utime(path, (time.time() - 90_000, time.time() - 90_000))
+    assert scratch.is_dead(path)
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_a_folder_is_replaced_by_another(tmp_path, out, monkeypatch, exchanged):
+    if not exchanged:  # as on a file system that cannot
+        monkeypatch.setattr(scratch, "_exchanged", lambda one, other: False)
+    new = temporary_name(out)
+    new.mkdir()
+    (new / "content").write_text("new")
+    replace(new, out)
+    assert (out / "content").read_text() == "new"
+    assert [path.name for path in tmp_path.glob(".out.*")] == []
+
+
+def test_a_note_that_names_other_things_touches_none_of_them(tmp_path, out):
+    cache = tmp_path / "cache"
+    (cache / "working").mkdir(parents=True)
+    note = cache / "working" / "elsewhere-1.7.0a.note"
+    note.write_text(json.dumps({"kind": "temporary", "paths": [str(out)]}))
+    os.utime(note, (time.time() - 90_000, time.time() - 90_000))
+    scratch.sweep(cache)
+    assert (out / "content").exists()
+    assert not note.exists()
 
 
 def test_a_link_is_not_followed(temporary):
     (temporary / "theirs").mkdir()
-    os.utime(temporary / "theirs", (LONG_AGO_S, LONG_AGO_S))
-    (temporary / "cogcache-half-link").symlink_to("theirs")
-    sweep()
-    assert list((temporary / "theirs").iterdir()) == []
+    (temporary / "cogcache-gone-1.7.0a").symlink_to("theirs")
+    scratch.sweep_temporary()
+    assert (temporary / "theirs").exists()
 
 
 def test_closing_removes_the_folder(temporary):
-    scratch = Scratch()
-    (scratch.path / "parked").write_bytes(b"weights")
-    scratch.close()
+    scratch_folder = Scratch()
+    (scratch_folder.path / "parked").write_bytes(b"weights")
+    scratch_folder.close()
     assert list(temporary.iterdir()) == []

@@ -34,9 +34,9 @@ _PART: Final = re.compile(rf",(?=(?:{'|'.join(SELECTORS)})=)")
 _QUERY: Final = """SELECT ifnull(c.video_digest, c.video) AS known_as, c.start_s, c.end_s,
     c.prompt_name, c.caption, c.video, c.video_digest,
     ifnull(json_extract(c.settings, '$.generation.draw'), 0) AS draw
-    FROM captions c {where} ORDER BY c.id"""
+    FROM whole_captions c {where} ORDER BY c.id"""
 _SETS: Final = """SELECT prompt_name, model, quantization, count(*) AS captions
-    FROM captions GROUP BY 1, 2, 3 ORDER BY 4 DESC"""
+    FROM whole_captions GROUP BY 1, 2, 3 ORDER BY 4 DESC"""
 
 
 class Change(NamedTuple):

@@ -67,7 +67,7 @@ class CaptionSearch:
     """
 
     def __init__(self, catalog: Path) -> None:
-        self._file = CatalogFile(catalog)
+        self._file = CatalogFile(catalog, derived=True)
         self._file.query(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
     def __enter__(self) -> Self:
@@ -132,14 +132,14 @@ class CaptionSearch:
         where, values = selection.where()
         if not where:
             return None
-        sql = f"SELECT c.id FROM captions c WHERE {where} LIMIT {MAX_RANKED + 1}"
+        sql = f"SELECT c.id FROM whole_captions c WHERE {where} LIMIT {MAX_RANKED + 1}"
         ids = [row[0] for row in self._file.query(sql, values)]
         return ids if len(ids) <= MAX_RANKED else None
 
     def passing(self, ids: Sequence[int], selection: Selection) -> set[int]:
         """Return those captions that are there and pass."""
         where, values = selection.where()
-        sql = f"SELECT c.id FROM captions c WHERE c.id IN {_IDS} {where and f'AND {where}'}"
+        sql = f"SELECT c.id FROM whole_captions c WHERE c.id IN {_IDS} {where and f'AND {where}'}"
         return {row[0] for row in self._file.query(sql, {**values, "ids": json.dumps([*ids])})}
 
     def rank(self, queries: Sequence[Query], selection: Selection) -> tuple[dict[int, float], bool]:
@@ -184,7 +184,7 @@ class CaptionSearch:
 
 def _ranking(query: Query, where: str) -> str:
     table = query.table
-    join = "" if where in {"", _AMONG} else f"JOIN captions c ON c.id = {table}.rowid"
+    join = "" if where in {"", _AMONG} else f"JOIN whole_captions c ON c.id = {table}.rowid"
     return (
         f"SELECT {table}.rowid, bm25({table}) FROM {table} {join}"
         f" WHERE {table} MATCH :match {where and f'AND {where}'}"

@@ -11,7 +11,7 @@ from cogcache.catalog.holders import in_folder
 from cogcache.errors import ConfigError
 
 _DURATION = """ifnull(c.end_s, (
-    SELECT v.duration_s FROM videos v WHERE v.digest = c.video_digest
+    SELECT v.duration_s FROM whole_videos v WHERE v.digest = c.video_digest
 )) - c.start_s"""
 
 
@@ -111,8 +111,8 @@ def _in_folder(number: int, folder: Path, values: dict[str, Any]) -> str:
     values |= added
     # The name that a caption bears says where its video was then: it counts where no more is known.
     return (
-        f"(c.video_digest IN (SELECT digest FROM files WHERE {of_file}) OR {of_caption} AND"
-        " NOT EXISTS (SELECT 1 FROM files WHERE digest = c.video_digest))"
+        f"(c.video_digest IN (SELECT digest FROM whole_files WHERE {of_file}) OR {of_caption} AND"
+        " NOT EXISTS (SELECT 1 FROM whole_files WHERE digest = c.video_digest))"
     )
 
 

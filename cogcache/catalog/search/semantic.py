@@ -106,7 +106,7 @@ class SemanticIndex:
         # The file may have been deleted, or be older than the list.
         held = {row[0] for row in listed}
         held &= set() if self._index is None else {int(key) for key in self._index.keys}
-        rows = file.query("SELECT id FROM captions WHERE trim(caption) <> '' ORDER BY id")
+        rows = file.query("SELECT id FROM whole_captions WHERE trim(caption) <> '' ORDER BY id")
         return [row[0] for row in rows if row[0] not in held]
 
     def _add(self, file: CatalogFile, ids: list[int]) -> None:
@@ -172,7 +172,7 @@ def _fuse(rankings: Iterable[Sequence[int]]) -> dict[int, float]:
 
 
 def _captions(file: CatalogFile, ids: list[int]) -> dict[int, str]:
-    sql = "SELECT id, caption FROM captions WHERE id IN (SELECT value FROM json_each(:ids))"
+    sql = "SELECT id, caption FROM whole_captions WHERE id IN (SELECT value FROM json_each(:ids))"
     return {row[0]: row[1] for row in file.query(f"{sql} ORDER BY id", {"ids": json.dumps(ids)})}
 
 

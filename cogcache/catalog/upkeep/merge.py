@@ -19,6 +19,7 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.merge_rows import MergedRows, merge_rows, snapshot
 from cogcache.catalog.published import publish, published
 from cogcache.catalog.recovery import adopt, rows_of
+from cogcache.catalog.upkeep.leftovers import tidy
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
 from cogcache.store import FeatureStore
 
@@ -83,6 +84,7 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
         raise ConfigError(f"{into} holds no catalogs to merge", "name caches or catalogs")
     stores = {source: _store_of(source, into) for source in sources}
     store = FeatureStore.create_or_open(into)
+    tidy(store)
     path, merged = into / "catalog.sqlite", Merged()
     Catalog(path).close()
     for source in tqdm(sources, desc="merge", unit="catalog", disable=None):

@@ -1,4 +1,4 @@
-"""Makes a catalog anew from the feature files, and saves of the old one what can be read.
+"""Makes a catalog anew from the feature files, and saves of the old one every row that is whole.
 
 The old catalog is kept in the quarantine as it is. What is not covered: a run that starts while
 the catalog is being replaced; those that are at work already are waited for by nobody, but refused.
@@ -7,10 +7,10 @@ the catalog is being replaced; those that are at work already are waited for by 
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,20 +18,27 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from cogcache.catalog.backup import backup_of
 from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.database import VERSION, CatalogFile
+from cogcache.catalog.database import VERSION, CatalogFile, read_only_uri
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
+from cogcache.catalog.salvage import Pages, Rows, salvage
+from cogcache.catalog.upkeep.leftovers import sweep
+from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of
 from cogcache.errors import CacheError, CatalogError
 from cogcache.store import FeatureStore, live_runs
-from cogcache.system import extra_hint, seal
+from cogcache.system import extra_hint, scratch_folder, seal
 
 logger = logging.getLogger(__name__)
 
-_SAVED: Final = ("runs", "files", "memory", "videos", "failures", "captions")
-"""Tables that are saved from the old catalog, those that others refer to first."""
+CHECKSUMS_SINCE: Final = 8
+"""Version of the catalog from which on rows bear checksums."""
+_FROM_FILES: Final = "clips"
+"""The table that is not saved: the feature files say what is in it."""
 _ROWS_AT_A_TIME: Final = 1000
 _LOGS: Final = ("-wal", "-shm")
+_STATE: Final = "-state"
 
 
 @dataclass
@@ -43,36 +50,55 @@ class Rebuilt:
     """Feature files that are damaged; `cogcache verify --fix` moves them away."""
     saved: dict[str, int] = field(default_factory=dict)
     """Rows taken over, by table."""
-    damaged: list[str] = field(default_factory=list)
-    """Tables of the old catalog that could not be read to their end."""
+    lost: dict[str, int] = field(default_factory=dict)
+    """Rows that the old catalog had and that could not be read, by table."""
+    uncounted: bool = False
+    """Whether so little of the old catalog can be read that it is not known what it had."""
     old: Path | None = None
     """Where the old catalog is now."""
+    backup: Path | None = None
+    """A backup that may hold what was lost, and was not asked for."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was there is there again."""
+        return not (self.left_out or any(self.lost.values()) or self.uncounted)
 
 
-def rebuild(cache: Path) -> Rebuilt:
+def rebuild(cache: Path, *, from_backup: bool = False) -> Rebuilt:
     """Make the catalog of a cache anew.
 
     Args:
         cache: folder of the cache.
+        from_backup: take the rows that the old catalog lacks from the backup of the last run that
+            ended well.
 
     Raises:
         CacheError: the folder is no cache, cannot be written, or a run is at work on it;
-            its catalog is of a newer version, or cannot be opened.
+            its catalog is of a newer version, or cannot be opened; there is no backup.
     """
     store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
     if any(row["state"] == "at work" for row in live_runs(cache)):
         raise CacheError("a run is at work on the cache", "wait for it: `cogcache status`")
+    sweep(store)
+    backup = backup_of(cache)
+    if from_backup and backup is None:
+        raise CacheError(f"{cache} has no backup of its catalog", "leave --from-backup out")
     result = Rebuilt()
-    with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
-        fresh = Path(folder, "catalog.sqlite")
+    with scratch_folder(cache) as folder:
+        fresh = folder / "catalog.sqlite"
+        for old in (path, *([backup] if from_backup and backup else [])):
+            if old.exists():
+                _check_usable(old)
+                _save(old, fresh, result)
         if path.exists():
-            _check_usable(path)
-            _save(path, fresh, result)
+            _count_lost(path, folder / "old.sqlite", result)
         with Catalog(fresh) as catalog:
             for rows in _batches(store, result):
                 result.clips += adopt(catalog, rows)
         content = fresh.read_bytes()
     _replace(store, path, content, result)
+    result.backup = backup if not result.is_whole and not from_backup else None
     return result
 
 
@@ -95,71 +121,107 @@ def _batches(store: FeatureStore, result: Rebuilt) -> Iterator[list[tuple[VideoR
 
 
 def _save(path: Path, fresh: Path, result: Rebuilt) -> None:
-    """Copy what can be read of an old catalog into a new one."""
-    with closing(CatalogFile(fresh)) as into, closing(sqlite3.connect(path)) as old:
-        for table in _SAVED:
-            columns = _shared_columns(into, old, table)
-            rows = _readable(old, table, columns, result)
-            with into.transaction() as conn:
-                result.saved[table] = sum(_insert(conn, table, columns, row) for row in rows)
+    """Copy the whole rows of an old catalog into a new one."""
+    with closing(CatalogFile(fresh)) as into:
+        with into.reading() as conn:
+            tables = [Checksums(table, columns_of(conn, table.name)) for table in TABLES]
+        found = salvage(path, tables, with_checksums_since=CHECKSUMS_SINCE)
+        for checksums in tables:
+            name = checksums.table.name
+            if name != _FROM_FILES:
+                saved = _insert(into, checksums, found[name])
+                result.saved[name] = result.saved.get(name, 0) + saved
+
+
+def _insert(into: CatalogFile, checksums: Checksums, rows: Rows) -> int:
+    """Add rows, those with the lowest number first; return how many are new."""
+    number = checksums.table.number
+    ordered = sorted(rows.values(), key=lambda row: row[number]) if number else [*rows.values()]
+    names = [column.name for column in checksums.columns]
+    places = ", ".join(f":{name}" for name in names)
+    sql = f"INSERT OR IGNORE INTO {checksums.table.name} ({', '.join(names)}) VALUES ({places})"
+    with into.transaction() as conn:
+        return sum(_insert_one(conn, sql, row) for row in ordered)
+
+
+def _insert_one(conn: sqlite3.Connection, sql: str, row: dict[str, Any]) -> int:
+    try:
+        try:
+            return conn.execute(sql, row).rowcount
+        except sqlite3.IntegrityError:  # the run that it names could not be read
+            return conn.execute(sql, {**row, "run": None}).rowcount
+    except sqlite3.IntegrityError:
+        return 0
+
+
+def _count_lost(path: Path, copy: Path, result: Rebuilt) -> None:
+    """Note how many rows the old catalog had that are not in the new one."""
+    counts = _counts(path, copy)
+    for name, saved in result.saved.items():
+        if (had := counts.get(name)) is None:
+            result.uncounted = True
+        elif had > saved:
+            result.lost[name] = had - saved
+
+
+def _counts(path: Path, copy: Path) -> dict[str, int]:
+    """Return how many rows the tables of a damaged catalog have, of those that tell."""
+    for suffix in ("", "-wal"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            shutil.copyfile(part, copy.with_name(copy.name + suffix))
+    with Pages(copy) as pages:
+        whole_bytes = int.from_bytes(pages.page(1)[28:32], "big") * pages.size_bytes
+    if pages.is_headed and copy.stat().st_size < whole_bytes < copy.stat().st_size * 1000:
+        with copy.open("r+b") as file:  # SQLite reads no file that is shorter than it says
+            file.truncate(whole_bytes)
+    counts = {}
+    with closing(sqlite3.connect(copy)) as conn:
+        for table in TABLES:
+            told = [_count(conn, sql) for sql in _ways_to_count(table.name)]
+            if known := [number for number in told if number is not None]:
+                counts[table.name] = max(known)
+    return counts
+
+
+def _ways_to_count(table: str) -> list[str]:
+    """Return what counts the rows of a table: each reads other pages, some of which are whole."""
+    ways = [f"SELECT count(*) FROM {table}", f"SELECT count(*) FROM {table} NOT INDEXED"]
+    if table == "captions":
+        ways.append("SELECT sum(captions) FROM caption_totals")
+    return ways
+
+
+def _count(conn: sqlite3.Connection, sql: str) -> int | None:
+    try:
+        return int(conn.execute(sql).fetchone()[0] or 0)
+    except (sqlite3.DatabaseError, ValueError, UnicodeDecodeError):
+        return None
 
 
 def _check_usable(path: Path) -> None:
     """Refuse an old catalog that may be sound: it would be taken for a damaged one."""
     try:
-        with closing(sqlite3.connect(path)) as old:
-            (version,) = old.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
-            hint = "see that its disk is writable, and that `ulimit -n` is ample (4096)"
-            raise CatalogError(f"{path} cannot be opened: {error}", hint) from error
-        return
-    if version > VERSION:
+        with Pages(path) as pages:
+            version = pages.version or 0
+    except OSError as error:
+        hint = "see that its disk is writable, and that `ulimit -n` is ample (4096)"
+        raise CatalogError(f"{path} cannot be opened: {error.strerror}", hint) from error
+    is_one_bit_off = (version ^ VERSION).bit_count() == 1
+    if version > VERSION and not (is_one_bit_off and not _has_unknown_steps(path)):
         problem = f"{path} is of version {version}; this cogcache knows {VERSION}"
         hint = f"update cogcache ({extra_hint()}), or move the file away"
         raise CatalogError(problem, hint)
 
 
-def _shared_columns(into: CatalogFile, old: sqlite3.Connection, table: str) -> list[str]:
-    """Return the columns of a table, without those that an old catalog can be seen to lack."""
-    columns = [row["name"] for row in into.query(f"PRAGMA table_info({table})")]
-    with suppress(sqlite3.DatabaseError):
-        theirs = {row[1] for row in old.execute(f"PRAGMA table_info({table})")}
-        return [name for name in columns if name in theirs] or columns
-    return columns
-
-
-def _readable(
-    old: sqlite3.Connection, table: str, columns: Sequence[str], result: Rebuilt
-) -> list[tuple[Any, ...]]:
-    """Return the rows before the first damaged page and those after the last one."""
-    found: dict[tuple[Any, ...], None] = {}
-    for order in ("", "ORDER BY rowid DESC"):
-        try:
-            # Not all at once: what was read before the damage is kept.
-            for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} {order}"):
-                found[row] = None
-            break
-        except sqlite3.DatabaseError as error:
-            logger.warning("the old catalog's %s are damaged: %s", table, error)
-            if table not in result.damaged:
-                result.damaged.append(table)
-    return list(found)
-
-
-def _insert(
-    conn: sqlite3.Connection, table: str, columns: Sequence[str], row: tuple[Any, ...]
-) -> int:
-    places = ", ".join("?" * len(columns))
-    sql = f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({places})"
-    values = dict(zip(columns, row, strict=True))
+def _has_unknown_steps(path: Path) -> bool:
+    """Say whether a newer cogcache has changed the tables; else its version is a damaged number."""
     try:
-        try:
-            return conn.execute(sql, row).rowcount
-        except sqlite3.IntegrityError:  # the run that it names could not be read
-            return conn.execute(sql, [*{**values, "run": None}.values()]).rowcount
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        return 0
+        with closing(sqlite3.connect(read_only_uri(path), uri=True)) as conn:
+            steps = conn.execute("SELECT name FROM _sqlite_migrations").fetchall()
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
+        return False
+    return any(str(name)[:4].isdecimal() and int(str(name)[:4]) > VERSION for (name,) in steps)
 
 
 def _replace(store: FeatureStore, path: Path, content: bytes, result: Rebuilt) -> None:
@@ -169,7 +231,7 @@ def _replace(store: FeatureStore, path: Path, content: bytes, result: Rebuilt) -
         if part.exists():
             kept = store.keep_copy(part, "replaced by `cogcache rebuild`")
             result.old = result.old or kept
-    for suffix in _LOGS:
+    for suffix in (*_LOGS, _STATE):
         # They would be replayed into the new file, to which they do not belong.
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     seal(path, content)

@@ -10,9 +10,11 @@ from pathlib import Path
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.rows import names_url, path_to_text, text_to_path
-from cogcache.errors import VideoError
+from cogcache.catalog.upkeep.leftovers import remove_features, removing, tidy
+from cogcache.errors import CatalogError, VideoError
 from cogcache.store import FeatureStore
 from cogcache.system import RemoteError, facts
+from cogcache.video import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +45,20 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
         CacheError: the folder is no cache.
     """
     store = FeatureStore.open(cache)
+    if remove:
+        tidy(store)
     with Catalog(cache / "catalog.sqlite") as catalog:
         current = _current_digests(catalog)
         rows = {row["feature_key"]: row for row in catalog.clips.rows()}
         unused = [
             Unused(key, row["video"], row["start_s"], row["end_s"], row["size_bytes"], remove)
             for key, row in sorted(rows.items(), key=lambda item: item[1]["video"])
-            if row["video_digest"] not in current and key in store
+            if row["video_digest"] not in current
         ]
-        if remove:
-            for each in unused:
-                store.remove(each.feature_key)
-            catalog.clips.remove([each.feature_key for each in unused])
+    if remove:
+        keys = [each.feature_key for each in unused]
+        with removing(store, keys):
+            remove_features(store, keys)
     return unused
 
 
@@ -62,17 +66,26 @@ def _current_digests(catalog: Catalog) -> set[str]:
     """Return the digests of videos that some file still holds."""
     current = set()
     with closing(CatalogFile(catalog.path)) as file:
-        rows = file.query("SELECT path, digest FROM files UNION SELECT path, digest FROM videos")
+        rows = file.query(
+            "SELECT path, digest FROM whole_files UNION SELECT path, digest FROM whole_videos"
+        )
     for path, digest in rows:
         if names_url(path):
             # Nothing is fetched for this: what is there is taken to be what it was.
             current |= set() if _is_gone(text_to_path(path)) else {digest}
             continue
         try:
-            current.add(catalog.files.digest_of(text_to_path(path)))
+            current.add(_digest(catalog, text_to_path(path)))
         except (OSError, VideoError) as error:
             logger.info("%s: %s", path, error)
     return current
+
+
+def _digest(catalog: Catalog, path: Path) -> str:
+    try:
+        return catalog.files.digest_of(path)
+    except CatalogError:  # there is no room to remember it
+        return file_digest(path)
 
 
 def _is_gone(video: Path) -> bool:

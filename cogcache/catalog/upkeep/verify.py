@@ -1,7 +1,4 @@
-"""Care of a cache: prove it, mend it, clear it out.
-
-What is not covered: a damaged caption. SQLite's own checks find most of them, not a letter changed.
-"""
+"""Proves a cache: feature files by their checksums, rows by theirs, and both against each other."""
 
 from __future__ import annotations
 
@@ -11,21 +8,27 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
+from cogcache.catalog import integrity
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.readings import READER, LookAt, looked_at, read_otherwise, readings
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
+from cogcache.catalog.upkeep.leftovers import being_removed, tidy
+from cogcache.catalog.whole_rows import TABLES, key_fits
 from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.store import FeatureStore, live_runs
+from cogcache.system import scratch
 
 logger = logging.getLogger(__name__)
+
+_REBUILD: Final = "run `cogcache rebuild`, then verify again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Finding:
 
     problem: str
     """``corrupt``, ``wrong_key``, ``not_in_catalog``, ``row_differs``, ``file_missing``,
-    ``other_reading``, ``catalog_damaged`` or ``stranger``."""
+    ``other_reading``, ``catalog_damaged``, ``row_damaged``, ``caption_key_differs`` or
+    ``stranger``."""
     feature_key: str | None
     path: Path
     message: str
@@ -63,10 +67,14 @@ def verify(cache: Path, *, fix: bool = False, look: LookAt | None = None) -> lis
     except DamagedCatalogError as error:
         faults = [error.problem]
     if faults:
-        hint = "run `cogcache rebuild`, then verify again"
-        return [Finding("catalog_damaged", None, path, f"{fault}; {hint}") for fault in faults]
+        return [Finding("catalog_damaged", None, path, f"{fault}; {_REBUILD}") for fault in faults]
+    if fix:
+        tidy(store)
+    for left in [] if fix else scratch.left_behind(cache):
+        hint = "the next command that writes removes it"
+        logger.warning("%s was left by a process that is dead; %s", left, hint)
     with Catalog(path) as catalog:
-        found = [*_Verification(store, catalog, fix).run()]
+        found = [*_damaged_rows(path), *_Verification(store, catalog, fix).run()]
         return found + _of_another_reading(store, catalog, look)
 
 
@@ -103,8 +111,25 @@ def faults_of(path: Path) -> list[str]:
     Raises:
         CatalogError: it cannot even be opened.
     """
+    with closing(CatalogFile(path, checked=False)) as file, file.reading() as conn:
+        return integrity.faults(conn) or integrity.derived_faults(conn)
+
+
+def _damaged_rows(path: Path) -> list[Finding]:
+    """Hold every row against its checksum, and captions' keys against what they are made from."""
     with closing(CatalogFile(path)) as file:
-        return [row[0] for row in file.query("PRAGMA integrity_check") if row[0] != "ok"]
+        for table in TABLES:
+            file.query(f"SELECT count(*) FROM whole_{table.name}")
+        captions = file.query("SELECT caption_key, settings FROM whole_captions")
+        found = [
+            Finding("row_damaged", None, path, f"the row {key!r} of {table}; {_REBUILD}")
+            for table, key in file.damage.rows
+        ]
+    return found + [
+        Finding("caption_key_differs", None, path, f"{key} is not the digest of its settings")
+        for key, settings in captions
+        if not key_fits(key, settings)
+    ]
 
 
 @dataclass(frozen=True)
@@ -114,20 +139,23 @@ class _Verification:
     fix: bool
 
     def run(self) -> Iterator[Finding]:
-        if self.fix:
-            self.store.sweep()
         keys = [*self.store]  # before the rows: of a run at work, a file comes first
         rows = {row["feature_key"]: row for row in self.catalog.clips.rows()}
         for key in tqdm(keys, desc="verify", unit="clip", disable=None):
             if found := self._file(key, rows.get(key)):
                 yield found
-        for key in rows.keys() - set(keys):
+        for key in self._lost(rows.keys() - set(keys)):
             if key in self.store:  # sealed since the files were listed
                 continue
             message = f"the catalog has it, of {rows[key]['video']}, and there is no file"
             yield self._found("file_missing", key, message, self._forget)
         for path in self.store.strangers():
             yield Finding("stranger", None, path, "it is no feature file; move it away")
+
+    def _lost(self, keys: set[str]) -> set[str]:
+        """Return those of the keys whose files nobody is deleting just now, with their rows."""
+        keys = keys - being_removed(self.store)
+        return self.catalog.clips.known(keys)
 
     def _file(self, key: str, row: ClipRow | None) -> Finding | None:
         try:
@@ -140,10 +168,15 @@ class _Verification:
             if key in self.store:  # its disk cannot be read: no fault of the file
                 raise
             # Removed meanwhile by another, or a folder is in its place.
-            return self._found("file_missing", key, error.problem, self._forget)
+            lost = bool(self._lost({key}))
+            return self._found("file_missing", key, error.problem, self._forget) if lost else None
         if digest_of(clip["settings"]) != key:
             problem = "what it says it was made from has another key"
             return self._found("wrong_key", key, problem, self._quarantine(problem))
+        return self._row(key, row, video, clip)
+
+    def _row(self, key: str, row: ClipRow | None, video: VideoRow, clip: ClipRow) -> Finding | None:
+        """Hold a clip's row against what its file says."""
         if row is None:
             return self._unlisted(key, video, clip)
         if differing := [name for name in _HELD if not _same(row[name], clip[name])]:  # type: ignore[literal-required]
@@ -187,6 +220,7 @@ class _Verification:
 
     def _adopt(self, video: VideoRow, clip: ClipRow) -> Callable[[str], object]:
         def add(_: str) -> None:
+            self._forget(clip["feature_key"])  # its row may be damaged, which an update keeps
             adopt(self.catalog, [(video, clip)])
 
         return add

@@ -8,7 +8,6 @@ process of its own, one after the other, so that they never share memory.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from cogcache.stages.captioning.tasks import Task, around, caption_key
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store import FeatureStore
-from cogcache.system import in_own_process
+from cogcache.system import in_own_process, scratch_folder
 from cogcache.units import format_bytes
 
 
@@ -91,10 +90,10 @@ def check_precision(
     if not tasks:
         problem = f"{cache} holds no clips to caption with these settings and prompts"
         raise CacheError(problem, "run `cogcache extract` first")
-    with tempfile.TemporaryDirectory(prefix="cogcache-") as folder:
-        _check_disk(Path(folder), len(tasks) * positions, family)
+    with scratch_folder() as folder:
+        _check_disk(folder, len(tasks) * positions, family)
         plain = _changed(settings, "language", quantization="none", head_quantization="none")
-        job = _Job(cache, plain, identity, tasks, Path(folder), positions, None)
+        job = _Job(cache, plain, identity, tasks, folder, positions, None)
         reference = in_own_process(_run, job)
         left = [task for task in tasks if _name(task) in reference]
         job = replace(job, settings=settings, tasks=left, reference=reference)

@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cogcache.catalog import Catalog, open_catalog
+from cogcache.catalog import Catalog, open_catalog, tidy
 from cogcache.errors import CogcacheError
 from cogcache.settings import Settings
 from cogcache.stages.runs.progress import AtWork, announced, at_work
 from cogcache.stages.runs.report import Counts, RunReport, Timings
-from cogcache.store import LiveRun
+from cogcache.store import FeatureStore, LiveRun
 from cogcache.system import MemoryMonitor
 
 
@@ -77,6 +77,8 @@ def open_run(
 ) -> Iterator[OpenedRun]:
     """Show a run to others while a `with` block does it, and note how it ends.
 
+    What dead processes left in the cache is cleared away first.
+
     Args:
         command: `extract`, `caption`, `convert`, …
         cache: folder of the cache.
@@ -92,6 +94,7 @@ def open_run(
         ...     with run.working() as at:
         ...         report.counts.done += 1
     """
+    tidy(FeatureStore.open(cache))
     # The run is announced before the catalog is opened: nobody must put that away meanwhile.
     with (
         announced(cache, command, settings) as live,

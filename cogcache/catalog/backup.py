@@ -1,0 +1,48 @@
+"""A backup of the catalog as the last run left it that ended well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from cogcache.catalog.database import uri_of
+from cogcache.system import sync_folder, temporary_name
+
+logger = logging.getLogger(__name__)
+
+NAME: Final = "catalog.backup.sqlite"
+
+
+def backup_of(cache: Path) -> Path | None:
+    """Return the backup of a cache's catalog, if there is one."""
+    path = cache / NAME
+    return path if path.is_file() else None
+
+
+def back_up(catalog: Path) -> None:
+    """Copy a catalog that is sound beside it, in place of an earlier copy.
+
+    SQLite's backup makes it, so that it is whole as of one moment. A run that did its work does
+    not fail for want of room for the copy: then the earlier one stays, and a warning says so.
+    """
+    path = catalog.with_name(NAME)
+    partial = temporary_name(path)
+    try:
+        with (
+            closing(sqlite3.connect(uri_of(catalog), uri=True)) as ours,
+            closing(sqlite3.connect(partial)) as copy,
+        ):
+            ours.backup(copy)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except (OSError, sqlite3.Error) as error:
+        logger.warning("the catalog was not backed up to %s: %s", path, error)
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            partial.with_name(f"{partial.name}{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,239 @@
+"""Rows that bear a checksum of their values, held against them whenever they are read.
+
+SQLite has no checksums: a bit that flips on the disk changes a cell, or leads an index to another
+row, and nothing is said. So each table of `TABLES` has a column ``checksum``. Temporary triggers of
+each connection fill it in whatever way a row is written; temporary views ``whole_captions``,
+``whole_clips``, … show those rows alone whose checksum fits. **Read from the views, write to the
+tables.** SQLite may take a column from an index instead of the row: then it is the index that the
+checksum is held against, so that an entry which leads to another row does not fit either.
+
+A table is made part of all this by one line in `TABLES` and a column ``checksum INTEGER``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cogcache.errors import CogcacheError
+from cogcache.keys import digest
+
+logger = logging.getLogger("cogcache.damage")
+"""Told of each damaged row; the command line counts them, and ends with 1."""
+
+SEPARATOR: Final = b"\x1f"
+_MOST_NAMED: Final = 100
+"""Damaged rows that are named one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose rows bear checksums, are saved by `rebuild` and taken over by `merge`."""
+
+    name: str
+    key: tuple[str, ...]
+    """Columns by which a row is known in any catalog."""
+    number: str | None = None
+    """Column that numbers the rows; another catalog may number them otherwise."""
+    merged: bool = True
+    """Whether `merge` takes the rows that are missing over as they are; else it has rules of its
+    own for them."""
+    exported_as: str | None = None
+    """Name under which `export` adds a caption's rows to its line, and `import` takes them back;
+    the table then has a column ``caption_key``."""
+
+
+TABLES: Final = (
+    # Those that others refer to come first.
+    Table("runs", ("uid",), number="run", merged=False),
+    Table("files", ("path",), merged=False),
+    Table("memory", ("name",), merged=False),
+    Table("videos", ("digest",), merged=False),
+    Table("clips", ("feature_key",), merged=False),
+    Table("failures", ("video", "start_s", "end_s", "stage"), merged=False),
+    Table("captions", ("caption_key",), number="id", merged=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table, as SQLite declares it."""
+
+    name: str
+    kind: str
+    """``TEXT``, ``INTEGER``, ``REAL`` or ``BLOB``."""
+    is_plain: bool
+    """Whether it is never null and no REAL: then its bytes are digested as they are."""
+
+
+class Checksums:
+    """The checksums of one table.
+
+    Args:
+        table: its name.
+        columns: all but ``checksum``, in the order of the table.
+
+    Example:
+        >>> checksums = Checksums("memory", columns_of(connection, "memory"))
+        >>> checksums.of((b"name", b"{}"))
+        2433634617
+    """
+
+    def __init__(self, table: Table, columns: Sequence[Column]) -> None:
+        self.table, self.columns = table, columns
+        self.ordered = [c for c in columns if c.is_plain] + [c for c in columns if not c.is_plain]
+        self._num_plain = sum(column.is_plain for column in columns)
+        self._seed = zlib.crc32(table.name.encode())
+
+    def of(self, cells: Sequence[Any]) -> int:
+        """Return the checksum of a row's cells, which are in the order of `ordered`.
+
+        It is the CRC-32 of the table's name, the plain cells with 0x1F between them, and Python's
+        ``repr`` of the tuple of the others, one after the other.
+
+        Args:
+            cells: bytes; a REAL is a float, and what is null is None.
+
+        Raises:
+            TypeError: a cell is null that may not be.
+        """
+        plain = zlib.crc32(SEPARATOR.join(cells[: self._num_plain]), self._seed)
+        return zlib.crc32(repr(tuple(cells[self._num_plain :])).encode(), plain)
+
+    def fits(self, checksum: object, cells: Sequence[Any]) -> bool:
+        """Say whether a row is as it was written."""
+        try:
+            return self.of(cells) == checksum
+        except TypeError:
+            return False
+
+    def key_of(self, cells: Sequence[Any]) -> str:
+        """Return what a row is called in messages."""
+        named = dict(zip((column.name for column in self.ordered), cells, strict=True))
+        parts = (named[name] for name in self.table.key if named[name] is not None)
+        return " ".join(
+            part.decode(errors="replace") if isinstance(part, bytes) else str(part)
+            for part in parts
+        )
+
+    def arguments(self, row: str = "") -> str:
+        """Return the SQL of a row's cells in the order of `ordered`.
+
+        A text goes as its bytes: one that is no UTF-8 any more could not be handed to Python.
+        """
+        prefix = f"{row}." if row else ""
+        return ", ".join(
+            f"CAST({prefix}{column.name} AS BLOB)"
+            if column.is_plain
+            else f"iif(typeof({prefix}{column.name}) = 'real', {prefix}{column.name},"
+            f" CAST({prefix}{column.name} AS BLOB))"
+            for column in self.ordered
+        )
+
+    def test(self, row: str = "") -> str:
+        """Return the SQL that says whether a row is as it was written."""
+        checksum = f"{row}.checksum" if row else "checksum"
+        return f"fits_{self.table.name}({checksum}, {self.arguments(row)})"
+
+
+def columns_of(conn: sqlite3.Connection, table: str, schema: str = "main") -> list[Column]:
+    """Return the columns of a table, without ``checksum``."""
+    rows = conn.execute(f"PRAGMA {schema}.table_info({table})").fetchall()
+    return [
+        Column(name, kind, is_plain=(not_null or is_key) and kind != "REAL")
+        for _, name, kind, not_null, _, is_key in map(tuple, rows)
+        if name != "checksum"
+    ]
+
+
+def key_fits(caption_key: str | bytes, settings: str | bytes) -> bool:
+    """Say whether a caption's key is the digest of its settings, see `cogcache.keys`.
+
+    Where there are no settings, nothing speaks against the key.
+    """
+    try:
+        key = caption_key.decode() if isinstance(caption_key, bytes) else caption_key
+        fields = json.loads(settings)
+        return not fields or digest(fields) == key
+    except (ValueError, TypeError, AttributeError, CogcacheError):
+        return False
+
+
+class Damage:
+    """The damaged rows that a connection has come upon; each is logged once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], None] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def note(self, table: str, key: str) -> None:
+        """Note a row that is left out."""
+        if (table, key) not in self.rows:
+            self.rows[table, key] = None
+            if len(self.rows) <= _MOST_NAMED:
+                logger.warning("left out: the row %r of %s is damaged", key, table)
+
+
+def guard(conn: sqlite3.Connection, damage: Damage) -> None:
+    """Have a connection fill in and hold checksums, see above.
+
+    Args:
+        conn: to a catalog of the newest version.
+        damage: is told of each row that does not fit.
+    """
+    conn.execute("PRAGMA temp_store = MEMORY")  # the disk of TMPDIR may be full
+    for table in TABLES:
+        checksums = Checksums(table, columns_of(conn, table.name))
+        define(conn, checksums, damage)
+        for statement in _objects(checksums):
+            conn.execute(statement)
+
+
+def define(conn: sqlite3.Connection, checksums: Checksums, damage: Damage) -> None:
+    """Give a connection the SQL functions ``checksum_TABLE`` and ``fits_TABLE``."""
+    name = checksums.table.name
+
+    def of(*cells: Any) -> int | None:
+        try:
+            return checksums.of(cells)
+        except TypeError:
+            return None  # the table will refuse the row, and say why
+
+    def fits(checksum: object, *cells: Any) -> bool:
+        fitting = checksums.fits(checksum, cells)
+        if not fitting:
+            damage.note(name, checksums.key_of(cells))
+        return fitting
+
+    functions: dict[str, Callable[..., int | None]] = {"checksum": of, "fits": fits}
+    for prefix, function in functions.items():
+        conn.create_function(f"{prefix}_{name}", -1, function, deterministic=True)
+
+
+def _objects(checksums: Checksums) -> Iterable[str]:
+    name = checksums.table.name
+    columns = ", ".join(column.name for column in checksums.columns)
+    yield (
+        f"CREATE TEMP VIEW whole_{name} AS SELECT {columns} FROM main.{name}"
+        f" WHERE {checksums.test()}"
+    )
+    sealed = (
+        f"UPDATE {name} SET checksum = checksum_{name}({checksums.arguments()})"
+        f" WHERE rowid = new.rowid"
+    )
+    yield (
+        f"CREATE TEMP TRIGGER {name}_checksum_insert AFTER INSERT ON main.{name}"
+        f" BEGIN {sealed}; END"
+    )
+    # A change of one cell must not make a damaged row look whole.
+    yield (
+        f"CREATE TEMP TRIGGER {name}_checksum_update AFTER UPDATE OF {columns} ON main.{name}"
+        f" WHEN {checksums.test('old')} BEGIN {sealed}; END"
+    )

@@ -1,0 +1,256 @@
+"""A damaged catalog never answers wrongly: what it says is true, or it says that it is damaged.
+
+The disk is simulated: bits are flipped, pages zeroed, exchanged and cut off in a copy of a catalog,
+with and without a log beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.search.full_text import CaptionSearch
+from cogcache.catalog.search.selection import Selection
+from cogcache.catalog.upkeep.rebuild import rebuild
+from cogcache.catalog.upkeep.verify import verify
+from cogcache.errors import CogcacheError
+from cogcache.export.items import select_items
+from cogcache.export.wording import Wording
+from cogcache.web import figures
+from cogcache.web.browse import Browser, Filter
+from tests.support.caches import make_cache
+
+PAGE_BYTES = 4096
+NUM_CLIPS = 12
+Answers = dict[str, list[tuple[object, ...]]]
+
+
+def caption_rows(path: Path) -> list[tuple[object, ...]]:
+    with Catalog(path) as catalog:
+        rows = catalog.captions.rows()
+        return [(row["video"], row["caption"], tuple(row["flags"])) for row in rows]
+
+
+def clip_rows(path: Path) -> list[tuple[object, ...]]:
+    with Catalog(path) as catalog:
+        rows = catalog.clips.rows()
+        return [(row["video"], row["feature_key"], str(row["settings"])) for row in rows]
+
+
+def run_rows(path: Path) -> list[tuple[object, ...]]:
+    with Catalog(path) as catalog:
+        rows = catalog.runs.rows()
+        return [(row["run"], row["command"], str(row["report"])) for row in rows]
+
+
+def exported(path: Path) -> list[tuple[object, ...]]:
+    items = select_items(path, Selection(prompts=("default",)), Wording()).items
+    return [(item.row["video"], item.caption) for item in items]
+
+
+def searched(path: Path) -> list[tuple[object, ...]]:
+    with CaptionSearch(path) as search:
+        hits = search.search("seen", limit=100).hits
+        return [(hit.caption["video"], hit.snippet) for hit in hits]
+
+
+def browsed(path: Path) -> list[tuple[object, ...]]:
+    with Browser(path, deadline_s=60) as browser:
+        rows = browser.clips().rows + browser.captions(Filter(prompt="default")).rows
+        counts = figures.collection(browser)["captions"]
+        return [(row["video"], row["caption"]) for row in rows] + [("captions", counts)]
+
+
+READERS: dict[str, Callable[[Path], list[tuple[object, ...]]]] = {
+    "captions": caption_rows,
+    "clips": clip_rows,
+    "runs": run_rows,
+    "export": exported,
+    "search": searched,
+    "pages": browsed,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A cache of clips with captions, closed in order, and one with a log beside its catalog."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_cache(folder, NUM_CLIPS)
+    cache = folder / "cache"
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        catalog.runs.start("extract", "made-up", {"a": 1})
+        run = catalog.runs.start("caption", "made-up", {"b": [1, 2]})
+        (row,) = catalog.captions.rows()[:1]
+        row = {**row, "caption_key": "f" * 64, "prompt_name": "color", "flags": ["looping"]}
+        del row["id"]
+        shutil.copytree(cache, folder / "closed")
+        catalog.captions.add([{**row, "run": run}])
+        shutil.copytree(cache, folder / "logged")
+    return folder
+
+
+def answers(path: Path) -> Answers:
+    return {name: read(path) for name, read in READERS.items()}
+
+
+class Told(logging.Handler):
+    """Counts the damaged rows that are told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.rows += 1
+
+
+@pytest.fixture
+def told():
+    handler = Told()
+    logging.getLogger("cogcache.damage").addHandler(handler)
+    yield handler
+    logging.getLogger("cogcache.damage").removeHandler(handler)
+
+
+def hold(cache: Path, truth: Answers, told: Told, what: str) -> None:
+    """Hold that each reader says what is true, or says that something is damaged."""
+    path = cache / "catalog.sqlite"
+    for name, read in READERS.items():
+        told.rows = 0
+        try:
+            said = read(path)
+        except CogcacheError:
+            continue
+        if said != truth[name]:
+            assert told.rows, f"{what}: {name} says other things and no word of it"
+            if name != "pages":  # its counts are less by what is left out
+                assert set(said) <= set(truth[name]), f"{what}: {name} says what is not true"
+    findings = verify(cache)
+    try:
+        same = answers(path) == truth
+    except CogcacheError:
+        same = False
+    assert same or findings, f"{what}: verify says that all is well"
+
+
+def flipped(content: bytearray, rng: random.Random) -> str:
+    place, bit = rng.randrange(len(content)), rng.randrange(8)
+    content[place] ^= 1 << bit
+    return f"bit {bit} of byte {place}"
+
+
+def zeroed(content: bytearray, rng: random.Random) -> str:
+    page = rng.randrange(len(content) // PAGE_BYTES)
+    content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = bytes(PAGE_BYTES)
+    return f"page {page} zeroed"
+
+
+def swapped(content: bytearray, rng: random.Random) -> str:
+    one, other = rng.sample(range(len(content) // PAGE_BYTES), 2)
+    first, second = (slice(p * PAGE_BYTES, (p + 1) * PAGE_BYTES) for p in (one, other))
+    content[first], content[second] = content[second], content[first]
+    return f"pages {one} and {other} exchanged"
+
+
+def misdirected(content: bytearray, rng: random.Random) -> str:
+    one, other = rng.sample(range(len(content) // PAGE_BYTES), 2)
+    content[one * PAGE_BYTES : (one + 1) * PAGE_BYTES] = content[
+        other * PAGE_BYTES : (other + 1) * PAGE_BYTES
+    ]
+    return f"page {other} written at the place of {one}"
+
+
+def cut(content: bytearray, rng: random.Random) -> str:
+    length = rng.choice([1, 100, PAGE_BYTES, 3 * PAGE_BYTES, len(content) // 2])
+    del content[-length:]
+    return f"{length} bytes cut off"
+
+
+DAMAGES = (flipped, flipped, flipped, flipped, zeroed, swapped, misdirected, cut)
+
+
+def torture(whole: Path, tmp_path: Path, told: Told, number: int) -> None:
+    rng = random.Random(number)
+    truths = {}
+    for kind in ("closed", "logged"):
+        copy = shutil.copytree(whole / kind, tmp_path / f"{kind}-truth")
+        truths[kind] = answers(copy / "catalog.sqlite")
+    for turn in range(number):
+        kind = rng.choice(["closed", "logged"])
+        cache = shutil.copytree(whole / kind, tmp_path / "damaged")
+        path = cache / "catalog.sqlite"
+        content = bytearray(path.read_bytes())
+        what = f"{turn} ({kind}): {DAMAGES[turn % len(DAMAGES)](content, rng)}"
+        path.write_bytes(content)
+        hold(cache, truths[kind], told, what)
+        made = rebuild(cache)
+        said = caption_rows(path)
+        assert set(said) <= set(truths[kind]["captions"]), what
+        lost = len(truths[kind]["captions"]) - len(said)
+        assert not lost or not made.is_whole, f"{what}: rebuild does not say what it lost"
+        shutil.rmtree(cache)
+
+
+def test_no_damage_makes_a_catalog_answer_wrongly(whole, tmp_path, told):
+    torture(whole, tmp_path, told, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_no_damage_of_two_thousand_makes_a_catalog_answer_wrongly(whole, tmp_path, told):
+    torture(whole, tmp_path, told, 2000)
+
+
+def test_a_row_that_changed_behind_an_unchanged_time_is_left_out(whole, tmp_path, told):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    path = cache / "catalog.sqlite"
+    truth = answers(path)["captions"]  # which notes the file as it is
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[content.index(b"What is seen") + 3] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    said = caption_rows(path)
+    assert told.rows == 1
+    assert set(said) < set(truth)
+
+
+def test_a_change_of_one_cell_does_not_make_a_damaged_row_whole(whole, tmp_path):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        key = catalog.clips.rows()[0]["feature_key"]
+        with catalog._file.transaction() as conn:
+            conn.execute("UPDATE clips SET checksum = checksum + 1 WHERE feature_key = ?", [key])
+        catalog.clips.resize(key, 1)
+        assert key not in {row["feature_key"] for row in catalog.clips.rows()}
+
+
+def test_rows_of_an_older_catalog_get_checksums_but_for_those_whose_key_is_another(whole, tmp_path):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    path = cache / "catalog.sqlite"
+    with closing(CatalogFile(path)) as file:
+        keys = [row[0] for row in file.query("SELECT caption_key FROM captions ORDER BY id")]
+        file.write(
+            "UPDATE captions SET settings = '{\"a\": 1}' WHERE caption_key = :k", {"k": keys[0]}
+        )
+        with file.reading() as conn:
+            for name in ("runs", "files", "memory", "videos", "clips", "failures", "captions"):
+                conn.execute(f"DROP VIEW temp.whole_{name}")
+                for event in ("insert", "update"):
+                    conn.execute(f"DROP TRIGGER temp.{name}_checksum_{event}")
+            for name in ("runs", "files", "memory", "videos", "clips", "failures", "captions"):
+                conn.execute(f"ALTER TABLE main.{name} DROP COLUMN checksum")
+            conn.execute("DELETE FROM _sqlite_migrations WHERE name >= '0008'")
+            conn.execute("PRAGMA user_version = 7")
+    with Catalog(path) as catalog:
+        said = {row["caption_key"] for row in catalog.captions.rows()}
+    assert said == set(keys[1:])
