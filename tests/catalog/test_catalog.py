@@ -468,3 +468,31 @@ def test_look_ups_among_a_hundred_thousand_take_seconds_at_most(catalog):
     # Measured: 1.6 s and 0.6 s while five processes shared two cores; a slower machine may test.
     assert digests_s < 6
     assert clips_s < 3
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_the_umask_says_who_may_write_to_the_catalog(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with Catalog(tmp_path / "catalog.sqlite") as catalog:
+            catalog.files.remember("a", {})
+            modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {0o666 & ~umask}
+
+
+def test_failures_of_bytes_that_have_left_their_name_are_past(catalog):
+    for video, digest in (("a.mp4", "1"), ("b.mp4", "2")):
+        catalog.failures.add(
+            {**FAILURE, "video": video, "video_digest": digest, "feature_key": "f" * 64}
+        )
+    assert catalog.failures.clear_void({"a.mp4": "1", "b.mp4": "1"}, ()) == 1
+    assert [row["video"] for row in catalog.failures.rows()] == ["a.mp4"]
+
+
+def test_captions_of_before_say_which_bytes_they_are_of(filled):
+    sql_write(filled.path, "UPDATE captions SET video_digest = NULL")
+    filled.captions.note_videos()
+    (row,) = filled.captions.rows()
+    assert row["video_digest"] == CLIP["video_digest"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import threading
@@ -328,3 +329,24 @@ class TestRebuild:
         with pytest.raises(CatalogError, match="cannot be opened"):
             rebuild(cache)
         assert path.is_dir()
+
+
+def test_a_file_whose_row_a_run_at_work_has_yet_to_write_is_no_finding(cache, keys):
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        catalog.clips.remove(keys[:1])
+    path = FeatureStore.open(cache).path_of(keys[0])
+    with LiveRun(cache, lambda: {"command": "extract"}).beating():
+        os.utime(path)
+        assert found(cache) == []
+        os.utime(path, (1, 1))  # it was there before the run
+        assert found(cache) == [("not_in_catalog", keys[0])]
+    os.utime(path)
+    assert found(cache) == [("not_in_catalog", keys[0])]
+
+
+def test_a_stranger_is_told_by_its_name(cache, keys):
+    folder = FeatureStore.open(cache).path_of(keys[0]).parent
+    for name in ("notes.txt", f"{keys[0]}.h5.bak", f"{'0' * 64}.h5"):
+        (folder / name).touch()
+    (folder / f".{keys[0]}.h5.partial").touch()
+    assert len([each for each in verify(cache) if each.problem == "stranger"]) == 3

@@ -288,6 +288,16 @@ def test_subtitles_are_put_beside_each_copy(films):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("letter", ["x", "\u00e9"])
+def test_a_subtitle_may_have_as_long_a_name_as_the_disk_takes(films, letter):
+    name = letter * (251 // len(letter.encode()))
+    films.path("a").rename(films.path(name))
+    films.see(name)
+    export_beside(films.cache / "catalog.sqlite", "srt", ALL, Options())
+    assert films.path(name).with_suffix(".srt").is_file()
+    export(films.cache / "catalog.sqlite", films.out.with_name(name), "jsonl", ALL, Options())
+
+
 def test_a_folder_of_the_filter_chooses_among_copies(films):
     (films.folder / "sub").mkdir()
     films.path("sub/a2").write_bytes(films.path("a").read_bytes())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -431,3 +436,59 @@ def test_retries_log_no_secret(s3, spool, faults, caplog):
     faults.append(Fault("GET", "logged.mp4", 1, "503 SlowDown"))
     spool.digest(path_of_url(s3.put("logged.mp4", b"video")))
     assert SECRET not in caplog.text
+
+
+# ---- web servers -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Return a function that serves a folder by HTTP, with or without saying when files changed."""
+    servers = []
+
+    def serve(hidden: tuple[str, ...]) -> str:
+        class Handler(SimpleHTTPRequestHandler):
+            def send_header(self, name: str, value: str) -> None:
+                if name not in hidden:
+                    super().send_header(name, value)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+        servers.append(server)
+        Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("hidden", [(), ("Last-Modified",), ("Last-Modified", "Content-Length")])
+@pytest.mark.parametrize("how", ["named", "listed"])
+def test_a_video_of_a_web_server_is_taken_whatever_it_says_of_it(served, tmp_path, hidden, how):
+    content = os.urandom(100_000)
+    (tmp_path / "a.mp4").write_bytes(content)
+    url = f"{served(hidden)}/a.mp4"
+    (tmp_path / "list.txt").write_text(url)
+    (video,) = find_videos([url if how == "named" else f"@{tmp_path / 'list.txt'}"])
+    assert url_of(video) == url
+    digest = hashlib.sha256(content).hexdigest()
+    spool = Spool(tmp_path / "spool", 2**20)
+    assert spool.digest(video) == digest
+    with spool.local(video, digest) as local:
+        assert local.read_bytes() == content
+    with Catalog(tmp_path / "catalog.sqlite") as catalog:
+        stat = object_stores.facts(video, anew=True)
+        catalog.files.remember_digests([(video, stat, digest)])
+        known = catalog.files.digests_of({video: object_stores.facts(video, anew=True)})
+    # Of a server that says nothing, nobody knows whether the bytes are still the same.
+    assert known == ({} if hidden else {video: digest})
+
+
+def test_a_question_in_a_url_is_no_pattern(served, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    url = f"{served(())}/a.mp4?version=2"
+    assert [url_of(video) for video in find_videos([url])] == [url]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from pathlib import Path
@@ -100,6 +101,64 @@ def test_a_list_names_files_relative_to_its_own_folder(folder):
     found = [os.fsencode(name) for name in names(find_videos(["@all.txt"]), folder)]
     assert found == [b"b.mp4", b"sub/c.gif", b"sub/d.webm", b"\xff.mp4", b"notes.txt"]
     assert names(find_videos(["@lists/one.txt"]), folder) == ["b.mp4"]
+
+
+TEXT = "# rows\r\nb.mp4\r\n\r\nsub/c.gif\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        codecs.BOM_UTF8 + TEXT.encode(),
+        TEXT.encode("utf-16"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-16-le"),
+        TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        TEXT.replace("\r\n", "\r").encode(),
+        b"b.mp4\0sub/c.gif\0",
+        b"b.mp4\0\nsub/c.gif\0\n",
+    ],
+    ids=["mark", "utf-16", "utf-16-be", "le unmarked", "be unmarked", "utf-32", "cr", "nul", "pad"],
+)
+def test_a_list_is_read_however_a_program_saved_it(folder, data):
+    (folder / "list.txt").write_bytes(data)
+    assert names(find_videos(["@list.txt"]), folder) == ["b.mp4", "sub/c.gif"]
+
+
+def test_a_line_that_is_no_path_becomes_a_failure_and_the_rest_is_taken(folder, caplog):
+    long = "x" * 300
+    (folder / "list.txt").write_bytes(f"b.mp4\nbad\0name.mp4\n{long}\nsub\n".encode())
+    found = names(find_videos(["@list.txt"]), folder)
+    assert found == ["b.mp4", "bad\\0name.mp4", long, "sub/c.gif", "sub/d.webm"]
+    assert "holds a NUL" in caplog.text
+
+
+def test_a_list_that_is_not_what_its_begin_says_is_refused(folder):
+    (folder / "list.txt").write_bytes(codecs.BOM_UTF16_LE + b"b\0.")
+    with pytest.raises(ConfigError, match=r"@.*list\.txt begins as UTF-16") as raised:
+        find_videos(["@list.txt"])
+    assert "UTF-8" in raised.value.hint
+
+
+@pytest.mark.parametrize("name", ["~foo.mp4", "~", "~root", "@b.mp4.mp4", "#b.mp4"])
+def test_a_name_with_a_meaning_is_a_name_if_there_is_such_a_file(folder, name):
+    (folder / name).touch()
+    assert names(find_videos([name]), folder) == [name]
+    if name[0] == "~":
+        (folder / "list.txt").write_text(name)
+        assert names(find_videos(["@list.txt"]), folder) == [name]
+
+
+def test_the_home_of_nobody_is_no_bug(folder):
+    with pytest.raises(ConfigError, match="no such file"):
+        find_videos(["~nobody-of-this-name/a.mp4"])
+
+
+@pytest.mark.parametrize("argument", ["", "@", "a\0b"])
+def test_an_argument_that_names_nothing_is_refused(folder, argument):
+    with pytest.raises(ConfigError, match=r"empty|names no list|NUL"):
+        find_videos(["b.mp4", argument])
 
 
 @pytest.mark.parametrize(
