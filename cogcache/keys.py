@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from cogcache.errors import ConfigError
 
@@ -103,7 +103,9 @@ def _encode_text(text: str) -> bytes:
 
 
 __all__ = [
+    "CHANGES",
     "CaptionKey",
+    "Change",
     "FeatureKey",
     "Field",
     "SummaryKey",
@@ -152,7 +154,7 @@ class FeatureKey(_Key):
     dtype: str
     """The type that the vision half computes in, and whether its blocks are compiled."""
     epoch: int
-    """Raised whenever the code that makes the features changes what it makes."""
+    """The family's: raised whenever the code that makes the features changes what it makes."""
 
     def __post_init__(self) -> None:
         # 10 and 10.0 seconds are the same clip, yet an int and a float have different encodings.
@@ -173,7 +175,8 @@ class CaptionKey(_Key):
     generation: Mapping[str, Field]
     rotary_dtype: str | None
     epoch: int
-    """Raised whenever the code that makes the captions changes what it makes."""
+    """The family's `layout_epoch`: raised whenever the code that makes ids, positions and rates of
+    features and a prompt changes what it makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +192,71 @@ class SummaryKey(CaptionKey):
     num_captions: int
     summary_tokens: int
     """Most tokens of what is asked at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of what the code makes, for which some families' keys changed.
+
+    Args:
+        of: what is made otherwise: features, or what a prompt is laid out as around them.
+        epoch: the first epoch that has it, in keys of features or of captions.
+        families: whose keys changed.
+        what: what was wrong before, for a reader.
+    """
+
+    of: Literal["features", "captions"]
+    epoch: int
+    families: tuple[str, ...]
+    what: str
+
+
+CHANGES: Final = (
+    Change(
+        "captions",
+        3,
+        ("qwen2_vl", "ernie4_5_vl_moe"),
+        "the text behind a video of many frames stood amid the video's positions",
+    ),
+    Change(
+        "captions",
+        3,
+        ("qwen2_5_vl",),
+        "the text behind a video stood amid the video's positions, and the rate of the frames was "
+        "not the published one",
+    ),
+    Change(
+        "captions",
+        3,
+        ("qwen2_5_omni_thinker",),
+        "the rate of the frames was not the published one",
+    ),
+    Change(
+        "captions",
+        3,
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+        "two tokens too many stood around the video",
+    ),
+    Change(
+        "features",
+        3,
+        ("smolvlm",),
+        "frames were made smaller than published and blown up again",
+    ),
+)
+"""What versions before made otherwise. The epoch of what is not here never changed."""
+
+
+def epoch_after(changes_of: str, family: str, first: int) -> int:
+    """Return the epoch of today's features or captions of a family.
+
+    Args:
+        changes_of: `features` or `captions`.
+        family: its name.
+        first: the epoch before any change that `CHANGES` names.
+    """
+    epochs = [each.epoch for each in CHANGES if each.of == changes_of and family in each.families]
+    return max([first, *epochs])
 
 
 def computes_in(dtype: str, *, compiled: bool) -> str:

@@ -1,5 +1,9 @@
 from .catalog import Catalog as Catalog
 from .database import CatalogFile as CatalogFile
+from .earlier_versions import Outdated as Outdated
+from .earlier_versions import notes_of as notes_of
+from .earlier_versions import outdated as outdated
+from .earlier_versions import why_outdated as why_outdated
 from .file_facts import FileFacts as FileFacts
 from .file_facts import Stat as Stat
 from .holders import REPLACED as REPLACED

@@ -200,6 +200,8 @@ class Captions:
         order, among = "video, start_s, id", {"feature_key": feature_keys}
         return cast(list[CaptionRow], self._file.select(_CAPTIONS, order, equal=equal, among=among))
 
+    __call__ = rows  # `catalog.captions()`, as programs have called it since version 0.1
+
 
 class Failures:
     """The clips that could not be done."""
@@ -224,6 +226,8 @@ class Failures:
         equal = {"video": video, "stage": stage}
         order = "video, start_s, end_s, stage"
         return cast(list[FailureRow], self._file.select("failures", order, equal=equal))
+
+    __call__ = rows  # `catalog.failures()`, as programs have called it since version 0.1
 
     def clear(self, video: str, start_s: float, end_s: float | None, stage: Stage) -> int:
         """Forget the failure of a clip that has been done after all; return how many."""

@@ -75,6 +75,7 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
         if what == "clips":
             found = with_notes(catalog, found)
         found = with_offsets(catalog, found, add=not json_)
+        found = _with_outdated(catalog, found)
         return _placed(catalog, found, _SAME[what], look)
 
     if side_by_side:
@@ -95,6 +96,16 @@ def failures(cache: Path, look: Look, json_: bool) -> None:
         return _placed(catalog, catalog.failures.rows(), _SAME["failures"], look)
 
     _list(cache, rows, columns, json_=json_)
+
+
+def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:
+    """Add to captions or clips why this version would make them otherwise, or None."""
+    from cogcache.catalog import outdated, why_outdated
+
+    why = why_outdated(outdated(catalog.path))
+    return [
+        {**row, "outdated": why.get(row.get("caption_key") or row["feature_key"])} for row in rows
+    ]
 
 
 def _placed(catalog: Catalog, rows: list[Any], same: tuple[str, ...], look: Look) -> list[Any]:
@@ -187,4 +198,7 @@ def _list(
     from cogcache.catalog import Catalog
 
     with Catalog(catalog_of(cache)) as catalog:
-        print_rows(rows(catalog), columns, json_=json_)
+        found = rows(catalog)
+    if any(row.get("outdated") for row in found):
+        columns = (*columns, "outdated")
+    print_rows(found, columns, json_=json_)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
+
+if TYPE_CHECKING:
+    from cogcache.catalog import Outdated
 
 
 @click.command()
@@ -29,20 +33,38 @@ def status(cache: Path, json_: bool) -> None:
 def verify(cache: Path, fix: bool, json_: bool) -> None:
     """Check every feature file against its checksum and against the catalog.
 
-    Exit status: 0 if all is well or was mended, 1 if not.
+    What an earlier version made otherwise than this one is listed too, with the reason.
+
+    Exit status: 0 if all is well, was mended, or was only made by an earlier version; 1 if not.
     """
     from dataclasses import asdict
 
+    from cogcache.catalog import outdated
     from cogcache.catalog import verify as find
     from cogcache.video import look_at
 
     found = find(cache, fix=fix, look=look_at)
-    if found or json_:
-        rows = [asdict(each) for each in found]
+    rows = [asdict(each) for each in found]
+    catalog = cache / "catalog.sqlite"
+    if not any(each.problem == "catalog_damaged" for each in found):
+        rows += [_outdated_row(each, catalog) for each in outdated(catalog)]
+    if rows or json_:
         print_rows(rows, ("problem", "path", "message", "fixed"), json_=json_)
     else:
         click.echo("all is well")
     raise SystemExit(0 if all(each.fixed for each in found) else 1)
+
+
+def _outdated_row(found: Outdated, catalog: Path) -> dict[str, Any]:
+    of = found.change.of
+    return {
+        "problem": f"outdated_{of}",
+        "feature_key": found.key if of == "features" else None,
+        "caption_key": found.key if of == "captions" else None,
+        "path": catalog,
+        "message": found.message,
+        "fixed": found.made_again,
+    }
 
 
 @click.command()

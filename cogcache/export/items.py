@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -18,10 +19,13 @@ from cogcache.catalog import (
     Placing,
     Selection,
     missing_videos,
+    outdated,
     text_to_path,
 )
 from cogcache.errors import ConfigError
 from cogcache.export.wording import Wording
+
+logger = logging.getLogger(__name__)
 
 COLUMNS: Final = (
     "video",
@@ -117,12 +121,31 @@ def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Lo
         MissingVideosError: no file holds the bytes of any, or of one and this is to be an error.
     """
     chosen = select_items(catalog, selection, wording, look)
-    full = [item for item in chosen.items if item.caption]
+    full = _current(catalog, [item for item in chosen.items if item.caption])
     if not full and chosen.absent:
         raise missing_videos(chosen.absent)
     if not full:
         raise _none_passes(catalog, selection)
-    return Chosen(full, chosen.absent, len(chosen.items) - len(full))
+    return Chosen(full, chosen.absent, sum(not item.caption for item in chosen.items))
+
+
+def _current(catalog: Path, items: list[Item]) -> list[Item]:
+    """Leave out captions of earlier versions that were made again since; warn of those that stay.
+
+    Where nothing else was chosen, they stay.
+    """
+    found = {each.key: each for each in outdated(catalog)}
+    old = [found[item.row["caption_key"]] for item in items if item.row["caption_key"] in found]
+    if not old:
+        return items
+    again = {each.key for each in old if each.made_again}
+    kept = [item for item in items if item.row["caption_key"] not in again] or items
+    if left := len(items) - len(kept):
+        logger.warning("%d captions of an earlier version are left out: they were made again", left)
+    if staying := len(old) - left:
+        count = f"{staying} of the {len(kept)} exported captions are of an earlier version"
+        logger.warning("%s: %s; `cogcache caption` makes them again", count, old[0].change.what)
+    return kept
 
 
 def _none_passes(catalog: Path, selection: Selection) -> ConfigError:

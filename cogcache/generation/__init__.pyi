@@ -11,5 +11,6 @@ from .prefix_files import KeptPrefixes as KeptPrefixes
 from .requests import Finished as Finished
 from .requests import NoRoom as NoRoom
 from .requests import Request as Request
+from .requests import take_positions as take_positions
 from .row_tuner import rows_a_step as rows_a_step
 from .teacher_forcing import log_probabilities as log_probabilities

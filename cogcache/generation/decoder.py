@@ -30,6 +30,7 @@ from cogcache.generation.requests import (
     Statistics,
     context_of,
     laid_out,
+    last_position,
     room_for,
 )
 from cogcache.generation.token_choice import Chooser, choose_all
@@ -49,7 +50,7 @@ class _Live:
     request: Request
     chooser: Chooser
     position: Tensor
-    """Of its last token. int64 [..., 1, 1]."""
+    """What its new tokens count on from. int64 [..., 1, 1]."""
     limit: int
     tokens: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -203,7 +204,7 @@ class Decoder:
             _Live(
                 request,
                 _chooser(request),
-                position[..., -1:],
+                last_position(position),
                 self._limit(request, position),
                 cache=RowCache.cut(prefix, output.past_key_values, index, len(tail)),
             )

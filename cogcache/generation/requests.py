@@ -128,14 +128,47 @@ class Statistics:
 def laid_out(
     request: Request, family: Family, model: PreTrainedModel
 ) -> tuple[dict[str, Any], Tensor]:
-    """Return the inputs of one row, and the positions `generate` would give its tokens.
+    """Return the inputs of one row, and the positions of its tokens, [1, L] or [4, 1, L].
 
-    They are asked for the whole prompt and cut afterwards: a prefix alone counts otherwise
-    in families whose positions have axes for space and time.
+    They are asked for the whole prompt and cut afterwards: some schemes count a prefix alone
+    otherwise.
     """
     inputs = family.model_inputs([request.row], model)
-    others = {name: value for name, value in inputs.items() if name != "input_ids"}
-    return inputs, model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    return inputs, take_positions(inputs, model)
+
+
+def take_positions(inputs: dict[str, Any], model: PreTrainedModel) -> Tensor:
+    """Take the positions out of the inputs of rows: the family's own, else those of `generate`.
+
+    Args:
+        inputs: what `Family.model_inputs` returned; has no `position_ids` afterwards.
+        model: the language half, or the whole model.
+
+    Returns:
+        int64 [B, L] on a line, or [4, B, L]: the count of tokens, time, height and width.
+    """
+    positions: Tensor | None = inputs.pop("position_ids", None)
+    if positions is None:
+        others = {name: value for name, value in inputs.items() if name != "input_ids"}
+        positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    return positions
+
+
+def last_position(positions: Tensor) -> Tensor:
+    """Return what a row's new tokens count on from, in the shape of one token's positions.
+
+    Args:
+        positions: of the row's tokens, on a line [1, L], or on axes [4, 1, L] of which the first is
+            the plain count of tokens.
+
+    Returns:
+        Of a line the last one, [1, 1]; of the axes for time, height and width the highest of all
+        that were given, whatever stands last, [4, 1, 1].
+    """
+    last = positions[..., -1:].clone()
+    if positions.ndim > 2:
+        last[1:] = positions[1:].amax()
+    return last
 
 
 def context_of(model: PreTrainedModel) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cogcache.generation.requests import take_positions
 from cogcache.models import Family, PromptRow, raised_products
 
 
@@ -34,9 +35,8 @@ def log_probabilities(
         for name, each in row.sequences.items()
     }
     inputs = family.model_inputs([PromptRow(row.features, sequences)], model)
-    others = {name: value for name, value in inputs.items() if name != "input_ids"}
     # The positions that `generate` and our own loop give these tokens: those of a longer prompt.
-    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    positions = take_positions(inputs, model)
     with raised_products(model):
         output = model(
             **inputs, position_ids=positions, use_cache=False, logits_to_keep=len(tokens) + 1

@@ -35,11 +35,15 @@ _BRACKETS = ("<", "[")
 class ClipTensors:
     """Named tensors and texts of one clip: what goes into the vision half, or what comes out.
 
-    Texts hold what the prompt needs and no tensor can say, such as frame times in words.
+    Args:
+        tensors: by name.
+        texts: what the prompt needs and no tensor can say, such as frame times in words.
+        facts: what is told of the clip's frames in a feature file: their times, fps and bounds.
     """
 
     tensors: Mapping[str, Tensor]
     texts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,11 @@ class Family(ABC):
     """A kind of model. Made from a checkpoint's small files; no weight is read here."""
 
     name: str
-    epoch: ClassVar[int] = 1
-    """Raised when the code that makes features or prompts changes what it makes."""
+    epoch: int = 1
+    """Raised when the code that makes features changes what it makes. Part of the feature key."""
+    layout_epoch: int = 1
+    """Raised when the code that makes ids, positions or rates of features and a prompt changes what
+    it makes. Part of the caption key, where it is the field `epoch`."""
 
     cache_points: ClassVar[tuple[str, ...]] = ("projected",)
     """Which outputs of the vision half can be cached."""

@@ -23,6 +23,8 @@ from cogcache.catalog import (
     ClipRow,
     FlaggedCaption,
     failure_row,
+    notes_of,
+    outdated,
     text_to_path,
 )
 from cogcache.errors import ClipError
@@ -123,6 +125,8 @@ def caption(
             identity = identify(family, "language", catalog.files)
             identity = with_adapter(identity, settings.language.adapter)
             listed = partial(list_all, settings, family, identity, catalog, videos, spans)
+            for note in notes_of(outdated(catalog.path), "captions", family.name):
+                logger.warning("%s", note)
             work = listed()
         counts = Counts(found=work.num_found, cached=work.num_cached)
         report = run.begin(counts)

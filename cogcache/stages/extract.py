@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog
+from cogcache.catalog import Catalog, notes_of, outdated
 from cogcache.models import Checkpoint, family_of, identify
 from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
@@ -76,6 +76,8 @@ def extract(
             identity = identify(family, "vision", run.catalog.files)
             wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
             work = list_work(paths, wanted, store, run.catalog)
+            for note in notes_of(outdated(run.catalog.path), "features", family.name):
+                logger.warning("%s", note)
         counts = Counts()
         work.add_to(counts)
         report = run.begin(counts)

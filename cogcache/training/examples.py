@@ -278,4 +278,5 @@ def _outline(store: FeatureStore, key: str) -> ClipTensors:
 def clip_tensors(stored: Any) -> ClipTensors:
     """Return what a feature file holds as a family reads it."""
     texts = stored.attributes["texts"]
-    return ClipTensors(stored.tensors, {name: str(text) for name, text in texts.items()})
+    told = {name: str(text) for name, text in texts.items()}
+    return ClipTensors(stored.tensors, told, stored.attributes)

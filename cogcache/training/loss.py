@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cogcache.generation import take_positions
 from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.store import FeatureStore
 from cogcache.training.examples import Example, as_row, clip_tensors
@@ -82,8 +83,7 @@ class Collator:
         found = []
         for row in rows:
             inputs = self.family.model_inputs([row], self.model)
-            others = {name: value for name, value in inputs.items() if name != "input_ids"}
-            positions = self.model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+            positions = take_positions(inputs, self.model)
             missing = width - positions.shape[-1]
             found.append(nn.functional.pad(positions, (0, missing), value=0))
         return torch.cat(found, dim=-2)

@@ -83,6 +83,10 @@ class ClipFrames:
     """What was wrong with the file on the way, if anything."""
     offset_s: float = 0.0
     """The time that a player shows at the video's first frame."""
+    start_s: float = 0.0
+    """Where the clip begins, in seconds of the whole video."""
+    end_s: float | None = None
+    """Where it ends; None at the end of the video."""
 
 
 _LAST: Last[VideoInfo] = Last()
@@ -165,6 +169,8 @@ def read_clip(
         decoder=served,
         suspect="; ".join(dict.fromkeys([*index.defects, *troubles])) or None,
         offset_s=index.offset_s,
+        start_s=start_s,
+        end_s=end_s,
     )
 
 

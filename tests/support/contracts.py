@@ -1,7 +1,9 @@
 """What holds of every family: subclass `ModelFamilyTests`, name an animal, and it is asserted.
 
-The reference is transformers alone: the checkpoint's own processor on frames and prompt, and
-`generate` of the model in one piece on what that processor gave.
+The judge is the model in one piece: transformers' `generate` on what the checkpoint's own processor
+makes of frames and prompt. Where the installed transformers lays out or counts otherwise than the
+release that a family was published with, the reference is given the published ids, positions and
+rates too; that those are right, tests/models/test_published.py shows with that release's goldens.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.generation.decoder import Decoder, can_decode
 from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.family import ClipTensors, Family
+from cogcache.models.derived.frame_texts import whole_placeholder
+from cogcache.models.derived.positions import GRID
+from cogcache.models.derived.positions import left_padded as padded_positions
+from cogcache.models.derived.times import FrameTimes
+from cogcache.models.family import ClipTensors, Family, PromptRow
 from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization, left_out
@@ -155,7 +161,27 @@ class Lab:
             self.processor.apply_chat_template(each, tokenize=False, add_generation_prompt=True)
             for each in conversations
         ]
-        return dict(self.processor(text=texts, return_tensors="pt", **arguments))
+        texts = [whole_placeholder(text, self.processor) for text in texts]
+        inputs = dict(self.processor(text=texts, return_tensors="pt", **arguments))
+        return inputs | self.published(inputs, clips)
+
+    def published(
+        self, inputs: dict[str, Tensor], clips: Sequence[ClipFrames]
+    ) -> dict[str, Tensor]:
+        """Return positions and rates as they were published, where the family has such."""
+        rule = getattr(self.family, "position_rule", None)
+        if rule is None:
+            return {}
+        given = {name: inputs[name] for name in (GRID, rule.rate) if name in inputs}
+        if rule.rate in given:
+            seconds = [2 / FrameTimes.of_clip(each).sampled_fps for each in clips]
+            given[rule.rate] = torch.tensor(seconds)
+        places = []
+        for index, mask in enumerate(inputs["attention_mask"].bool()):
+            own = {f"extra.{name}": each[index : index + 1] for name, each in given.items()}
+            ids = {"input_ids": inputs["input_ids"][index][mask]}
+            places.append(self.family.positions(PromptRow(ClipTensors(own), ids)))
+        return given | {"position_ids": padded_positions(places)}
 
     def processed_words(self, question: str) -> dict[str, Tensor]:
         """Run the processor on a prompt about nothing."""

@@ -10,16 +10,21 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from cogcache.errors import ConfigError, UnknownFamilyError
-from cogcache.keys import Field
+from cogcache.errors import ConfigError, FeaturesError, UnknownFamilyError
+from cogcache.keys import Field, epoch_after
 from cogcache.models.checkpoints.bounds import check_ids
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived import conversation as conversations
 from cogcache.models.derived import features as parts
+from cogcache.models.derived import positions as mrope
 from cogcache.models.derived.pixels import published_pixels
+from cogcache.models.derived.positions import PositionRule
+from cogcache.models.derived.settled import with_frame_text, with_rate
+from cogcache.models.derived.times import FrameTimes
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 from cogcache.system import out_of_memory
 
@@ -36,18 +41,20 @@ WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
 """Their features stand under `video` and their slots are image tokens, which beams cannot match."""
 WHOLE_PREFILL = ("molmo2",)
 """Their attention goes both ways within a video, which transformers allows in a first pass only."""
+FIRST_EPOCH = 2
+"""Of features and captions that no later change concerns."""
 PROBE = "Please describe this video in detail."
 
 
 class DerivedFamily(Family):
     """Any transformers class whose `generate` takes features from outside."""
 
-    epoch = 2
-
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self.name = str(checkpoint.config.get("model_type", "unknown"))
         self._heard: set[str] = set()
+        self.epoch = epoch_after("features", self.name, FIRST_EPOCH)
+        self.layout_epoch = epoch_after("captions", self.name, FIRST_EPOCH)
 
     def preprocessing(self) -> Mapping[str, Field]:
         """Return the digest of the processor's files."""
@@ -109,7 +116,44 @@ class DerivedFamily(Family):
             else tensor
             for name, tensor in processed.inputs.items()
         }
-        return ClipTensors(inputs, texts)
+        clip_facts = asdict(FrameTimes.of_clip(clip))
+        return self.settled(ClipTensors(inputs, texts, clip_facts))
+
+    def settled(self, clip: ClipTensors) -> ClipTensors:
+        """Return a clip's inputs or features with rates and frame texts made from its times."""
+        return with_frame_text(self.with_rate(clip), self.processor)
+
+    def with_rate(self, clip: ClipTensors) -> ClipTensors:
+        """Return a clip's inputs or features with the published rate of its frames."""
+        rate = self.position_rule.rate if self.position_rule else None
+        return with_rate(clip, rate, self.config) if rate else clip
+
+    @property
+    def position_rule(self) -> PositionRule | None:
+        """How positions are counted where they have axes for time, height and width."""
+        return mrope.RULES.get(self.name)
+
+    def positions(self, row: PromptRow) -> Tensor | None:
+        """Return where a prompt's tokens stand; None where they stand on a line. int64 [4, L].
+
+        Raises:
+            FeaturesError: the prompt has other slots than the clip has features.
+        """
+        rule, tensors = self.position_rule, parts.extras([row.features.tensors], "cpu")
+        if rule is None or mrope.GRID not in tensors:
+            return None
+        slots = self._is_slot(row)
+        try:
+            grids = mrope.grids_of(rule, tensors, self.config)
+            return mrope.with_text_axis(mrope.positions_of(slots, grids))
+        except ValueError as error:
+            problem = f"the prompt does not fit the features of the clip: {error}"
+            raise FeaturesError("features_corrupt", problem, "run `cogcache verify`") from error
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config, with all defaults in it."""
+        return self.full_config()
 
     def full_config(self) -> Mapping[str, Any]:
         """Return the config as its class reads it."""
@@ -143,6 +187,7 @@ class DerivedFamily(Family):
 
     def row(self, features: ClipTensors, prompt: str, layout: str) -> PromptRow:
         """Lay out a prompt, a question or a whole conversation, around a clip's features."""
+        features = self.settled(features)
         replacements = json.loads(features.texts["replacements"])
         conversation = conversations.conversation_of(prompt)
         return PromptRow(features, self.processor.sequences(conversation, replacements))
@@ -185,13 +230,17 @@ class DerivedFamily(Family):
 
     def _slots(self, row: PromptRow) -> Tensor:
         """Return the places of the feature slots. int64 [N, 1]."""
+        return self._is_slot(row).nonzero()
+
+    def _is_slot(self, row: PromptRow) -> Tensor:
+        """Say of each token whether features stand in its place. bool [L]."""
         import torch
 
         ids = row.sequences["input_ids"]
-        return torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids))).nonzero()
+        return torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids)))
 
     def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
-        """Return ids, types, mask, grids and features."""
+        """Return ids, types, mask, positions, grids and features."""
         import torch
 
         device = model.device
@@ -203,11 +252,15 @@ class DerivedFamily(Family):
         }
         ones = [torch.ones(row.length) for row in rows]
         inputs["attention_mask"] = left_padded(ones, 0).to(device)
+        rows = [replace(row, features=self.with_rate(row.features)) for row in rows]
         clips = [row.features.tensors for row in rows]
         if not clips[0]:
             return inputs
         output = parts.encoder_output(clips, device, model.dtype)
         inputs["mm_encoder_outputs"] = {rows[0].features.texts["modality"]: output}
+        places = [each for row in rows if (each := self.positions(row)) is not None]
+        if places:
+            inputs["position_ids"] = mrope.left_padded(places).to(device)
         return inputs | parts.extras(clips, device)
 
     def rows_together(self, wanted: int, num_beams: int) -> int:
@@ -297,7 +350,7 @@ class DerivedFamily(Family):
             problem = f"{self.name} ({parts.version_text()}) gave {count} feature rows for a clip"
             room = " or ".join(map(str, slots)) or "none"
             raise UnknownFamilyError(f"{problem} whose prompt has room for {room}", REPORT)
-        return ClipTensors(tensors, {**clip.texts, "modality": modality})
+        return ClipTensors(tensors, {**clip.texts, "modality": modality}, clip.facts)
 
     def _check_sequences(
         self, processed: Processed, conversation: list[conversations.Message]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cogcache.errors import ConfigError, UnknownFamilyError, VideoError
@@ -21,7 +23,9 @@ from cogcache.models.derived.conversation import (
     with_images,
 )
 from cogcache.models.derived.features import version_text
+from cogcache.models.derived.frame_texts import whole_placeholder
 from cogcache.models.derived.pixels import size_within
+from cogcache.models.derived.times import FrameTimes
 from cogcache.settings import PixelLimits
 
 if TYPE_CHECKING:
@@ -30,10 +34,7 @@ if TYPE_CHECKING:
 
     from cogcache.video import ClipFrames
 
-SAME_S = 0.002
-"""What a frame of even rate may be off: after hours, times are kept to a thousandth."""
-FINE_FPS = 1000.0
-"""What stands for the rate of a video whose frames lie between the ticks of its average one."""
+VIDEO_FILE = "video_preprocessor_config.json"
 VIDEO_ARGUMENTS = ("video_metadata", "do_sample_frames")
 """Without the first a processor invents times, without the second it drops frames."""
 SLOT = re.compile(r"(image|video)_(token|patch)_(id|index)")
@@ -70,14 +71,12 @@ class ClipProcessor:
             UnknownFamilyError: this transformers cannot load it, or it cannot be told the times
                 of frames.
         """
-        from transformers import AutoProcessor
-
         self.family = family
         self.config = checkpoint.config
         for name in PROCESSOR_FILES:
             check_processor(read_json(checkpoint.folder / name), checkpoint.folder / name)
         with blamed_on(checkpoint.folder), self._explained("from_pretrained"):
-            self.processor = AutoProcessor.from_pretrained(checkpoint.folder)
+            self.processor = load_processor(checkpoint.folder, family)
         if not hasattr(self.processor, "tokenizer"):
             raise self._refusal(
                 "it is only a part of a processor: processor_config.json is missing"
@@ -135,7 +134,7 @@ class ClipProcessor:
             if getattr(self.processor, "chat_template", None):
                 raise
             text = plain_text(self.family, conversation, self.placeholder)
-        return text
+        return whole_placeholder(text, self.processor)
 
     def process(self, clip: ClipFrames, conversation: Sequence[Message]) -> Processed:
         """Run the processor over frames and a prompt, as its class is meant to be used.
@@ -320,6 +319,51 @@ class ClipProcessor:
             raise VideoError("not_processable", problem, "leave the video out") from error
 
 
+def load_processor(folder: Path, family: str) -> Any:
+    """Return a checkpoint's processor, as the files were meant that the family came with.
+
+    Args:
+        folder: of the checkpoint.
+        family: name of the family, which is the config's `model_type`.
+    """
+    from transformers import AutoProcessor
+
+    if family == "llava_next_video":
+        return _llava_next_video(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    if family == "smolvlm":
+        # Newer releases put the size of pictures in its place: frames lose detail on the way.
+        own = read_json(folder / "preprocessor_config.json").get("video_sampling", {})
+        if (size := own.get("video_size")) and not (folder / VIDEO_FILE).is_file():
+            processor.video_processor.size = type(processor.video_processor.size)(**size)
+    return processor
+
+
+def _llava_next_video(folder: Path) -> Any:
+    """Load LLaVA-NeXT-Video's processor part by part.
+
+    The class of its video processor is not in the files as they were published, and transformers
+    guesses the name of the whole processor, without end (huggingface/transformers#42142).
+    """
+    from transformers import (
+        AutoImageProcessor,
+        AutoTokenizer,
+        LlavaNextVideoProcessor,
+        LlavaNextVideoVideoProcessor,
+    )
+
+    settings = read_json(folder / "processor_config.json")
+    parts = {
+        "video_processor": LlavaNextVideoVideoProcessor.from_pretrained(folder),
+        "image_processor": AutoImageProcessor.from_pretrained(folder),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+    }
+    template = LlavaNextVideoProcessor.get_processor_dict(folder)[0].get("chat_template")
+    known = inspect.signature(LlavaNextVideoProcessor.__init__).parameters
+    others = {name: settings[name] for name in settings if name in known and name not in parts}
+    return LlavaNextVideoProcessor(**parts, **{"chat_template": template, **others})
+
+
 def metadata(clip: ClipFrames) -> VideoMetadata:
     """Say when the frames were, in the terms of processors.
 
@@ -328,11 +372,10 @@ def metadata(clip: ClipFrames) -> VideoMetadata:
     """
     from transformers.video_utils import VideoMetadata
 
-    times = [float(time) for time in clip.timestamps_s]
-    span_s = (times[-1] - times[0]) * len(times) / max(1, len(times) - 1) or clip.duration_s
-    fps = clip.fps
-    if any(abs(round(time * fps) / fps - time) > SAME_S for time in times):
-        fps = FINE_FPS
+    times = FrameTimes.of_clip(clip)
+    seconds, count = times.timestamps_s, len(times.timestamps_s)
+    span_s = (seconds[-1] - seconds[0]) * count / max(1, count - 1) or clip.duration_s
+    indices, fps = times.on_ticks()
     return VideoMetadata(
         total_num_frames=max(1, round(span_s * fps)),
         fps=fps,
@@ -340,7 +383,7 @@ def metadata(clip: ClipFrames) -> VideoMetadata:
         width=clip.frames.shape[2],
         duration=clip.duration_s,
         video_backend=clip.decoder,
-        frames_indices=[round(time * fps) for time in times],
+        frames_indices=indices,
     )
 
 

@@ -66,4 +66,5 @@ def read_clip_features(store: FeatureStore, key: str) -> ClipTensors | ClipError
         return FeaturesError("features_corrupt", f"{error.problem}; moved to {moved}", hint)
     texts = stored.attributes["texts"]
     assert isinstance(texts, Mapping)  # sealed so by stage one
-    return ClipTensors(stored.tensors, {name: str(text) for name, text in texts.items()})
+    told = {name: str(text) for name, text in texts.items()}
+    return ClipTensors(stored.tensors, told, stored.attributes)

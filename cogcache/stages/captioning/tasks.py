@@ -234,7 +234,7 @@ def caption_key(
         layout=family.layout(language),
         generation=_generation(settings.generation, draw),
         rotary_dtype=language.rotary_dtype,
-        epoch=family.epoch,
+        epoch=family.layout_epoch,
     )
 
 

@@ -19,7 +19,7 @@ from cogcache.catalog import (
     text_to_path,
 )
 from cogcache.errors import CacheError, ClipError
-from cogcache.keys import Field, computes_in, differences
+from cogcache.keys import CHANGES, Field, computes_in, differences
 from cogcache.models import Family, recall
 from cogcache.settings import Clips, Settings, WorkShare, sampling_words
 from cogcache.stages.clips.cuts import known_spans
@@ -98,7 +98,7 @@ def choose_clips(
         else:
             fitting.append(clip)
     if clips and not fitting:
-        raise _misfit(clips, differing, settings)
+        raise _misfit(clips, differing, settings, _why_older(clips, family))
     if "vision_digest" not in wanted:
         _check_makers(fitting, settings.model)
     return _as_shown(fitting, known)
@@ -130,7 +130,7 @@ def _old(clip: ClipRow, reason: str) -> ClipError:
 
 
 def _misfit(
-    clips: Sequence[ClipRow], differing: Sequence[Sequence[str]], settings: Settings
+    clips: Sequence[ClipRow], differing: Sequence[Sequence[str]], settings: Settings, older: str
 ) -> CacheError:
     """Return the error to show where no clip fits: what there is, what was asked for."""
     nearest = min(range(len(clips)), key=lambda place: len(differing[place]))
@@ -145,9 +145,17 @@ def _misfit(
     told = [line for line in differs if "digest" not in line.partition(" ")[0]][:5]
     told = told or ["the weights of the vision half are others than they were"]
     return CacheError(
-        f"none of the {there}, was made with these settings: {'; '.join(told)}",
+        f"none of the {there}, was made with these settings: {'; '.join(told)}{older}",
         "give the options or the --config that `cogcache extract` was given",
     )
+
+
+def _why_older(clips: Sequence[ClipRow], family: Family) -> str:
+    """Say what was wrong with features of an earlier version, if they are such; else nothing."""
+    epochs = [int(str(clip["settings"].get("epoch", 0))) for clip in clips]
+    changes = [each for each in CHANGES if each.of == "features" and family.name in each.families]
+    found = [each.what for each in changes if min(epochs) < each.epoch]
+    return f" ({'; '.join(found)}: `cogcache extract` makes them again)" if found else ""
 
 
 def _check_makers(clips: Sequence[ClipRow], model: str) -> None:
