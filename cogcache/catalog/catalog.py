@@ -179,6 +179,11 @@ class Captions:
         fields: dict[str, Any] | None = json.loads(rows[0]["settings"]) if rows else None
         return fields
 
+    def passing(self, where: str, values: Mapping[str, object]) -> set[int]:
+        """Return the numbers of the captions that pass a test over ``captions c``."""
+        sql = f"SELECT c.id FROM captions c WHERE {where}"
+        return {row["id"] for row in self._file.query(sql, values)}
+
     def prompt_names(self) -> list[str]:
         """Return the names that captions are listed by."""
         sql = "SELECT DISTINCT prompt_name FROM captions ORDER BY prompt_name"

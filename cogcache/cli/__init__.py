@@ -23,6 +23,7 @@ from cogcache.cli.demo import demo
 from cogcache.cli.diff import diff
 from cogcache.cli.doctor import doctor
 from cogcache.cli.export import export, import_
+from cogcache.cli.help import CONTEXT, dressed, write_commands
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.search import search
@@ -65,6 +66,10 @@ class CogcacheGroup(click.Group):
                 with suppress(OSError):
                     click.echo("\nstopped; run the same command to go on", err=True)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by what they are for."""
+        write_commands(self, ctx, formatter)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; the one place where our errors become click's."""
         try:
@@ -104,7 +109,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
         context.exit()
 
 
-@click.group(cls=CogcacheGroup)
+@click.group(cls=CogcacheGroup, context_settings=CONTEXT)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
     help="Show the version.",
@@ -148,4 +153,4 @@ for command in (
     report,
     stage,
 ):
-    main.add_command(command)
+    main.add_command(dressed(command))

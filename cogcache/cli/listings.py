@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of, look_options, print_absent
+from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Catalog, Look
+    from cogcache.catalog import Catalog, Look, Selection, Stage
 
 _SAME = {
     "captions": ("id",),
@@ -24,6 +26,44 @@ _SAME = {
     "failures": ("video_digest", "start_s", "end_s", "stage"),
 }
 """Columns by which a row is told that several files share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How much of a listing is shown."""
+
+    limit: int | None
+    columns: tuple[str, ...]
+
+    def chosen(self, rows: Sequence[Any]) -> list[Any]:
+        """Return the first rows, with the columns that were asked for alone.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        found = list(rows[: self.limit])
+        if not self.columns or not found:
+            return found
+        if absent := [name for name in self.columns if name not in found[0]]:
+            known = ", ".join(found[0])
+            raise ConfigError(f"there is no column {absent[0]!r}", f"there are {known}")
+        return [{name: row[name] for name in self.columns} for row in found]
+
+
+def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a listing ``--limit`` and ``--columns``, as one argument ``shown: Shown``."""
+
+    @functools.wraps(command)
+    def with_shown(*args: Any, limit: int | None, columns: str | None, **given: Any) -> Any:
+        names = [name.strip() for name in (columns or "").split(",")]
+        return command(*args, shown=Shown(limit, tuple(filter(None, names))), **given)
+
+    decorated: Callable[..., Any] = click.option(
+        "--columns", metavar="A,B", help="Show these columns, of those that --json has."
+    )(with_shown)
+    return click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="List at most this many."
+    )(decorated)
 
 
 @click.command()
@@ -35,16 +75,27 @@ _SAME = {
 @click.option(
     "--side-by-side", is_flag=True, help="A row a clip, with the newest caption of each prompt."
 )
+@shown_options
+@selection_options
 @look_options
 @json_option
-def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, json_: bool) -> None:
+def ls(
+    what: str,
+    cache: Path,
+    flagged: bool,
+    side_by_side: bool,
+    selection: Selection,
+    look: Look,
+    shown: Shown,
+    json_: bool,
+) -> None:
     """List captions (the default), clips or runs.
 
     Captions and clips are listed under the files that hold their videos now; what no file holds
     is left out and named.
     """
     columns = {
-        "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "flags"),
+        "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "model", "flags"),
         "clips": (
             "video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder", "note",
         ),
@@ -55,6 +106,8 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
     }  # fmt: skip
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
+    if selection.where()[0] and what != "captions":
+        raise click.UsageError("these filters choose among captions: leave out " + what)
 
     from cogcache.cli.times import with_notes, with_offsets
     from cogcache.stages import state_of
@@ -66,11 +119,11 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
             live = live_runs(cache)
             return [{**row, "status": state_of(row, live)} for row in catalog.runs.rows()]
 
-        _list(cache, runs, columns[what], json_=json_)
+        _list(cache, runs, columns[what], shown, json_=json_)
         return
 
     def rows(catalog: Catalog) -> list[Any]:
-        found: list[Any] = getattr(catalog, what).rows()
+        found = _found(catalog, what, selection)
         found = [row for row in found if row["flags"]] if flagged else found
         if what == "clips":
             found = with_notes(catalog, found)
@@ -81,21 +134,38 @@ def ls(what: str, cache: Path, flagged: bool, side_by_side: bool, look: Look, js
     if side_by_side:
         _print_side_by_side(cache, rows, json_=json_)
     else:
-        _list(cache, rows, columns[what], json_=json_)
+        _list(cache, rows, columns[what], shown, json_=json_)
 
 
 @click.command()
 @cache_option
+@click.option("--stage", type=click.Choice(["extract", "caption"]), help="Only of this stage.")
+@click.option("--reason", metavar="NAME", help="Only with this reason, such as not_a_video.")
+@shown_options
 @look_options
 @json_option
-def failures(cache: Path, look: Look, json_: bool) -> None:
+def failures(
+    cache: Path, stage: Stage | None, reason: str | None, look: Look, shown: Shown, json_: bool
+) -> None:
     """List what could not be done, with the reason."""
     columns = ("video", "start_s", "end_s", "stage", "reason", "message", "tries")
 
     def rows(catalog: Catalog) -> list[Any]:
-        return _placed(catalog, catalog.failures.rows(), _SAME["failures"], look)
+        found = catalog.failures.rows(stage=stage)
+        found = [row for row in found if reason in (None, row["reason"])]
+        return _placed(catalog, found, _SAME["failures"], look)
 
-    _list(cache, rows, columns, json_=json_)
+    _list(cache, rows, columns, shown, json_=json_)
+
+
+def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:
+    """Return clips, or the captions that pass the filters."""
+    found: list[Any] = getattr(catalog, what).rows()
+    where, values = selection.where()
+    if not where:
+        return found
+    passing = catalog.captions.passing(where, values)
+    return [row for row in found if row["id"] in passing]
 
 
 def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:
@@ -192,13 +262,14 @@ def _list(
     cache: Path,
     rows: Callable[[Catalog], list[Any]],
     columns: tuple[str, ...],
+    shown: Shown,
     *,
     json_: bool,
 ) -> None:
     from cogcache.catalog import Catalog
 
     with Catalog(catalog_of(cache)) as catalog:
-        found = rows(catalog)
+        found = shown.chosen(rows(catalog))
     if any(row.get("outdated") for row in found):
         columns = (*columns, "outdated")
-    print_rows(found, columns, json_=json_)
+    print_rows(found, shown.columns or columns, json_=json_)

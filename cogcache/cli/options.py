@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from cogcache.cli.help import SettingOption
 from cogcache.errors import ConfigError
 from cogcache.settings import (
     MODELS,
@@ -68,6 +69,7 @@ def settings_options(
     model_needed: bool = True,
     makes_clips: bool = False,
     without: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> Callable[[Command], Command]:
     """Return a decorator that gives a command its settings.
 
@@ -80,7 +82,9 @@ def settings_options(
         prompts: whether the command takes prompts.
         model_needed: whether the command ends where neither the user nor the cache names a model.
         makes_clips: whether it cuts videos, so that how the cache was cut counts.
-        without: settings of these tables that the command would ignore.
+        without: settings of these tables that the command does not take.
+        ignored: those that it takes, so that one command line suits both stages, and ignores:
+            help does not show them.
     """
     taken = [leaf for leaf in leaves(*tables) if leaf.name not in without]
     names = [leaf.name for leaf in taken]
@@ -101,7 +105,7 @@ def settings_options(
 
         decorated: Command = with_settings
         # click lists options in the reverse order of their decorators.
-        for option in reversed(_options(taken, prompts=prompts)):
+        for option in reversed(_options(taken, ignored, prompts=prompts)):
             decorated = option(decorated)
         return decorated
 
@@ -172,7 +176,9 @@ def _prompts(texts: tuple[str, ...], file: Path | None, sets: tuple[str, ...]) -
     return found | ({"prompt_sets": prompt_sets_of(file)} if file else {})
 
 
-def _options(taken: list[Leaf], *, prompts: bool) -> list[Callable[[Command], Command]]:
+def _options(
+    taken: list[Leaf], ignored: Collection[str], *, prompts: bool
+) -> list[Callable[[Command], Command]]:
     config = click.option(
         "--config",
         type=_ConfigFile(),
@@ -180,7 +186,7 @@ def _options(taken: list[Leaf], *, prompts: bool) -> list[Callable[[Command], Co
         help="Settings in TOML: a file, or a name that `cogcache configs` lists.",
     )
     options = [config, *(_prompt_options() if prompts else ())]
-    return options + [_option(leaf) for leaf in taken]
+    return options + [_option(leaf, is_hidden=leaf.name in ignored) for leaf in taken]
 
 
 def _prompt_options() -> list[Callable[[Command], Command]]:
@@ -206,13 +212,22 @@ def _prompt_options() -> list[Callable[[Command], Command]]:
     ]
 
 
-def _option(leaf: Leaf) -> Callable[[Command], Command]:
+def _option(leaf: Leaf, *, is_hidden: bool = False) -> Callable[[Command], Command]:
     # Only what was given overrides the file: hence no default but None.
     names = [leaf.option, *_ALIASES.get(leaf.name, []), leaf.name]
     if leaf.type is bool:
         names[0] += "/" + _no(leaf)
     kind: Any = click.Choice(leaf.choices) if leaf.choices else leaf.type
-    return click.option(*names, type=kind, default=None, multiple=leaf.several, help=_help(leaf))
+    return click.option(
+        *names,
+        cls=SettingOption,
+        table=leaf.table,
+        type=kind,
+        default=None,
+        multiple=leaf.several,
+        help=_help(leaf),
+        hidden=is_hidden,
+    )
 
 
 def _help(leaf: Leaf) -> str:
@@ -220,7 +235,9 @@ def _help(leaf: Leaf) -> str:
     text = leaf.description.replace("`", "").removesuffix(".")
     if leaf.several:
         return f"{text}; repeatable"
-    return text if shown is None else f"{text} [default: {shown}]"
+    if shown in (None, ""):  # TOML has no null
+        shown = '""' if leaf.type is str else 0
+    return f"{text} [default: {shown}]"
 
 
 def _no(leaf: Leaf) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.options import cache_option, settings_options
-from cogcache.settings import Settings
+from cogcache.settings import Settings, leaves
 from cogcache.units import format_clock, printable
 from cogcache.video import Span
 
@@ -37,6 +37,14 @@ STAGE_TWO = (
     "limits",
     "machines",
 )
+
+
+IGNORED = tuple(
+    leaf.name
+    for leaf in leaves("vision")
+    if leaf.name not in ("vision_dtype", "cache_point", "compile")
+)
+"""Settings of stage one that say how its work is done: stage two takes and ignores them."""
 
 
 class SpanType(click.ParamType[Span]):
@@ -79,6 +87,7 @@ catalog_option = click.option(
 )
 features_option = click.option(
     "--features-url",
+    "--features",
     "features",
     metavar="URL",
     help="Prefix of an object store, such as s3://bucket/features, where a new cache keeps its"
@@ -124,7 +133,7 @@ def extract(
 @catalog_option
 @show_option
 @report_option
-@settings_options(*STAGE_TWO, prompts=True)
+@settings_options(*STAGE_TWO, prompts=True, ignored=IGNORED)
 def caption(
     videos: tuple[str, ...], cache: Path, settings: Settings, json_: bool, **asked: Any
 ) -> None:

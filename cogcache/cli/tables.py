@@ -56,6 +56,8 @@ def _cell(column: str, value: object) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
@@ -64,7 +66,10 @@ def _text(value: object) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+    # A name is never broken: a path may be, behind a slash.
+    parts = text.replace("/", "/\0 ") if " " not in text else text
+    lines = textwrap.wrap(parts, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("/\0 ", "/").replace("/\0", "/")
 
 
 def _widths(cells: Sequence[Sequence[str]]) -> list[int]:

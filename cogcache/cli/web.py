@@ -20,7 +20,9 @@ EXTRAS = {"web": ("jinja2", "starlette", "uvicorn"), "plot": ("matplotlib",)}
 PORT = 8484
 
 _out = click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-_force = click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
+_force = click.option(
+    "--overwrite", "--force", "force", is_flag=True, help="Replace the file if there is one."
+)
 
 
 @click.command()
@@ -108,6 +110,6 @@ def _need(extra: str) -> None:
 
 def _may_write(out: Path, *, force: bool) -> None:
     if out.exists() and not force:
-        raise ConfigError(f"{out} exists", "name another file, or overwrite it with --force")
+        raise ConfigError(f"{out} exists", "name another file, or replace it with --overwrite")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"there is no folder {out.absolute().parent}", "make it first")

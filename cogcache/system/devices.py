@@ -57,7 +57,12 @@ def free_bytes(device: str) -> int:
 def accelerator_in_use() -> bool:
     """Say whether this process has begun to use a GPU; never loads torch or a driver to tell."""
     torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "accelerator"):  # absent, or still being imported
+    # Absent, or another thread is importing it: parts of it are there already.
+    if (
+        torch is None
+        or not hasattr(torch, "accelerator")
+        or not hasattr(torch, "get_device_module")
+    ):
         return False
     device = torch.accelerator.current_accelerator()
     if device is None:

@@ -65,6 +65,8 @@ MISTAKES = [
     ("export - --cache cache", "--format jsonl"),
     ("export out.jsonl --cache empty", "no caption passes"),
     ("search --cache cache --since yesterday red", "write it as YYYY-MM-DD"),
+    ("ls --cache cache --columns nosuch", "there is no column 'nosuch'"),
+    ("ls clips --cache cache --prompt-name default", "choose among captions"),
     ("help extrat", "did you mean"),
     ("configs tinny", "did you mean tiny?"),
 ]
@@ -123,3 +125,17 @@ def test_what_was_written_and_taken_is_told_as_one_object(made, monkeypatch):
     assert json.loads(told.stdout)["captions"] == 1
     taken = here("import", "told.jsonl", "--cache=cache", "--set=mine", "--json")
     assert json.loads(taken.stdout) == {"set": "mine", "written": 1, "same": 0}
+
+
+def test_captions_are_listed_by_the_filters_of_search_few_columns_and_few_rows(made, monkeypatch):
+    monkeypatch.chdir(made)
+
+    def listed(*asked: str) -> list[dict]:
+        return json.loads(here("ls", "--cache=cache", "--json", *asked).stdout)
+
+    assert {*listed("--columns=video,model")[0]} == {"video", "model"}
+    assert len(listed("--model=tiny")) == 1
+    assert listed("--model=another") == []
+    assert listed("--prompt-name=default", "--until=2001-01-01") == []
+    assert len(listed("--limit=1")) == 1
+    assert "model" in here("ls", "--cache=cache").output.splitlines()[0]

@@ -169,7 +169,7 @@ def test_nothing_is_overwritten_unasked(collection, tmp_path, command, name):
     arguments = [command, str(out), f"--cache={collection.cache}"]
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 2
-    assert "--force" in refused.output
+    assert "--overwrite" in refused.output
     assert out.read_text() == "mine"
     assert CliRunner().invoke(main, [*arguments, "--force"]).exit_code == 0
     assert out.read_bytes() != b"mine"

@@ -1,0 +1,75 @@
+"""Help that a newcomer finds their way in."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from cogcache.cli import main
+from cogcache.cli.help import COMMANDS, EXAMPLES, OLD_SPELLINGS
+
+SHOWN = sorted(name for name, command in main.commands.items() if not command.hidden)
+
+
+def help_of(*command: str) -> str:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(main, [*command, "-h"])
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_commands_stand_in_sections_with_whole_summaries():
+    text = help_of()
+    assert [title for title in COMMANDS if f"\n{title}:\n" in text] == [*COMMANDS]
+    assert "..." not in text.partition("Make:")[2]
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in SHOWN)
+
+
+def test_options_stand_under_what_they_set():
+    text = help_of("run")
+    titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert len(titles) > 8
+    assert "Which frames [sampling]" in titles
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_help_fits_a_terminal_and_shows_no_old_spelling(name):
+    text = help_of(name)
+    assert max(map(len, text.splitlines())) <= 80
+    assert not {*re.findall(r"(--[a-z-]+)\b", text)} & (OLD_SPELLINGS - {"--features"})
+
+
+def test_every_default_is_shown_0_too():
+    text = " ".join(help_of("run").split())
+    assert "[default: 0]" in text
+    assert "[default: 24]" in text
+    assert "0 takes a video whole, or a scene [default: 0]" in text
+
+
+def test_options_that_stage_two_ignores_are_hidden_and_still_taken():
+    assert "--decode-timeout-s" not in help_of("caption")
+    assert "--decode-timeout-s" in help_of("extract")
+    options = [each for param in main.commands["caption"].params for each in param.opts]
+    assert "--decode-timeout-s" in options
+
+
+@pytest.mark.parametrize(("command", "old"), [("gallery", "--force"), ("run", "--features")])
+def test_old_spellings_still_work(command, old):
+    assert old in [each for param in main.commands[command].params for each in param.opts]
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_examples_name_commands_and_options_that_there_are(name):
+    _, command, *_ = EXAMPLES[name].split()
+    known = {each for param in main.commands[command].params for each in param.opts}
+    assert {*re.findall(r"--[a-z-]+", EXAMPLES[name])} <= known
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys\nfrom cogcache.cli import main\ntry: main(['run', '-h'])\nfinally:\n"
+    code += " assert not {'torch', 'h5py', 'sqlite3'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
