@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 from cogcache.catalog import integrity
+from cogcache.catalog.foreign import check_tables
 from cogcache.catalog.integrity import Noted
 from cogcache.catalog.whole_rows import TABLES, Damage, guard
 from cogcache.errors import CatalogError, DamagedCatalogError
@@ -216,6 +217,7 @@ class CatalogFile:
         if version > VERSION:
             problem = f"{self.path} is of version {version}; this cogcache knows {VERSION}"
             raise CatalogError(problem, f"update cogcache, {extra_hint()}")
+        check_tables(self._conn, self.path)
         return version
 
     def _migrate(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog.database import CatalogFile, read_only_uri
+from cogcache.catalog.foreign import cleansed
 from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of
 from cogcache.errors import CatalogError
 from cogcache.settings import WorkShare
@@ -45,12 +47,19 @@ class MergedRows:
     failures: int = 0
     """More than there were; less than 0 where clips that had failed are made by now."""
     runs: int = 0
+    misfits: int = 0
+    """Rows that were left out: no listing could show their values."""
     conflicts: list[Conflict] = field(default_factory=list)
 
 
 @contextmanager
-def snapshot(path: Path) -> Iterator[Path]:
+def snapshot(path: Path, left_out: Counter[str] | None = None) -> Iterator[Path]:
     """Yield a copy of a catalog, whole as of one moment; it is at the newest version.
+
+    Args:
+        path: the catalog.
+        left_out: is told, by table, how many rows were left out because their values do not fit;
+            None takes a catalog of one's own as it is.
 
     Raises:
         CatalogError: there is no catalog at the path, or it cannot be read.
@@ -66,6 +75,8 @@ def snapshot(path: Path) -> Iterator[Path]:
         except sqlite3.DatabaseError as error:
             hint = "name a cache, or a catalog of one; `cogcache rebuild` mends damaged ones"
             raise CatalogError(f"{path} cannot be read as a catalog: {error}", hint) from error
+        if left_out is not None:
+            left_out.update(cleansed(copy))
         with closing(CatalogFile(copy)) as file:
             drop_damaged(file)
         yield copy

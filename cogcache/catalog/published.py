@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ def _begin(own: Path, cache: Path, shard: WorkShare) -> None:
     Catalog(fresh).close()
     for path in published(cache):
         if path.stem == "merged" or path.name.startswith(_prefix(shard)):
-            with snapshot(path) as copy:
+            with snapshot(path, Counter()) as copy:
                 keep_shard(copy, shard)
                 with Catalog(copy) as catalog:
                     keys = {clip["feature_key"] for clip in catalog.clips.rows()}

@@ -5,12 +5,15 @@ A process that dies between the two leaves features that no row names. The file 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.rows import ClipRow, VideoRow, text_to_path
+from cogcache.catalog.values import misfits
+from cogcache.errors import CorruptFeaturesError
 from cogcache.keys import FeatureKey
 from cogcache.store import FeatureStore
 
@@ -26,7 +29,10 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
     Raises:
         CorruptFeaturesError: the file is damaged.
     """
-    told: dict[str, Any] = store.describe(key)
+    told = _Told(store.describe(key))
+    times_s = told["timestamps_s"]
+    if not isinstance(times_s, Sequence) or isinstance(times_s, str):
+        raise CorruptFeaturesError("its timestamps are no list of times")
     video: VideoRow = {
         "digest": told["video_digest"],
         "path": told["video"],
@@ -47,12 +53,26 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
         "end_s": told["end_s"],
         "family": told["family"],
         "model": told["model"],
-        "num_frames": len(told["timestamps_s"]),
+        "num_frames": len(times_s),
         "size_bytes": store.size_bytes(key),
         "decoder": told["decoder"],
         "settings": {field.name: told[field.name] for field in fields(FeatureKey)},
     }
+    _check("videos", video)
+    _check("clips", {**clip, "settings": json.dumps(clip["settings"])})
     return video, clip
+
+
+class _Told(dict[str, Any]):
+    """What a file says; that it does not say something makes it a damaged one."""
+
+    def __missing__(self, name: str) -> Any:
+        raise CorruptFeaturesError(f"it does not say its {name}")
+
+
+def _check(table: str, row: Mapping[str, Any]) -> None:
+    if wrong := misfits(table, row):
+        raise CorruptFeaturesError(f"it says of its {', '.join(wrong)} what nothing can be")
 
 
 def adopt(catalog: Catalog, rows: Iterable[tuple[VideoRow, ClipRow]]) -> int:

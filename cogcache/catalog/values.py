@@ -51,7 +51,7 @@ def _integer(value: object) -> bool:
 
 
 def _real(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= float(value) <= _MAX_REAL  # type: ignore[arg-type]
+    return type(value) in (int, float) and 0 <= value <= _MAX_REAL  # type: ignore[operator]
 
 
 def _time(value: object) -> bool:

@@ -8,6 +8,7 @@ again. What is not covered: sources that are written to meanwhile; merge once mo
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class Merged(MergedRows):
             lines.append(f"  {self.adopted} clips were in no catalog: entered from their files")
         if self.left_out:
             lines.append(f"  {self.left_out} clips left out: their features are not here")
+        if self.misfits:
+            lines.append(f"  {self.misfits} rows left out: no listing could show their values")
         if self.damaged:
             lines.append(f"  {len(self.damaged)} damaged feature files were not taken")
         return lines
@@ -94,7 +97,9 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
         else:
             listed = _take_files(theirs, store, path, merged)
             catalog_path = source / "catalog.sqlite"
-        with snapshot(catalog_path) as copy:
+        misfits: Counter[str] = Counter()
+        with snapshot(catalog_path, misfits) as copy:
+            merged.misfits += misfits.total()
             merged.left_out += _num_others(copy, store.present())
             merged.add(merge_rows(copy, path, listed))
     with Catalog(path) as catalog:

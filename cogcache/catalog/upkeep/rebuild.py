@@ -21,10 +21,12 @@ from tqdm import tqdm
 from cogcache.catalog.backup import backup_of
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import VERSION, CatalogFile, read_only_uri
+from cogcache.catalog.foreign import bound
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.salvage import Pages, Rows, salvage
 from cogcache.catalog.upkeep.leftovers import sweep
+from cogcache.catalog.values import misfits
 from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of
 from cogcache.errors import CacheError, CatalogError
 from cogcache.store import FeatureStore, live_runs
@@ -137,6 +139,7 @@ def _insert(into: CatalogFile, checksums: Checksums, rows: Rows) -> int:
     """Add rows, those with the lowest number first; return how many are new."""
     number = checksums.table.number
     ordered = sorted(rows.values(), key=lambda row: row[number]) if number else [*rows.values()]
+    ordered = [row for row in ordered if not misfits(checksums.table.name, row)]
     names = [column.name for column in checksums.columns]
     places = ", ".join(f":{name}" for name in names)
     sql = f"INSERT OR IGNORE INTO {checksums.table.name} ({', '.join(names)}) VALUES ({places})"
@@ -177,6 +180,7 @@ def _counts(path: Path, copy: Path) -> dict[str, int]:
             file.truncate(whole_bytes)
     counts = {}
     with closing(sqlite3.connect(copy)) as conn:
+        bound(conn, copy.stat().st_size)
         for table in TABLES:
             told = [_count(conn, sql) for sql in _ways_to_count(table.name)]
             if known := [number for number in told if number is not None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from tqdm import tqdm
 from cogcache.catalog import integrity
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.foreign import ForeignCatalog
 from cogcache.catalog.readings import READER, LookAt, looked_at, read_otherwise, readings
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.upkeep.leftovers import being_removed, tidy
 from cogcache.catalog.whole_rows import TABLES, key_fits
-from cogcache.errors import CacheError, CorruptFeaturesError, DamagedCatalogError
+from cogcache.errors import CacheError, CatalogError, CorruptFeaturesError, DamagedCatalogError
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.store import FeatureStore, live_runs
@@ -37,7 +39,7 @@ class Finding:
 
     problem: str
     """``corrupt``, ``wrong_key``, ``not_in_catalog``, ``row_differs``, ``file_missing``,
-    ``other_reading``, ``catalog_damaged``, ``row_damaged``, ``caption_key_differs`` or
+    ``other_reading``, ``catalog_damaged``, ``row_damaged``, ``row_misfit``, ``caption_key_differs`` or
     ``stranger``."""
     feature_key: str | None
     path: Path
@@ -62,6 +64,8 @@ def verify(cache: Path, *, fix: bool = False, look: LookAt | None = None) -> lis
         CacheError: the folder is no cache, or its disk cannot be read.
     """
     store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
+    if (misfits := misfits_of(store, path, fix=fix)) and not fix:
+        return misfits
     try:
         faults = faults_of(path)
     except DamagedCatalogError as error:
@@ -74,7 +78,7 @@ def verify(cache: Path, *, fix: bool = False, look: LookAt | None = None) -> lis
         hint = "the next command that writes removes it"
         logger.warning("%s was left by a process that is dead; %s", left, hint)
     with Catalog(path) as catalog:
-        found = [*_damaged_rows(path), *_Verification(store, catalog, fix).run()]
+        found = [*misfits, *_damaged_rows(path), *_Verification(store, catalog, fix).run()]
         return found + _of_another_reading(store, catalog, look)
 
 
@@ -103,6 +107,39 @@ def _is_made_anew(clip: ClipRow, keys: Collection[str]) -> bool:
     if not isinstance(sampling, Mapping):
         return False
     return digest_of({**fields, "sampling": {**sampling, "reader": READER}}) in keys
+
+
+def misfits_of(store: FeatureStore, path: Path, *, fix: bool) -> list[Finding]:
+    """Return what a catalog holds that no listing can show, whoever wrote it there.
+
+    Args:
+        store: whose quarantine a copy of the catalog goes to before it is mended.
+        path: the catalog.
+        fix: take such rows out.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with closing(ForeignCatalog(path)) as catalog:
+            found = [*catalog.misfits()]
+    except sqlite3.DatabaseError:
+        return []  # SQLite's own check says what is wrong with the file
+    except CatalogError as error:
+        message = f"{error.problem}; run `cogcache rebuild`, then verify again"
+        return [Finding("catalog_damaged", None, path, message)]
+    if fix and found:
+        store.keep_copy(path, "rows that no listing could show were taken out of it")
+        with closing(CatalogFile(path)) as file, file.transaction() as conn:
+            conn.execute("PRAGMA defer_foreign_keys = ON")
+            for table, number, _ in found:
+                conn.execute(f"DELETE FROM {table} WHERE rowid = ?", [number])
+    return [
+        Finding(
+            "row_misfit", None, path,
+            f"row {number} of {table}: its {', '.join(columns)} cannot be shown", fix,
+        )
+        for table, number, columns in found
+    ]  # fmt: skip
 
 
 def faults_of(path: Path) -> list[str]:
