@@ -14,6 +14,10 @@ from cogcache.keys import digest
 
 _HINT: Final = "nothing was imported; lines are those of `cogcache export OUT.jsonl`"
 
+_LATEST_S: Final = 1e9
+"""Thirty years, in seconds: no video is as long."""
+_MAX_TEXT: Final = 2**15
+"""Letters of a caption or a prompt."""
 CaptionPlace: TypeAlias = tuple[str, float, float | None]
 
 
@@ -90,6 +94,8 @@ def _parsed(text: str) -> tuple[dict[str, Any], str]:
         row = json.loads(text)
     except ValueError as error:
         return {}, str(error)
+    except RecursionError:
+        return {}, "it is nested too deep"
     return (row, _fault(row)) if isinstance(row, dict) else ({}, "it is no JSON object")
 
 
@@ -97,12 +103,16 @@ def _fault(row: Mapping[str, Any]) -> str:
     if not isinstance(row.get("caption"), str) or not row["caption"].strip():
         return "it has no caption"
     for name in ("start_s", "end_s"):
-        if not isinstance(row.get(name, 0), int | float | None):
+        value = row.get(name)
+        if not isinstance(value, int | float | None):
             return f"{name} is no number"
+        if value is not None and not 0 <= value <= _LATEST_S:  # NaN is in no bounds
+            return f"{name} is no time in a video"
     for name in ("prompt_name", "prompt"):
         if not isinstance(row.get(name, ""), str):
             return f"{name} is no text"
-    return ""
+    longest = max(len(row.get(name, "")) for name in ("caption", "prompt_name", "prompt"))
+    return f"it has a text of more than {_MAX_TEXT} letters" if longest > _MAX_TEXT else ""
 
 
 def _place(row: Mapping[str, Any] | ClipRow) -> CaptionPlace:
