@@ -21,7 +21,7 @@ from cogcache.catalog.readings import READER, LookAt, looked_at, read_otherwise,
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.upkeep.leftovers import being_removed, tidy
-from cogcache.catalog.whole_rows import TABLES, key_fits
+from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of, key_fits
 from cogcache.errors import CacheError, CatalogError, CorruptFeaturesError, DamagedCatalogError
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
@@ -39,8 +39,8 @@ class Finding:
 
     problem: str
     """``corrupt``, ``wrong_key``, ``not_in_catalog``, ``row_differs``, ``file_missing``,
-    ``other_reading``, ``catalog_damaged``, ``row_damaged``, ``row_misfit``, ``caption_key_differs`` or
-    ``stranger``."""
+    ``other_reading``, ``catalog_damaged``, ``row_damaged``, ``row_misfit``,
+    ``caption_key_differs`` or ``stranger``."""
     feature_key: str | None
     path: Path
     message: str
@@ -64,14 +64,14 @@ def verify(cache: Path, *, fix: bool = False, look: LookAt | None = None) -> lis
         CacheError: the folder is no cache, or its disk cannot be read.
     """
     store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
-    if (misfits := misfits_of(store, path, fix=fix)) and not fix:
-        return misfits
     try:
         faults = faults_of(path)
     except DamagedCatalogError as error:
         faults = [error.problem]
     if faults:
         return [Finding("catalog_damaged", None, path, f"{fault}; {_REBUILD}") for fault in faults]
+    if (misfits := misfits_of(store, path, fix=fix)) and not fix:
+        return [*misfits, *_damaged_rows(path)]
     if fix:
         tidy(store)
     for left in [] if fix else scratch.left_behind(cache):
@@ -125,8 +125,9 @@ def misfits_of(store: FeatureStore, path: Path, *, fix: bool) -> list[Finding]:
     except sqlite3.DatabaseError:
         return []  # SQLite's own check says what is wrong with the file
     except CatalogError as error:
-        message = f"{error.problem}; run `cogcache rebuild`, then verify again"
-        return [Finding("catalog_damaged", None, path, message)]
+        return [Finding("catalog_damaged", None, path, f"{error.problem}; {_REBUILD}")]
+    # What is damaged is told as that.
+    found = [each for each in found if _is_as_written(path, each[0], each[1])]
     if fix and found:
         store.keep_copy(path, "rows that no listing could show were taken out of it")
         with closing(CatalogFile(path)) as file, file.transaction() as conn:
@@ -140,6 +141,14 @@ def misfits_of(store: FeatureStore, path: Path, *, fix: bool) -> list[Finding]:
         )
         for table, number, columns in found
     ]  # fmt: skip
+
+
+def _is_as_written(path: Path, table: str, number: int) -> bool:
+    with closing(CatalogFile(path)) as file, file.reading() as conn:
+        checksums = {each.name: Checksums(each, columns_of(conn, each.name)) for each in TABLES}
+        sql = f"SELECT {checksums[table].test()} FROM {table} WHERE rowid = ?"
+        row = conn.execute(sql, [number]).fetchone()
+        return bool(row and row[0])
 
 
 def faults_of(path: Path) -> list[str]:
