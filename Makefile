@@ -59,6 +59,7 @@ bench: $(INSTALLED) ## Measure: what captions cost from the cache, then the slow
 torture: $(INSTALLED) ## Kill each stage 200 times, fail each system call: half an hour (needs strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture extract --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture caption --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture_commands --kills 50
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200 --stage caption
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults

@@ -116,7 +116,7 @@ class Scratch:
 
     def __init__(self, cache: Path | None = None, *, in_memory: bool = False) -> None:
         sweep_temporary()
-        folder = _MEMORY if in_memory and _MEMORY.is_dir() else Path(tempfile.gettempdir())
+        folder = _MEMORY if in_memory and _MEMORY.is_dir() else temporary_place()
         self.path = folder / f"{_FOLDER}{_owner()}"
         self._note = _write_note(cache, {"kind": "temporary", "paths": [str(self.path)]})
         self.path.mkdir(mode=0o700)
@@ -180,9 +180,21 @@ def sweep(cache: Path) -> list[Path]:
     return removed
 
 
+def temporary_place() -> Path:
+    """Return the folder for temporary files.
+
+    Python's own function writes a file there to see whether it can: a kill would leave that.
+    """
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        place = os.environ.get(name, "")
+        if tempfile.tempdir is None and place and os.access(place, os.W_OK):
+            return Path(place)
+    return Path(tempfile.gettempdir())
+
+
 def sweep_temporary() -> None:
     """Remove the folders in ``TMPDIR`` of processes that are there no more."""
-    for place in {Path(tempfile.gettempdir()), _MEMORY}:
+    for place in {temporary_place(), _MEMORY}:
         folders = place.glob(f"{_FOLDER}*.*.*")
         _removed(folder for folder in folders if not folder.is_symlink())
 

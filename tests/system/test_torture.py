@@ -1,0 +1,27 @@
+"""Commands that are killed and typed again end as if nothing had happened.
+
+The long form, of every command that writes, is `make torture`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.torture_commands import COMMANDS, Torture
+
+SHORT = ("gc", "merge", "export a folder")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", SHORT)
+def test_a_command_that_is_killed_and_typed_again_leaves_what_one_run_leaves(name, tmp_path):
+    torture = Torture(name, tmp_path / "work")
+    torture.run(1)
+    assert torture.kills == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_that_writes_can_be_killed_anywhere(name, tmp_path):
+    Torture(name, tmp_path / "work").run(10)
