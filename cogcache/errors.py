@@ -9,6 +9,7 @@ CogcacheError
 ├── UnknownFamilyError                  no family knows this architecture
 ├── QuantizationError                   what was asked for is not what was loaded
 ├── TrainingError                       training cannot go on: its data, its loss, its checkpoint
+│   └── NothingToLearnError             no caption is left to learn from; exit status 1
 ├── MachineError                        it has no more files, memory or disk to give
 ├── MissingVideosError                  no file holds a video, and that was to be an error
 ├── CacheError                          a cache folder that is not ours, or of another format
@@ -90,6 +91,12 @@ class QuantizationError(CogcacheError):
 
 class TrainingError(CogcacheError):
     """Training cannot begin or go on: nothing to learn from, a loss that is no number."""
+
+
+class NothingToLearnError(TrainingError):
+    """No caption is left to learn from."""
+
+    exit_status = 1
 
 
 class MachineError(CogcacheError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cogcache.catalog import Catalog, Selection
-from cogcache.errors import TrainingError
+from cogcache.errors import NothingToLearnError, TrainingError
 from cogcache.models import Checkpoint, Family, family_of, identify, recall
 from cogcache.planning import StagePlan, memory_for, plan_training, too_little
 from cogcache.settings import Settings
@@ -143,7 +143,7 @@ class TrainingJob:
         left_out = [*train.lines(), *held.lines()]
         if not train.examples:
             problem = f"no caption is left to learn from: {'; '.join(left_out)}"
-            raise TrainingError(problem, "choose other captions")
+            raise NothingToLearnError(problem, "choose other captions")
         self._plan(report, [*train.examples, *held.examples])
         report.base_bytes = sample().host_bytes
         report.counts.failed = sum(map(len, [*train.left_out.values(), *held.left_out.values()]))
@@ -209,6 +209,8 @@ class TrainingJob:
             lines.append(f"  evaluation: loss {first['loss']:.3f} at first, {last['loss']:.3f} now")
         lines += [f"  {note}" for note in report.notes]
         lines += learnt.sampler.lines()
+        for flag, share in figures["flags of samples"].items():
+            lines.append(f"  {share:.0%} of these captions are flagged {flag}")
         if learnt.is_complete or figures["steps"]:
             lines.append(f"  {self._use()}")
         return lines

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cogcache.catalog import Catalog, CatalogFile, ClipRow, Selection
-from cogcache.errors import TrainingError
+from cogcache.errors import NothingToLearnError, TrainingError
 from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.store import FeatureStore
 from cogcache.units import printable
@@ -113,13 +113,13 @@ def choose(
     """
     rows = {row["caption_key"]: row for row in _rows(catalog_path, selection)}
     if not rows:
-        raise TrainingError("no caption passes the filters", _HINT)
+        raise NothingToLearnError("no caption passes the filters", _HINT)
     with Catalog(catalog_path) as catalog:
         clips = {clip["feature_key"]: clip for clip in catalog.clips.rows()}
     about = [row for row in rows.values() if row["feature_key"] in clips and row["caption"].strip()]
     if not about:
         problem = "all captions that pass are empty, or of whole videos without features"
-        raise TrainingError(problem, "choose others")
+        raise NothingToLearnError(problem, "choose others")
     chosen = [row for row in about if not _other(clips[row["feature_key"]], fits)]
     if not chosen:
         clip = clips[about[0]["feature_key"]]
@@ -236,7 +236,7 @@ def lay_out(
         if each.feature_key not in outlines:
             outlines[each.feature_key] = _outline(store, each.feature_key)
         example = lay_out_one(each, family, outlines[each.feature_key], layout)
-        if family.text_of(example.answer) != " ".join(each.caption.split(" ")).strip():
+        if family.text_of(example.answer) != each.caption:
             laid.left_out["the tokenizer cannot spell them"].append(each.name)
         elif context is not None and example.length > context:
             laid.left_out[f"longer than the model's {context} tokens"].append(each.name)

@@ -64,9 +64,9 @@ def write_report(cache: Path, out: Path, runs: Sequence[int] = ()) -> Path:
     if kind not in FORMATS:
         raise ConfigError(f"{out} does not end in .png, .svg or .html", "name such a file")
     with Browser(cache / "catalog.sqlite") as browser:
-        findings = find(browser, runs)
+        findings, learnt = find(browser, runs), _learnt(browser)
     picture = draw(findings, "svg" if kind == "html" else kind)
-    seal(out, _page(findings, picture) if kind == "html" else picture)
+    seal(out, _page(findings, picture, learnt) if kind == "html" else picture)
     return out
 
 
@@ -245,7 +245,28 @@ def _whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _page(findings: Findings, picture: bytes) -> bytes:
+def _learnt(browser: Browser) -> list[Mapping[str, Any]]:
+    """Return captions before and after training, of the last run that trained."""
+    sql = """SELECT * FROM runs WHERE run = (SELECT max(run) FROM runs
+        WHERE json_extract(report, '$.training.samples[0]') IS NOT NULL)"""
+    rows = browser.rows(sql)
+    return list(rows[0]["report"]["training"]["samples"]) if rows else []
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Return captions of clips kept for evaluation, side by side; nothing where none are."""
+    if not samples:
+        return ""
+    names = ("clip", "prompt", "before", "now", "wanted")
+    head = "".join(f"<th scope=col>{name}" for name in names)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(each.get(name, '')))}" for name in names)
+        for each in samples
+    )
+    return f"<h2>What training changed</h2>\n<table><tr>{head}{rows}</table>\n"
+
+
+def _page(findings: Findings, picture: bytes, learnt: Sequence[Mapping[str, Any]] = ()) -> bytes:
     rows = "".join(
         f"<tr><th scope=row>{html.escape(str(name))}<td>{html.escape(value)}"
         for name, value in _words(findings).items()
@@ -260,7 +281,7 @@ def _page(findings: Findings, picture: bytes) -> bytes:
  th {{ text-align: left; font-weight: 400; padding-right: 2rem; color: #5a6475 }}</style>
 <h1>Report of a cache</h1>
 <table>{rows}</table>
-<img alt="Memory over time, throughput, time, lengths of captions and failures"
+{_samples(learnt)}<img alt="Memory over time, throughput, time, lengths of captions and failures"
  src="data:image/svg+xml;base64,{source}">
 """.encode()
 

@@ -35,6 +35,7 @@ from cogcache.training.lora import prepare, trained_parameters
 from cogcache.training.loss import Collator, logits_of, token_losses
 from cogcache.training.trainer import CaptionTrainer, Data, arguments_for
 from cogcache.video.reading import read_clip
+from cogcache.web.report import write_report
 
 QUICK = {
     "device": "cpu", "quantization": "none", "precision": "fp32", "tokens_per_batch": 400,
@@ -237,6 +238,15 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(cache, done, tmp_pa
     assert same(weights(out), weights(done))
 
 
+def test_a_run_whose_hours_are_over_saves_and_goes_on_later(cache, done, tmp_path):
+    out = tmp_path / "adapter"
+    first = trained(cache, out, max_hours=1e-9)
+    assert first.report.stopped == "--max-hours 1e-09 are over"
+    assert checkpoints.last(out) == checkpoints.folder_of(out, 1)
+    assert trained(cache, out).report.stopped is None
+    assert same(weights(out), weights(done))
+
+
 def test_a_checkpoint_holds_no_pickle(done):
     files = [path for path in done.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors", ".md"}
@@ -324,6 +334,9 @@ def test_the_report_shows_captions_before_and_after(cache, tmp_path):
         run = catalog.runs.rows()[-1]
     assert run["command"] == "train"
     assert run["report"]["training"]["samples"][0]["wanted"].startswith("Slowly or quickly")
+    page = write_report(cache, tmp_path / "report.html").read_text()
+    assert "What training changed" in page
+    assert "Slowly or quickly: " in page
 
 
 def test_no_byte_of_the_vision_half_is_read(cache, tmp_path):
@@ -347,8 +360,9 @@ def test_no_byte_of_the_vision_half_is_read(cache, tmp_path):
 
 def test_bad_choices_are_refused_by_name(cache, tmp_path):
     out = tmp_path / "adapter"
-    with pytest.raises(TrainingError, match="no caption passes the filters"):
+    with pytest.raises(TrainingError, match="no caption passes the filters") as caught:
         train(cache, out, settings(), Selection(models=("nobody",)))
+    assert caught.value.exit_status == 1
     import_set(cache, "second", lambda name: "A ball.")
     with pytest.raises(TrainingError, match="captions of several models") as caught:
         train(cache, out, settings(), Selection())
