@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cogcache.cli.options import NamedPath
+
 if TYPE_CHECKING:
     from cogcache.selftest import Demonstration
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     default=None,
     help="Keep clips and cache there; else a temporary one.",
 )

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from cogcache.cli.options import NamedPath
 from cogcache.cli.printing import json_option, print_rows
 
 
 @click.command()
 @click.option(
     "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Folder whose disk is looked at.",
 )

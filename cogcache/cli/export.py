@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.filters import SHOWN, catalog_of, look_options, print_absent, selection_options
-from cogcache.cli.options import cache_option
+from cogcache.cli.options import NamedPath, cache_option
 from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _writing_options(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("out", type=NamedPath(path_type=Path), required=False)
 @cache_option
 @click.option("--format", "format_", metavar="NAME", help="Format; else told by OUT's suffix.")
 @click.option(
@@ -141,7 +141,7 @@ def _finish(done: Exported, *, json_: bool = False) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
 @cache_option
 @click.option("--set", "set_", required=True, metavar="NAME", help="Name of the caption set.")
 @click.option("--overwrite", is_flag=True, help="Replace captions that the set has already.")

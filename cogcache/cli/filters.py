@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.options import NamedPath
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
 from cogcache.units import printable
@@ -22,7 +23,7 @@ _OPTIONS = (
     click.option(
         "--in",
         "folders",
-        type=click.Path(path_type=Path),
+        type=NamedPath(path_type=Path),
         multiple=True,
         metavar="FOLDER",
         help="Only videos in this folder, at any depth; or one video. Repeatable.",

@@ -27,7 +27,18 @@ from cogcache.system import package_file
 
 Command = Callable[..., Any]
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class NamedPath(click.Path):
+    """A path that was named: an empty text, which an unset variable leaves, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("it is empty; a variable that is not set may have left it so", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = NamedPath(exists=True, dir_okay=False, path_type=Path)
 
 
 class _ConfigFile(click.ParamType[Path]):
@@ -54,7 +65,7 @@ _ALIASES = {
 
 cache_option = click.option(
     "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     required=True,
     envvar="COGCACHE_CACHE",
     metavar="DIR",

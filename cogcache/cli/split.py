@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from cogcache.cli.options import settings_options
+from cogcache.cli.options import NamedPath, settings_options
 from cogcache.settings import Settings
 
 
 @click.command()
 @click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=NamedPath(path_type=Path))
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
 @settings_options("language")
 def split(model: str, out: Path, revision: str | None, settings: Settings) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.options import cache_option, settings_options
+from cogcache.cli.options import NamedPath, cache_option, settings_options
 from cogcache.settings import Settings, leaves
 from cogcache.units import format_clock, printable
 from cogcache.video import Span
@@ -80,7 +80,7 @@ retry_option = click.option(
 catalog_option = click.option(
     "--catalog",
     "catalog_path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NamedPath(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Keep the catalog here, on this machine's own disk, and a copy of it in the cache: for a"
     " cache that several machines share. `cogcache merge` puts the copies together.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cogcache.cli.options import NamedPath
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.system import package_file, package_files
@@ -14,7 +15,7 @@ from cogcache.system import package_file, package_files
 
 @click.command()
 @click.argument("name", required=False)
-@click.argument("target", type=click.Path(path_type=Path), required=False)
+@click.argument("target", type=NamedPath(path_type=Path), required=False)
 @json_option
 def configs(name: str | None, target: Path | None, json_: bool) -> None:
     r"""List the settings to start from, or copy those called NAME to the file TARGET.

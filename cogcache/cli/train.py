@@ -13,7 +13,7 @@ from cogcache.cli.filters import (
     selection_arguments,
     selection_options_beside_model,
 )
-from cogcache.cli.options import as_arguments, cache_option, settings_options
+from cogcache.cli.options import NamedPath, as_arguments, cache_option, settings_options
 from cogcache.cli.stages import STAGE_TWO as CAPTIONED
 from cogcache.cli.stages import catalog_option
 from cogcache.settings import Settings
@@ -37,7 +37,7 @@ TRAINED = (
 @cache_option
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
     help="Folder for the adapter and the checkpoints on the way to it.",
@@ -72,7 +72,7 @@ DISTILLED = (*TRAINED, "distillation")
 @cache_option
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
     help="Folder for the student's checkpoint.",

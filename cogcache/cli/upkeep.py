@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.options import cache_option
+from cogcache.cli.options import NamedPath, cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ def rebuild(cache: Path, from_backup: bool) -> None:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, type=click.Path(exists=True, path_type=Path))
+@click.argument("sources", nargs=-1, type=NamedPath(exists=True, path_type=Path))
 @click.option(
     "--into",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     required=True,
     metavar="DIR",
     help="Folder of the cache to merge into; made if absent.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
-from cogcache.cli.options import cache_option
+from cogcache.cli.options import NamedPath, cache_option
 from cogcache.errors import ConfigError
 from cogcache.system import extra_hint
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXTRAS = {"web": ("jinja2", "starlette", "uvicorn"), "plot": ("matplotlib",)}
 PORT = 8484
 
-_out = click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+_out = click.argument("out", type=NamedPath(dir_okay=False, path_type=Path))
 _force = click.option(
     "--overwrite", "--force", "force", is_flag=True, help="Replace the file if there is one."
 )

@@ -6,6 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cogcache.cli import main
 from cogcache.cli.options import cache_option, settings_options
 from cogcache.errors import ConfigError
 from cogcache.settings.settings import TABLES, Settings, leaves, load_settings
@@ -159,3 +160,21 @@ def test_a_request_gives_another_process_the_same_settings(overrides):
 def test_a_prompt_that_cannot_be_used_is_blamed_on_the_options_that_give_prompts():
     with pytest.raises(ConfigError, match=r"^--prompt or --prompts: prompt 'a'"):
         settings_of("--prompt", "a={video.nosuch}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "--cache", ""],
+        ["ls", "--cache="],
+        ["export", "", "--cache", "c"],
+        ["search", "a", "--cache", "c", "--in", ""],
+        ["gallery", "", "--cache", "c"],
+        ["merge", "", "--into", "c"],
+        ["import", "", "--cache", "c", "--set", "a"],
+    ],
+)
+def test_an_empty_path_is_refused_and_is_not_the_working_folder(arguments):
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "it is empty" in done.output
