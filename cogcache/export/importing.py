@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from cogcache.catalog import CaptionRow, Catalog, ClipRow
+from cogcache.catalog import CaptionRow, Catalog, ClipRow, Look, Placing
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 
@@ -43,7 +43,7 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
     if not name.strip() or not name.isprintable():
         raise ConfigError(f"{name!r} cannot be the name of a set", "use letters")
     with Catalog(catalog) as opened:
-        rows = _rows(file, opened.clips.rows(), name)
+        rows = _rows(file, opened, name)
         there = {row["caption_key"]: row for row in opened.captions.rows(model=name)}
         if any(row["quantization"] != "imported" for row in there.values()):
             raise ConfigError(f"{name!r} is a model that made captions", "name the set otherwise")
@@ -59,12 +59,18 @@ def _is_same(row: CaptionRow, there: CaptionRow | None) -> bool:
     return there is not None and there["caption"] == row["caption"]
 
 
-def _rows(file: Path, clips: Sequence[ClipRow], name: str) -> list[CaptionRow]:
-    by_key = {clip["feature_key"]: clip for clip in clips}
-    by_place = {_place(clip): clip for clip in clips}
+def _rows(file: Path, catalog: Catalog, name: str) -> list[CaptionRow]:
+    by_key = {clip["feature_key"]: clip for clip in catalog.clips.rows()}
+    lines = [*_lines(file)]
+    by_place = {}
+    if any(line.get("feature_key") is None for _, line in lines):
+        by_place = _by_place(catalog, [*by_key.values()])
     rows: dict[str, CaptionRow] = {}
-    for number, line in _lines(file):
-        clip = by_key.get(str(line.get("feature_key"))) or by_place.get(_place(line))
+    for number, line in lines:
+        # A key that is not here is that of other bytes, or of other features: the name and the
+        # times of its line may be those of another video by now.
+        key = line.get("feature_key")
+        clip = by_key.get(by_place.get(_place(line), "") if key is None else str(key))
         if clip is None:
             raise ConfigError(f"{file}, line {number}: the cache has no such clip", _HINT)
         row = _row(clip, line, name)
@@ -73,6 +79,15 @@ def _rows(file: Path, clips: Sequence[ClipRow], name: str) -> list[CaptionRow]:
             raise ConfigError(problem, _HINT)
         rows[row["caption_key"]] = row
     return [*rows.values()]
+
+
+def _by_place(catalog: Catalog, clips: Sequence[ClipRow]) -> dict[CaptionPlace, str]:
+    """Return the keys of clips by the names of the files that hold their videos now.
+
+    Where a file is gone, its last name counts; where another video has that name, it does not.
+    """
+    found = Placing(catalog.holders(), Look("keep")).each(clips, ("feature_key",))
+    return {_place(row): row["feature_key"] for row in found.rows if row["video"] is not None}
 
 
 def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

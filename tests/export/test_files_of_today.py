@@ -377,3 +377,29 @@ def test_a_gallery_shows_what_is_there(films):
     for card in cards:
         name = "a" if "a.mp4" in card else "b"
         assert digest(films.path(name)) in card
+
+
+# ---- captions that come back -------------------------------------------------------------------
+
+
+def test_an_edited_caption_goes_to_the_bytes_that_bear_its_name_now(swapped):
+    edited = swapped.cache / "edited.jsonl"
+    rows = [
+        {"video": str(swapped.path(n)), "caption": f"bytes {digest(swapped.path(n))}"} for n in "ab"
+    ]
+    edited.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert swapped.run("import", str(edited), "--set", "mine").exit_code == 0
+    assert_true(swapped.rows("search", "bytes", "--model", "mine"), 2)
+
+
+def test_an_edited_caption_of_bytes_that_are_gone_is_not_given_to_those_at_its_name(films):
+    films.export("jsonl")
+    films.replace("b")
+    films.see("b", caption=True)
+    with Catalog(films.cache / "catalog.sqlite") as catalog:
+        old = [row["feature_key"] for row in catalog.clips.rows(video=str(films.path("b")))]
+        now = digest(films.path("b"))
+        catalog.clips.remove([key for key in old if not key.startswith(now[:32])])
+    done = films.run("import", str(films.out), "--set", "mine")
+    assert done.exit_code == 2
+    assert "the cache has no such clip" in done.stderr
