@@ -146,7 +146,7 @@ def test_the_command_keeps_video_parts_for_prompts_to_come(extracted, tmp_path):
     folder = str(tmp_path / "prefixes")
     made(cache, prompts=ONE_PROMPT, keep_prefix=folder)
     report, rows = made(cache, prompts=OTHER_PROMPT, keep_prefix=folder)
-    lines = "\n".join(report_lines(report))
+    lines = "\n".join(report_lines(report, verbose=True))
     assert f"{NUM_CLIPS} read, 0 written" in lines
     assert "decoding: 0 prefills of a video part" in lines
     made(plain, prompts=ONE_PROMPT)

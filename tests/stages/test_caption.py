@@ -176,7 +176,7 @@ def test_the_shards_of_the_vision_half_do_not(cache, tmp_path):
 def test_in_4_bits_the_report_says_what_was_verified(cache):
     report = caption(cache, asked(quantization="nf4"))
     assert "nf4: 21 of 22 linear layers" in report.quantization
-    assert any("nf4" in line for line in report_lines(report))
+    assert any("nf4" in line for line in report_lines(report, verbose=True))
 
 
 def test_planned_and_measured_peaks_are_in_the_row_of_the_run(cache):
@@ -306,14 +306,17 @@ def test_out_of_memory_anywhere_ends_with_all_captions(cache, extracted, fault, 
     assert raised
     made = {row["video"]: row["caption"] for row in captions(cache)}
     assert made == extracted[1] or batch == 1
-    assert any("memory ran out" in line for line in report_lines(report))
+    assert any("memory ran out" in line for line in report_lines(report, verbose=True))
 
 
 def test_out_of_memory_with_one_caption_offloads_layers(cache, extracted, fault):
     fault.act = lambda number: fault.unless_parked()
     report = caption(cache, asked(clips_per_batch=1, quantization="nf4"))
     assert report.counts.done == NUM_CLIPS
-    assert any("loaded anew, with more of it elsewhere" in line for line in report_lines(report))
+    assert any(
+        "loaded anew, with more of it elsewhere" in line
+        for line in report_lines(report, verbose=True)
+    )
     with catalog_of(cache) as catalog:
         assert catalog.failures.rows() == []
 

@@ -58,7 +58,10 @@ def texts(rows: list[CaptionRow]) -> list[tuple[str, str, str]]:
 def test_all_prompts_of_a_clip_share_one_prefill_and_the_report_says_so(cache):
     report, rows = made(cache)
     assert len(rows) == 2 * NUM_CLIPS
-    assert any(f"{NUM_CLIPS} prefills of a video part" in line for line in report_lines(report))
+    assert any(
+        f"{NUM_CLIPS} prefills of a video part" in line
+        for line in report_lines(report, verbose=True)
+    )
 
 
 def test_good_captions_have_no_flags_and_no_second_try(cache):
@@ -153,4 +156,4 @@ def test_beams_share_nothing_and_the_report_says_so(cache):
     report, rows = made(cache, num_beams=2, keep_prefix=str(cache / "prefixes"))
     assert len(rows) == 2 * NUM_CLIPS
     told = "share no prefill: beams, and --keep-prefix keeps none"
-    assert any(told in line for line in report_lines(report))
+    assert any(told in line for line in report_lines(report, verbose=True))

@@ -64,7 +64,10 @@ def test_pooled_features_become_those_that_stage_one_makes_projected(extracted, 
     dtype, _, reference = extracted
     report = convert(pooled, settings(), **POINT)
     assert (report.counts.found, report.counts.done) == (NUM_CLIPS, NUM_CLIPS)
-    assert any(f"projected in {dtype}: the same bits" in line for line in report_lines(report))
+    assert any(
+        f"projected in {dtype}: the same bits" in line
+        for line in report_lines(report, verbose=True)
+    )
     made, wanted = of_point(pooled, "projected"), of_point(reference, "projected")
     assert made.keys() == wanted.keys()
     for key, tensors in wanted.items():

@@ -228,7 +228,10 @@ def test_out_of_memory_with_one_frame_offloads_blocks_and_the_run_goes_on(made, 
     report = extract(videos, cache, settings(frames_per_batch=2))
     assert report.counts.done == 2
     assert fault.passes[:2] == [2, 1]
-    assert any("loaded anew, with more of it elsewhere" in line for line in report_lines(report))
+    assert any(
+        "loaded anew, with more of it elsewhere" in line
+        for line in report_lines(report, verbose=True)
+    )
     again = Made(made.videos, cache, report).features()
     for name, stored in again.items():
         first = made.features()[name].tensors["features"]

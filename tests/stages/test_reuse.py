@@ -40,7 +40,9 @@ def alone(video, tmp_path_factory) -> Path:
 
 def reused(report: RunReport) -> tuple[int, int] | None:
     """Return how many of how many frames the report says were encoded before."""
-    found = re.search(r"(\d+) of (\d+) frames were encoded before", "\n".join(report_lines(report)))
+    found = re.search(
+        r"(\d+) of (\d+) frames were encoded before", "\n".join(report_lines(report, verbose=True))
+    )
     return (int(found[1]), int(found[2])) if found else None
 
 

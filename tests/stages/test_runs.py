@@ -46,7 +46,7 @@ def test_the_first_line_names_what_was_made_there_failed_and_how_long_it_took():
     made.total_s = 61
     assert report_lines(made)[0] == (
         "extract: 3 clips made, 1 there already, 2 failed, "
-        "1 failed before (--retry-failed), in 1 min 01 s"
+        "1 failed before (--retry-failed), in 1 min 01 s (2.95 a minute)"
     )
 
 
@@ -68,7 +68,7 @@ def test_planned_and_measured_peaks_stand_side_by_side():
     made = report(found=1, done=1)
     made.planned, made.base_bytes = StagePlan(30 * MIB, 20 * MIB, 10 * MIB), 100 * MIB
     made.peak = MemorySample(anonymous_bytes=120 * MIB, file_bytes=50 * MIB)
-    text = "\n".join(report_lines(made))
+    text = "\n".join(report_lines(made, verbose=True))
     assert "170 MiB" in text
     assert "planned 160 MiB" in text
     assert (made.row()["planned_peak_bytes"], made.row()["measured_peak_bytes"]) == (
@@ -82,7 +82,7 @@ def test_on_a_device_the_libraries_are_no_part_of_the_plan():
     made.peak = MemorySample(anonymous_bytes=900 * MIB, device_bytes=48 * MIB)
     assert made.row()["planned_peak_bytes"] == 50 * MIB
     assert made.row()["measured_peak_bytes"] == 48 * MIB
-    assert "on the device" in "\n".join(report_lines(made))
+    assert "on the device" in "\n".join(report_lines(made, verbose=True))
 
 
 def test_times_of_a_part_add_up_even_if_it_fails():
