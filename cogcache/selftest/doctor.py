@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 
 from cogcache.errors import CogcacheError
 from cogcache.stages import versions
-from cogcache.system import pick_device, processor
+from cogcache.system import available_bytes, install_line, pick_device, processor
 from cogcache.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 2 * GIB
+MIN_MEMORY_BYTES = 2 * GIB
+HUB_PATIENCE_S = 3.0
+EXTRA_MODULES = {
+    "parquet": ("pyarrow",),
+    "plot": ("matplotlib",),
+    "ray": ("ray",),
+    "s3": ("s3fs",),
+    "scenes": ("scenedetect", "cv2"),
+    "semantic": ("sentence_transformers", "usearch"),
+    "structured": ("jsonschema", "llguidance"),
+    "train": ("peft",),
+    "web": ("jinja2", "starlette", "uvicorn"),
+}
+"""What has to be importable for each extra."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +64,11 @@ def examine(cache: Path | None = None) -> list[Check]:
         _run("feature file", _feature_file),
         _run("full-text search", _full_text),
         _run("model tiny", _tiny),
+        _run("main memory", _main_memory),
         _run("disk", lambda: _disk(cache or Path.cwd())),
+        _run("extras", _extras),
+        _run("hub", _hub),
+        _run("CUDA and NVML", _cuda),
     ]
 
 
@@ -56,6 +77,42 @@ def _run(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except (NotWell, CogcacheError, ImportError, OSError, RuntimeError) as error:
         return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _main_memory() -> str:
+    free = available_bytes()
+    if free < MIN_MEMORY_BYTES:
+        raise NotWell(f"{format_bytes(free)} are free; close other programs, or give --memory")
+    return f"{format_bytes(free)} free to this process"
+
+
+def _extras() -> str:
+    """Name the extras that are there, and the line that installs the others."""
+    there = [name for name, modules in EXTRA_MODULES.items() if all(map(find_spec, modules))]
+    absent = [name for name in EXTRA_MODULES if name not in there]
+    found = f"there: {', '.join(there) or 'none'}"
+    return found if not absent else f"{found}; the others: {install_line(*absent)}"
+
+
+def _hub() -> str:
+    """Ask the hub for nothing, unless this machine is to stay offline."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return "offline, as HF_HUB_OFFLINE says: models are folders, or cached"
+    try:
+        with socket.create_connection(("huggingface.co", 443), timeout=HUB_PATIENCE_S):
+            return "reachable"
+    except OSError as error:
+        return f"not reachable ({error}): give --model a folder, or set HF_HUB_OFFLINE=1"
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        return "no CUDA device" if built is None else f"no CUDA device; torch has CUDA {built}"
+    nvml = "NVML there" if find_spec("pynvml") else f"no NVML: {install_line('nvml')}"
+    return f"{torch.cuda.device_count()} CUDA devices, {nvml}"
 
 
 def _device() -> str:

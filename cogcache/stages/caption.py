@@ -85,10 +85,10 @@ COMMIT_EVERY_S = 3.0
 
 
 def caption(
-    cache: Path,
+    cache: str | Path,
     settings: Settings,
     *,
-    videos: Sequence[str | Path] | None = None,
+    videos: str | Path | Sequence[str | Path] | None = None,
     follow: bool = False,
     catalog_path: Path | None = None,
     spans: Sequence[Span] = (),
@@ -113,6 +113,8 @@ def caption(
         CogcacheError: a setting, the checkpoint or the cache is not usable.
         QuantizationError: the language half is not quantised as asked.
     """
+    cache = Path(cache)
+    videos = [videos] if isinstance(videos, str | Path) else videos
     store = FeatureStore.open(cache)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point)

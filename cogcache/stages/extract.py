@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 def extract(
-    videos: Sequence[str | Path],
-    cache: Path,
+    videos: str | Path | Sequence[str | Path],
+    cache: str | Path,
     settings: Settings,
     *,
     spans: Sequence[Span] = (),
@@ -65,7 +65,9 @@ def extract(
     Raises:
         CogcacheError: a setting, the checkpoint or the cache is not usable.
     """
-    paths = find_videos([str(video) for video in videos])
+    cache = Path(cache)
+    some = [videos] if isinstance(videos, str | Path) else videos
+    paths = find_videos([str(video) for video in some])
     store = FeatureStore.create_or_open(cache, features)
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     family = family.at(settings.vision.cache_point).within(settings.sampling.pixels)

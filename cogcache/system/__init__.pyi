@@ -10,6 +10,7 @@ from .devices import free_bytes as free_bytes
 from .devices import pick_device as pick_device
 from .distribution import check_distribution as check_distribution
 from .distribution import extra_hint as extra_hint
+from .distribution import install_line as install_line
 from .distribution import our_version as our_version
 from .distribution import version_of as version_of
 from .faults import DISK_ERROR as DISK_ERROR

@@ -1,0 +1,2 @@
+from .cache import Cache as Cache
+from .cache import Captions as Captions
