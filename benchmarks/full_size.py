@@ -3,6 +3,8 @@
     python -m benchmarks.full_size write FOLDER          write 25.0 GB of random weights
     python -m benchmarks.full_size vision FOLDER         encode one 24-frame video
     python -m benchmarks.full_size language FOLDER       8 new tokens from the cached features
+    python -m benchmarks.full_size language FOLDER --quantization int4 --head int4 --memory 5.5GiB
+                                                         the same in int4, planned for 5.5 GiB
     python -m benchmarks.full_size whole FOLDER          the model in one piece
     python -m benchmarks.full_size search vision FOLDER --between 8GiB 10GiB
                                                          the smallest limit at which a stage runs
@@ -27,6 +29,7 @@ from typing import Any
 from benchmarks.control_group import run_limited, status
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.stages.runs.report import Counts, RunReport, Timings
+from cogcache.system import processor
 from cogcache.system.heap import blocks_given_back
 from cogcache.system.memory_monitor import MemoryMonitor
 from cogcache.units import format_bytes, parse_bytes
@@ -78,7 +81,7 @@ def vision(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Generate a few tokens from the cached features with the language half in NF4."""
+    """Generate a few tokens from the cached features with the language half in 4 bits."""
     from cogcache.generation.decoder import Decoder
     from cogcache.models.checkpoints.checkpoint import Checkpoint
     from cogcache.models.registry import family_of
@@ -87,6 +90,7 @@ def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     stage = Stage.begin(
         folder,
         options,
+        quantization=options.quantization,
         head_quantization=options.head,
         clips_per_batch=1,
         max_new_tokens=NEW_TOKENS,
@@ -104,7 +108,9 @@ def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "resident_layers": half.choice.resident_layers,
         "embedding_waits": half.choice.embedding_waits,
         "quantization": stage.report.quantization,
+        "processor": processor().level,
         "prefill_s": round(decoder.statistics.prefill_s, 1),
+        "seconds_a_token": round(decoder.statistics.decode_s / max(NEW_TOKENS - 1, 1), 2),
         "new_tokens": len(made.tokens),
     }
 
@@ -291,15 +297,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=parse_bytes)
     parser.add_argument("--memory", default="auto")
+    parser.add_argument("--quantization", default="nf4", help="of the decoder's layers")
     parser.add_argument("--head", default="none", help="precision of the output head")
     parser.add_argument("--between", nargs=2, default=("1GiB", "16GiB"))
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     started = time.perf_counter()
     if options.stage == "search":
-        found = search(options.of, options, ["--head", options.head])
+        precisions = ["--head", options.head, "--quantization", options.quantization]
+        found = search(options.of, options, precisions)
     elif options.limit and not options.inside:
         command = [options.stage, str(options.folder), "--memory", options.memory]
+        command += ["--quantization", options.quantization]
         command += ["--head", options.head, "--limit", f"{options.limit}B"]
         found = run_limited(options.limit, "benchmarks.full_size", command)
     else:

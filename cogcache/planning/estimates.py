@@ -7,6 +7,7 @@ from typing import Any
 
 from cogcache.models import ITEM_BYTES
 from cogcache.settings import Settings
+from cogcache.system import pick_device, processor
 
 QUESTION_TOKENS = 11
 """Of a short question with what is around it."""
@@ -25,16 +26,25 @@ def frame_bytes(config: Mapping[str, Any], settings: Settings, positions: int | 
     """
     vision = config.get("vision_config", {})
     hidden = int(vision.get("hidden_size") or vision.get("embed_dim") or 1024)
-    wide = 2 * int(vision.get("intermediate_size") or 4 * hidden) + 4 * hidden
-    return (positions or positions_of(vision)) * wide * ITEM_BYTES[settings.vision.vision_dtype]
+    inner, dtype = int(vision.get("intermediate_size") or 4 * hidden), settings.vision.vision_dtype
+    wide = (2 * inner + 4 * hidden) * ITEM_BYTES[dtype] + _raised_bytes(settings, dtype, inner)
+    return (positions or positions_of(vision)) * wide
 
 
 def prefill_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
     """Return what the prefill of one row takes at its widest moment, in a block's MLP."""
     text = _text(config)
-    wide = 3 * int(text.get("intermediate_size") or 4 * text["hidden_size"])
-    wide += 4 * int(text["hidden_size"])
-    return row_tokens * wide * ITEM_BYTES[settings.language.compute_dtype]
+    hidden, dtype = int(text["hidden_size"]), settings.language.compute_dtype
+    inner = int(text.get("intermediate_size") or 4 * hidden)
+    wide = (3 * inner + 4 * hidden) * ITEM_BYTES[dtype] + _raised_bytes(settings, dtype, inner)
+    return row_tokens * wide
+
+
+def _raised_bytes(settings: Settings, dtype: str, width: int) -> int:
+    """Return what a row of a product takes besides where it is raised: its input in float32."""
+    if dtype != "bfloat16" or processor().multiplies_bf16 or pick_device(settings.device) != "cpu":
+        return 0
+    return width * ITEM_BYTES["float32"]
 
 
 def logit_bytes(config: Mapping[str, Any]) -> int:

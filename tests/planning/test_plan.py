@@ -13,11 +13,13 @@ from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.halves.sizes import half_sizes, language_sizes
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
+from cogcache.planning import estimates
 from cogcache.planning.choices import LanguageChoice, choose_language, choose_vision
 from cogcache.planning.estimates import frame_bytes
 from cogcache.planning.fitted import VisionLoader
 from cogcache.planning.plan import Job, make_plan
 from cogcache.settings.settings import Settings
+from cogcache.system import Processor
 from cogcache.system.memory_monitor import sample
 from cogcache.units import GIB, MIB
 
@@ -105,3 +107,16 @@ def test_rows_that_are_too_long_for_the_context_are_told():
     assert plan_of("8GiB")["clip"]["over_context"] is None
     assert "context of 2,048" in plan_of("8GiB", frames=300)["clip"]["over_context"]
     assert "context of 2,048" in plan_of("8GiB", max_new_tokens=2000)["clip"]["over_context"]
+
+
+def test_products_that_are_raised_are_planned_with_their_inputs_in_float32(tiny, monkeypatch):
+    plain = language_choice(tiny, settings(device="cpu")).plan.activations_bytes
+    avx2 = Processor("made up", "x86_64", "AVX2", avx512_bf16=False, amx=False)
+    monkeypatch.setattr(estimates, "processor", lambda: avx2)
+    raised = language_choice(tiny, settings(device="cpu")).plan.activations_bytes
+    assert raised - plain == 80 * 4 * tiny.checkpoint.config["intermediate_size"]
+    wide = settings(device="cpu", compute_dtype="float32")
+    monkeypatch.undo()
+    in_float32 = language_choice(tiny, wide).plan.activations_bytes
+    monkeypatch.setattr(estimates, "processor", lambda: avx2)
+    assert language_choice(tiny, wide).plan.activations_bytes == in_float32
