@@ -59,8 +59,11 @@ def environment() -> Environment:
 def render(
     request: Request, template: str, values: Mapping[str, Any], status: int = 200
 ) -> HTMLResponse:
-    """Return a page. Templates know where they are by ``here``."""
-    text = environment().get_template(template).render(here=request.url.path, **values)
+    """Return a page. Templates know where they are by ``here``, and what was left out."""
+    site = getattr(request.app.state, "site", None)
+    damaged = site.browser.num_damaged if site is not None else 0
+    known = {"here": request.url.path, "damaged": damaged}
+    text = environment().get_template(template).render(**known, **values)
     return HTMLResponse(text, status)
 
 

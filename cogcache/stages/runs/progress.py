@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import time
@@ -60,6 +61,11 @@ def announced(cache: Path, command: str, settings: Settings) -> AbstractContextM
     return LiveRun(cache, lambda: {"command": command, "model": settings.model}).beating()
 
 
+def _is_read_only(folder: Path) -> bool:
+    """Say whether a disk takes no writing, as after an error of its file system."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
 @dataclass
 class _Watch:
     """Looks at a run every few seconds."""
@@ -105,6 +111,8 @@ class _Watch:
         hours = self.limits.max_hours
         if hours is not None and time.monotonic() - self.began_s > hours * 3600:
             self.stop.ask(f"--max-hours {hours:g} are over")
+        if _is_read_only(self.cache):
+            self.stop.ask("the cache's disk can only be read any more", fault=True)
         free_bytes = shutil.disk_usage(self.cache).free
         if free_bytes < self.limits.min_free_gib * GIB:
             free, least = format_bytes(free_bytes), format_bytes(self.limits.min_free_gib * GIB)
