@@ -157,7 +157,7 @@ def notes(cache: Path, kind: str, *, dead: bool) -> list[tuple[Path, Mapping[str
     """Return the notes of one kind, of dead or of living processes."""
     found = []
     for path in sorted((cache / NOTES).glob(f"*{_NOTE}")):
-        with suppress(OSError, ValueError):
+        with suppress(AttributeError, OSError, RecursionError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.get("kind") == kind and is_dead(path) == dead:
                 found.append((path, content))
@@ -168,7 +168,9 @@ def sweep(cache: Path) -> list[Path]:
     """Remove what dead processes noted in a cache as temporary; return the paths of it."""
     removed = []
     for note, content in notes(cache, "temporary", dead=True):
-        paths = [Path(path) for path in content.get("paths", [])]
+        listed = content.get("paths")
+        texts = listed if isinstance(listed, list) else []
+        paths = [Path(text) for text in texts if isinstance(text, str) and "\0" not in text]
         # A note may lie: nothing but temporary names is touched.
         ours = [path for path in paths if _is_temporary(path)]
         removed += [path for path in ours if os.path.lexists(path) and _remove(path)]

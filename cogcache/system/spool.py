@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_IMODE, S_ISDIR
 from threading import Event
 from typing import Any, Final, Generic, TypeVar
 
-from cogcache.errors import VideoError
+from cogcache.errors import MachineError, VideoError
 from cogcache.system.object_stores import as_video_errors, facts, fetch
 from cogcache.system.scratch import remove_dead, temporary_name
 from cogcache.system.urls import is_url, url_of
@@ -99,8 +100,21 @@ class Spool:
         return path
 
     def _make(self) -> None:
-        if not self.folder.is_dir():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the folder, or refuse one that another user has made or can write to.
+
+        Its name can be guessed: who made it first could swap a video's bytes for others after
+        their digest was taken.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.folder.mkdir(mode=0o700)
+        about = self.folder.lstat()
+        own = not hasattr(os, "getuid") or (
+            about.st_uid == os.getuid() and not S_IMODE(about.st_mode) & 0o022
+        )
+        if not S_ISDIR(about.st_mode) or not own:
+            problem = f"{self.folder} is no folder of this user alone"
+            raise MachineError(problem, "remove it, or set TMPDIR to a folder of your own")
 
     def _make_room(self, video: Path, size_bytes: int) -> None:
         if size_bytes > self.most_bytes:

@@ -90,6 +90,12 @@ def test_video_and_times_name_a_clip_as_well_as_its_key(catalog, edited):
         (lambda row: row | {"caption": None}, "no caption"),
         (lambda row: row | {"start_s": "0"}, "start_s is no number"),
         (lambda row: row | {"prompt_name": 3}, "prompt_name is no text"),
+        (lambda row: row | {"start_s": 10**400}, "start_s is no time"),
+        (lambda row: row | {"end_s": 10**400}, "end_s is no time"),
+        (lambda row: row | {"start_s": float("nan")}, "start_s is no time"),
+        (lambda row: row | {"end_s": float("inf")}, "end_s is no time"),
+        (lambda row: row | {"start_s": -1}, "start_s is no time"),
+        (lambda row: row | {"caption": "x" * 2**16}, "more than 32768 letters"),
         (lambda row: [row], "no JSON object"),
     ],
 )
@@ -101,7 +107,19 @@ def test_one_bad_line_imports_nothing_and_is_named(catalog, edited, change, mess
     assert captions(catalog, "edited") == []
 
 
-@pytest.mark.parametrize("content", [b"{nonsense}\n", b"\xff\xfe\n"])
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{nonsense}\n",
+        b"\xff\xfe\n",
+        DEEP,
+        b'{"caption": "a", "more": ' + DEEP + b"}",
+        b'{"caption": "a", "start_s": ' + b"9" * 5000 + b"}",
+    ],
+)
 def test_what_is_no_jsonl_is_refused(catalog, tmp_path, content):
     (tmp_path / "bad.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=r"line 1|UTF-8"):
