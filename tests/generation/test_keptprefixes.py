@@ -16,7 +16,7 @@ from cogcache.generation.prefix_files import KeptPrefixes
 from cogcache.generation.requests import Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.registry import family_of
-from cogcache.planning.estimates import prefix_bytes
+from cogcache.planning.estimates import prefix_bytes, row_tokens
 from cogcache.settings.settings import load_settings
 from cogcache.stages.runs.report_lines import report_lines
 from tests.generation.test_decoding import GREEDY, lab, requests, tokens
@@ -164,4 +164,6 @@ def test_plan_says_how_large_a_kept_video_part_is(extracted, tmp_path):
         frames = [clip["num_frames"] for clip in catalog.clips.rows()]
     config = family_of(Checkpoint.open("tiny")).full_config()
     asked = load_settings(None, {"compute_dtype": "float32"})
-    assert sorted(sizes) == sorted(prefix_bytes(config, asked, count) for count in frames)
+    assert sorted(sizes) == sorted(
+        prefix_bytes(config, asked, row_tokens(config, count)) for count in frames
+    )

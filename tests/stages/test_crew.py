@@ -208,7 +208,7 @@ def test_ray_that_is_not_installed_is_an_error_with_the_command(monkeypatch):
     from cogcache.stages.distributed.ray_workers import RayEngine
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'cogcache\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt '\.\[ray\]'"):
         RayEngine(None)
 
 

@@ -108,10 +108,10 @@ def test_memory_that_libav_does_not_get_is_told_from_a_damaged_file(tmp_path):
         from cogcache.video import read_clip
         from cogcache.video.workers.limits import _data_bytes
         path, rule = Path(sys.argv[1]), Sampling(max_frames=1)
-        read_clip(Path(sys.argv[2]), rule, trust_decord=False)
+        read_clip(Path(sys.argv[2]), rule, decoder="pyav")
         resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + (40 << 20),) * 2)
         try:
-            read_clip(path, rule, trust_decord=False)
+            read_clip(path, rule, decoder="pyav")
         except MemoryError:
             print("memory")
     """)

@@ -25,7 +25,7 @@ from cogcache.models.checkpoints.bounds import (
 )
 from cogcache.models.checkpoints.headers import TensorInfo, read_header, read_tensor
 from cogcache.models.checkpoints.split_manifest import MANIFEST, Settings, SplitManifest, kept_rows
-from cogcache.system import fetch_files
+from cogcache.system import extra_hint, fetch_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -279,7 +279,7 @@ class RewrittenCheckpoint(Checkpoint):
         manifest = read_json(self.folder / REWRITTEN)
         if manifest.get("format") != 1:
             problem = f"{self.folder / REWRITTEN} is of format {manifest.get('format')}, not 1"
-            raise CheckpointError(problem, "update cogcache: pip install --upgrade cogcache")
+            raise CheckpointError(problem, f"update cogcache; {extra_hint()}")
         return manifest
 
     def config_of(self, names: Collection[str]) -> dict[str, Any]:
