@@ -22,6 +22,7 @@ from cogcache.video import FrameIndex, bounds, frames_from, index_frames
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import OutputContainer
+    from av.packet import Packet
     from av.video.stream import VideoStream
 
 CLOCK: Final = 90_000
@@ -31,6 +32,8 @@ OPTIONS: Final = {"crf": "16", "threads": "1"}
 SAME_MATRIX: Final = frozenset({1, 2, 4, 5, 6, 7, 9})
 """Matrices that all readers know (ITU-T H.273, table 4; 2: not told); others go by RGB."""
 BT601: Final = 6
+SWSCALE_BT601: Final = 5
+"""The same matrix by libswscale's own number."""
 FULL_RANGE: Final = 2
 SLOWEST, FASTEST = Fraction(1, 1000), Fraction(1000)
 
@@ -138,6 +141,8 @@ class _Writer:
         # H.264 with half the colours has even sides: an odd one loses its last row or column.
         self.size = max(width // 2 * 2, 2), max(height // 2 * 2, 2)
         self.num_frames = 0
+        self._durations: dict[int, int] = {}
+        """By the tick at which a frame is shown, which the encoder has in hand: for how many."""
         self.stream: VideoStream | None = None
         ticks = np.round(part.times_s * CLOCK).astype(np.int64)
         # A player cannot show two frames at once: the later one of a pair is shown a tick later.
@@ -156,7 +161,8 @@ class _Writer:
         shown.pts, shown.time_base = int(self._ticks[place]), Fraction(1, CLOCK)
         later = self._ticks[place + 1] if place + 1 < len(self._ticks) else self._end
         shown.duration = int(later - self._ticks[place])
-        self.out.mux(self.stream.encode(shown))
+        self._durations[shown.pts] = shown.duration
+        self._mux(self.stream.encode(shown))
         self.num_frames += 1
         if self.sound is not None:
             self.sound.write(self.out, until_s=float(later) / CLOCK)
@@ -164,9 +170,16 @@ class _Writer:
     def end(self) -> None:
         """Write what the encoders still hold."""
         if self.stream is not None:
-            self.out.mux(self.stream.encode(None))
+            self._mux(self.stream.encode(None))
         if self.sound is not None:
             self.sound.end(self.out)
+
+    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+        for packet in packets:
+            # The encoder does not hand on how long the last frame is shown.
+            if packet.pts is not None and packet.time_base == Fraction(1, CLOCK):
+                packet.duration = self._durations.pop(packet.pts, packet.duration or 0)
+            self.out.mux(packet)
 
     def _begin(self, frame: VideoFrame) -> VideoStream:
         rate = Fraction(self.part.index.fps).limit_denominator(1001)
@@ -196,10 +209,13 @@ def shown_as_coded(frame: VideoFrame, index: FrameIndex, size: tuple[int, int]) 
     from av import VideoFrame
 
     width, height = index.size
-    if not _keeps_matrix(frame):
-        frame = frame.reformat(format="rgb24")
-    format_ = _target(frame)
-    frame = frame.reformat(max(width, 2), max(height, 2), format_)
+    format_, square = _target(frame), (max(width, 2), max(height, 2))
+    if _keeps_matrix(frame):
+        frame = frame.reformat(*square, format_)
+    else:
+        rgb = frame.to_ndarray(format="rgb24", width=square[0], height=square[1])
+        plain = VideoFrame.from_ndarray(rgb, format="rgb24")
+        frame = plain.reformat(format=format_, dst_colorspace=SWSCALE_BT601, dst_color_range=1)
     if index.display.turn is None and (frame.width, frame.height) == size:
         return frame
     planes = [index.display.turned(plane[None])[0] for plane in _planes(frame)]

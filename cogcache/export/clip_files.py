@@ -82,6 +82,8 @@ def reason_to_encode(index: FrameIndex, takes: Takes) -> str | None:
         return f"{takes.reader} may have no decoder for {index.codec}"
     if not takes.sound and index.has_sound:
         return "it has sound"
+    if index.is_interlaced:
+        return "its frames are interlaced, which readers show in different ways"
     if index.has_cover_first:
         return "a cover comes before the pictures"
     return misread(index)

@@ -63,6 +63,8 @@ class FrameIndex:
     """Whether some entries are pictures of H.264 behind which pictures of before are still used."""
     has_fields: bool
     """Whether some frames come as two fields by themselves."""
+    is_interlaced: bool
+    """Whether the two fields of a frame show two moments."""
     num_hidden: int
     """Frames that an edit list hides or leaves out."""
     num_tracks: int
@@ -133,7 +135,7 @@ def _index_frames(path: Path) -> FrameIndex:
 
 def _index(path: Path, video: OpenVideo, packets: Packets) -> FrameIndex:
     container, stream = video.container, video.stream
-    stamps = _stamps(packets)
+    stamps, first = _stamps(packets), packets.first_frame
     times = _times(video, packets, stamps)
     defects = tuple(_defects(path, video, packets))
     shown = _shown(times, packets, float(stream.time_base or 0))
@@ -162,6 +164,7 @@ def _index(path: Path, video: OpenVideo, packets: Packets) -> FrameIndex:
         has_false_keys=bool(packets.num_false_keys),
         has_recovery_points=len(packets.keys) > len(packets.idr),
         has_fields=found.has_fields,
+        is_interlaced=bool(first is not None and first.interlaced_frame),
         num_hidden=packets.count(HIDDEN) + max(_announced(video) - len(packets.kinds), 0),
         num_tracks=found.num_tracks,
         has_cover_first=any(each.index < stream.index for each in container.streams.video),

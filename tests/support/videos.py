@@ -94,6 +94,8 @@ def write_video(
         # AVI only counts its frames; GIF has hundredths of a second.
         coarse = {".avi": 1 / Fraction(fps), ".gif": Fraction(1, 100)}
         stream.codec_context.time_base = coarse.get(path.suffix, TIME_BASE)
+        if codec == "mpeg2video":  # which knows no other clocks than those of films
+            stream.codec_context.time_base = 1 / Fraction(fps)
         stream.time_base = stream.codec_context.time_base
         stream.thread_count = 1
         if pixel_ratio != "1/1":

@@ -1,0 +1,124 @@
+"""Videos of many containers, codecs and odd ways of showing them; each frame spells its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+from videos import picture, remux, write_video
+
+Make = Callable[[Path], object]
+SHORT = {"num_frames": 40, "gop": 12}
+B_FRAMES = {"max_b_frames": 2, "options": {"preset": "fast"}}
+OPEN_GOP = {"max_b_frames": 3, "options": {"preset": "fast", "x264-params": "open-gop=1"}}
+INTERLACED = {"options": {"preset": "fast", "x264-params": "tff=1"}}
+
+
+def coded(codec: str, **how: object) -> Make:
+    return partial(write_video, codec=codec, **{**SHORT, **how})  # type: ignore[arg-type]
+
+
+def coloured(matrix: int, colour_range: int, pix_fmt: str = "yuv420p") -> Make:
+    """Return what writes a video whose colours are coded by a matrix of ITU-T H.273."""
+
+    def make(path: Path) -> None:
+        with av.open(path, "w") as container:
+            stream = container.add_stream("libx264", rate=10, options={"crf": "10"})
+            stream.width, stream.height, stream.pix_fmt = 96, 48, pix_fmt
+            context = stream.codec_context
+            context.colorspace, context.color_range = matrix, colour_range
+            context.color_primaries = 9 if matrix == 9 else 1
+            context.color_trc = 14 if matrix == 9 else 1
+            for number in range(40):
+                rgb = av.VideoFrame.from_ndarray(picture(number, 96, 48), format="rgb24")
+                frame = rgb.reformat(
+                    format=pix_fmt, dst_colorspace=matrix, dst_color_range=colour_range
+                )
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+    return make
+
+
+def scaled(path: Path) -> None:
+    """Write a video whose display matrix doubles the picture."""
+    content = bytearray(write_video(path, **SHORT).read_bytes())  # type: ignore[arg-type]
+    at = content.index(b"tkhd") + 4 + 40
+    for offset in (0, 16):
+        content[at + offset : at + offset + 4] = (2 << 16).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+def edited(path: Path) -> None:
+    """Write a video of which an edit list hides the first half second."""
+    remux(write_video(path.with_name(f".{path.name}"), **SHORT), path, shift_s=-0.55)  # type: ignore[arg-type]
+
+
+def joined(path: Path) -> None:
+    """Write two transport streams behind each other: the time stamps begin anew."""
+    parts = []
+    for number in (0, 1):
+        part = path.with_name(f".{number}{path.suffix}")
+        parts.append(write_video(part, **{**SHORT, **B_FRAMES}).read_bytes())  # type: ignore[arg-type]
+    path.write_bytes(b"".join(parts))
+
+
+def twice(path: Path) -> None:
+    """Write a video of which two frames have the same time stamp."""
+    source = write_video(path.with_name(f".{path.name}"), **SHORT)  # type: ignore[arg-type]
+    with av.open(source) as before, av.open(path, "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for number, packet in enumerate(before.demux(video=0)):
+            if packet.dts is None:
+                continue
+            if number == 15 and packet.pts is not None:
+                packet.pts = packet.dts = packet.pts - packet.duration
+            packet.stream = stream
+            after.mux_one(packet)
+
+
+CONTAINERS: dict[str, Make] = {
+    "h264.mp4": coded("libx264"), "hevc.mp4": coded("libx265"), "vp9.mp4": coded("libvpx-vp9"),
+    "av1.mp4": coded("libsvtav1"), "mpeg4.mp4": coded("mpeg4"), "h264.mov": coded("libx264"),
+    "hevc.mov": coded("libx265"), "mpeg4.mov": coded("mpeg4"), "h264.mkv": coded("libx264"),
+    "hevc.mkv": coded("libx265"), "vp8.mkv": coded("libvpx"), "vp9.mkv": coded("libvpx-vp9"),
+    "av1.mkv": coded("libsvtav1"), "mpeg2.mkv": coded("mpeg2video", fps=25),
+    "mpeg4.mkv": coded("mpeg4"), "vp8.webm": coded("libvpx"), "vp9.webm": coded("libvpx-vp9"),
+    "av1.webm": coded("libsvtav1"), "h264.ts": coded("libx264"), "hevc.ts": coded("libx265"),
+    "mpeg2.ts": coded("mpeg2video", fps=25), "mpeg2.mpg": coded("mpeg2video", fps=25),
+    "h264.avi": coded("libx264"), "mpeg4.avi": coded("mpeg4"), "h264.flv": coded("libx264"),
+    "sorenson.flv": coded("flv"), "gif.gif": coded("gif"),
+}  # fmt: skip
+"""Containers by codecs, where they go together."""
+SPECIAL: dict[str, Make] = {
+    "b frames.mp4": coded("libx264", **B_FRAMES), "b frames.ts": coded("libx264", **B_FRAMES),
+    "b frames.avi": coded("libx264", **B_FRAMES), "mpeg4 b.avi": coded("mpeg4", max_b_frames=2),
+    "mpeg2 b.mpg": coded("mpeg2video", fps=25, max_b_frames=2),
+    "open gop.mp4": coded("libx264", **OPEN_GOP),
+    "variable.mkv": coded("libx264", times_s=[n * 0.1 + (n % 3) * 0.03 for n in range(40)]),
+    "late.mkv": coded("libx264", times_s=[1.5 + n / 10 for n in range(40)], audio=True),
+    "edit list.mp4": edited, "scaled.mov": scaled, "joined.ts": joined, "twice.mkv": twice,
+    **{f"turned {n}.mp4": coded("libx264", rotation=n, size=(192, 96)) for n in (90, 180, 270)},
+    **{f"mirrored {n}.mp4": coded("libx264", rotation=n, hflip=True, size=(192, 96))
+       for n in (0, 90, 180, 270)},
+    "not square.mkv": coded("libx264", pixel_ratio="4/3"),
+    "not square.mp4": coded("libx264", pixel_ratio="2/3"),
+    "interlaced.mp4": coded("libx264", **INTERLACED),
+    "ten bits.mp4": coded("libx265", pix_fmt="yuv420p10le"),
+    "hdr.mkv": coloured(9, 1), "full range.mov": coloured(1, 2, "yuvj420p"),
+    "601.mkv": coloured(6, 1), "709.mkv": coloured(1, 1), "709.mp4": coloured(1, 1),
+    "odd size.mp4": coded("libx264", size=(97, 49), pix_fmt="yuv444p"),
+    "sound.mkv": coded("libx264", audio=True),
+}  # fmt: skip
+"""Ways of showing that readers take in different ways."""
+SOON = (
+    "h264.mp4", "av1.mp4", "vp8.webm", "mpeg2.mpg", "h264.avi", "sorenson.flv", "gif.gif",
+    "b frames.ts", "mpeg4 b.avi", "open gop.mp4", "variable.mkv", "edit list.mp4", "scaled.mov",
+    "joined.ts", "twice.mkv", "turned 90.mp4", "mirrored 270.mp4", "not square.mkv",
+    "full range.mov", "709.mp4", "odd size.mp4", "late.mkv",
+)  # fmt: skip
+"""Those that the quick tests take."""
