@@ -200,17 +200,24 @@ class _Splices:
         self._back, self._ahead = (each / unit_s if unit_s else 0 for each in (BACK_S, AHEAD_S))
         self._expected: int | None = None
         """When the next packet is to be decoded, as it goes on."""
+        self._last: int | None = None
+        """When the packet before was decoded."""
+        self._step = 0
         self.offset = 0
 
     def next(self, packet: Packet[VideoStream]) -> int:
         """Return what to add to a packet's time."""
         if not self._applies or packet.dts is None:
             return self.offset
-        if self._expected is not None:
+        # Where the file does not say how long a frame lasts: as long as the one before it did.
+        lasts = packet.duration or self._step
+        if self._expected is not None and self._last is not None:
             jump = packet.dts + self.offset - self._expected
-            if jump > self._ahead or jump < -self._back - (packet.duration or 0):
+            if jump > self._ahead or jump < -self._back - lasts:
                 self.offset -= jump
-        self._expected = packet.dts + self.offset + (packet.duration or 0)
+            self._step = max(packet.dts + self.offset - self._last, 0) or self._step
+        self._last = packet.dts + self.offset
+        self._expected = self._last + (packet.duration or self._step)
         return self.offset
 
 

@@ -1,0 +1,94 @@
+"""Which frames of a file are shown, and when: odd files, their right frames and times."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kinds import CONTAINERS, SPECIAL
+from videos import numbers_in, write_video
+
+from cogcache.settings.stage_one import Sampling
+from cogcache.video.cutting import cut
+from cogcache.video.frame_index import index_frames
+from cogcache.video.pyav_reader import pyav_frames
+from cogcache.video.reading import measured, read_clip
+
+ALL = {**CONTAINERS, **SPECIAL}
+SAME = ("h264.mp4", "b frames.ts", "h264.avi", "open gop.mp4", "variable.mkv", "edit list.mp4")
+
+
+def by_ffmpeg(path: Path, size: tuple[int, int]) -> np.ndarray:
+    command = ["ffmpeg", "-v", "error", "-noautorotate", "-i", str(path), "-vsync", "passthrough"]
+    command += ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+    data = subprocess.run(command, capture_output=True, check=True).stdout
+    frames = np.frombuffer(data, np.uint8).reshape(-1, size[0] * size[1] * 3 // 2)
+    return frames[:, : size[0] * size[1]].reshape(-1, size[1], size[0])
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_frames_are_those_that_ffmpeg_passes_through(name, tmp_path):
+    path = tmp_path / name
+    ALL[name](path)
+    index = index_frames(path)
+    frames, troubles = pyav_frames(path, index, range(len(index.times_s)))
+    theirs = by_ffmpeg(path, index.size)
+    assert (len(frames), troubles) == (len(theirs), [])
+    assert numbers_in(frames) == numbers_in(np.repeat(theirs[..., None], 3, axis=3))
+
+
+def test_frames_with_one_time_stamp_are_both_there(tmp_path):
+    path = tmp_path / "twice.mkv"
+    ALL["twice.mkv"](path)
+    index = index_frames(path)
+    assert len(index.times_s) == 40
+    assert index.times_s[14] == index.times_s[15]
+    clip = read_clip(path, Sampling(strategy="uniform", max_frames=40))
+    assert numbers_in(clip.frames) == list(range(40))
+    assert index.change is not None
+
+
+def test_films_that_were_joined_go_on_where_the_first_ends(tmp_path):
+    path = tmp_path / "joined.ts"
+    ALL["joined.ts"](path)
+    index = index_frames(path)
+    np.testing.assert_allclose(index.times_s, np.arange(80) / 10, atol=1e-3)
+    for number in (5, 39, 40, 77):
+        frames, _ = pyav_frames(path, index, [number])
+        assert numbers_in(frames) == [number % 40]
+
+
+def test_a_last_frame_is_in_the_clips_through_which_it_is_held(tmp_path):
+    path = write_video(tmp_path / "held.mkv", times_s=[0.0, 0.1, 0.2, 60.0])
+    clip = read_clip(path, Sampling(), 20.0, 30.0)
+    assert clip.frame_indices.tolist() == [2]
+
+
+def test_segments_are_of_shown_time_only():
+    assert cut(30.0, 10.0, shown_s=[(0.0, 6.0)]) == [(0.0, 10.0)]
+    assert cut(30.0, 10.0, shown_s=[(0.0, 30.0)]) == cut(30.0, 10.0)
+    jump = cut(1e9 + 5, 10.0, shown_s=[(0.0, 25.0), (1e9, 1e9 + 5)])
+    assert [start for start, _ in jump[:3]] == [0.0, 10.0, 20.0]
+    assert len(jump) <= 5
+    assert jump[-1][1] is None
+
+
+def test_pixels_that_are_not_square_become_so(tmp_path):
+    path = write_video(tmp_path / "wide.mkv", pixel_ratio="4/3")
+    assert read_clip(path, Sampling()).frames.shape[1:3] == (48, 128)
+
+
+def test_a_matrix_that_scales_does_not_scale(tmp_path):
+    path = tmp_path / "scaled.mov"
+    ALL["scaled.mov"](path)
+    clip = read_clip(path, Sampling())
+    assert clip.frames.shape[1:3] == (48, 96)
+    assert numbers_in(clip.frames) == clip.frame_indices.tolist()
+
+
+def test_pictures_that_begin_behind_the_sound_are_told_as_late(tmp_path):
+    path = tmp_path / "late.mkv"
+    ALL["late.mkv"](path)
+    assert measured(path).offset_s == pytest.approx(1.5, abs=0.1)
