@@ -20,8 +20,8 @@ from cogcache.store import live
 from cogcache.store.claims import Claims, remove_dead_claims
 from cogcache.store.live import LiveRun, live_runs
 from cogcache.store.store import FeatureStore
-from cogcache.system import atomic_files
 from cogcache.system import host as machines
+from cogcache.system import scratch
 
 KEY = "ab" * 32
 ROOT = Path(__file__).parents[2]
@@ -151,9 +151,9 @@ class TestAnotherMachine:
     def test_does_not_take_our_half_written_files_for_litter(self, elsewhere, tmp_path):
         partial = tmp_path / f".a.h5.{elsewhere.name.rsplit('.', 1)[0]}.0.partial"
         partial.write_bytes(b"half")
-        assert atomic_files.remove_dead([tmp_path]) == []
+        assert scratch.remove_dead([tmp_path]) == []
         age(partial, 25 * 3600)
-        assert atomic_files.remove_dead([tmp_path]) == [partial]
+        assert scratch.remove_dead([tmp_path]) == [partial]
 
 
 class TestWhatSomebodyDidToTheFiles:
