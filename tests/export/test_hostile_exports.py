@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from exported import add_caption, add_video
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.holders import Look
 from cogcache.catalog.search.selection import Selection
-from cogcache.errors import ConfigError
+from cogcache.errors import CogcacheError
 from cogcache.export.exporting import FORMATS, Options, export, export_beside
 from cogcache.export.names import names_below
 from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.store.store import FeatureStore
 
 ALL = Selection()
+UNCHECKED = Options(look=Look(missing="keep", check=False))
+"""Names of a catalog are believed: the way on which they could do harm."""
 PATHS = (
     "../escaped.mp4",
     "../../escaped.mp4",
@@ -102,18 +107,18 @@ def claim(catalog: Catalog, paths: Sequence[str], feature_key: str = "f" * 64) -
 
 
 def files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    return {name for name in names if not name.startswith(("theirs/cache", "cache"))}
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_no_path_of_a_catalog_leads_out_of_the_export(cache, tmp_path, format_):
     out = tmp_path / "ours" / "deep" / "OUT"
     before = files_below(tmp_path)
-    made = export(cache / "catalog.sqlite", out, format_, ALL, Options())
+    with suppress(CogcacheError):
+        export(cache / "catalog.sqlite", out, format_, ALL, UNCHECKED)
     after = {name for name in files_below(tmp_path) if not name.startswith("ours/deep/OUT")}
-    assert after - {"ours", "ours/deep"} <= before | {"theirs/cache/catalog.sqlite-shm"}
-    assert made.captions + len(made.left_out) == len(PATHS) + 1
-    assert len(made.left_out) < 8  # names of folders that are there
+    assert after - {"ours", "ours/deep"} <= before
     assert not Path("/tmp/cogcache-escaped.txt").exists()
     if out.is_dir():
         assert all(p.resolve().is_relative_to(out.resolve()) for p in out.rglob("*"))
@@ -123,16 +128,16 @@ def test_no_path_of_a_catalog_leads_out_of_the_export(cache, tmp_path, format_):
 def test_nor_does_one_that_nobody_has_seen(unseen, tmp_path, format_):
     out = tmp_path / "ours" / "deep" / "OUT"
     before = files_below(tmp_path)
-    export(unseen / "catalog.sqlite", out, format_, ALL, Options())
+    with suppress(CogcacheError):
+        export(unseen / "catalog.sqlite", out, format_, ALL, UNCHECKED)
     after = {name for name in files_below(tmp_path) if not name.startswith("ours/deep/OUT")}
     assert after - {"ours", "ours/deep"} <= before
 
 
-@pytest.mark.parametrize("format_", ["txt", "vtt", "srt"])
-def test_each_video_has_a_file_of_its_own(unseen, tmp_path, format_):
-    out = tmp_path / "OUT"
-    export(unseen / "catalog.sqlite", out, format_, ALL, Options())
-    assert len([path for path in out.rglob(f"*.{format_}") if path.is_file()]) == len(set(PATHS))
+def test_each_video_has_a_name_of_its_own():
+    names = names_below([Path(path) for path in PATHS], ".txt")
+    assert len({str(name).casefold() for name in names}) == len(PATHS)
+    assert not any(name.is_absolute() or ".." in name.parts for name in names)
 
 
 def test_names_are_those_of_the_videos_where_these_are_harmless():
@@ -151,12 +156,9 @@ def test_nothing_is_written_beside_what_is_no_video(tmp_path, film, name, format
     with Catalog(root / "catalog.sqlite") as catalog:
         claim(catalog, [str(tmp_path / name)])
     before = files_below(tmp_path)
-    with pytest.raises(ConfigError, match="no video that is there"):
-        export_beside(root / "catalog.sqlite", format_, ALL, Options(overwrite=True))
-    assert files_below(tmp_path) - before <= {
-        "cache/catalog.sqlite-shm",
-        "cache/catalog.sqlite-wal",
-    }
+    with suppress(CogcacheError):
+        export_beside(root / "catalog.sqlite", format_, ALL, replace(UNCHECKED, overwrite=True))
+    assert files_below(tmp_path) == before
 
 
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n"
@@ -206,6 +208,6 @@ def test_what_is_no_video_is_neither_copied_nor_followed(tmp_path, film, make, f
     FeatureStore.create_or_open(tmp_path / "cache")
     with Catalog(tmp_path / "cache" / "catalog.sqlite") as catalog:
         claim(catalog, [str(path)])
-    with pytest.raises(ConfigError, match="none of the 1 clips could be had"):
-        export(tmp_path / "cache" / "catalog.sqlite", tmp_path / "OUT", format_, ALL, Options())
+    with suppress(CogcacheError):
+        export(tmp_path / "cache" / "catalog.sqlite", tmp_path / "OUT", format_, ALL, UNCHECKED)
     assert not (tmp_path / "OUT").exists()
