@@ -182,7 +182,8 @@ def test_a_schema_that_cannot_be_held_ends_the_run_before_anything_is_loaded(
     tiny_cache, monkeypatch, schema, problem
 ):
     monkeypatch.setattr(
-        "cogcache.stages.captioning.captioner.Captioner._load", lambda self: pytest.fail("loaded")
+        "cogcache.stages.captioning.language_half.LanguageHalf.load",
+        lambda *_: pytest.fail("loaded"),
     )
     with pytest.raises(ConfigError, match=problem):
         caption(tiny_cache, settings(json_schema=schema))
