@@ -173,9 +173,7 @@ class Captions:
 
     def newest_key(self, quantization: str) -> dict[str, Any] | None:
         """Return the fields of the key of the newest caption of a quantisation."""
-        # The plus: SQLite would put the value in the column's place in the check of whole rows too,
-        # and every row of another quantisation would pass for damaged.
-        sql = """SELECT settings FROM whole_captions WHERE +quantization = :quantization
+        sql = """SELECT settings FROM whole_captions WHERE quantization = :quantization
             ORDER BY id DESC LIMIT 1"""
         rows = self._file.query(sql, {"quantization": quantization})
         fields: dict[str, Any] | None = json.loads(rows[0]["settings"]) if rows else None

@@ -220,9 +220,11 @@ def define(conn: sqlite3.Connection, checksums: Checksums, damage: Damage) -> No
 def _objects(checksums: Checksums) -> Iterable[str]:
     name = checksums.table.name
     columns = ", ".join(column.name for column in checksums.columns)
+    # The test stands in a subquery: beside `column = :value` SQLite would put the value in the
+    # column's place in the test too, and each row of another value would pass for damaged.
     yield (
         f"CREATE TEMP VIEW whole_{name} AS SELECT {columns} FROM main.{name}"
-        f" WHERE {checksums.test()}"
+        f" WHERE (SELECT {checksums.test()})"
     )
     sealed = (
         f"UPDATE {name} SET checksum = checksum_{name}({checksums.arguments()})"

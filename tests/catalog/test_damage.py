@@ -224,6 +224,16 @@ def test_a_row_that_changed_behind_an_unchanged_time_is_left_out(whole, tmp_path
     assert set(said) < set(truth)
 
 
+def test_rows_that_a_query_does_not_ask_for_are_not_taken_for_damaged(whole, tmp_path, told):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        for column, value in (("prompt_name", "nobody's"), ("quantization", "fp4"), ("model", "")):
+            sql = f"SELECT caption_key FROM whole_captions WHERE {column} = :value"
+            assert catalog._file.query(sql, {"value": value}) == []
+        assert len(catalog.captions.rows()) > 0
+    assert told.rows == 0
+
+
 def test_a_change_of_one_cell_does_not_make_a_damaged_row_whole(whole, tmp_path):
     cache = shutil.copytree(whole / "closed", tmp_path / "cache")
     with Catalog(cache / "catalog.sqlite") as catalog:
