@@ -130,14 +130,13 @@ def _measured(settings: Settings, job: Job, duration_s: float) -> dict[str, Any]
 
 def _training(settings: Settings, row_tokens: int) -> TrainingPlan:
     """Plan `train` for rows as long as those that the stages are planned for, and a caption."""
-    from cogcache.models import Checkpoint, family_of
+    from cogcache.models import open_family
     from cogcache.planning import plan_training
     from cogcache.training import base_kind
 
     labels = min(200, settings.generation.max_new_tokens)
     kind, rows = base_kind(settings), row_tokens + labels
-    family = family_of(Checkpoint.open(settings.model, settings.revision))
-    family = family.at(settings.vision.cache_point)
+    family = open_family(settings)
     return plan_training(family, settings, kind, rows, labels)
 
 

@@ -56,6 +56,7 @@ from .quantization.timing import product_times_s as product_times_s
 from .quantization.timing import wide_product_times_s as wide_product_times_s
 from .registry import family_of as family_of
 from .registry import get_family as get_family
+from .registry import open_family as open_family
 from .rewritten import layers_of as layers_of
 from .rewritten import named_as_stored as named_as_stored
 from .rewritten import num_layers_of as num_layers_of

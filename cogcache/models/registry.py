@@ -10,6 +10,7 @@ from cogcache.errors import UnknownFamilyError
 from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import Family
+from cogcache.settings import Settings
 
 CONTRACT = "contract on a small random checkpoint: tokens equal the whole model's"
 
@@ -160,6 +161,23 @@ def family_of(checkpoint: Checkpoint) -> Family:
         raise UnknownFamilyError(problem, "`cogcache models` lists what is supported")
     derived: type[Family] = _attribute("cogcache.models.derived.family:DerivedFamily")
     return derived(checkpoint)
+
+
+def open_family(settings: Settings, checkpoint: str | None = None) -> Family:
+    """Open the checkpoint that settings name, and return its family at their cache point.
+
+    Args:
+        settings: model, revision and cache point.
+        checkpoint: where the model lies, if not where the settings say; a folder's whole path,
+            for a process that works in another folder.
+
+    Raises:
+        CheckpointError: the checkpoint is not there, or cannot be read.
+        UnknownFamilyError: no family knows its architecture.
+        ConfigError: the family has no such cache point.
+    """
+    opened = Checkpoint.open(checkpoint or settings.model, settings.revision)
+    return family_of(opened).at(settings.vision.cache_point)
 
 
 def _attribute(home: str) -> Any:

@@ -29,13 +29,12 @@ from cogcache.catalog import (
 )
 from cogcache.errors import ClipError
 from cogcache.models import (
-    Checkpoint,
     ClipTensors,
     Family,
     HalfIdentity,
     cost_of_going_on,
-    family_of,
     identify,
+    open_family,
     with_adapter,
 )
 from cogcache.settings import Settings
@@ -116,8 +115,7 @@ def caption(
     cache = Path(cache)
     videos = [videos] if isinstance(videos, str | Path) else videos
     store = FeatureStore.open(cache)
-    family = family_of(Checkpoint.open(settings.model, settings.revision))
-    family = family.at(settings.vision.cache_point)
+    family = open_family(settings)
     with open_run("caption", cache, settings, catalog_path) as run:
         catalog = run.catalog
         asked, choice = settings, quantization_for(settings, family, catalog)

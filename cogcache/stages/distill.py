@@ -24,6 +24,7 @@ from cogcache.models import (
     identify,
     layers_of,
     num_layers_of,
+    open_family,
     read_decoder,
     same_tokenizer,
     with_adapter,
@@ -99,7 +100,7 @@ def teach(
         CogcacheError: no caption passes, or the teacher cannot be loaded.
     """
     store = FeatureStore.open(cache)
-    family = _family(settings)
+    family = open_family(settings)
     if not choice.shares_words(family):
         return ["teacher: the student has another tokenizer, so it learns from captions alone"]
     with open_run("distill", cache, settings, catalog_path) as run:
@@ -156,7 +157,7 @@ def study(
         settings = settings.model_copy(update={"language": language})
     check_method(settings)
     store = FeatureStore.open(cache)
-    family = _family(settings)
+    family = open_family(settings)
     with open_run("distill", cache, settings, catalog_path) as run:
         teacher = _teacher(cache, told, family, run)
         student = ChosenStudent(family, out / TRAINING / START, choice, teacher, settings)
@@ -219,11 +220,6 @@ class ChosenStudent:
 
         shared = self.choice.shares_words(self.teacher_family)
         return Distilled(self.teacher, self.told.distillation.kd_weight if shared else 0.0)
-
-
-def _family(settings: Settings) -> Family:
-    family = family_of(Checkpoint.open(settings.model, settings.revision))
-    return family.at(settings.vision.cache_point)
 
 
 def _teacher(cache: Path, settings: Settings, family: Family, run: OpenedRun) -> Teacher:

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, notes_of, outdated
-from cogcache.models import Checkpoint, family_of, identify
+from cogcache.models import identify, open_family
 from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.discovery import Finding
@@ -69,8 +69,7 @@ def extract(
     some = [videos] if isinstance(videos, str | Path) else videos
     paths = find_videos([str(video) for video in some])
     store = FeatureStore.create_or_open(cache, features)
-    family = family_of(Checkpoint.open(settings.model, settings.revision))
-    family = family.at(settings.vision.cache_point).within(settings.sampling.pixels)
+    family = open_family(settings).within(settings.sampling.pixels)
     remember(cache, settings)
     with open_run("extract", cache, settings, catalog_path) as run:
         ready_to_identify("extract", family, "vision", run.catalog.files, run.timings)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cogcache.catalog import Catalog, Selection
 from cogcache.errors import NothingToLearnError, TrainingError
-from cogcache.models import Checkpoint, Family, family_of, identify, recall
+from cogcache.models import Family, identify, open_family, recall
 from cogcache.planning import StagePlan, memory_for, plan_training, too_little
 from cogcache.settings import Settings
 from cogcache.stages.runs.opened import open_run
@@ -78,8 +78,7 @@ def train(
     """
     check_method(settings)
     store = FeatureStore.open(cache)
-    family = family_of(Checkpoint.open(settings.model, settings.revision))
-    family = family.at(settings.vision.cache_point)
+    family = open_family(settings)
     with open_run("train", cache, settings, catalog_path) as run:
         job = TrainingJob(cache, out, settings, selection, family, store, run.catalog)
         with run.timings.time("digest"):

@@ -25,7 +25,7 @@ from zoo import Animal
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.generation.decoder import Decoder, can_decode
-from cogcache.generation.requests import Request
+from cogcache.generation.requests import Request, last_position
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived.frame_texts import whole_placeholder
 from cogcache.models.derived.positions import GRID
@@ -423,7 +423,7 @@ class ModelFamilyTests:
 
     @claim("learns")
     def test_the_loss_on_captions_is_that_of_the_whole_model(self, lab):
-        """Given the processor's own ids and pixels, and the whole model's own positions."""
+        """Given the processor's own ids and pixels, and the positions that were published."""
         features = [lab.features(frames) for frames in lab.clips]
         examples = [
             lay_out_one(as_chosen(question, caption), lab.family, clip, "")
@@ -570,7 +570,7 @@ def as_chosen(question: str, caption: str) -> Chosen:
 
 def whole_loss(model: PreTrainedModel, processed: dict[str, Tensor], example: Example) -> float:
     """Return the loss that a model in one piece gives of a caption behind a processor's prompt."""
-    ids = processed["input_ids"]
+    ids, published = processed["input_ids"], processed.get("position_ids")
     assert torch.equal(ids[0], example.sequences["input_ids"][: ids.shape[1]])
     answer = torch.tensor([example.answer])
     behind = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
@@ -579,11 +579,16 @@ def whole_loss(model: PreTrainedModel, processed: dict[str, Tensor], example: Ex
         if each.shape == ids.shape
         else each
         for name, each in processed.items()
+        if name != "position_ids"
     }
     labels = inputs["input_ids"].clone()
     labels[:, : ids.shape[1]] = -100
-    others = {name: each for name, each in inputs.items() if name != "input_ids"}
-    positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    if published is None:
+        others = {name: each for name, each in inputs.items() if name != "input_ids"}
+        positions = model._prepare_position_ids_for_generation(inputs["input_ids"], others)
+    else:
+        ahead = last_position(published) + torch.arange(1, answer.shape[1] + 1)
+        positions = torch.cat((published, ahead), dim=-1)
     with torch.inference_mode():
         output = model(**inputs, position_ids=positions, labels=labels, use_cache=False)
     return float(output.loss)

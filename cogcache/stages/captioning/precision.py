@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
-from cogcache.models import Checkpoint, Family, HalfIdentity, family_of, identify, with_adapter
+from cogcache.models import Family, HalfIdentity, identify, open_family, with_adapter
 from cogcache.settings import Settings
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import Filler
@@ -80,7 +80,7 @@ def check_precision(
         raise ConfigError("no quantisation is asked for", "give one, such as --quantization nf4")
     settings = _changed(settings, "generation", retry=False, n=1)
     FeatureStore.open(cache)
-    family = _family(settings)
+    family = open_family(settings)
     with Catalog(cache / "catalog.sqlite") as catalog:
         settings = quantization_for(settings, family, catalog).settings
         identity = identify(family, "language", catalog.files)
@@ -105,11 +105,6 @@ def check_precision(
 def _changed(settings: Settings, table: str, **changes: Any) -> Settings:
     tables = getattr(settings, table).model_copy(update=changes)
     return settings.model_copy(update={table: tables})
-
-
-def _family(settings: Settings) -> Family:
-    family = family_of(Checkpoint.open(settings.model, settings.revision))
-    return family.at(settings.vision.cache_point)
 
 
 def _spread(clips: Sequence[ClipRow], most: int) -> list[ClipRow]:
@@ -151,7 +146,7 @@ def _check_disk(folder: Path, places: int, family: Family) -> None:
 
 def _run(job: _Job) -> dict[str, Said]:
     """Caption all clips in one precision, then look at expectations; runs in its own process."""
-    family, settings = _family(job.settings), job.settings
+    family, settings = open_family(job.settings), job.settings
     report = RunReport(0, "caption", settings.model, Counts(len(job.tasks)), Timings())
     captioner = Captioner(settings, family, job.identity, report)
     made: dict[str, Made] = {}

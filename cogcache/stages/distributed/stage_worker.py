@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from cogcache.models import Checkpoint, Family, family_of
+from cogcache.models import Family, open_family
 from cogcache.planning import StagePlan
 from cogcache.settings import Settings
 from cogcache.stages.runs.report import Counts, RunReport, Timings
@@ -71,8 +71,7 @@ class WorkerEnvironment:
 
     def family(self, settings: Settings) -> Family:
         """Return the family of the checkpoint, at the cache point."""
-        family = family_of(Checkpoint.open(self.checkpoint, settings.revision))
-        return family.at(settings.vision.cache_point)
+        return open_family(settings, self.checkpoint)
 
     def take(self, device: str) -> None:
         """Have torch keep to this place."""
