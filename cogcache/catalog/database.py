@@ -221,17 +221,14 @@ class CatalogFile:
         return version
 
     def _migrate(self) -> None:
-        # Here: it imports pandas where that is installed, half a second of every process.
-        from sqlite_utils import Database
-
-        from cogcache.catalog.migrations import MIGRATIONS
+        from cogcache.catalog import migrations
 
         if self._version():  # what is damaged must not get checksums that fit
             self._refuse(integrity.faults(self._conn))
         with (
             self.transaction()
         ):  # of processes that get here together, the second has nothing to do
-            MIGRATIONS.apply(Database(self._conn, execute_plugins=False))
+            migrations.apply(self._conn)
             self._conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             self._conn.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -1,17 +1,16 @@
 """The numbered steps by which a catalog gets its tables. Add steps; never change one.
 
-Each is applied once, in order, in a transaction, and is noted in ``_sqlite_migrations``.
+Each is applied once, in order, in a transaction, and is noted in ``_sqlite_migrations``, a table as
+sqlite-utils makes it: earlier versions of cogcache applied their steps with that library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+from sqlite3 import Connection
 from typing import Final
 
-from sqlite_utils import Database
-from sqlite_utils.migrations import Migrations
-
-from cogcache.catalog import migrations
-from cogcache.catalog.database import VERSION
 from cogcache.catalog.whole_rows import TABLES, Checksums, Damage, columns_of, define, key_fits
 
 _COUNT_CAPTION: Final = """INSERT INTO caption_totals
@@ -70,10 +69,6 @@ STATEMENTS: Final = (
     "CREATE INDEX videos_sums ON videos (duration_s, size_bytes)",
 )
 
-
-__all__ = ["MIGRATIONS", "VERSION"]
-
-MIGRATIONS = Migrations("cogcache")
 
 _FIRST = """
 CREATE TABLE files (
@@ -167,15 +162,28 @@ CREATE TABLE failures (
 CREATE UNIQUE INDEX failures_clip ON failures (video, start_s, ifnull(end_s, -1), stage);
 """
 
+_FIRST_SEARCH: Final = (
+    "CREATE VIRTUAL TABLE captions_fts USING FTS5 (caption, content = captions)",
+    """CREATE TRIGGER captions_ai AFTER INSERT ON captions BEGIN
+        INSERT INTO captions_fts (rowid, caption) VALUES (new.rowid, new.caption);
+    END""",
+    """CREATE TRIGGER captions_ad AFTER DELETE ON captions BEGIN
+        INSERT INTO captions_fts (captions_fts, rowid, caption)
+        VALUES ('delete', old.rowid, old.caption);
+    END""",
+    """CREATE TRIGGER captions_au AFTER UPDATE ON captions BEGIN
+        INSERT INTO captions_fts (captions_fts, rowid, caption)
+        VALUES ('delete', old.rowid, old.caption);
+        INSERT INTO captions_fts (rowid, caption) VALUES (new.rowid, new.caption);
+    END""",
+)
 
-def _first_tables(db: Database) -> None:
+
+def _first_tables(conn: Connection) -> None:
     # Captions have a number of their own, and no key into clips: VACUUM would renumber rows that
     # the full text index knows by number, and captions must outlive their features.
-    db.executescript(_FIRST)
-    db.table("captions").enable_fts(["caption"], create_triggers=True)
-
-
-MIGRATIONS(name="0001_first_tables")(_first_tables)
+    for statement in (*_FIRST.split(";\n"), *_FIRST_SEARCH):
+        conn.execute(statement)
 
 
 _UNSPACED = (
@@ -235,20 +243,14 @@ _SEARCH = (
 )
 
 
-def _search(db: Database) -> None:
+def _search(conn: Connection) -> None:
     for statement in _SEARCH:
-        db.conn.execute(statement)
+        conn.execute(statement)
 
 
-MIGRATIONS(name="0002_search")(_search)
-
-
-def _totals(db: Database) -> None:
-    for statement in migrations.STATEMENTS:
-        db.conn.execute(statement)
-
-
-MIGRATIONS(name="0003_totals")(_totals)
+def _totals(conn: Connection) -> None:
+    for statement in STATEMENTS:
+        conn.execute(statement)
 
 
 _EMBEDDED = (
@@ -268,22 +270,16 @@ _EMBEDDED = (
 """Which captions the vector index of a model holds as they are now."""
 
 
-def _embedded(db: Database) -> None:
+def _embedded(conn: Connection) -> None:
     for statement in _EMBEDDED:
-        db.conn.execute(statement)
+        conn.execute(statement)
 
 
-MIGRATIONS(name="0004_embedded")(_embedded)
-
-
-def _run_names(db: Database) -> None:
+def _run_names(conn: Connection) -> None:
     # A number is one catalog's own: by its name a run is known in any that it is merged into.
-    db.conn.execute("ALTER TABLE runs ADD COLUMN uid TEXT")
-    db.conn.execute("UPDATE runs SET uid = started_at || '/' || run || '/' || command")
-    db.conn.execute("CREATE UNIQUE INDEX runs_uid ON runs (uid)")
-
-
-MIGRATIONS(name="0005_run_names")(_run_names)
+    conn.execute("ALTER TABLE runs ADD COLUMN uid TEXT")
+    conn.execute("UPDATE runs SET uid = started_at || '/' || run || '/' || command")
+    conn.execute("CREATE UNIQUE INDEX runs_uid ON runs (uid)")
 
 
 _UNKNOWN_VIDEOS = """UPDATE captions SET video_digest = coalesce(
@@ -305,23 +301,16 @@ _VIDEOS_OF_CAPTIONS = (
 )
 
 
-def _videos_of_captions(db: Database) -> None:
+def _videos_of_captions(conn: Connection) -> None:
     for statement in _VIDEOS_OF_CAPTIONS:
-        db.conn.execute(statement)
+        conn.execute(statement)
 
 
-MIGRATIONS(name="0006_videos_of_captions")(_videos_of_captions)
+def _offsets(conn: Connection) -> None:
+    conn.execute("ALTER TABLE videos ADD COLUMN offset_s REAL")
 
 
-def _offsets(db: Database) -> None:
-    db.conn.execute("ALTER TABLE videos ADD COLUMN offset_s REAL")
-
-
-MIGRATIONS(name="0007_offsets")(_offsets)
-
-
-def _checksums(db: Database) -> None:
-    conn = db.conn
+def _checksums(conn: Connection) -> None:
     for table in TABLES:
         conn.execute(f"ALTER TABLE {table.name} ADD COLUMN checksum INTEGER")
         checksums = Checksums(table, columns_of(conn, table.name))
@@ -335,4 +324,44 @@ def _checksums(db: Database) -> None:
         )
 
 
-MIGRATIONS(name="0008_checksums")(_checksums)
+MIGRATIONS: Final[tuple[tuple[str, Callable[[Connection], None]], ...]] = (
+    ("0001_first_tables", _first_tables),
+    ("0002_search", _search),
+    ("0003_totals", _totals),
+    ("0004_embedded", _embedded),
+    ("0005_run_names", _run_names),
+    ("0006_videos_of_captions", _videos_of_captions),
+    ("0007_offsets", _offsets),
+    ("0008_checksums", _checksums),
+)
+_NOTED: Final = (
+    """CREATE TABLE IF NOT EXISTS _sqlite_migrations (
+        id INTEGER PRIMARY KEY, migration_set TEXT, name TEXT, applied_at TEXT
+    )""",
+    """CREATE UNIQUE INDEX IF NOT EXISTS idx__sqlite_migrations_migration_set_name
+        ON _sqlite_migrations (migration_set, name)""",
+)
+
+
+def apply(conn: Connection, stop_before: str | None = None) -> None:
+    """Apply the steps that a catalog lacks, in order; the caller has begun a transaction.
+
+    Args:
+        conn: to the catalog.
+        stop_before: name of the first step to leave out; None applies all.
+    """
+    for statement in _NOTED:
+        conn.execute(statement)
+    rows = conn.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = 'cogcache'")
+    applied = {row[0] for row in rows}
+    for name, step in MIGRATIONS:
+        if name == stop_before:
+            return
+        if name not in applied:
+            step(conn)
+            now = datetime.now(UTC).isoformat(" ")
+            conn.execute(
+                "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"
+                " VALUES ('cogcache', ?, ?)",
+                (name, now),
+            )

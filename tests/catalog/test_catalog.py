@@ -336,7 +336,7 @@ def test_catalog_is_opened_again_as_it_was(filled):
 def test_version_is_the_number_of_the_last_migration(catalog):
     (names,) = zip(*sql(catalog, "SELECT name FROM _sqlite_migrations ORDER BY id"), strict=True)
     assert [int(name[:4]) for name in names] == list(range(1, VERSION + 1))
-    assert MIGRATIONS.name == "cogcache"
+    assert names == tuple(name for name, _ in MIGRATIONS)
     assert sql(catalog, "PRAGMA user_version") == [(VERSION,)]
 
 

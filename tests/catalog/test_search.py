@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sqlite_utils import Database
 
 from cogcache.catalog import migrations
 from cogcache.catalog.catalog import Catalog
@@ -227,7 +226,7 @@ def test_index_and_queries_set_the_same_letters_apart():
 def test_a_catalog_of_the_first_version_is_indexed_when_opened(found, cache):
     path = cache / "catalog.sqlite"
     connection = sqlite3.connect(path, isolation_level=None)
-    migrations.MIGRATIONS.apply(Database(connection), stop_before="0002_search")
+    migrations.apply(connection, stop_before="0002_search")
     for row in (caption(1, ENGLISH), caption(2, CHINESE)):
         cells = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()}
         connection.execute(insertion("captions", cells), cells)
