@@ -323,7 +323,7 @@ except CheckpointError as error:
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be fetched"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         Checkpoint.open(str(tmp_path / "no" / "such" / "folder"))
 
 

@@ -40,7 +40,14 @@ def test_a_folder_gives_its_videos_in_order_and_no_hidden_ones(folder):
 
 
 def test_a_file_that_is_named_is_always_taken(folder):
-    assert names(find_videos(["notes.txt", ".hidden.mp4"]), folder) == ["notes.txt", ".hidden.mp4"]
+    (folder / "noted.mp5").write_bytes(b"")
+    assert names(find_videos(["noted.mp5", ".hidden.mp4"]), folder) == ["noted.mp5", ".hidden.mp4"]
+
+
+def test_a_list_that_is_named_as_a_video_is_told_from_one(folder):
+    with pytest.raises(ConfigError, match=r"notes.txt is no video") as caught:
+        find_videos(["notes.txt"])
+    assert "@notes.txt" in caught.value.hint
 
 
 def test_a_file_comes_once_however_often_it_is_named(folder):

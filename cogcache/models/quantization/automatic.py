@@ -80,8 +80,15 @@ def _of_split(settings: Settings, family: Family) -> Choice | None:
     if (held := family.checkpoint.manifest.quantized) is None:
         return None
     names = {"kind": "quantization", "group_size": "group_size", "double_quant": "double_quant"}
-    known = {name: held.settings.get(of_key) for of_key, name in names.items()}
+    # What was asked for by name stays: the stage refuses a split that holds something else.
+    asked = {name for name in names.values() if _is_asked(settings.language, name)}
+    known = {name: held.settings.get(of_key) for of_key, name in names.items() if name not in asked}
     return _with(settings, known, "the split checkpoint holds it")
+
+
+def _is_asked(language: Language, name: str) -> bool:
+    default = type(language).model_fields[name].default
+    return name != "quantization" and getattr(language, name) != default
 
 
 def _of_cache(settings: Settings, made: MadeWith) -> Choice | None:
