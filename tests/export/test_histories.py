@@ -89,7 +89,7 @@ class Folder:
             self.path(one).replace(self.path(other))
 
     def swap(self, one: int, other: int) -> None:
-        if self.path(one).exists() and self.path(other).exists():
+        if one != other and self.path(one).exists() and self.path(other).exists():
             self.path(one).rename(self.root / "t")
             self.path(other).rename(self.path(one))
             (self.root / "t").rename(self.path(other))
