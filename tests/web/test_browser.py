@@ -122,6 +122,23 @@ def test_a_video_that_is_gone_is_told(browser, address, collection):
     away = path.rename(path.with_suffix(".away"))
     try:
         browser.get(f"{address}/clip/{collection.keys[2]}")
+        [told] = texts(browser, ".problem")
+        assert told.startswith("Last seen as")
+        assert "no file is there any more" in told
+    finally:
+        away.rename(path)
+
+
+def test_a_video_that_goes_while_its_page_is_open_is_told(browser, address, collection):
+    path = collection.videos[1]
+    browser.get(f"{address}/clip/{collection.keys[2]}")
+    away = path.rename(path.with_suffix(".away"))
+    try:
+        # Asked for under another address, as the browser keeps what it has read.
+        browser.execute_script(
+            "const video = document.querySelector('video');"
+            "video.src = video.src.replace('#', '?again#'); video.load()"
+        )
         until(browser, lambda: "cannot play" in texts(browser, "#playing")[0])
     finally:
         away.rename(path)
