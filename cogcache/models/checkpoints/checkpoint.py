@@ -88,12 +88,19 @@ class Checkpoint:
             raise CheckpointError(
                 f"{model} has no config.json", "give a model's folder or its id on the hub"
             )
-        check_files(checkpoint.folder, checkpoint.small_files())
+        checkpoint._check_small_files()
         if (checkpoint.folder / MANIFEST).is_file():
             return SplitCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         if (checkpoint.folder / REWRITTEN).is_file():
             return RewrittenCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         return checkpoint
+
+    def _check_small_files(self) -> None:
+        try:
+            check_files(self.folder, self.small_files())
+        except OSError as error:
+            problem = f"{self.folder} cannot be read: {error.strerror}"
+            raise CheckpointError(problem, "see who may read it") from error
 
     @cached_property
     def config(self) -> dict[str, Any]:
