@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog.values import COLUMNS, MAX_JSON, misfits
-from cogcache.errors import CatalogError
+from cogcache.errors import CatalogError, DamagedCatalogError
 
 _LIMITS: Final = (
     ("SQLITE_LIMIT_LENGTH", 2 * MAX_JSON),
@@ -136,7 +136,8 @@ def check_tables(conn: sqlite3.Connection, path: Path) -> None:
     """Refuse a catalog whose tables are not what the migrations make.
 
     Raises:
-        CatalogError: one is a view or a virtual table, or has columns that are computed.
+        DamagedCatalogError: one is a view or a virtual table, or lacks or computes columns. It is
+            somebody else's, or its schema is damaged.
     """
     rows = conn.execute("SELECT name, type, sql FROM sqlite_master").fetchall()
     found = {name: f"{kind} {made}" for name, kind, made in map(tuple, rows)}
@@ -150,7 +151,7 @@ def check_tables(conn: sqlite3.Connection, path: Path) -> None:
         needed = {name for name in checks if name not in ("uid",)}
         if not plain or len(names) != len(columns) or not needed <= names:
             problem = f"{path} is no catalog of cogcache: its {table} are no table of that kind"
-            raise CatalogError(problem, _HINT)
+            raise DamagedCatalogError(problem, _HINT)
 
 
 def cleansed(copy: Path) -> Counter[str]:
