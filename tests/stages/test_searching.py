@@ -100,17 +100,30 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
 def stood_still(process: subprocess.Popen[str], cache: Path, film: Path) -> Iterator[None]:
     """Have a film's search stand still, once it has begun, until the block ends."""
     wait_until(lambda: f"of {LONG_FRAMES:,} frames of {film.name}" in searching(cache), process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    readers = [each for each in children if str(film) in str(each.open_files())]
-    assert readers
+    readers: dict[int, psutil.Process] = {}
     try:
-        for each in readers:
-            each.suspend()
+        # Between two pieces of a film a worker has no file open: it is caught at the next one.
+        wait_until(lambda: suspend_readers(process, film, readers), process)
+        for _ in range(5):
+            time.sleep(0.05)
+            suspend_readers(process, film, readers)
         yield
     finally:
-        for each in readers:
+        for each in readers.values():
             with suppress(psutil.NoSuchProcess):
                 each.resume()
+
+
+def suspend_readers(
+    process: subprocess.Popen[str], film: Path, readers: dict[int, psutil.Process]
+) -> bool:
+    """Suspend workers that have a film open and were not yet; say whether there are any."""
+    for each in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if each.pid not in readers and str(film) in str(each.open_files()):
+                each.suspend()
+                readers[each.pid] = each
+    return bool(readers)
 
 
 def test_clips_of_the_first_film_are_made_before_the_last_is_searched(films, cache):
