@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import MINI, Sizes, write_checkpoint
+from safetensors.torch import save_file
 
 from cogcache.errors import ConfigError, QuantizationError
 from cogcache.models import load_half
@@ -53,17 +54,19 @@ def test_weights_stored_on_one_processor_are_right_on_another(tmp_path, capabili
     torch.manual_seed(0)
     weight, inputs = torch.randn(80, 128) / 11, torch.randn(3, 128).bfloat16()
     layer = Int4Linear.of(weight, None, 64)
-    torch.save([weight, inputs, layer.weight.data, layer(inputs)], tmp_path / "made.pt")
+    made = {"weight": weight, "inputs": inputs, "codes": layer.weight.data, "wanted": layer(inputs)}
+    save_file(made, tmp_path / "made.safetensors")
     script = """
 import sys, torch
+from safetensors.torch import load_file
 from cogcache.models.quantization.int4 import Int4Linear
-weight, inputs, codes, wanted = torch.load(sys.argv[1], weights_only=True)
-layer = Int4Linear.of(weight, None, 64)
-assert torch.equal(layer.weight, codes)
-assert ((layer(inputs) - wanted).float().norm() / wanted.float().norm()) < 0.01
+made = load_file(sys.argv[1])
+layer, wanted = Int4Linear.of(made["weight"], None, 64), made["wanted"]
+assert torch.equal(layer.weight, made["codes"])
+assert ((layer(made["inputs"]) - wanted).float().norm() / wanted.float().norm()) < 0.01
 """
     variables = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    command = [sys.executable, "-c", script, str(tmp_path / "made.pt")]
+    command = [sys.executable, "-c", script, str(tmp_path / "made.safetensors")]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
