@@ -1,3 +1,9 @@
+from .carried import Carried as Carried
+from .carried import CarriedTable as CarriedTable
+from .carried import carried_rows as carried_rows
+from .carried import carried_tables as carried_tables
+from .carried import check_carried as check_carried
+from .carried import take_carried as take_carried
 from .catalog import Catalog as Catalog
 from .database import CatalogFile as CatalogFile
 from .earlier_versions import Outdated as Outdated
@@ -48,6 +54,7 @@ from .search.selection import Selection as Selection
 from .search.semantic import SemanticIndex as SemanticIndex
 from .search.semantic import fused_search as fused_search
 from .upkeep.leftovers import tidy as tidy
+from .upkeep.leftovers import tidy_beside as tidy_beside
 from .upkeep.merge import merge as merge
 from .upkeep.rebuild import rebuild as rebuild
 from .upkeep.unused import collect as collect

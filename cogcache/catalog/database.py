@@ -20,7 +20,7 @@ from urllib.parse import quote
 from cogcache.catalog import integrity
 from cogcache.catalog.foreign import check_tables
 from cogcache.catalog.integrity import Noted
-from cogcache.catalog.whole_rows import TABLES, Damage, guard
+from cogcache.catalog.whole_rows import Damage, guard, is_guarded
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint, scratch_folder
 
@@ -40,7 +40,6 @@ _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
-_GUARDED: Final = frozenset(table.name for table in TABLES)
 _REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
 
 
@@ -283,12 +282,12 @@ class CatalogFile:
     def write(self, sql: str, values: Row) -> int:
         """Execute one statement in a transaction of its own; return the rows it changed."""
         with self.transaction() as conn:
-            return conn.execute(sql, _cells(values)).rowcount
+            return conn.execute(sql, cells_of(values)).rowcount
 
     def insert(self, table: str, row: Row) -> int:
         """Add a row and return its number."""
         with self.transaction() as conn:
-            return int(conn.execute(insertion(table, row), _cells(row)).lastrowid or 0)
+            return int(conn.execute(insertion(table, row), cells_of(row)).lastrowid or 0)
 
     def upsert(self, table: str, key: str, rows: Iterable[Row], *, replace: bool = True) -> int:
         """Add rows of equal columns in one transaction; return how many were written.
@@ -299,7 +298,7 @@ class CatalogFile:
             rows: by column.
             replace: overwrite rows of the same key; else those that are there stay.
         """
-        cells = [_cells(row) for row in rows]
+        cells = [cells_of(row) for row in rows]
         if not cells:
             return 0
         # An update in place, not REPLACE: the full text index hears of it.
@@ -334,16 +333,16 @@ class CatalogFile:
         tests = [f"{name} = :{name}" for name in values]
         tests += [f"{name} IN {_LIST.format(name)}" for name in lists]
         where = f"WHERE {' AND '.join(tests)}" if tests else ""
-        cells = _cells({**values, **{name: json.dumps(some) for name, some in lists.items()}})
+        cells = cells_of({**values, **{name: json.dumps(some) for name, some in lists.items()}})
         with self._lock, self._errors():
-            source = f"whole_{table}" if table in _GUARDED else table
+            source = f"whole_{table}" if is_guarded(table) else table
             rows = self._conn.execute(f"SELECT * FROM {source} {where} ORDER BY {order}", cells)
             return _read(rows)
 
     def query(self, sql: str, values: Row | None = None) -> list[sqlite3.Row]:
         """Return the rows of any query; JSON columns as they lie there."""
         with self._lock, self._errors():
-            return self._conn.execute(sql, _cells(values or {})).fetchall()
+            return self._conn.execute(sql, cells_of(values or {})).fetchall()
 
     def known(self, table: str, column: str, values: Collection[str]) -> set[str]:
         """Return those of ``values`` that are in ``column``."""
@@ -363,7 +362,8 @@ def excluded(columns: Iterable[str]) -> str:
     return ", ".join(f"{name} = excluded.{name}" for name in columns)
 
 
-def _cells(row: Row) -> dict[str, Any]:
+def cells_of(row: Row) -> dict[str, Any]:
+    """Return what SQLite is handed for the values of a row: JSON as text, text as UTF-8."""
     return {name: _cell(name, value) for name, value in row.items()}
 
 
@@ -374,6 +374,12 @@ def _cell(name: str, value: object) -> object:
         # SQLite holds UTF-8 only, and a message may quote a file name that is not.
         return value.encode(errors="backslashreplace").decode()
     return value
+
+
+def json_read(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its JSON columns read."""
+    read = {name: json.loads(row[name]) for name in row.keys() & _JSON_COLUMNS if row[name]}
+    return {**row, **read}
 
 
 def _read(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:

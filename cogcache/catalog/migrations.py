@@ -1,7 +1,8 @@
 """The numbered steps by which a catalog gets its tables. Add steps; never change one.
 
-Each is applied once, in order, in a transaction, and is noted in ``_sqlite_migrations``, a table as
-sqlite-utils makes it: earlier versions of cogcache applied their steps with that library.
+`whole_rows` says what a new table needs besides its step. Each step is applied once, in order, in a
+transaction, and is noted in ``_sqlite_migrations``, a table as sqlite-utils makes it: earlier
+versions of cogcache applied their steps with that library.
 """
 
 from __future__ import annotations
@@ -310,8 +311,14 @@ def _offsets(conn: Connection) -> None:
     conn.execute("ALTER TABLE videos ADD COLUMN offset_s REAL")
 
 
+_FIRST_WITH_CHECKSUMS: Final = frozenset(
+    ("runs", "files", "memory", "videos", "clips", "failures", "captions")
+)
+"""Tables that were there at the eighth step; later ones are made with checksums."""
+
+
 def _checksums(conn: Connection) -> None:
-    for table in TABLES:
+    for table in [each for each in TABLES if each.name in _FIRST_WITH_CHECKSUMS]:
         conn.execute(f"ALTER TABLE {table.name} ADD COLUMN checksum INTEGER")
         checksums = Checksums(table, columns_of(conn, table.name))
         define(conn, checksums, Damage())

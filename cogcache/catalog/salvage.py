@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
-from cogcache.catalog.whole_rows import Checksums, key_fits
+from cogcache.catalog.whole_rows import Checksums, Column, key_fits
 
 Value: TypeAlias = "int | float | Text | bytes | None"
 _MAGIC: Final = b"SQLite format 3\0"
@@ -129,7 +129,7 @@ class Pages:
 
 
 _ADDED: Final = {"captions": 2, "failures": 2, "runs": 2, "videos": 2}
-"""Columns that tables got since the first version; the others got one, their checksum."""
+"""Columns that tables got until they had checksums; the others got one, their checksum."""
 Rows: TypeAlias = "dict[tuple[object, ...], dict[str, Any]]"
 """Rows by their keys."""
 
@@ -154,7 +154,7 @@ def salvage(
         for number, values in pages.rows():
             for checksums in tables:
                 row = _row_of(checksums, number, values, is_old=is_old)
-                if row is None or not _is_whole(checksums, row, row.pop("checksum"), is_old=is_old):
+                if row is None:
                     continue  # of another table, or damaged
                 key = tuple(row[name] for name in checksums.table.key)
                 found[checksums.table.name].setdefault(key, _decoded(row))
@@ -165,31 +165,41 @@ def salvage(
 def _row_of(
     checksums: Checksums, number: int, values: list[Value], *, is_old: bool
 ) -> dict[str, Any] | None:
-    """Return a row's values by column; None if it has not as many as this table's rows."""
-    names = [column.name for column in checksums.columns] + ["checksum"]
-    lacking = len(names) - len(values)
-    if lacking and not (is_old and 0 < lacking <= _ADDED.get(checksums.table.name, 1)):
+    """Return a row by column if it is a whole one of this table, else None.
+
+    A row of an earlier version lacks the columns that were added since.
+    """
+    stored = checksums.stored
+    at = [column.name for column in stored].index("checksum")
+    if is_old:
+        fewest, most = at + 1 - _ADDED.get(checksums.table.name, 1), at
+    else:
+        fewest, most = at + 1, len(stored)
+    if not fewest <= len(values) <= most:
         return None
-    row: dict[str, Any] = dict(zip(names, [*values, *[None] * lacking], strict=True))
-    for column in checksums.columns:
-        value = row[column.name]
-        if column.name == checksums.table.number:
-            row[column.name] = number
-        elif column.kind == "REAL" and isinstance(value, int):
-            row[column.name] = float(value)  # SQLite stores 2.0 as 2
-    return row
+    row = {column.name: _cell(column, value) for column, value in zip(stored, values, strict=False)}
+    if checksums.table.number:
+        row[checksums.table.number] = number
+    if is_old:
+        row = {column.name: row.get(column.name) for column in checksums.columns}
+        return row if _is_plausible(checksums, row) else None
+    of_then = Checksums(checksums.table, stored[: len(values)])
+    if not _is_whole(of_then, row, row.pop("checksum")):
+        return None
+    return {**dict.fromkeys(column.name for column in checksums.columns), **row}
 
 
-def _is_whole(
-    checksums: Checksums, row: Mapping[str, Any], checksum: object, *, is_old: bool
-) -> bool:
+def _cell(column: Column, value: Value) -> Value:
+    """Return a value as it was written: SQLite stores 2.0 as 2."""
+    return float(value) if column.kind == "REAL" and isinstance(value, int) else value
+
+
+def _is_whole(checksums: Checksums, row: Mapping[str, Any], checksum: object) -> bool:
     cells = [
         value if isinstance(value, float | None) else _as_bytes(value)
         for value in (row[column.name] for column in checksums.ordered)
     ]
-    if not is_old:
-        return checksums.fits(checksum, cells)
-    return _is_plausible(checksums, row)
+    return checksums.fits(checksum, cells)
 
 
 def _as_bytes(value: int | bytes) -> bytes:

@@ -7,7 +7,19 @@ each connection fill it in whatever way a row is written; temporary views ``whol
 tables.** SQLite may take a column from an index instead of the row: then it is the index that the
 checksum is held against, so that an entry which leads to another row does not fit either.
 
-A table is made part of all this by one line in `TABLES` and a column ``checksum INTEGER``.
+**A new table** is made part of all this by three things, and then every command knows it: `verify`
+holds its rows, `rebuild` saves them, `merge` takes them over, a backup has them, and, if they are
+of captions, `export` and `import` carry them.
+
+1. A step in `migrations` makes it, with a last column ``checksum INTEGER`` and a UNIQUE or PRIMARY
+   KEY over the columns by which a row is known anywhere (not a number that only this catalog
+   gives). `database.VERSION` is the number of the last step.
+2. A line in `TABLES`.
+3. A line in `values.COLUMNS`: what its cells may hold, whoever wrote them.
+
+A column that is named ``run`` is the number of a run, and is translated where catalogs are merged.
+Columns of JSON are named in `database`. **A new column** of a table that is here already is added
+by `add_column`, in a step of its own, and may be null.
 """
 
 from __future__ import annotations
@@ -44,8 +56,8 @@ class Table:
     """Whether `merge` takes the rows that are missing over as they are; else it has rules of its
     own for them."""
     exported_as: str | None = None
-    """Name under which `export` adds a caption's rows to its line, and `import` takes them back;
-    the table then has a column ``caption_key``."""
+    """Name under which `export` adds a caption's rows to its line of JSONL, and `import` takes them
+    back, see `carried`; the table then has a column ``caption_key``."""
 
 
 TABLES: Final = (
@@ -58,6 +70,11 @@ TABLES: Final = (
     Table("failures", ("video", "start_s", "end_s", "stage"), merged=False),
     Table("captions", ("caption_key",), number="id", merged=False),
 )
+
+
+def is_guarded(table: str) -> bool:
+    """Say whether the rows of a table bear checksums, so that they are read from a view."""
+    return any(each.name == table for each in TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +93,7 @@ class Checksums:
 
     Args:
         table: its name.
-        columns: all but ``checksum``, in the order of the table.
+        columns: in the order of the table; ``checksum`` is none that is digested.
 
     Example:
         >>> checksums = Checksums("memory", columns_of(connection, "memory"))
@@ -85,9 +102,11 @@ class Checksums:
     """
 
     def __init__(self, table: Table, columns: Sequence[Column]) -> None:
-        self.table, self.columns = table, columns
-        self.ordered = [c for c in columns if c.is_plain] + [c for c in columns if not c.is_plain]
-        self._num_plain = sum(column.is_plain for column in columns)
+        self.table, self.stored = table, [*columns]
+        self.columns = [c for c in columns if c.name != "checksum"]
+        plain = [column for column in self.columns if column.is_plain]
+        self.ordered = plain + [column for column in self.columns if not column.is_plain]
+        self._num_plain = len(plain)
         self._seed = zlib.crc32(table.name.encode())
 
     def of(self, cells: Sequence[Any]) -> int:
@@ -143,12 +162,38 @@ class Checksums:
 
 def columns_of(conn: sqlite3.Connection, table: str, schema: str = "main") -> list[Column]:
     """Return the columns of a table, without ``checksum``."""
+    return [each for each in stored_columns(conn, table, schema) if each.name != "checksum"]
+
+
+def stored_columns(conn: sqlite3.Connection, table: str, schema: str = "main") -> list[Column]:
+    """Return the columns of a table as its rows have them, in this order."""
     rows = conn.execute(f"PRAGMA {schema}.table_info({table})").fetchall()
     return [
         Column(name, kind, is_plain=(not_null or is_key) and kind != "REAL")
         for _, name, kind, not_null, _, is_key in map(tuple, rows)
-        if name != "checksum"
     ]
+
+
+def add_column(conn: sqlite3.Connection, table: Table, declaration: str) -> None:
+    """Add a column to a table whose rows bear checksums: a part of a step of `migrations`.
+
+    Rows that are damaged do not get a checksum that fits.
+
+    Args:
+        conn: to a catalog, in a transaction.
+        table: the table.
+        declaration: of the column, as SQL has it; it may be null.
+    """
+    before = Checksums(table, columns_of(conn, table.name))
+    define(conn, before, Damage())
+    conn.execute(f"UPDATE {table.name} SET checksum = NULL WHERE NOT {before.test()}")
+    conn.execute(f"ALTER TABLE {table.name} ADD COLUMN {declaration}")
+    after = Checksums(table, columns_of(conn, table.name))
+    define(conn, after, Damage())
+    conn.execute(
+        f"UPDATE {table.name} SET checksum = checksum_{table.name}({after.arguments()})"
+        " WHERE checksum IS NOT NULL"
+    )
 
 
 def key_fits(caption_key: str | bytes, settings: str | bytes) -> bool:

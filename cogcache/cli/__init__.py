@@ -81,6 +81,10 @@ class CogcacheGroup(click.Group):
                 click.echo("\nstopped; run the same command to go on", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
+            if interrupts.were_heard():
+                # A library took the SystemExit in its midst for an error of its own: while
+                # modules are imported, some do.
+                raise SystemExit(interrupts.ending_status()) from error
             if (told := machine_error(error)) is not None:
                 raise _Shown(str(told), told.exit_status) from error
             traceback.print_exc()

@@ -45,6 +45,11 @@ def were_heard() -> bool:
     return bool(_received)
 
 
+def ending_status() -> int:
+    """Return the exit status of a command that a signal ended."""
+    return STATUS_OF_SIGNAL + _received[0]
+
+
 def _end(number: int, _frame: FrameType | None) -> None:
     _received.append(number)
     raise SystemExit(STATUS_OF_SIGNAL + number)

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from cogcache.catalog import CaptionRow, Catalog, ClipRow, Look, Placing
+from cogcache.catalog import (
+    CaptionRow,
+    Carried,
+    Catalog,
+    CatalogFile,
+    ClipRow,
+    Look,
+    Placing,
+    carried_tables,
+    check_carried,
+    take_carried,
+    tidy_beside,
+)
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 
@@ -19,6 +32,15 @@ _LATEST_S: Final = 1e9
 _MAX_TEXT: Final = 2**15
 """Letters of a caption or a prompt."""
 CaptionPlace: TypeAlias = tuple[str, float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of the file, and the caption that it becomes."""
+
+    number: int
+    content: Mapping[str, Any]
+    row: CaptionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +64,11 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
     """
     if not name.strip() or not name.isprintable():
         raise ConfigError(f"{name!r} cannot be the name of a set", "use letters")
-    with Catalog(catalog) as opened:
-        rows = _rows(file, opened, name)
+    tidy_beside(catalog)
+    with Catalog(catalog) as opened, closing(CatalogFile(catalog)) as tables:
+        lines = _rows(file, opened, name)
+        rows = [each.row for each in lines]
+        carried = _carried(file, tables, opened, lines)
         there = {row["caption_key"]: row for row in opened.captions.rows(model=name)}
         if any(row["quantization"] != "imported" for row in there.values()):
             raise ConfigError(f"{name!r} is a model that made captions", "name the set otherwise")
@@ -52,20 +77,40 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
         if changed and not overwrite:
             problem = f"the set {name!r} has other captions already for {len(changed)} clips"
             raise ConfigError(problem, "replace them with --overwrite, or name another --set")
-        return Imported(opened.captions.add(new, replace=True), len(rows) - len(new))
+        written = opened.captions.add(new, replace=True)
+        take_carried(tables, carried)
+        return Imported(written, len(rows) - len(new))
+
+
+def _carried(
+    file: Path, tables: CatalogFile, catalog: Catalog, lines: Sequence[_Line]
+) -> dict[str, Carried]:
+    """Return the rows of captions that lines bear, by the key of the caption that they go to.
+
+    That is the caption that they were exported with, if it is here; else the one of the set.
+    """
+    named = {key for line in lines if isinstance(key := line.content.get("caption_key"), str)}
+    here, known = catalog.captions.known(named), carried_tables(tables)
+    found: dict[str, Carried] = {}
+    for line in lines:
+        rows = check_carried(known, line.content, f"{file}, line {line.number}")
+        key = line.content.get("caption_key")
+        if rows:
+            found[key if key in here else line.row["caption_key"]] = rows
+    return found
 
 
 def _is_same(row: CaptionRow, there: CaptionRow | None) -> bool:
     return there is not None and there["caption"] == row["caption"]
 
 
-def _rows(file: Path, catalog: Catalog, name: str) -> list[CaptionRow]:
+def _rows(file: Path, catalog: Catalog, name: str) -> list[_Line]:
     by_key = {clip["feature_key"]: clip for clip in catalog.clips.rows()}
     lines = [*_lines(file)]
     by_place = {}
     if any(line.get("feature_key") is None for _, line in lines):
         by_place = _by_place(catalog, [*by_key.values()])
-    rows: dict[str, CaptionRow] = {}
+    rows: dict[str, _Line] = {}
     for number, line in lines:
         # A key that is not here is that of other bytes, or of other features: the name and the
         # times of its line may be those of another video by now.
@@ -77,7 +122,7 @@ def _rows(file: Path, catalog: Catalog, name: str) -> list[CaptionRow]:
         if row["caption_key"] in rows:
             problem = f"{file}, line {number}: a second caption of the same clip and prompt"
             raise ConfigError(problem, _HINT)
-        rows[row["caption_key"]] = row
+        rows[row["caption_key"]] = _Line(number, line, row)
     return [*rows.values()]
 
 

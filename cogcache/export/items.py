@@ -18,6 +18,7 @@ from cogcache.catalog import (
     Look,
     Placing,
     Selection,
+    carried_rows,
     missing_videos,
     outdated,
     text_to_path,
@@ -78,6 +79,8 @@ class Item:
     """The time that a player shows at the first frame."""
     clip_settings: str | None = None
     """The fields of the clip's key, as JSON; None for a summary."""
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """What a line of JSONL bears besides: rows that are of this caption."""
 
     @property
     def caption(self) -> str:
@@ -182,7 +185,11 @@ def select_items(
         rows = [dict(row) for row in file.query(sql, values)]
         placing = Placing(holders, look, selection.folders)
         found = placing.one(rows)
-        items = [_item(row, tuple(placing.names(row)), wording) for row in found.rows]
+        carried = carried_rows(file, [row["caption_key"] for row in found.rows])
+        items = [
+            _item({**row, "carried": carried.get(row["caption_key"], {})}, names, wording)
+            for row, names in ((row, tuple(placing.names(row))) for row in found.rows)
+        ]
     return Chosen(sorted(items, key=_order), found.absent)
 
 

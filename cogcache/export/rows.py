@@ -24,7 +24,7 @@ def json_line(row: Mapping[str, Any]) -> str:
 def write_jsonl(items: Sequence[Item], path: Path) -> None:
     """Write a JSON object a line."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json_line(item.row) for item in items)
+        file.writelines(json_line({**item.row, **item.carried}) for item in items)
 
 
 def write_csv(items: Sequence[Item], path: Path) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.store import FeatureStore, remove_dead_claims
+from cogcache.store import MARK, FeatureStore, remove_dead_claims
 from cogcache.system import scratch
 
 REMOVAL: Final = "removal"
@@ -30,6 +31,17 @@ def tidy(store: FeatureStore) -> None:
     for note, content in scratch.notes(store.root, REMOVAL, dead=True):
         remove_features(store, keys_of(content))
         note.unlink(missing_ok=True)
+
+
+def tidy_beside(catalog: Path) -> None:
+    """Do as `tidy` does for the cache that a catalog lies in, if it lies in one.
+
+    Raises:
+        CacheError: the disk cannot be written.
+        CatalogError: the catalog cannot be used.
+    """
+    if (catalog.parent / MARK).is_file():
+        tidy(FeatureStore.open(catalog.parent))
 
 
 def sweep(store: FeatureStore) -> None:

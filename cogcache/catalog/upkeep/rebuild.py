@@ -27,7 +27,7 @@ from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.salvage import Pages, Rows, salvage
 from cogcache.catalog.upkeep.leftovers import sweep
 from cogcache.catalog.values import misfits
-from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of
+from cogcache.catalog.whole_rows import TABLES, Checksums, stored_columns
 from cogcache.errors import CacheError, CatalogError
 from cogcache.store import FeatureStore, live_runs
 from cogcache.system import extra_hint, scratch_folder, seal
@@ -126,7 +126,7 @@ def _save(path: Path, fresh: Path, result: Rebuilt) -> None:
     """Copy the whole rows of an old catalog into a new one."""
     with closing(CatalogFile(fresh)) as into:
         with into.reading() as conn:
-            tables = [Checksums(table, columns_of(conn, table.name)) for table in TABLES]
+            tables = [Checksums(table, stored_columns(conn, table.name)) for table in TABLES]
         found = salvage(path, tables, with_checksums_since=CHECKSUMS_SINCE)
         for checksums in tables:
             name = checksums.table.name
