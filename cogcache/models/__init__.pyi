@@ -57,6 +57,11 @@ from .quantization.timing import wide_product_times_s as wide_product_times_s
 from .registry import family_of as family_of
 from .registry import get_family as get_family
 from .registry import open_family as open_family
+from .releases import PASSED as PASSED
+from .releases import RELEASES as RELEASES
+from .releases import Release as Release
+from .releases import minor_of as minor_of
+from .releases import release_note as release_note
 from .rewritten import layers_of as layers_of
 from .rewritten import named_as_stored as named_as_stored
 from .rewritten import num_layers_of as num_layers_of

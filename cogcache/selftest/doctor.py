@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cogcache.errors import CogcacheError
 from cogcache.stages import versions
-from cogcache.system import available_bytes, install_line, pick_device, processor
+from cogcache.system import available_bytes, install_line, pick_device, processor, version_of
 from cogcache.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 2 * GIB
@@ -55,6 +55,7 @@ def examine(cache: Path | None = None) -> list[Check]:
     """
     return [
         _run("versions", lambda: ", ".join(f"{k} {v}" for k, v in versions().items())),
+        _run("transformers", _transformers),
         _run("device", _device),
         _run("processor", _processor),
         _run("products on the CPU", _products),
@@ -77,6 +78,18 @@ def _run(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except (NotWell, CogcacheError, ImportError, OSError, RuntimeError) as error:
         return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _transformers() -> str:
+    """Say whether the families' goldens passed on the installed release, or on one near it."""
+    from cogcache.models import PASSED, minor_of
+
+    installed, tried = version_of("transformers"), ", ".join(PASSED)
+    if installed in PASSED:
+        return f"{installed}: what families give was compared with their own releases on it"
+    if minor_of(installed) in map(minor_of, PASSED):
+        return f"{installed}: never tried; {tried} were, which differ by corrections alone"
+    raise NotWell(f"{installed} was never tried, only {tried}: install one of these")
 
 
 def _main_memory() -> str:

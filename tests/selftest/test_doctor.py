@@ -11,10 +11,12 @@ from click.testing import CliRunner
 
 from cogcache.cli import main
 from cogcache.errors import CheckpointError
+from cogcache.models.releases import PASSED
 from cogcache.selftest import doctor
 
 CHECKS = {
-    "versions", "device", "processor", "products on the CPU", "4-bit product against bf16",
+    "versions", "transformers", "device", "processor", "products on the CPU",
+    "4-bit product against bf16",
     "decord", "PyAV", "feature file", "full-text search", "model tiny", "disk",
 }  # fmt: skip
 
@@ -75,3 +77,20 @@ def test_a_full_disk_is_a_fault(monkeypatch, tmp_path):
     assert not rows["disk"]["ok"]
     assert "free at" in rows["disk"]["found"]
     assert rows["decord"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "ok", "said"),
+    [
+        (PASSED[-1], True, "compared"),
+        (f"{PASSED[-1].rpartition('.')[0]}.77", True, "never tried"),
+        ("5.999.0", False, "5.999.0 was never tried"),
+    ],
+)
+def test_a_transformers_of_a_minor_version_that_nobody_tried_is_a_fault(
+    monkeypatch, installed, ok, said
+):
+    monkeypatch.setattr(doctor, "version_of", lambda _: installed)
+    row = doctor._run("transformers", doctor._transformers)
+    assert row.ok is ok
+    assert said in row.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -9,11 +10,14 @@ from pathlib import Path
 
 from cogcache.catalog import Catalog, open_catalog, tidy
 from cogcache.errors import CogcacheError
+from cogcache.models import release_note
 from cogcache.settings import Settings
 from cogcache.stages.runs.progress import AtWork, announced, at_work
 from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store import FeatureStore, LiveRun
 from cogcache.system import MemoryMonitor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,7 +81,8 @@ def open_run(
 ) -> Iterator[OpenedRun]:
     """Show a run to others while a `with` block does it, and note how it ends.
 
-    What dead processes left in the cache is cleared away first.
+    What dead processes left in the cache is cleared away first. A transformers that cogcache was
+    never tried with is a warning.
 
     Args:
         command: `extract`, `caption`, `convert`, …
@@ -94,6 +99,8 @@ def open_run(
         ...     with run.working() as at:
         ...         report.counts.done += 1
     """
+    if (note := release_note()) is not None:
+        logger.warning("%s", note)
     tidy(FeatureStore.open(cache))
     # The run is announced before the catalog is opened: nobody must put that away meanwhile.
     with (
