@@ -12,7 +12,7 @@ from cogcache.errors import CogcacheError, ConfigError
 from cogcache.settings import NO_MODEL, Settings, known_part, load_settings, parse_prompts
 from cogcache.stages import StageRequest, ask_stage, remembered
 from cogcache.store import FeatureStore
-from cogcache.system import extra_hint
+from cogcache.system import CachePaths, extra_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +137,7 @@ class Cache:
 
     def _catalog(self) -> Path:
         FeatureStore.open(self.folder)
-        path = self.folder / "catalog.sqlite"
+        path = CachePaths(self.folder).catalog
         if not path.is_file():
             raise ConfigError(f"{self.folder} has no catalog yet", "fill it with extract()")
         return path

@@ -7,19 +7,16 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
 from cogcache.catalog.database import uri_of
-from cogcache.system import sync_folder, temporary_name
+from cogcache.system import CachePaths, sync_folder, temporary_name
 
 logger = logging.getLogger(__name__)
-
-NAME: Final = "catalog.backup.sqlite"
 
 
 def backup_of(cache: Path) -> Path | None:
     """Return the backup of a cache's catalog, if there is one."""
-    path = cache / NAME
+    path = CachePaths(cache).catalog_backup
     return path if path.is_file() else None
 
 
@@ -29,7 +26,7 @@ def back_up(catalog: Path) -> None:
     SQLite's backup makes it, so that it is whole as of one moment. A run that did its work does
     not fail for want of room for the copy: then the earlier one stays, and a warning says so.
     """
-    path = catalog.with_name(NAME)
+    path = CachePaths(catalog.parent).catalog_backup
     partial = temporary_name(path)
     try:
         with (

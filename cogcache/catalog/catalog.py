@@ -347,7 +347,7 @@ class Catalog:
         CatalogError: it is no catalog, is of a newer version, or cannot be opened.
 
     Example:
-        >>> with Catalog(cache / "catalog.sqlite") as catalog:
+        >>> with Catalog(CachePaths(cache).catalog) as catalog:
         ...     texts = [row["caption"] for row in catalog.captions.rows()]
     """
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.store import live_runs
+from cogcache.system import CachePaths
 
 _MOST: Final = 100
 """Faults that SQLite is asked to list."""
@@ -189,7 +190,7 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
 def others_at_work(path: Path) -> bool:
     """Say whether other runs are at work on a cache: they write, and have checked its catalog."""
     ours = (os.getpid(), platform.node())
-    rows = live_runs(path.parent) if (path.parent / "working").is_dir() else []
+    rows = live_runs(path.parent) if CachePaths(path.parent).working.is_dir() else []
     return any(
         row["state"] == "at work" and (row.get("pid"), row.get("host")) != ours for row in rows
     )

@@ -65,7 +65,7 @@ def snapshot(path: Path, left_out: Counter[str] | None = None) -> Iterator[Path]
         CatalogError: there is no catalog at the path, or it cannot be read.
     """
     with scratch_folder() as folder:
-        copy = folder / "catalog.sqlite"
+        copy = folder / "copy.sqlite"
         try:
             with (
                 closing(sqlite3.connect(read_only_uri(path), uri=True)) as theirs,

@@ -22,11 +22,10 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.merge_rows import OWN, keep_shard, merge_rows, snapshot
 from cogcache.errors import CogcacheError
 from cogcache.settings import WorkShare
-from cogcache.system import machine, make_folder, seal, temporary_name
+from cogcache.system import CachePaths, machine, make_folder, seal, temporary_name
 
 logger = logging.getLogger(__name__)
 
-FOLDER: Final = "catalogs"
 PUBLISH_EVERY_S: Final = 300.0
 _NAME: Final = f"{OWN}name"
 
@@ -45,7 +44,7 @@ def open_catalog(cache: Path, own: Path | None, shard: str | None) -> Iterator[C
         CacheError: its copy cannot be written.
     """
     if own is None:
-        with Catalog(cache / "catalog.sqlite") as catalog:
+        with Catalog(CachePaths(cache).catalog) as catalog:
             yield catalog
         back_up(catalog.path)  # not after an error: then what was made last may be wrong
         return
@@ -57,7 +56,7 @@ def open_catalog(cache: Path, own: Path | None, shard: str | None) -> Iterator[C
 
 def published(cache: Path) -> list[Path]:
     """Return the copies of machines' own catalogs, by name."""
-    return sorted((cache / FOLDER).glob("*.sqlite"))
+    return sorted(CachePaths(cache).published.glob("*.sqlite"))
 
 
 def publish(own: Path, cache: Path, name: str) -> Path:
@@ -67,7 +66,7 @@ def publish(own: Path, cache: Path, name: str) -> Path:
         CacheError: the folder cannot be written.
         CatalogError: the catalog cannot be read.
     """
-    target = cache / FOLDER / f"{name}.sqlite"
+    target = CachePaths(cache).published / f"{name}.sqlite"
     with snapshot(own) as copy:
         seal(target, copy.read_bytes())
     return target

@@ -187,8 +187,9 @@ def catalog_of(cache: Path) -> Path:
         ConfigError: it has no catalog yet.
     """
     from cogcache.store import FeatureStore
+    from cogcache.system import CachePaths
 
     FeatureStore.open(cache)
-    if not (cache / "catalog.sqlite").is_file():
+    if not CachePaths(cache).catalog.is_file():
         raise ConfigError(f"{cache} has no catalog yet", "make one with `cogcache extract`")
-    return cache / "catalog.sqlite"
+    return CachePaths(cache).catalog

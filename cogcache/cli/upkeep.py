@@ -41,11 +41,12 @@ def verify(cache: Path, fix: bool, json_: bool) -> None:
 
     from cogcache.catalog import outdated
     from cogcache.catalog import verify as find
+    from cogcache.system import CachePaths
     from cogcache.video import look_at
 
     found = find(cache, fix=fix, look=look_at)
     rows = [asdict(each) for each in found]
-    catalog = cache / "catalog.sqlite"
+    catalog = CachePaths(cache).catalog
     if not any(each.problem == "catalog_damaged" for each in found):
         rows += [_outdated_row(each, catalog) for each in outdated(catalog)]
     if rows or json_:

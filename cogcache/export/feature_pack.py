@@ -22,6 +22,7 @@ from cogcache.export.target import check_free, whole_file
 from cogcache.export.wording import Wording
 from cogcache.keys import Field
 from cogcache.store import TYPES, Bits, FeatureStore, block_rows, encode_attribute, fixed_text
+from cogcache.system import CachePaths
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ def pack(
     """
     check_free(out, overwrite=overwrite)
     store = FeatureStore.open(cache)
-    clips, captions = _chosen(cache / "catalog.sqlite", selection, look or Look())
+    clips, captions = _chosen(CachePaths(cache).catalog, selection, look or Look())
     with (
         whole_file(out, overwrite=overwrite, cache=cache) as path,
         closing(LastingFile(path)) as lasting,

@@ -19,6 +19,7 @@ from cogcache.catalog import Catalog, RunRow
 from cogcache.errors import CogcacheError
 from cogcache.selftest.shapes import QUESTIONS, Scene, draw_scene, write_clip
 from cogcache.stages import run_stage
+from cogcache.system import CachePaths
 
 NUM_CLIPS = 12
 SEED = 2_000_000
@@ -99,7 +100,7 @@ def demonstrate(folder: Path) -> Demonstration:
     prompts = [f"--prompt={name}={QUESTIONS[name][0]}" for name in ASKED]
     _stage("extract", str(folder / "clips"), f"--cache={cache}", "--model=tiny")
     _stage("caption", f"--cache={cache}", "--model=tiny", "--max-new-tokens=64", *prompts)
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with Catalog(CachePaths(cache).catalog) as catalog:
         captions = {
             (Path(r["video"]), r["prompt_name"]): r["caption"] for r in catalog.captions.rows()
         }

@@ -18,7 +18,7 @@ from cogcache.settings import Settings
 from cogcache.stages import ClipSource, prepare, start_worker
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
-from cogcache.system import in_own_process
+from cogcache.system import CachePaths, in_own_process
 
 NUM_CLIPS: Final = 2
 _FPS: Final = 10
@@ -47,7 +47,7 @@ def measure(settings: Settings, size: tuple[int, int], duration_s: float) -> dic
         decode_s = in_own_process(_decode, job)
         for stage in (_extract, _caption):
             in_own_process(stage, job)
-        with Catalog(cache / "catalog.sqlite") as catalog:
+        with Catalog(CachePaths(cache).catalog) as catalog:
             rows: dict[str, Any] = {row["command"]: row["split"] for row in catalog.runs.rows()}
     seconds = {
         stage: sum(float(rows[stage].get(part, 0.0)) for part in parts) / NUM_CLIPS

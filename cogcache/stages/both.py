@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from cogcache.catalog import Catalog, Stage
 from cogcache.settings import Limits, Settings, templates
-from cogcache.system import asking_to_end, starter_pipe
+from cogcache.system import CachePaths, asking_to_end, starter_pipe
 from cogcache.video import WHOLE, Span
 
 
@@ -145,8 +145,8 @@ def check_chains(cache: Path, settings: Settings) -> None:
     if not needed:
         return
     known: list[str] = []
-    if (cache / "catalog.sqlite").is_file():
-        with Catalog(cache / "catalog.sqlite") as catalog:
+    if CachePaths(cache).catalog.is_file():
+        with Catalog(CachePaths(cache).catalog) as catalog:
             known = catalog.captions.prompt_names()
     for missing, name in needed.items():
         if missing not in known:

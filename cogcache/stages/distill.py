@@ -37,7 +37,7 @@ from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.report import Counts
 from cogcache.stages.train import TRAINING, Trained, TrainingJob
 from cogcache.store import FeatureStore
-from cogcache.system import pick_device
+from cogcache.system import CachePaths, pick_device
 from cogcache.training import base_kind, check_method, choose, lay_out
 from cogcache.units import format_bytes
 
@@ -165,7 +165,7 @@ def study(
             cache, out, settings, selection, family, store, run.catalog, student=student
         )
         with run.timings.time("digest"):
-            job.find(catalog_path or cache / "catalog.sqlite")
+            job.find(catalog_path or CachePaths(cache).catalog)
         report = run.begin(Counts())
         with run.working() as at:
             done = job.learn(report, at.stop)
@@ -249,7 +249,7 @@ def _examples(
     catalog_path: Path | None,
 ) -> list[Example]:
     fits = {"family": family.name, "cache_point": family.cache_point}
-    catalog = catalog_path or cache / "catalog.sqlite"
+    catalog = catalog_path or CachePaths(cache).catalog
     chosen = choose(catalog, selection, settings.prompts, fits)
     context = family.full_config().get("max_position_embeddings")
     return lay_out(chosen, family, store, family.layout(settings.language), context).examples

@@ -19,7 +19,7 @@ from cogcache.settings import Settings
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.store import FeatureStore
-from cogcache.system import pick_device, sample
+from cogcache.system import CachePaths, pick_device, sample
 from cogcache.training import (
     Chosen,
     Example,
@@ -82,7 +82,7 @@ def train(
     with open_run("train", cache, settings, catalog_path) as run:
         job = TrainingJob(cache, out, settings, selection, family, store, run.catalog)
         with run.timings.time("digest"):
-            job.find(catalog_path or cache / "catalog.sqlite")
+            job.find(catalog_path or CachePaths(cache).catalog)
         report = run.begin(Counts())
         with run.working() as at:
             done = job.learn(report, at.stop)

@@ -10,12 +10,9 @@ from __future__ import annotations
 import os
 from itertools import count
 from pathlib import Path
-from typing import Final
 
 from cogcache.store.live import LiveRun, clock_s, forget_dead, is_alive
-from cogcache.system import make_folder
-
-FOLDER: Final = "claims"
+from cogcache.system import CachePaths, make_folder
 
 
 class Claims:
@@ -27,7 +24,7 @@ class Claims:
 
     def __init__(self, run: LiveRun) -> None:
         self._run = run
-        self._folder = run.root / FOLDER
+        self._folder = CachePaths(run.root).claims
         self._held: dict[str, Path] = {}
         make_folder(self._folder)
 
@@ -68,7 +65,7 @@ class Claims:
 
 def remove_dead_claims(root: Path) -> list[Path]:
     """Remove the claims and files of runs that are dead; return the claims removed."""
-    claims = [path for path in (root / FOLDER).glob("*") if path.is_file()]
+    claims = [path for path in CachePaths(root).claims.glob("*") if path.is_file()]
     now_s = clock_s(root) if claims else 0.0
     dead = [path for path in claims if not _lives(root, path, now_s)]
     for path in dead:

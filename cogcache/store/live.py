@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from cogcache.system import machine, make_folder
+from cogcache.system import CachePaths, machine, make_folder
 
 logger = logging.getLogger(__name__)
 
-FOLDER: Final = "working"
 BEAT_S: Final = 3.0
 EXPIRY_S: Final = 60.0
 """Silence after which a run on another machine is taken for dead."""
@@ -43,7 +42,7 @@ class LiveRun:
     def __init__(self, root: Path, facts: Callable[[], RunFacts]) -> None:
         self.root, self._facts = root, facts
         self.name = f"{machine()}.{os.getpid()}.{uuid4().hex}"
-        self.path = root / FOLDER / f"{self.name}.json"
+        self.path = CachePaths(root).working / f"{self.name}.json"
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
 
     @contextmanager
@@ -86,9 +85,9 @@ class LiveRun:
 
 def clock_s(root: Path) -> float:
     """Return the time by the clock of the machine that holds the cache."""
-    make_folder(root / FOLDER)
-    os.utime(root / FOLDER)
-    return (root / FOLDER).stat().st_mtime
+    make_folder(CachePaths(root).working)
+    os.utime(CachePaths(root).working)
+    return CachePaths(root).working.stat().st_mtime
 
 
 def is_alive(root: Path, name: str, now_s: float) -> bool:
@@ -104,7 +103,7 @@ def is_alive(root: Path, name: str, now_s: float) -> bool:
     try:
         # Opened, not only asked for: a network file system then asks its server anew, where it
         # would else tell what it has known for up to a minute.
-        with (root / FOLDER / f"{name}.json").open("rb") as file:
+        with (CachePaths(root).working / f"{name}.json").open("rb") as file:
             silent_s = now_s - os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return False
@@ -116,7 +115,7 @@ def is_alive(root: Path, name: str, now_s: float) -> bool:
 
 def live_runs(root: Path) -> list[dict[str, Any]]:
     """Return what each run at work on a cache says of itself, the oldest first."""
-    rows, paths = [], [*(root / FOLDER).glob("*.json")]
+    rows, paths = [], [*CachePaths(root).working.glob("*.json")]
     now_s = clock_s(root) if paths else 0.0
     for path in paths:
         with suppress(OSError, ValueError):
@@ -130,7 +129,7 @@ def live_runs(root: Path) -> list[dict[str, Any]]:
 
 def forget_dead(root: Path) -> list[str]:
     """Remove what dead runs have left of themselves; return their names."""
-    files = (root / FOLDER).glob("*.*.*.*")
+    files = CachePaths(root).working.glob("*.*.*.*")
     names = {path.stem for path in files if path.suffix in (".json", ".new")}
     now_s = clock_s(root) if names else 0.0
     dead = sorted(
@@ -138,14 +137,14 @@ def forget_dead(root: Path) -> list[str]:
     )
     for name in dead:
         for suffix in (".json", ".new"):
-            (root / FOLDER / (name + suffix)).unlink(missing_ok=True)
+            (CachePaths(root).working / (name + suffix)).unlink(missing_ok=True)
     return dead
 
 
 def _begins(root: Path, name: str, now_s: float) -> bool:
     """Say whether a run is writing its first word just now."""
     try:
-        return abs(now_s - (root / FOLDER / f"{name}.new").stat().st_mtime) < 2 * BEAT_S
+        return abs(now_s - (CachePaths(root).working / f"{name}.new").stat().st_mtime) < 2 * BEAT_S
     except FileNotFoundError:
         return False
 

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.errors import CacheError
-from cogcache.system import our_version, seal
+from cogcache.system import CachePaths, our_version, seal
 
 CACHE_FORMAT: Final = 1
 _FORMAT_ELSEWHERE: Final = 2
 """Of a cache whose features lie in an object store: older versions must not take it for empty."""
-MARK: Final = "cogcache.toml"
+MARK: Final = CachePaths(Path()).mark.name
 """Name of the file; it also holds the profiles of the cache."""
 _IGNORED: Final = {"lost+found"}  # a freshly made disk holds it
 
 
 def is_free(root: Path) -> bool:
     """Say whether a cache may be made in a folder: it is absent, or empty."""
-    return not (root / MARK).exists() and not _found_in(root)
+    return not CachePaths(root).mark.exists() and not _found_in(root)
 
 
 def write_mark(root: Path, features: str | None) -> None:
@@ -37,7 +37,7 @@ def write_mark(root: Path, features: str | None) -> None:
     text = f"# A cache of cogcache; docs/format.md says what lies in it.\nformat = {number}\n"
     # A JSON text is a TOML one, too.
     text += "" if features is None else f"features = {json.dumps(features)}\n"
-    seal(root / MARK, f'{text}made_with = "cogcache {our_version()}"\n'.encode())
+    seal(CachePaths(root).mark, f'{text}made_with = "cogcache {our_version()}"\n'.encode())
 
 
 def _found_in(root: Path) -> list[str]:
@@ -53,14 +53,14 @@ def read_mark(root: Path) -> str | None:
     """
     hint = "name another folder with --cache"
     try:
-        mark = tomllib.loads((root / MARK).read_text(encoding="utf-8"))
+        mark = tomllib.loads(CachePaths(root).mark.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         found = ", ".join(_found_in(root)[:3]) or "nothing"
         raise CacheError(
             f"{root} is not a cache: it has no {MARK} and holds {found}", hint
         ) from error
     except (OSError, ValueError) as error:
-        raise CacheError(f"{root / MARK} cannot be read: {error}", hint) from error
+        raise CacheError(f"{CachePaths(root).mark} cannot be read: {error}", hint) from error
     features = mark.get("features")
     if mark.get("format") != (CACHE_FORMAT if features is None else _FORMAT_ELSEWHERE):
         problem = f"{root} is of format {mark.get('format')!r}; this version reads {CACHE_FORMAT}"

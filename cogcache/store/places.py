@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from cogcache.errors import CacheError, ConfigError
 from cogcache.system import (
+    CachePaths,
     RemoteError,
     facts,
     filesystem,
@@ -74,7 +75,7 @@ class FeatureFiles(Protocol):
 
 def feature_files(root: Path, url: str | None) -> FeatureFiles:
     """Return the files of a cache: below its folder, or below a URL."""
-    return FolderFiles(root / "features") if url is None else ObjectFiles(url.rstrip("/"))
+    return FolderFiles(CachePaths(root).features) if url is None else ObjectFiles(url.rstrip("/"))
 
 
 @dataclass(frozen=True)

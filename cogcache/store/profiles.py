@@ -11,7 +11,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from cogcache.store import MARK, read_mark
-from cogcache.system import seal
+from cogcache.system import CachePaths, seal
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def read_profiles(root: Path) -> dict[str, Mapping[str, Any]]:
         CacheError: the folder is no cache, or one of another format.
     """
     read_mark(root)
-    found = tomllib.loads((root / MARK).read_text(encoding="utf-8")).get(_TABLE)
+    found = tomllib.loads(CachePaths(root).mark.read_text(encoding="utf-8")).get(_TABLE)
     if not isinstance(found, dict):
         return {}
     return {name: each for name, each in found.items() if isinstance(each, dict)}
@@ -47,9 +47,9 @@ def add_profile(root: Path, name: str, lines: str) -> bool:
         with FileLock(root / f".{MARK}.lock", timeout=_PATIENCE_S):
             if name in read_profiles(root):
                 return False
-            before = (root / MARK).read_text(encoding="utf-8").rstrip("\n")
-            seal(root / MARK, f"{before}\n\n{lines}".encode())
+            before = CachePaths(root).mark.read_text(encoding="utf-8").rstrip("\n")
+            seal(CachePaths(root).mark, f"{before}\n\n{lines}".encode())
     except (OSError, Timeout) as error:  # a file system without locks
-        logger.warning("%s: the settings cannot be remembered: %s", root / MARK, error)
+        logger.warning("%s: the settings cannot be remembered: %s", CachePaths(root).mark, error)
         return False
     return True

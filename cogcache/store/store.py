@@ -20,7 +20,7 @@ from cogcache.store.mark import CACHE_FORMAT, is_free, read_mark, write_mark
 from cogcache.store.places import KEY, feature_files
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.writer import Compression
-from cogcache.system import remove_dead, seal, sync_folder
+from cogcache.system import CachePaths, remove_dead, seal, sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class FeatureStore:
         """Take ``root`` as it is; use ``open`` or ``create_or_open``, which check it."""
         self.root, self.features = root, features
         self._files = feature_files(root, features)
-        self._quarantine = root / "quarantine"
+        self._quarantine = CachePaths(root).quarantine
 
     @classmethod
     def open(cls, root: Path) -> FeatureStore:

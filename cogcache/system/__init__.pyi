@@ -5,6 +5,7 @@ from .atomic_files import make_folder as make_folder
 from .atomic_files import seal as seal
 from .atomic_files import seal_parts as seal_parts
 from .atomic_files import sync_folder as sync_folder
+from .cache_paths import CachePaths as CachePaths
 from .devices import check_devices as check_devices
 from .devices import free_bytes as free_bytes
 from .devices import pick_device as pick_device

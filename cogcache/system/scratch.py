@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from cogcache.system.cache_paths import CachePaths
 from cogcache.system.host import machine
 
 PARTIAL: Final = ".partial"
 OLD: Final = ".old"
 """Of a folder that is about to be replaced, where it cannot be exchanged in one step."""
-NOTES: Final = "working"
 _NOTE: Final = ".note"
 _FOLDER: Final = "cogcache-"
 _MEMORY: Final = Path("/dev/shm")
@@ -156,7 +156,7 @@ def noted(cache: Path | None, kind: str, **facts: Any) -> Iterator[None]:
 def notes(cache: Path, kind: str, *, dead: bool) -> list[tuple[Path, Mapping[str, Any]]]:
     """Return the notes of one kind, of dead or of living processes."""
     found = []
-    for path in sorted((cache / NOTES).glob(f"*{_NOTE}")):
+    for path in sorted(CachePaths(cache).working.glob(f"*{_NOTE}")):
         with suppress(AttributeError, OSError, RecursionError, ValueError):
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.get("kind") == kind and is_dead(path) == dead:
@@ -175,7 +175,7 @@ def sweep(cache: Path) -> list[Path]:
         ours = [path for path in paths if _is_temporary(path)]
         removed += [path for path in ours if os.path.lexists(path) and _remove(path)]
         _forget(note)
-    for note in (cache / NOTES).glob(f"*{_NOTE}"):
+    for note in CachePaths(cache).working.glob(f"*{_NOTE}"):
         if is_dead(note) and not note.stat().st_size:  # its writer died at it
             _forget(note)
     sweep_temporary()
@@ -203,9 +203,10 @@ def sweep_temporary() -> None:
 
 def left_behind(cache: Path) -> list[Path]:
     """Return what dead processes left: notes, and what they name."""
-    found = [path for path in sorted((cache / NOTES).glob(f"*{_NOTE}")) if is_dead(path)]
+    found = [path for path in sorted(CachePaths(cache).working.glob(f"*{_NOTE}")) if is_dead(path)]
     found += [Path(p) for _, c in notes(cache, "temporary", dead=True) for p in c.get("paths", [])]
-    folders = (cache, cache / "quarantine", *(cache / "features").glob("??"))
+    paths = CachePaths(cache)
+    folders = (cache, paths.quarantine, *paths.features.glob("??"))
     found += [path for folder in folders for path in folder.glob(f".*{PARTIAL}") if is_dead(path)]
     return [path for path in found if os.path.lexists(path)]
 
@@ -247,7 +248,7 @@ def _remove(path: Path) -> bool:
 def _write_note(cache: Path | None, content: Mapping[str, Any]) -> Path | None:
     if cache is None or not cache.is_dir():
         return None
-    note = cache / NOTES / f"{_owner()}{_NOTE}"
+    note = CachePaths(cache).working / f"{_owner()}{_NOTE}"
     try:
         note.parent.mkdir(exist_ok=True)
         note.write_text(json.dumps(content), encoding="utf-8")

@@ -19,14 +19,13 @@ from transformers import PreTrainedModel
 
 from cogcache.keys import Field, digest
 from cogcache.store import FeatureStore
+from cogcache.system import CachePaths
 from cogcache.training.batches import cut
 from cogcache.training.examples import Example
 from cogcache.training.loss import Batch, Collator, logits_of, token_losses
 
 EPOCH: Final = 1
 """Raised when what is kept of a teacher changes."""
-FOLDER: Final = "teachers"
-"""Of a cache: what teachers think lies beside the features, in files of the same kind."""
 _LEAST: Final = 1e-8
 """Probabilities below this count as this: the logarithm of nothing is no number."""
 
@@ -63,7 +62,7 @@ class Teacher:
     _store: FeatureStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self._store = FeatureStore.create_or_open(self.cache / FOLDER)
+        self._store = FeatureStore.create_or_open(CachePaths(self.cache).teachers)
 
     def key(self, example: Example) -> str:
         """Return the name under which the thoughts about a caption are kept."""

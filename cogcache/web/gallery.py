@@ -24,7 +24,7 @@ from cogcache.catalog import (
 )
 from cogcache.errors import CacheError, ConfigError
 from cogcache.store import FeatureStore
-from cogcache.system import seal
+from cogcache.system import CachePaths, seal
 from cogcache.web.browse import Browser, BrowseRow
 from cogcache.web.rendering import HERE, environment
 
@@ -65,7 +65,7 @@ def write_gallery(
         CogcacheError: the cache or its catalog cannot be used, or nothing is selected.
         MissingVideosError: no file holds any of the videos, or one of them and this is an error.
     """
-    store, catalog = FeatureStore.open(cache), cache / "catalog.sqlite"
+    store, catalog = FeatureStore.open(cache), CachePaths(cache).catalog
     some, look = selection or Selection(), look or Look()
     with Catalog(catalog) as opened:
         holders = opened.holders(check=look.check)

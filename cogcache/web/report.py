@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cogcache.catalog import STAGES
 from cogcache.errors import ConfigError
-from cogcache.system import seal
+from cogcache.system import CachePaths, seal
 from cogcache.units import GIB, MIB, format_bytes, format_seconds
 from cogcache.web import figures
 from cogcache.web.browse import Browser, BrowseRow
@@ -63,7 +63,7 @@ def write_report(cache: Path, out: Path, runs: Sequence[int] = ()) -> Path:
     kind = out.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise ConfigError(f"{out} does not end in .png, .svg or .html", "name such a file")
-    with Browser(cache / "catalog.sqlite") as browser:
+    with Browser(CachePaths(cache).catalog) as browser:
         findings, learnt = find(browser, runs), _learnt(browser)
     picture = draw(findings, "svg" if kind == "html" else kind)
     seal(out, _page(findings, picture, learnt) if kind == "html" else picture)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from cogcache.catalog import CaptionSearch, Catalog, Look, PlacedRows, Placing
 from cogcache.errors import ConfigError
 from cogcache.store import FeatureStore
+from cogcache.system import CachePaths
 from cogcache.web.browse import Browser, BrowseRow, Page
 
 
@@ -41,7 +42,7 @@ def open_site(cache: Path) -> Iterator[Site]:
     Raises:
         CogcacheError: there is no cache, it has no catalog, or one cannot be opened.
     """
-    store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
+    store, path = FeatureStore.open(cache), CachePaths(cache).catalog
     if not path.is_file():
         raise ConfigError(f"{cache} has no catalog yet", "make one with `cogcache extract`")
     with Catalog(path) as catalog, Browser(path) as browser, CaptionSearch(path) as search:

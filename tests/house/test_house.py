@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cogcache.system import CachePaths
+
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "cogcache").rglob("*.py"))
 PROGRAMS = [
@@ -75,3 +77,17 @@ def test_no_file_names_a_folder_of_one_machine():
     for path in text_files():
         match = folders.search(path.read_text())
         assert not match, f"{path.relative_to(ROOT)}: {match}"
+
+
+def test_one_class_writes_where_the_files_of_a_cache_lie():
+    known = [getattr(CachePaths(Path()), name) for name in vars(CachePaths) if name[0] != "_"]
+    names = {path.name for path in known if path.name}
+    assert {"cogcache.toml", "catalog.sqlite", "features", "claims"} <= names
+    for path in MODULES:
+        joined = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.BinOp)]
+        written = {each.right.value for each in joined if isinstance(each.right, ast.Constant)}
+        name = path.relative_to(ROOT / "cogcache").as_posix()
+        # A folder of prefixes lies outside of the cache and has a quarantine of its own.
+        allowed = {"quarantine"} if name == "generation/prefix_files.py" else set()
+        if name != "system/cache_paths.py":
+            assert not written & names - allowed, name

@@ -25,7 +25,7 @@ from cogcache.catalog.search.full_text import CaptionSearch, Results
 from cogcache.catalog.search.queries import Query, parse
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError
-from cogcache.system import extra_hint, seal
+from cogcache.system import CachePaths, extra_hint, seal
 
 AT_A_TIME: Final = 512
 SAVE_EACH: Final = 50_000
@@ -52,10 +52,10 @@ class SemanticIndex:
     """
 
     def __init__(self, cache: Path, embedder: Embedder) -> None:
-        self._catalog, self._embedder = cache / "catalog.sqlite", embedder
+        self._catalog, self._embedder = CachePaths(cache).catalog, embedder
         with Catalog(self._catalog) as catalog:
             self.model = embedder.digest(catalog)
-        self.path = cache / "semantic" / f"{self.model}.usearch"
+        self.path = CachePaths(cache).semantic / f"{self.model}.usearch"
         self._index = _load(self.path)
 
     def update(self, progress: Callable[[int, int], None] = lambda done, all_: None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.store import MARK, FeatureStore, remove_dead_claims
-from cogcache.system import scratch
+from cogcache.system import CachePaths, scratch
 
 REMOVAL: Final = "removal"
 """Kind of the note of features that are being deleted for good, with their ``keys``."""
@@ -52,7 +52,8 @@ def sweep(store: FeatureStore) -> None:
     """
     store.sweep()
     remove_dead_claims(store.root)
-    folders = [store.root / name for name in ("catalogs", "semantic")]
+    paths = CachePaths(store.root)
+    folders = [paths.published, paths.semantic]
     scratch.remove_dead(folder for folder in folders if folder.is_dir())
     scratch.sweep(store.root)
 
@@ -72,7 +73,7 @@ def remove_features(store: FeatureStore, keys: list[str]) -> None:
     for key in keys:
         if key in store:
             store.remove(key)
-    path = store.root / "catalog.sqlite"
+    path = CachePaths(store.root).catalog
     if keys and path.is_file():
         with Catalog(path) as catalog:
             catalog.clips.remove(keys)

@@ -23,6 +23,7 @@ from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.upkeep.leftovers import tidy
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
 from cogcache.store import FeatureStore
+from cogcache.system import CachePaths
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
     stores = {source: _store_of(source, into) for source in sources}
     store = FeatureStore.create_or_open(into)
     tidy(store)
-    path, merged = into / "catalog.sqlite", Merged()
+    path, merged = CachePaths(into).catalog, Merged()
     Catalog(path).close()
     for source in tqdm(sources, desc="merge", unit="catalog", disable=None):
         theirs = stores[source]
@@ -96,7 +97,7 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
             listed, catalog_path = store.present(), source
         else:
             listed = _take_files(theirs, store, path, merged)
-            catalog_path = source / "catalog.sqlite"
+            catalog_path = CachePaths(source).catalog
         misfits: Counter[str] = Counter()
         with snapshot(catalog_path, misfits) as copy:
             merged.misfits += misfits.total()
@@ -116,12 +117,12 @@ def _store_of(source: Path, into: Path) -> FeatureStore | None:
         CacheError: it is neither a cache nor a catalog.
         ConfigError: it is the cache to merge into.
     """
-    if source.resolve() in (into.resolve(), (into / "catalog.sqlite").resolve()):
+    if source.resolve() in (into.resolve(), CachePaths(into).catalog.resolve()):
         raise ConfigError(f"{source} is the cache to merge into", "leave it out")
     if source.is_file():
         return None
     store = FeatureStore.open(source)
-    if not (source / "catalog.sqlite").is_file():
+    if not CachePaths(source).catalog.is_file():
         raise CacheError(f"{source} has no catalog", "make one with `cogcache rebuild`")
     return store
 

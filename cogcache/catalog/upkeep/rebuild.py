@@ -22,6 +22,7 @@ from cogcache.catalog.backup import backup_of
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import VERSION, CatalogFile, read_only_uri
 from cogcache.catalog.foreign import bound
+from cogcache.catalog.integrity import state_path
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.salvage import Pages, Rows, salvage
@@ -30,7 +31,7 @@ from cogcache.catalog.values import misfits
 from cogcache.catalog.whole_rows import TABLES, Checksums, stored_columns
 from cogcache.errors import CacheError, CatalogError
 from cogcache.store import FeatureStore, live_runs
-from cogcache.system import extra_hint, scratch_folder, seal
+from cogcache.system import CachePaths, extra_hint, scratch_folder, seal
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ _FROM_FILES: Final = "clips"
 """The table that is not saved: the feature files say what is in it."""
 _ROWS_AT_A_TIME: Final = 1000
 _LOGS: Final = ("-wal", "-shm")
-_STATE: Final = "-state"
 
 
 @dataclass
@@ -79,7 +79,7 @@ def rebuild(cache: Path, *, from_backup: bool = False) -> Rebuilt:
         CacheError: the folder is no cache, cannot be written, or a run is at work on it;
             its catalog is of a newer version, or cannot be opened; there is no backup.
     """
-    store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
+    store, path = FeatureStore.open(cache), CachePaths(cache).catalog
     if any(row["state"] == "at work" for row in live_runs(cache)):
         raise CacheError("a run is at work on the cache", "wait for it: `cogcache status`")
     sweep(store)
@@ -88,7 +88,7 @@ def rebuild(cache: Path, *, from_backup: bool = False) -> Rebuilt:
         raise CacheError(f"{cache} has no backup of its catalog", "leave --from-backup out")
     result = Rebuilt()
     with scratch_folder(cache) as folder:
-        fresh = folder / "catalog.sqlite"
+        fresh = folder / "new.sqlite"
         for old in (path, *([backup] if from_backup and backup else [])):
             if old.exists():
                 _check_usable(old)
@@ -235,7 +235,8 @@ def _replace(store: FeatureStore, path: Path, content: bytes, result: Rebuilt) -
         if part.exists():
             kept = store.keep_copy(part, "replaced by `cogcache rebuild`")
             result.old = result.old or kept
-    for suffix in (*_LOGS, _STATE):
+    logs = [path.with_name(path.name + suffix) for suffix in _LOGS]
+    for part in (*logs, state_path(path)):
         # They would be replayed into the new file, to which they do not belong.
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     seal(path, content)

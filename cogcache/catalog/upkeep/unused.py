@@ -13,7 +13,7 @@ from cogcache.catalog.rows import names_url, path_to_text, text_to_path
 from cogcache.catalog.upkeep.leftovers import remove_features, removing, tidy
 from cogcache.errors import CatalogError, VideoError
 from cogcache.store import FeatureStore
-from cogcache.system import RemoteError, facts
+from cogcache.system import CachePaths, RemoteError, facts
 from cogcache.video import file_digest
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
     store = FeatureStore.open(cache)
     if remove:
         tidy(store)
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with Catalog(CachePaths(cache).catalog) as catalog:
         current = _current_digests(catalog)
         rows = {row["feature_key"]: row for row in catalog.clips.rows()}
         unused = [

@@ -26,7 +26,7 @@ from cogcache.errors import CacheError, CatalogError, CorruptFeaturesError, Dama
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.store import FeatureStore, live_runs
-from cogcache.system import scratch
+from cogcache.system import CachePaths, scratch
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def verify(cache: Path, *, fix: bool = False, look: LookAt | None = None) -> lis
     Raises:
         CacheError: the folder is no cache, or its disk cannot be read.
     """
-    store, path = FeatureStore.open(cache), cache / "catalog.sqlite"
+    store, path = FeatureStore.open(cache), CachePaths(cache).catalog
     try:
         faults = faults_of(path)
     except DamagedCatalogError as error:

@@ -29,7 +29,7 @@ from cogcache.stages.captioning.tasks import Task, around, caption_key
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store import FeatureStore
-from cogcache.system import in_own_process, scratch_folder
+from cogcache.system import CachePaths, in_own_process, scratch_folder
 from cogcache.units import format_bytes
 
 
@@ -81,7 +81,7 @@ def check_precision(
     settings = _changed(settings, "generation", retry=False, n=1)
     FeatureStore.open(cache)
     family = open_family(settings)
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with Catalog(CachePaths(cache).catalog) as catalog:
         settings = quantization_for(settings, family, catalog).settings
         identity = identify(family, "language", catalog.files)
         identity = with_adapter(identity, settings.language.adapter)

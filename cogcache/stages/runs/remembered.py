@@ -11,6 +11,7 @@ from cogcache.catalog import Catalog
 from cogcache.models import Checkpoint, published_pixels
 from cogcache.settings import DEFAULT, Profile, Settings, as_toml, choose_profile, profile_of
 from cogcache.store import MARK, add_profile, read_profiles
+from cogcache.system import CachePaths
 
 
 def remembered(root: Path, name: str | None, model: str | None) -> tuple[str, Profile] | None:
@@ -74,7 +75,7 @@ def _name_of(model: str) -> str:
 
 def _last_run(root: Path) -> Mapping[str, Any] | None:
     """Return the settings of the last stage one of a cache that has no profile."""
-    if not (root / "catalog.sqlite").is_file():
+    if not CachePaths(root).catalog.is_file():
         return None
-    with Catalog(root / "catalog.sqlite") as catalog:
+    with Catalog(CachePaths(root).catalog) as catalog:
         return catalog.runs.last_settings("extract")

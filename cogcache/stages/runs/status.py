@@ -8,6 +8,7 @@ from typing import Any
 
 from cogcache.catalog import Catalog
 from cogcache.store import FeatureStore, live_runs
+from cogcache.system import CachePaths
 from cogcache.units import format_bytes, format_seconds
 
 
@@ -20,9 +21,9 @@ def statuses(cache: Path) -> list[dict[str, Any]]:
     FeatureStore.open(cache)
     if rows := live_runs(cache):
         return rows
-    if not (cache / "catalog.sqlite").is_file():
+    if not CachePaths(cache).catalog.is_file():
         return []
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with Catalog(CachePaths(cache).catalog) as catalog:
         last = catalog.runs.rows()[-1:]
     return [{**run, **run["counts"], "state": _ended(run["status"])} for run in last]
 
