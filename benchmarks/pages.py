@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.rows import RunEnd
 from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
 from cogcache.web.browse import Browser
@@ -138,7 +139,7 @@ def add_run(catalog: Catalog, command: str, rng: random.Random) -> None:
     run = catalog.runs.start(command, MODEL, {})
     split = {"load": 3.0, "encode": 9.0}
     counts = {"done": 10, "failed": 0}
-    catalog.runs.finish(run, "done", split=split, counts=counts, report=report)
+    catalog.runs.finish(run, RunEnd("done", split=split, counts=counts, report=report))
 
 
 def measure(cache: Path, num_clips: int) -> None:

@@ -34,11 +34,12 @@ from .rows import IMPORTED as IMPORTED
 from .rows import STAGES as STAGES
 from .rows import CaptionRow as CaptionRow
 from .rows import ClipRow as ClipRow
+from .rows import Failure as Failure
 from .rows import FlaggedCaption as FlaggedCaption
+from .rows import RunEnd as RunEnd
 from .rows import RunRow as RunRow
 from .rows import Stage as Stage
 from .rows import VideoRow as VideoRow
-from .rows import failure_row as failure_row
 from .rows import is_there as is_there
 from .rows import names_url as names_url
 from .rows import path_to_text as path_to_text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, cast
@@ -22,10 +23,10 @@ from cogcache.catalog.rows import (
     ClipRow,
     FailureRow,
     FlaggedCaption,
+    RunEnd,
     RunRow,
     Stage,
     VideoRow,
-    failure_row,
     path_to_text,
     text_to_path,
 )
@@ -40,7 +41,6 @@ __all__ = [
     "RunRow",
     "Stage",
     "VideoRow",
-    "failure_row",
     "path_to_text",
     "text_to_path",
 ]
@@ -297,26 +297,9 @@ class Runs:
         row |= {"planned_peak_bytes": planned_peak_bytes, "started_at": _now(), "status": "running"}
         return self._file.insert("runs", row)
 
-    def finish(
-        self,
-        run: int,
-        status: str,
-        *,
-        planned_peak_bytes: int | None = None,
-        measured_peak_bytes: int | None = None,
-        split: Mapping[str, Field] | None = None,
-        counts: Mapping[str, Field] | None = None,
-        report: Mapping[str, Field] | None = None,
-    ) -> None:
+    def finish(self, run: int, end: RunEnd) -> None:
         """Note how a run ended."""
-        row: dict[str, object] = {
-            "run": run,
-            "status": status,
-            "ended_at": _now(),
-            "split": split or {},
-        }
-        row |= {"counts": counts or {}, "measured_peak_bytes": measured_peak_bytes}
-        row |= {"report": report or {}, "planned_peak_bytes": planned_peak_bytes}
+        row: dict[str, object] = {"run": run, "ended_at": _now(), **asdict(end)}
         columns = ", ".join(f"{name} = :{name}" for name in row)
         self._file.write(f"UPDATE runs SET {columns} WHERE run = :run", row)
 

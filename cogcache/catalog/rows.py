@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict, get_args
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -119,7 +120,7 @@ class RunRow(TypedDict):
     started_at: str
     ended_at: str | None
     status: str
-    """``running``, or what ``finish_run`` was told; a run that died stays ``running``."""
+    """``running``, then that of its `RunEnd`; a run that was killed stays ``running``."""
     settings: Mapping[str, Field]
     planned_peak_bytes: int | None
     measured_peak_bytes: int | None
@@ -132,29 +133,52 @@ class RunRow(TypedDict):
     """What a run is known by in any catalog; its number is of this one alone."""
 
 
-def failure_row(
-    video: Path,
-    span: tuple[float, float | None],
-    stage: Stage,
-    error: ClipError,
-    *,
-    run: int | None = None,
-    key: str | None = None,
-    video_digest: str | None = None,
-) -> FailureRow:
-    """Return what is noted of a clip that could not be done."""
-    hint = f" ({error.hint})" if error.hint else ""
-    return {
-        "video": path_to_text(video),
-        "start_s": span[0],
-        "end_s": span[1],
-        "stage": stage,
-        "feature_key": key,
-        "reason": error.reason,
-        "message": error.problem + hint,
-        "run": run,
-        "video_digest": video_digest,
-    }
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A clip that could not be done, and why; it has a row for each file that holds it."""
+
+    span: tuple[float, float | None]
+    """Start and end in seconds; None is the end of the video."""
+    error: ClipError
+    stage: Stage = "extract"
+    key: str | None = None
+    """Its feature key; None where the video could not even be read."""
+    video_digest: str | None = None
+
+    def row(self, video: Path, run: int | None = None) -> FailureRow:
+        """Return what the catalog notes of it under one file.
+
+        Args:
+            video: the file.
+            run: number of the run that failed.
+        """
+        hint = f" ({self.error.hint})" if self.error.hint else ""
+        return {
+            "video": path_to_text(video),
+            "start_s": self.span[0],
+            "end_s": self.span[1],
+            "stage": self.stage,
+            "feature_key": self.key,
+            "reason": self.error.reason,
+            "message": self.error.problem + hint,
+            "run": run,
+            "video_digest": self.video_digest,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended, and what was measured until then."""
+
+    status: str
+    """``done``, ``failures``, ``stopped`` or ``error``."""
+    planned_peak_bytes: int | None = None
+    measured_peak_bytes: int | None = None
+    split: Mapping[str, Field] = field(default_factory=dict)
+    """Seconds by what they were spent on."""
+    counts: Mapping[str, Field] = field(default_factory=dict)
+    report: Mapping[str, Field] = field(default_factory=dict)
+    """Peaks and timeline of memory, bytes read by shard, versions."""
 
 
 def path_to_text(path: Path | str) -> str:

@@ -21,8 +21,8 @@ from cogcache.catalog import (
     CaptionRow,
     Catalog,
     ClipRow,
+    Failure,
     FlaggedCaption,
-    failure_row,
     notes_of,
     outdated,
     text_to_path,
@@ -164,10 +164,8 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
 
 def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) -> None:
     span = (clip["start_s"], clip["end_s"])
-    video, key = text_to_path(clip["video"]), clip["feature_key"]
-    digest = clip["video_digest"]
-    row = failure_row(video, span, "caption", error, run=report.run, key=key, video_digest=digest)
-    catalog.failures.add(row)
+    failure = Failure(span, error, "caption", clip["feature_key"], clip["video_digest"])
+    catalog.failures.add(failure.row(text_to_path(clip["video"]), report.run))
     logger.warning("%s: %s", printable(clip["video"]), printable(error.problem))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, notes_of, outdated
+from cogcache.catalog import Catalog, Failure, notes_of, outdated
 from cogcache.models import identify, open_family
 from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
@@ -83,7 +83,7 @@ def extract(
         work.add_to(counts)
         report = run.begin(counts)
         for bad in work.failures:
-            note_failure(run.catalog, report, [bad.video], WHOLE, bad.error)
+            note_failure(run.catalog, report, [bad.video], Failure(WHOLE, bad.error))
         if work.missing or work.unsearched or work.unread:
             with run.working() as at:
                 _Extraction(wanted, store, run.catalog, report, at).run(work)

@@ -15,7 +15,7 @@ import pytest
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import VERSION
 from cogcache.catalog.migrations import MIGRATIONS
-from cogcache.catalog.rows import path_to_text, text_to_path
+from cogcache.catalog.rows import RunEnd, path_to_text, text_to_path
 from cogcache.errors import CatalogError
 
 VIDEO = {
@@ -248,9 +248,8 @@ def test_run_is_noted_when_it_begins_and_when_it_ends(catalog):
     run = catalog.runs.start("extract", "tiny", {"dtype": "bfloat16"}, planned_peak_bytes=10)
     (row,) = catalog.runs.rows()
     assert (row["run"], row["status"], row["ended_at"]) == (run, "running", None)
-    catalog.runs.finish(
-        run, "done", measured_peak_bytes=9, split={"decode": 1.5}, counts={"done": 3}
-    )
+    end = RunEnd("done", measured_peak_bytes=9, split={"decode": 1.5}, counts={"done": 3})
+    catalog.runs.finish(run, end)
     (row,) = catalog.runs.rows()
     assert (row["status"], row["measured_peak_bytes"]) == ("done", 9)
     assert (row["split"], row["counts"]) == ({"decode": 1.5}, {"done": 3})

@@ -71,7 +71,7 @@ def test_planned_and_measured_peaks_stand_side_by_side():
     text = "\n".join(report_lines(made, verbose=True))
     assert "170 MiB" in text
     assert "planned 160 MiB" in text
-    assert (made.row()["planned_peak_bytes"], made.row()["measured_peak_bytes"]) == (
+    assert (made.end().planned_peak_bytes, made.end().measured_peak_bytes) == (
         160 * MIB, 170 * MIB,
     )  # fmt: skip
 
@@ -80,8 +80,8 @@ def test_on_a_device_the_libraries_are_no_part_of_the_plan():
     made = report(found=1, done=1)
     made.planned, made.base_bytes = StagePlan(30 * MIB, 20 * MIB), 100 * MIB
     made.peak = MemorySample(anonymous_bytes=900 * MIB, device_bytes=48 * MIB)
-    assert made.row()["planned_peak_bytes"] == 50 * MIB
-    assert made.row()["measured_peak_bytes"] == 48 * MIB
+    assert made.end().planned_peak_bytes == 50 * MIB
+    assert made.end().measured_peak_bytes == 48 * MIB
     assert "on the device" in "\n".join(report_lines(made, verbose=True))
 
 
@@ -107,8 +107,8 @@ def test_a_monitor_gives_the_peak_and_the_time():
         held[::4096] = b"x" * len(held[::4096])
         time.sleep(0.1)
     made.finish(monitor)
-    assert made.row()["measured_peak_bytes"] > 50 * MIB
-    assert made.row()["report"]["timeline"]
+    assert made.end().measured_peak_bytes > 50 * MIB
+    assert made.end().report["timeline"]
     assert made.total_s >= 0.1
 
 

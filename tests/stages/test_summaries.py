@@ -11,7 +11,7 @@ from scenes import catalog_of, settings
 from videos import write_video
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import failure_row
+from cogcache.catalog.rows import Failure
 from cogcache.catalog.search.selection import Selection
 from cogcache.errors import ConfigError, VideoError
 from cogcache.export.items import select_items
@@ -140,7 +140,7 @@ def test_no_summary_is_made_while_stage_one_still_adds_clips(desk):
 def test_a_clip_that_failed_is_left_out_and_the_summary_says_so(desk):
     desk.add_clips(4, but=(3,))
     error = VideoError("decode_failed", "it cannot be read")
-    desk.catalog.failures.add(failure_row(VIDEO, (30.0, None), "extract", error, key="k"))
+    desk.catalog.failures.add(Failure((30.0, None), error, key="k").row(VIDEO))
     desk.say(desk.list().missing)
     (task,) = desk.list().missing
     assert task.gaps

@@ -12,7 +12,7 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.readings import Reading, remember
-from cogcache.catalog.rows import failure_row
+from cogcache.catalog.rows import Failure
 from cogcache.errors import VideoError
 from cogcache.keys import FeatureKey
 from cogcache.models.checkpoints.checkpoint import Checkpoint
@@ -89,7 +89,7 @@ class Desk:
                 return [clip for clip in finding.clips() if clip is not None], report.counts
 
     def fail(self, clip: Clip) -> None:
-        row = failure_row(clip.video, clip.span, "extract", BAD, key=clip.key.digest)
+        row = Failure(clip.span, BAD, key=clip.key.digest).row(clip.video)
         self.catalog.failures.add(row)
 
     def seal(self, clip: Clip) -> None:
@@ -181,7 +181,7 @@ def test_a_file_that_was_gone_and_is_back_leaves_no_failure(desk):
     desk.list(video)
     away = video.rename(video.with_suffix(".away"))
     (gone,) = desk.list(video).failures
-    desk.catalog.failures.add(failure_row(video, WHOLE, "extract", gone.error))
+    desk.catalog.failures.add(Failure(WHOLE, gone.error).row(video))
     away.rename(video)
     assert names(desk.list(video).missing) == ["a.mp4"]
     assert desk.catalog.failures.rows() == []

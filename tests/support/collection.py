@@ -11,7 +11,7 @@ import torch
 from videos import write_video
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.rows import path_to_text
+from cogcache.catalog.rows import RunEnd, path_to_text
 from cogcache.store.store import FeatureStore
 from cogcache.video.file_state import file_digest
 from cogcache.video.reading import thumbnail
@@ -150,8 +150,7 @@ def _add_runs(catalog: Catalog) -> None:
             }
             for i in range(20)
         ]
-        catalog.runs.finish(
-            run,
+        end = RunEnd(
             "done",
             planned_peak_bytes=150_000_000,
             measured_peak_bytes=185_000_000,
@@ -167,3 +166,4 @@ def _add_runs(catalog: Catalog) -> None:
                 "quantization": None,
             },
         )
+        catalog.runs.finish(run, end)

@@ -12,6 +12,7 @@ from collection import HOSTILE_NAME, SCRIPT, Collection, make_collection
 from scenes import catalog_of
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.rows import RunEnd
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
@@ -127,7 +128,7 @@ def test_a_report_draws_the_runs_that_are_asked_for(tmp_path):
     with catalog_of(collection.cache) as catalog:
         first = catalog.runs.rows()[0]
         again = catalog.runs.start("extract", first["model"], {})
-        catalog.runs.finish(again, "done", counts={"done": 1}, report=first["report"])
+        catalog.runs.finish(again, RunEnd("done", counts={"done": 1}, report=first["report"]))
     assert "<!-- extract, run 3: " in drawn(collection.cache, tmp_path / "last.svg")
     picture = drawn(collection.cache, tmp_path / "asked.svg", 2, 1)
     assert picture.index("<!-- extract, run 1: ") < picture.index("<!-- caption, run 2: ")
@@ -144,7 +145,7 @@ def test_a_run_that_cannot_be_drawn_is_refused(tmp_path, runs, said):
     with catalog_of(collection.cache) as catalog:
         again = catalog.runs.start("extract", "m", {})
         timeline = catalog.runs.rows()[0]["report"]["timeline"]
-        catalog.runs.finish(again, "done", report={"timeline": timeline})
+        catalog.runs.finish(again, RunEnd("done", report={"timeline": timeline}))
         catalog.runs.start("extract", "m", {})
     assert said in drawn(collection.cache, tmp_path / "a.svg", *runs)
     assert not (tmp_path / "a.svg").exists()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from cogcache.catalog import Reading, remember
+from cogcache.catalog import Failure, Reading, remember
 from cogcache.errors import ClipError
 from cogcache.stages.clips.cuts import (
     known_spans,
@@ -30,6 +30,7 @@ from cogcache.stages.clips.found import FoundClips
 from cogcache.stages.clips.worklist import sort_clips
 from cogcache.system import Fetching, Spool
 from cogcache.video import (
+    WHOLE,
     Extent,
     Film,
     Piece,
@@ -198,7 +199,8 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         elif isinstance(result, ClipError):
             self._leave(film)
             key = self.wanted.failure_key(film.digest)
-            self.found.lose([film.video, *film.copies], result, key, film.digest)
+            failure = Failure(WHOLE, result, "extract", key, film.digest)
+            self.found.lose([film.video, *film.copies], failure)
         elif isinstance(result, VideoInfo):
             if self.wanted.is_cut:
                 row = video_row(film.video, film.digest, result)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final, Self
 
+from cogcache.catalog import Failure
 from cogcache.errors import ClipError
 from cogcache.settings import WorkShare
 from cogcache.stages.clips.clip_claims import ClipClaims
@@ -19,6 +20,7 @@ from cogcache.stages.clips.found import CLIPS_AHEAD, FoundClips
 from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, sort_videos
 from cogcache.stages.runs.report import RunReport
 from cogcache.system import Spool
+from cogcache.video import WHOLE
 
 _WAIT_S: Final = 0.05
 """Where no clip is ready. Short: what is done meanwhile waits to be taken."""
@@ -101,7 +103,7 @@ class Finding(AbstractContextManager["Finding"]):
         digests = {}
         for video, digest in self._reader.take(timeout_s):
             if isinstance(digest, ClipError):
-                self.found.lose([video], digest)
+                self.found.lose([video], Failure(WHOLE, digest))
             else:
                 digests[video] = digest
         if digests:

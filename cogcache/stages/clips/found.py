@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from cogcache.errors import ClipError
+from cogcache.catalog import Failure
 from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.worklist import Wanted, Worklist, num_unseen, put_damaged_away
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.report import RunReport
 from cogcache.system import DiskWatch
-from cogcache.video import WHOLE
 
 CLIPS_AHEAD: Final = 64
 """Clips that may wait to be made before more videos are read or searched."""
@@ -63,31 +62,21 @@ class FoundClips:
         self.num_added += found.num_clips
         self.ready.extend(found.missing)
 
-    def lose(
-        self,
-        videos: Sequence[Path],
-        error: ClipError,
-        key: str | None = None,
-        video_digest: str | None = None,
-    ) -> None:
+    def lose(self, videos: Sequence[Path], failure: Failure) -> None:
         """Note that files with the same bytes have no clips, unless it is the disk that is gone."""
-        if not self._disk.holds((videos, key, video_digest), videos[0], error):
-            self._fail(videos, error, key, video_digest)
+        if not self._disk.holds((videos, failure), videos[0], failure.error):
+            self._fail(videos, failure)
         elif self._disk.is_gone:
             self.sharing.stop.ask(self._disk.told(), fault=True)
 
     def note_held(self) -> None:
         """Note what was held back until the disk was proven to be there."""
-        for (videos, key, video_digest), error in self._disk.proven():
-            self._fail(videos, error, key, video_digest)
+        for (videos, failure), _ in self._disk.proven():
+            self._fail(videos, failure)
 
-    def _fail(
-        self, videos: Sequence[Path], error: ClipError, key: str | None, video_digest: str | None
-    ) -> None:
+    def _fail(self, videos: Sequence[Path], failure: Failure) -> None:
         for video in videos:
-            note_failure(
-                self.sharing.catalog, self.report, [video], WHOLE, error, key, video_digest
-            )
+            note_failure(self.sharing.catalog, self.report, [video], failure)
             self.report.counts.found += 1
 
     def know_failure(self, number: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogcache.catalog import Catalog, ClipRow, VideoRow, failure_row
+from cogcache.catalog import Catalog, ClipRow, Failure, VideoRow
 from cogcache.errors import ClipError
 from cogcache.stages.clips.cuts import video_row
 from cogcache.stages.clips.worklist import Clip, clip_row
@@ -34,8 +34,8 @@ class ClipWriter:
     copies: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     """By feature key: further files that hold a clip."""
     disk: DiskWatch = field(default_factory=DiskWatch)
-    _failed: list[tuple[Clip, ClipError, int]] = field(default_factory=list)
-    """Clips that failed, and the number of their copies that were known then."""
+    _failed: list[tuple[str, Failure, int]] = field(default_factory=list)
+    """Keys of clips that failed, why, and the number of their copies that were known then."""
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         """Put sealed clips, in one transaction, and failures into the catalog."""
@@ -77,24 +77,13 @@ class ClipWriter:
         """Note that a clip could not be done."""
         key = clip.key.digest
         copies = self.copies.get(key, ())
-        videos = [clip.video, *copies]
-        note_failure(
-            self.catalog, self.report, videos, clip.span, error, key, clip.key.video_digest
-        )
+        failure = Failure(clip.span, error, "extract", key, clip.key.video_digest)
+        note_failure(self.catalog, self.report, [clip.video, *copies], failure)
         self.claims.release(key)
-        self._failed.append((clip, error, len(copies)))
+        self._failed.append((key, failure, len(copies)))
 
     def note_late_copies(self) -> None:
         """Note failures under files as well that were read only after their clip had failed."""
-        for clip, error, number in self._failed:
-            for video in self.copies.get(clip.key.digest, ())[number:]:
-                row = failure_row(
-                    video,
-                    clip.span,
-                    "extract",
-                    error,
-                    run=self.report.run,
-                    key=clip.key.digest,
-                    video_digest=clip.key.video_digest,
-                )
-                self.catalog.failures.add(row)
+        for key, failure, number in self._failed:
+            for video in self.copies.get(key, ())[number:]:
+                self.catalog.failures.add(failure.row(video, self.report.run))

@@ -6,29 +6,25 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from cogcache.catalog import Catalog, failure_row
-from cogcache.errors import ClipError
+from cogcache.catalog import Catalog, Failure
 from cogcache.stages.runs.report import RunReport
 from cogcache.units import printable
-from cogcache.video import Span
 
 logger = logging.getLogger(__name__)
 
 
 def note_failure(
-    catalog: Catalog,
-    report: RunReport,
-    videos: Sequence[Path],
-    span: Span,
-    error: ClipError,
-    key: str | None = None,
-    video_digest: str | None = None,
+    catalog: Catalog, report: RunReport, videos: Sequence[Path], failure: Failure
 ) -> None:
-    """Note that a clip could not be done, under each file that holds it."""
-    run = report.run
+    """Note that a clip could not be done, under each file that holds it.
+
+    Args:
+        catalog: takes a row for each file.
+        report: counts one more clip that failed.
+        videos: the files.
+        failure: which clip, and why.
+    """
     for video in videos:
-        catalog.failures.add(
-            failure_row(video, span, "extract", error, run=run, key=key, video_digest=video_digest)
-        )
+        catalog.failures.add(failure.row(video, report.run))
     report.counts.failed += 1
-    logger.warning("%s", printable(error.problem))
+    logger.warning("%s", printable(failure.error.problem))

@@ -64,7 +64,7 @@ class OpenedRun:
     def finish(self) -> None:
         """Write what was measured into the run's row."""
         self.report.finish(self.monitor)
-        self.catalog.runs.finish(self.report.run, **self.report.row())
+        self.catalog.runs.finish(self.report.run, self.report.end())
 
     def note_error(self, error: Exception) -> None:
         """Note in the catalog that the run ends with an error: it was not killed."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cogcache.catalog import RunEnd
 from cogcache.system import MemoryMonitor, MemorySample, version_of
 
 if TYPE_CHECKING:
@@ -158,16 +159,16 @@ class RunReport:
         there = self.counts.found or self.counts.unsearched or self.shard or self.stopped
         return not there and self.command == "caption"
 
-    def row(self) -> dict[str, Any]:
-        """Return the run as the catalog keeps it."""
+    def end(self) -> RunEnd:
+        """Return how the run ended, as the catalog keeps it."""
         peak = self.peak or MemorySample()
-        return {
-            "status": self.status,
-            "planned_peak_bytes": self.planned_bytes if self.planned else None,
-            "measured_peak_bytes": peak.device_bytes or peak.host_bytes,
-            "split": dict(self.split.seconds),
-            "counts": asdict(self.counts),
-            "report": {
+        return RunEnd(
+            self.status,
+            planned_peak_bytes=self.planned_bytes if self.planned else None,
+            measured_peak_bytes=peak.device_bytes or peak.host_bytes,
+            split=dict(self.split.seconds),
+            counts=asdict(self.counts),
+            report={
                 "peak": peak.as_dict(),
                 "base_bytes": self.base_bytes,
                 "bytes_by_shard": dict(self.bytes_by_shard),
@@ -180,4 +181,4 @@ class RunReport:
                 "timeline": [sample.as_dict() for sample in self.timeline],
                 **({"training": dict(self.training)} if self.training else {}),
             },
-        }
+        )

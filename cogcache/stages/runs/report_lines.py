@@ -37,14 +37,15 @@ def report_lines(
 
 def report_object(report: RunReport) -> dict[str, Any]:
     """Return the report as one JSON object; its names are those of the catalog's rows."""
-    row = report.row()
-    told = {name: row[name] for name in ("status", "planned_peak_bytes", "measured_peak_bytes")}
+    end = report.end()
     return {
         "command": report.command,
         "run": report.run,
         "model": report.model,
         "exit_status": report.exit_status,
-        **told,
+        "status": end.status,
+        "planned_peak_bytes": end.planned_peak_bytes,
+        "measured_peak_bytes": end.measured_peak_bytes,
         **asdict(report.counts),
         "before_loading_bytes": report.base_bytes,
         "stopped": report.error or report.stopped,
