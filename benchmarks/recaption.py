@@ -24,6 +24,7 @@ from cogcache.generation.requests import Finished, Request
 from cogcache.models.halves.identity import identify
 from cogcache.settings.stage_two import Generation
 from cogcache.stages.caption import caption
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import list_captions
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import read_clip
@@ -268,7 +269,7 @@ def _fill(cache: Path, count: int) -> None:
             }
             for key, video in zip(keys, videos, strict=True)
         )  # fmt: skip
-        tasks = list_captions(settings, family, language, catalog).missing
+        tasks = list_captions(StageTwo(settings, family, language), catalog).missing
         assert len(tasks) == count
         catalog.captions.add(
             {

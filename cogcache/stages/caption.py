@@ -30,8 +30,6 @@ from cogcache.catalog import (
 from cogcache.errors import ClipError
 from cogcache.models import (
     ClipTensors,
-    Family,
-    HalfIdentity,
     cost_of_going_on,
     identify,
     open_family,
@@ -45,6 +43,7 @@ from cogcache.stages.captioning.following import Following
 from cogcache.stages.captioning.quantization import quantization_for
 from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
 from cogcache.stages.clips.choice import OLD_FEATURES
@@ -124,7 +123,8 @@ def caption(
         with run.timings.time("digest"):
             identity = identify(family, "language", catalog.files)
             identity = with_adapter(identity, settings.language.adapter)
-            listed = partial(list_all, settings, family, identity, catalog, videos, spans)
+            stage = StageTwo(settings, family, identity)
+            listed = partial(list_all, stage, catalog, videos, spans)
             for note in notes_of(outdated(catalog.path), "captions", family.name):
                 logger.warning("%s", note)
             work = listed()
@@ -136,7 +136,7 @@ def caption(
             with run.working() as at:
                 load_libraries("caption", run.timings)
                 shown = show.up_to(counts) if show else None
-                job = _Captioning(settings, family, identity, store, catalog, report, at, shown)
+                job = _Captioning(stage, store, catalog, report, at, shown)
                 job.run(work, following)
             work = following.last
         if not report.stopped:
@@ -173,9 +173,7 @@ def _note(clip: ClipRow, error: ClipError, catalog: Catalog, report: RunReport) 
 class _Captioning:
     """One run with work to do: the language half, and captions that wait to be committed."""
 
-    settings: Settings
-    family: Family
-    identity: HalfIdentity
+    stage: StageTwo
     store: FeatureStore
     catalog: Catalog
     report: RunReport
@@ -212,15 +210,15 @@ class _Captioning:
     @contextmanager
     def _captions(self, following: Following) -> Iterator[Captions]:
         """Yield what makes captions: the language half in this process, or a crew."""
-        settings, report, stop = self.settings, self.report, self.at.stop
+        settings, report, stop = self.stage.settings, self.report, self.at.stop
         if settings.machines.is_distributed:
             from cogcache.stages.captioning.remote import distributed_captioning
 
-            root = self.store.root
-            with distributed_captioning(settings, root, self.identity, stop, report) as crew:
+            root, identity = self.store.root, self.stage.identity
+            with distributed_captioning(settings, root, identity, stop, report) as crew:
                 yield lambda tasks: self._by_crew(crew.captions(self.sharing.ours(tasks)))
         else:
-            captioner = Captioner(settings, self.family, self.identity, report)
+            captioner = Captioner(self.stage, report)
             further = partial(self._further_of, following)
             yield lambda tasks: captioner.captions(self._clips(tasks), further)
             report.notes += captioner.lines()
@@ -267,7 +265,7 @@ class _Captioning:
             yield [task], ClipTensors({})
 
     def _keep(self, made: Made) -> None:
-        row = made.row(self.settings, self.report.run)
+        row = made.row(self.stage.settings, self.report.run)
         self.uncommitted.append(row)
         if self.show:
             with self.bar.external_write_mode():

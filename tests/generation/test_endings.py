@@ -15,7 +15,7 @@ from cogcache.models.family import Family, PromptRow
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings
 from cogcache.settings.stage_two import Generation
-from cogcache.stages.captioning.tasks import caption_key
+from cogcache.stages.captioning.stage_two import StageTwo
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ KEYS = (
 def test_captions_made_when_there_was_one_stop_text_at_most_keep_their_keys(given, digest):
     family = family_of(Checkpoint.open("tiny"))
     identity = SimpleNamespace(digest="d" * 64)
-    made = caption_key("a" * 64, 0, "hello", load_settings(None, given), family, identity)
+    made = StageTwo(load_settings(None, given), family, identity).key("a" * 64, 0, "hello")
     assert made.digest == digest
     several = load_settings(None, {"stop": ["###", "END"]})
-    other = caption_key("a" * 64, 0, "hello", several, family, identity)
+    other = StageTwo(several, family, identity).key("a" * 64, 0, "hello")
     assert other.fields()["generation"]["stop"] == ["###", "END"]
     assert replace(other, generation=made.generation).digest == digest

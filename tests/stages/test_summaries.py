@@ -25,6 +25,7 @@ from cogcache.settings.settings import Settings
 from cogcache.settings.stage_two import Generation
 from cogcache.stages.caption import caption
 from cogcache.stages.captioning.results import Made
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.summaries import list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
 from cogcache.stages.clips.worklist import Clip, Wanted, clip_row
@@ -71,7 +72,7 @@ class Desk:
 
     def list(self, spans: tuple[Span, ...] = (), **options: object) -> CaptionList:
         made = self.settings(**options)
-        return list_all(made, self.family, self.identity, self.catalog, None, spans)
+        return list_all(StageTwo(made, self.family, self.identity), self.catalog, None, spans)
 
     def say(self, tasks: list[Task], text: str = "", **made: object) -> None:
         """Make captions as the language half would; the text is the clip's begin if none."""

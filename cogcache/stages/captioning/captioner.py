@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from cogcache.errors import ConfigError
 from cogcache.generation import Finished, NoRoom, Request
-from cogcache.models import ClipTensors, Family, HalfIdentity
+from cogcache.models import ClipTensors, Family
 from cogcache.settings import Settings
 from cogcache.stages.captioning.language_half import LanguageHalf
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.second_try import CaptionCheck
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
 from cogcache.stages.runs.report import RunReport
 from cogcache.system import extra_hint
@@ -39,22 +40,19 @@ class Captioner:
     """Makes captions with the language half, which it loads when the first clip comes.
 
     Args:
-        settings: device, precision, batch, and how tokens are chosen.
-        family: of the checkpoint, at the cache point.
-        identity: of the language half.
+        stage: device, precision, batch, and how tokens are chosen; the checkpoint.
         report: is told the plan, the bytes read, the quantisation and the times.
     """
 
-    settings: Settings
-    family: Family
-    identity: HalfIdentity
+    stage: StageTwo
     report: RunReport
 
     def __post_init__(self) -> None:
         # The grammar comes before the weights: it may be one that cannot be held.
-        self.grammar = _grammar(self.settings, self.family)
-        self.half = LanguageHalf(self.settings, self.family, self.identity, self.report)
-        self._check = CaptionCheck(self.settings, self.family, self.grammar)
+        settings, family = self.stage.settings, self.stage.family
+        self.grammar = _grammar(settings, family)
+        self.half = LanguageHalf(self.stage, self.report)
+        self._check = CaptionCheck(settings, family, self.grammar)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -110,12 +108,12 @@ class Captioner:
     def _request(self, task: Task, features: ClipTensors) -> Request:
         layout = task.key.layout
         if task.words is not None:
-            row = self.family.text_row(task.words, layout)
+            row = self.stage.family.text_row(task.words, layout)
         else:
-            row = self.family.row(features, task.prompt, layout)
+            row = self.stage.family.row(features, task.prompt, layout)
         self.half.plan_for(row.length)
         seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it
-        generation = self.settings.generation
+        generation = self.stage.settings.generation
         return Request(row, task.key.feature_key, seed, generation, task, self.grammar)
 
     def _timed(self, finished: Iterator[Finished]) -> Iterator[Finished]:

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from cogcache.errors import CogcacheError
 from cogcache.generation import Batches
-from cogcache.models import Family, HalfIdentity
 from cogcache.planning import LanguageChoice
-from cogcache.settings import Settings
-from cogcache.stages.captioning.tasks import caption_key
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.runs.report import RunReport
 from cogcache.units import GIB
 
@@ -28,15 +26,11 @@ class LanguageHalf:
     """The language half, and the decoder that turns rows into tokens.
 
     Args:
-        settings: device, precision, batch.
-        family: of the checkpoint, at the cache point.
-        identity: of the language half.
+        stage: device, precision and batch; the checkpoint and its language half.
         report: gets the plan, the bytes read, the quantisation and notes.
     """
 
-    settings: Settings
-    family: Family
-    identity: HalfIdentity
+    stage: StageTwo
     report: RunReport
 
     def __post_init__(self) -> None:
@@ -67,7 +61,7 @@ class LanguageHalf:
         from cogcache.planning import Fitted, LanguageLoader
 
         if self._half is None:
-            self._loader = LanguageLoader(self.family, self.settings, row_tokens)
+            self._loader = LanguageLoader(self.stage.family, self.stage.settings, row_tokens)
             self._half = Fitted(self._loader, self.report.note_load)
         if self._decoder is None:
             self._decoder = self._decoder_of(self._half)
@@ -104,15 +98,15 @@ class LanguageHalf:
         """Return the decoder for a half, and note where prompts cannot share a prefix."""
         from cogcache.generation import Decoder, can_decode
 
-        rows, beams = half.choice.clips_per_batch, self.settings.generation.num_beams
-        rows = self.family.rows_together(rows, beams)
+        rows, beams = half.choice.clips_per_batch, self.stage.settings.generation.num_beams
+        rows = self.stage.family.rows_together(rows, beams)
         if beams == 1 and can_decode(half.model):
             self.kept = self.kept or self._kept_prefixes(half.model.device.type)
-            return Decoder(half.model, self.family, self._rows(half, rows), self.kept)
+            return Decoder(half.model, self.stage.family, self._rows(half, rows), self.kept)
         reason = "beams" if beams > 1 else "layers that do not keep all keys"
-        kept = ", and --keep-prefix keeps none" if self.settings.language.keep_prefix else ""
+        kept = ", and --keep-prefix keeps none" if self.stage.settings.language.keep_prefix else ""
         self.report.notes.append(f"prompts of a clip share no prefill: {reason}{kept}")
-        return Batches(half.model, self.family, rows)
+        return Batches(half.model, self.stage.family, rows)
 
     def _rows(self, half: Fitted[LanguageChoice], most: int) -> int:
         """Return the fastest number of rows a step, of those that there is room for."""
@@ -125,7 +119,7 @@ class LanguageHalf:
 
     def _model_fields(self) -> dict[str, Field]:
         """Return the fields of a caption's key that say which model, in which precision."""
-        key = caption_key("", 0, "", self.settings, self.family, self.identity).fields()
+        key = self.stage.key("", 0, "").fields()
         names = ("language_digest", "quantization", "rotary_dtype", "epoch")
         return {name: key[name] for name in names}
 
@@ -133,7 +127,7 @@ class LanguageHalf:
         """Return where video parts are kept; they depend on weights and types, on no prompt."""
         from cogcache.generation import KeptPrefixes
 
-        language, limits = self.settings.language, self.settings.limits
+        language, limits = self.stage.settings.language, self.stage.settings.limits
         if language.keep_prefix is None:
             return None
         depends_on = {**self._model_fields(), "device": device}

@@ -25,7 +25,8 @@ from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, 
 from cogcache.stages.captioning.quantization import quantization_for
 from cogcache.stages.captioning.read_ahead import read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
-from cogcache.stages.captioning.tasks import Task, around, caption_key
+from cogcache.stages.captioning.stage_two import StageTwo
+from cogcache.stages.captioning.tasks import Task
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store import FeatureStore
@@ -86,7 +87,7 @@ def check_precision(
         identity = identify(family, "language", catalog.files)
         identity = with_adapter(identity, settings.language.adapter)
         chosen = _spread(choose_clips(settings, family, catalog, None).clips, clips)
-        tasks = list(_tasks(chosen, settings, family, identity, catalog))
+        tasks = list(_tasks(chosen, StageTwo(settings, family, identity), catalog))
     if not tasks:
         problem = f"{cache} holds no clips to caption with these settings and prompts"
         raise CacheError(problem, "run `cogcache extract` first")
@@ -115,23 +116,18 @@ def _spread(clips: Sequence[ClipRow], most: int) -> list[ClipRow]:
     return [ordered[index * len(ordered) // most] for index in range(most)]
 
 
-def _tasks(
-    clips: Sequence[ClipRow],
-    settings: Settings,
-    family: Family,
-    identity: HalfIdentity,
-    catalog: Catalog,
-) -> Iterator[Task]:
+def _tasks(clips: Sequence[ClipRow], stage: StageTwo, catalog: Catalog) -> Iterator[Task]:
     """Fill the prompts in; those that need captions of a run before it are left out."""
-    filler = Filler(settings.prompts, list(clips), catalog, family.plain, around(settings, family))
+    prompts = stage.settings.prompts
+    filler = Filler(prompts, list(clips), catalog, stage.family.plain, stage.around())
     for clip in clips:
-        for name in settings.prompts:
+        for name in prompts:
             try:
                 filled = filler.fill(name, clip, 0)
             except ClipError:
                 continue
             if filled is not None:
-                key = caption_key(clip["feature_key"], 0, filled.text, settings, family, identity)
+                key = stage.key(clip["feature_key"], 0, filled.text)
                 yield Task(clip, name, filled.text, key)
 
 
@@ -148,7 +144,7 @@ def _run(job: _Job) -> dict[str, Said]:
     """Caption all clips in one precision, then look at expectations; runs in its own process."""
     family, settings = open_family(job.settings), job.settings
     report = RunReport(0, "caption", settings.model, Counts(len(job.tasks)), Timings())
-    captioner = Captioner(settings, family, job.identity, report)
+    captioner = Captioner(StageTwo(settings, family, job.identity), report)
     made: dict[str, Made] = {}
     kind = settings.language.quantization
     desc = "not quantised" if kind == "none" else kind
@@ -187,7 +183,7 @@ def _look(
     from cogcache.generation import log_probabilities
 
     path = job.folder / f"{name}.safetensors"
-    found = log_probabilities(captioner.model, captioner.family, row, tokens)
+    found = log_probabilities(captioner.model, captioner.stage.family, row, tokens)
     if job.reference is None:
         save_file({"expected": found}, path)
         return None

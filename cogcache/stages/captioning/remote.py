@@ -19,6 +19,7 @@ from cogcache.models import ClipTensors, HalfIdentity
 from cogcache.settings import Settings
 from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, read_clip_features
 from cogcache.stages.captioning.results import GivenUp, Made
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
 from cogcache.stages.distributed.jobs import Job, JobQueue, Result
 from cogcache.stages.distributed.launch import WorkerLayout, reporting, worker_spec_of
@@ -50,7 +51,7 @@ class CaptionSpec:
         report, monitor = watched("caption", self.settings)
         store = FeatureStore.open(self.environment.cache)
         family = self.environment.family(self.settings)
-        captioner = Captioner(self.settings, family, self.identity, report)
+        captioner = Captioner(StageTwo(self.settings, family, self.identity), report)
         return CaptionActor(captioner, store, report, monitor)
 
 

@@ -18,9 +18,9 @@ from typing import Any, Final
 from cogcache.catalog import Catalog, ClipRow, FlaggedCaption, VideoRow
 from cogcache.errors import ClipError, ConfigError
 from cogcache.keys import FeatureKey, SummaryKey, digest
-from cogcache.models import Family, HalfIdentity
 from cogcache.settings import CAPTIONS, PART, SUMMARY, Settings
-from cogcache.stages.captioning.tasks import CaptionList, Task, caption_key, list_captions
+from cogcache.stages.captioning.stage_two import StageTwo
+from cogcache.stages.captioning.tasks import CaptionList, Task, list_captions
 from cogcache.stages.captioning.timeline import (
     SEVERAL_CUTTINGS,
     TOO_LONG,
@@ -40,21 +40,25 @@ NO_SUMMARY: Final = (NO_CAPTIONS, NOT_ASKABLE, SEVERAL_CUTTINGS, TOO_LONG)
 
 
 def list_all(
-    settings: Settings,
-    family: Family,
-    identity: HalfIdentity,
+    stage: StageTwo,
     catalog: Catalog,
     videos: Sequence[str | Path] | None = None,
     spans: Sequence[Span] = (),
 ) -> CaptionList:
     """Find out which captions are missing, summaries included where they are asked for.
 
+    Args:
+        stage: how captions are made.
+        catalog: knows the clips, and the captions that there are.
+        videos: only clips of these; None for all.
+        spans: only these parts of videos; none for all.
+
     Raises:
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
-    found = list_captions(settings, family, identity, catalog, videos, spans)
-    if settings.summary.summarize:
-        _Summaries(settings, family, identity, catalog, found, bool(spans)).add()
+    found = list_captions(stage, catalog, videos, spans)
+    if stage.settings.summary.summarize:
+        _Summaries(stage, catalog, found, bool(spans)).add()
     return found
 
 
@@ -75,13 +79,16 @@ class _Video:
 class _Summaries:
     """Adds what is missing to a list of captions."""
 
-    settings: Settings
-    family: Family
-    identity: HalfIdentity
+    stage: StageTwo
     catalog: Catalog
     found: CaptionList
     named: bool
     """Whether clips were named by their spans: then nothing is said of how videos are cut."""
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the run."""
+        return self.stage.settings
 
     def add(self) -> None:
         """Look at all videos that are cut."""
@@ -148,7 +155,7 @@ class _Summaries:
         while lines:
             length_s = self._lengths_s.get(key.video_digest)
             offset_s = self._offsets_s.get(key.video_digest) or 0.0
-            told = [self.family.plain(line.told(length_s, offset_s)) for line in lines]
+            told = [self.stage.family.plain(line.told(length_s, offset_s)) for line in lines]
             runs = groups([self._num_tokens(each) for each in told], self._room)
             if len(runs) == 1:
                 task = self._task(SUMMARY, self._whole(video, key), key, lines, told)
@@ -203,9 +210,7 @@ class _Summaries:
         summary = self.settings.summary
         fields: dict[str, Any] = {**clip["settings"], "start_s": span[0], "end_s": span[1]}
         feature_key = FeatureKey(**fields).digest
-        own: dict[str, Any] = caption_key(
-            feature_key, 0, summary.summary_prompt, self.settings, self.family, self.identity
-        ).fields()
+        own: dict[str, Any] = self.stage.key(feature_key, 0, summary.summary_prompt).fields()
         return SummaryKey(
             **own,
             video_digest=clip["video_digest"],
@@ -226,14 +231,16 @@ class _Summaries:
 
     def _length(self, text: str) -> int:
         try:
-            return self.family.text_row(text, self.family.layout(self.settings.language)).length
+            return self.stage.family.text_row(
+                text, self.stage.family.layout(self.settings.language)
+            ).length
         except ConfigError as error:
             raise ClipError(NOT_ASKABLE, error.problem, error.hint) from error
 
     @cached_property
     def _room(self) -> int:
         """Tokens that captions may take beside the words of the prompt."""
-        config = self.family.full_config()
+        config = self.stage.family.full_config()
         context = (config.get("text_config") or config).get("max_position_embeddings")
         most = self.settings.summary.summary_tokens
         if context:

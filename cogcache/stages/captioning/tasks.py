@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cogcache.catalog import Catalog, ClipRow, FlaggedCaption
 from cogcache.errors import ClipError
-from cogcache.keys import CaptionKey, Field, Template
-from cogcache.models import Family, HalfIdentity, Quantization
-from cogcache.settings import Generation, Settings, levels
-from cogcache.settings import json_schema as schemas
+from cogcache.keys import CaptionKey, Template
+from cogcache.settings import Settings, levels
 from cogcache.stages.captioning.fill_prompts import Filled, Filler
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.video import Span
 
@@ -68,23 +66,28 @@ class CaptionList:
 
 
 def list_captions(
-    settings: Settings,
-    family: Family,
-    identity: HalfIdentity,
+    stage: StageTwo,
     catalog: Catalog,
     videos: Sequence[str | Path] | None = None,
     spans: Sequence[Span] = (),
 ) -> CaptionList:
     """Find out which captions are missing, those of long clips first.
 
+    Args:
+        stage: how captions are made.
+        catalog: knows the clips, and the captions that there are.
+        videos: only clips of these; None for all.
+        spans: only these parts of videos; none for all.
+
     Raises:
         CacheError: the cache holds clips, but none made with these settings; says what differs.
     """
-    chosen = choose_clips(settings, family, catalog, videos, spans)
+    prompts = stage.settings.prompts
+    chosen = choose_clips(stage.settings, stage.family, catalog, videos, spans)
     clips = chosen.clips
-    filler = Filler(settings.prompts, clips, catalog, family.plain, around(settings, family))
-    listing = _Listing(settings, family, identity, catalog, filler)
-    for names in levels(settings.prompts):
+    filler = Filler(prompts, clips, catalog, stage.family.plain, stage.around())
+    listing = _Listing(stage, catalog, filler)
+    for names in levels(prompts):
         listing.add(names)
     found = listing.found
     found.clips, found.further = clips, listing.further
@@ -92,18 +95,6 @@ def list_captions(
     # Neighbours of one length waste no padding, and the first batch shows the peak.
     found.missing.sort(key=lambda task: (-task.clip["num_frames"], task.clip["feature_key"]))
     return found
-
-
-def around(settings: Settings, family: Family) -> Callable[[str], str]:
-    """Return what puts the system prompt, where there is one, before each prompt.
-
-    Raises:
-        ConfigError: the family has no system prompts.
-    """
-    if (system := settings.language.system) is None:
-        return str
-    family.with_system(system, "?")  # before any clip: it may refuse
-    return partial(family.with_system, system)
 
 
 class _Wanted(NamedTuple):
@@ -119,13 +110,16 @@ class _Wanted(NamedTuple):
 class _Listing:
     """The captions that are wanted, level after level of prompts."""
 
-    settings: Settings
-    family: Family
-    identity: HalfIdentity
+    stage: StageTwo
     catalog: Catalog
     filler: Filler
     found: CaptionList = field(default_factory=CaptionList)
     seen: set[str] = field(default_factory=set)
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the run."""
+        return self.stage.settings
 
     @property
     def summary_of(self) -> str | None:
@@ -180,7 +174,7 @@ class _Listing:
         return [task for digest, task in new.items() if digest not in known]
 
     def _key(self, feature_key: str, name: str, draw: int, prompt: str) -> CaptionKey:
-        own = caption_key(feature_key, draw, prompt, self.settings, self.family, self.identity)
+        own = self.stage.key(feature_key, draw, prompt)
         if name not in self.settings.language.text_only:
             return own
         return replace(own, generation={**own.generation, "video": False})
@@ -214,36 +208,3 @@ class _Listing:
             return None
         self.found.num_waiting += filled is None
         return filled
-
-
-def caption_key(
-    feature_key: str,
-    draw: int,
-    prompt: str,
-    settings: Settings,
-    family: Family,
-    identity: HalfIdentity,
-) -> CaptionKey:
-    """Return the key of one caption; `draw` counts those of one clip with one prompt."""
-    language = settings.language
-    return CaptionKey(
-        feature_key=feature_key,
-        language_digest=identity.digest,
-        quantization=Quantization.of(language).fields(),
-        prompt=prompt,
-        layout=family.layout(language),
-        generation=_generation(settings.generation, draw),
-        rotary_dtype=language.rotary_dtype,
-        epoch=family.layout_epoch,
-    )
-
-
-def _generation(generation: Generation, draw: int) -> dict[str, Field]:
-    """Return the fields of a key: as they always were, where nothing newer is made use of."""
-    # How many are drawn is no property of one of them.
-    fields: dict[str, Field] = generation.model_dump(exclude={"n"})
-    stops = list(generation.stop)
-    fields["stop"] = stops if len(stops) > 1 else stops[0] if stops else None
-    if (schema := fields.pop("json_schema")) is not None:
-        fields["json_schema"] = schemas.digest(str(schema))
-    return {**fields, "draw": draw}

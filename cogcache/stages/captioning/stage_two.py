@@ -1,0 +1,68 @@
+"""What captions depend on beside clip and prompt: one object for a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cogcache.keys import CaptionKey, Field
+from cogcache.models import Family, HalfIdentity, Quantization
+from cogcache.settings import Generation, Settings
+from cogcache.settings import json_schema as schemas
+
+
+@dataclass(frozen=True)
+class StageTwo:
+    """The settings, the checkpoint and its language half, as a run of stage two uses them.
+
+    The catalog is no part of it: workers that have none make captions, too.
+    """
+
+    settings: Settings
+    family: Family
+    """Of the checkpoint, at the cache point."""
+    identity: HalfIdentity
+    """Of the language half, with its adapter."""
+
+    def key(self, feature_key: str, draw: int, prompt: str) -> CaptionKey:
+        """Return the key of one caption.
+
+        Args:
+            feature_key: of the clip.
+            draw: the number among captions of one clip with one prompt.
+            prompt: as it is asked, variables filled in.
+        """
+        language = self.settings.language
+        return CaptionKey(
+            feature_key=feature_key,
+            language_digest=self.identity.digest,
+            quantization=Quantization.of(language).fields(),
+            prompt=prompt,
+            layout=self.family.layout(language),
+            generation=_generation(self.settings.generation, draw),
+            rotary_dtype=language.rotary_dtype,
+            epoch=self.family.layout_epoch,
+        )
+
+    def around(self) -> Callable[[str], str]:
+        """Return what puts the system prompt, where there is one, before each prompt.
+
+        Raises:
+            ConfigError: the family has no system prompts.
+        """
+        if (system := self.settings.language.system) is None:
+            return str
+        self.family.with_system(system, "?")  # before any clip: it may refuse
+        return partial(self.family.with_system, system)
+
+
+def _generation(generation: Generation, draw: int) -> dict[str, Field]:
+    """Return the fields of a key: as they always were, where nothing newer is made use of."""
+    # How many are drawn is no property of one of them.
+    fields: dict[str, Field] = generation.model_dump(exclude={"n"})
+    stops = list(generation.stop)
+    fields["stop"] = stops if len(stops) > 1 else stops[0] if stops else None
+    if (schema := fields.pop("json_schema")) is not None:
+        fields["json_schema"] = schemas.digest(str(schema))
+    return {**fields, "draw": draw}
