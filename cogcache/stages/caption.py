@@ -36,7 +36,6 @@ from cogcache.models import (
     with_adapter,
 )
 from cogcache.settings import Settings
-from cogcache.stages.captioning.caption_claims import CaptionClaims
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import UNFILLED
 from cogcache.stages.captioning.following import Following
@@ -51,6 +50,7 @@ from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
 from cogcache.stages.runs.opened import open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.report import Counts, RunReport
+from cogcache.stages.runs.shared import Shared
 from cogcache.store import Claims, FeatureStore
 from cogcache.units import printable
 from cogcache.video import Span
@@ -184,7 +184,13 @@ class _Captioning:
 
     def __post_init__(self) -> None:
         claims, stop = Claims(self.at.run), self.at.stop
-        self.sharing = CaptionClaims(claims, self.catalog, self.report.counts, stop)
+        self.shared = Shared[Task](claims, stop, lambda task: task.key.digest, self._is_made)
+
+    def _is_made(self, task: Task) -> bool:
+        """Say whether another run has made a caption since it was listed; it counts as cached."""
+        made = bool(self.catalog.captions.known([task.key.digest]))
+        self.report.counts.cached += made
+        return made
 
     def run(self, work: CaptionList, following: Following) -> None:
         """Make every missing caption that no other run makes, or as many as there is time for."""
@@ -205,7 +211,7 @@ class _Captioning:
                     self._commit()
                     tasks = self._further(following)
             finally:
-                self.sharing.claims.release_all()
+                self.shared.claims.release_all()
 
     @contextmanager
     def _captions(self, following: Following) -> Iterator[Captions]:
@@ -216,7 +222,7 @@ class _Captioning:
 
             root, identity = self.store.root, self.stage.identity
             with distributed_captioning(settings, root, identity, stop, report) as crew:
-                yield lambda tasks: self._by_crew(crew.captions(self.sharing.ours(tasks)))
+                yield lambda tasks: self._by_crew(crew.captions(self.shared.ours(tasks)))
         else:
             captioner = Captioner(self.stage, report)
             further = partial(self._further_of, following)
@@ -226,7 +232,7 @@ class _Captioning:
     def _further_of(self, following: Following, made: Made) -> list[Task]:
         """Return what can be asked about a clip now that a caption of it is made."""
         said = FlaggedCaption(made.text, list(made.flags))
-        return list(self.sharing.ours(following.further(made.task, said)))
+        return list(self.shared.ours(following.further(made.task, said)))
 
     def _by_crew(
         self, clips: Iterator[tuple[list[Task], list[Made] | ClipError]]
@@ -239,7 +245,7 @@ class _Captioning:
 
     def _further(self, following: Following) -> list[Task]:
         """Return what is to be made besides: new captions, and those that another run gave up."""
-        held = self.sharing.wait_for_others()
+        held = self.shared.wait_for_others().keys()
         following.handed_out -= held
         tasks = following.next(self.at.stop)
         made = held - {task.key.digest for task in following.last.missing}
@@ -251,7 +257,7 @@ class _Captioning:
     def _clips(self, tasks: Sequence[Task]) -> Iterator[ClipTasks]:
         """Yield what is asked about one clip after another; failed clips are left out."""
         stop = self.at.stop
-        of_clips = self.sharing.ours(task for task in tasks if task.words is None)
+        of_clips = self.shared.ours(task for task in tasks if task.words is None)
         waiting = partial(self.report.split.time, "wait_for_features")
         clips = read_ahead(of_clips, self.store, waiting)
         for of_clip, features in clips:
@@ -261,7 +267,7 @@ class _Captioning:
                 self._fail(of_clip, features)
             else:
                 yield of_clip, features
-        for task in self.sharing.ours(task for task in tasks if task.words is not None):
+        for task in self.shared.ours(task for task in tasks if task.words is not None):
             yield [task], ClipTensors({})
 
     def _keep(self, made: Made) -> None:
@@ -278,12 +284,12 @@ class _Captioning:
         with self.report.split.time("commit"):
             self.catalog.captions.add(self.uncommitted)
         self.report.counts.done += len(self.uncommitted)
-        self.sharing.give_back(row["caption_key"] for row in self.uncommitted)
+        self.shared.give_back(row["caption_key"] for row in self.uncommitted)
         self.uncommitted.clear()
         self.committed_s = time.monotonic()
 
     def _fail(self, of_clip: Sequence[Task], error: ClipError) -> None:
         _note(of_clip[0].clip, error, self.catalog, self.report)
-        self.sharing.give_back(task.key.digest for task in of_clip)
+        self.shared.give_back(task.key.digest for task in of_clip)
         self.report.counts.failed += len(of_clip)
         self.bar.update(len(of_clip))

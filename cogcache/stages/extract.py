@@ -99,7 +99,8 @@ class _Extraction:
         self.wanted, self.store, self.catalog, self.report = wanted, store, catalog, report
         self.at = at
         self.claims = Claims(at.run)
-        self.sharing = ClipClaims(self.claims, store, catalog, at.stop)
+        limit = wanted.settings.limits.limit
+        self.sharing = ClipClaims(self.claims, store, catalog, at.stop, limit)
         self.writer = ClipWriter(wanted.settings.model, catalog, report, self.claims)
 
     def run(self, work: Worklist) -> None:
@@ -112,15 +113,15 @@ class _Extraction:
         )
         with self.bar, finding, ExitStack() as self._open:
             try:
-                ours = self._claim(self._shown(finding.clips()))
+                ours = self.sharing.shared.ours(self._shown(finding.clips()))
                 for clip in ours:
                     # Nothing is loaded for videos that turn out to be there already. A search for
                     # scenes lasts as long as that takes.
                     if clip is not None or finding.is_searching:
                         self._make(chain([clip], ours))
                 # What other runs had in hand is made by now, or theirs no more.
-                while held := self.sharing.wait_for_others():
-                    self._make(self._claim(held))
+                while held := self.sharing.shared.wait_for_others():
+                    self._make(self.sharing.shared.ours(held.values()))
                 self.writer.note_held()
                 self.writer.note_late_copies()
             finally:
@@ -156,9 +157,6 @@ class _Extraction:
             if clip is None:
                 self._show()
             yield clip
-
-    def _claim(self, clips: Iterable[Clip | None]) -> Iterator[Clip | None]:
-        return self.sharing.claim(clips, self.wanted.settings.limits.limit)
 
     def _make(self, ours: Iterable[Clip | None]) -> None:
         for outcomes in self._making.make(ours):

@@ -84,7 +84,8 @@ class Desk:
         report = RunReport(run, "extract", "tiny", Counts(found=work.num_clips), Timings())
         report.counts.skipped = len(work.known_failures)
         with LiveRun(self.store.root, dict).beating() as live:
-            sharing = ClipClaims(Claims(live), self.store, self.catalog, Stop())
+            limit = wanted.settings.limits.limit
+            sharing = ClipClaims(Claims(live), self.store, self.catalog, Stop(), limit)
             with Finding(work, wanted, sharing, report) as finding:
                 return [clip for clip in finding.clips() if clip is not None], report.counts
 

@@ -80,7 +80,7 @@ def search_all(tmp_path) -> Iterator[Callable[..., Found]]:
         run_id = catalog.runs.start("extract", "tiny", {})
         report = RunReport(run_id, "extract", "tiny", counts, Timings())
         with LiveRun(cache, dict).beating() as run:
-            sharing = ClipClaims(Claims(run), store, catalog, Stop())
+            sharing = ClipClaims(Claims(run), store, catalog, Stop(), asked.limits.limit)
             with Finding(work, wanted, sharing, report) as finding:
                 clips = [clip for clip in finding.clips() if clip is not None]
         return Found(counts, clips, catalog)

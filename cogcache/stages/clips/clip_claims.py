@@ -1,19 +1,15 @@
-"""Which of the missing clips are this run's to make, and which another run has in hand."""
+"""The clips of a run, where other runs work on the same cache."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from cogcache.catalog import Catalog, path_to_text
 from cogcache.stages.clips.worklist import Clip, list_sealed
+from cogcache.stages.runs.shared import Shared
 from cogcache.store import Claims, FeatureStore
 from cogcache.system import Stop
-
-_LOOK_EVERY_S: Final = 0.5
 
 
 @dataclass
@@ -30,48 +26,36 @@ class Tally:
 
 @dataclass
 class ClipClaims:
-    """Hands out clips one by one, each under a claim."""
+    """The clips that are this run's, and what other runs have made of theirs.
+
+    Args:
+        claims: of this run.
+        store: tells which clips are made.
+        catalog: tells which have failed.
+        stop: ends the handing out of clips.
+        limit: most clips of the whole run.
+    """
 
     claims: Claims
     store: FeatureStore
     catalog: Catalog
     stop: Stop
-    taken: int = 0
+    limit: int | None = None
     made: Tally = field(default_factory=Tally)
     """Clips that another run has made since the list was."""
     failed: Tally = field(default_factory=Tally)
     """Clips that have failed in another run since."""
-    held: list[Clip] = field(default_factory=list)
-    """Clips that other runs had in hand."""
 
     def __post_init__(self) -> None:
         self.failed_before = self._failures()
+        self.shared: Shared[Clip | None] = Shared(
+            self.claims, self.stop, _key_of, self._is_settled, self.limit
+        )
 
-    def claim(self, clips: Iterable[Clip | None], limit: int | None) -> Iterator[Clip | None]:
-        """Yield the clips that are this run's, until it is to stop.
-
-        Args:
-            clips: to look at, in this order; None, where there is none just now, is handed on.
-            limit: most clips of the whole run.
-        """
-        for clip in clips:
-            if self.stop:
-                return
-            if clip is None:
-                yield None
-            elif not self.claims.take(clip.key.digest):
-                self.held.append(clip)
-            elif self._settled(clip):
-                self.claims.release(clip.key.digest)
-            elif limit is not None and self.taken == limit:
-                self.claims.release(clip.key.digest)
-                self.stop.ask(f"--limit {limit}")
-            else:
-                self.taken += 1
-                yield clip
-
-    def _settled(self, clip: Clip) -> bool:
+    def _is_settled(self, clip: Clip | None) -> bool:
         """Say whether another run has made this clip, or failed to, since the list was made."""
+        if clip is None:
+            return False
         if clip.key.digest in self.store:
             damaged = list_sealed([clip], self.store, self.catalog)
             self.made.number += not damaged
@@ -90,12 +74,7 @@ class ClipClaims:
         rows = self.catalog.failures.rows(video=video, stage="extract")
         return {row["feature_key"]: row["tries"] for row in rows if row["feature_key"]}
 
-    def wait_for_others(self) -> list[Clip]:
-        """Return the clips that others had in hand, once one of them is so no more."""
-        while self.held and not self.stop:
-            held, self.held = self.held, []
-            if any(self.claims.is_free(clip.key.digest) for clip in held):
-                return held
-            self.held = held
-            time.sleep(_LOOK_EVERY_S)
-        return []
+
+def _key_of(clip: Clip | None) -> str | None:
+    """Return the key of a clip; None, where there is none just now, is handed on."""
+    return None if clip is None else clip.key.digest

@@ -82,8 +82,9 @@ class Finding(AbstractContextManager["Finding"]):
             if ready:
                 yield ready.popleft()
             elif self._num_left:
-                if self.sharing.taken == self.found.limit:  # found out without a look for one more
-                    self.sharing.stop.ask(f"--limit {self.found.limit}")
+                shared = self.sharing.shared
+                if shared.taken == shared.limit:  # found out without a look for one more
+                    shared.stop.ask(f"--limit {shared.limit}")
                 yield None
             else:
                 return

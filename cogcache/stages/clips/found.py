@@ -32,7 +32,6 @@ class FoundClips:
         self, work: Worklist, wanted: Wanted, sharing: ClipClaims, report: RunReport
     ) -> None:
         self.work, self.wanted, self.sharing, self.report = work, wanted, sharing, report
-        self.limit = wanted.settings.limits.limit
         self.ready = deque(work.missing)
         self.num_added = 0
         """Clips of videos that were no part of the list."""
@@ -47,9 +46,9 @@ class FoundClips:
 
     def has_room_beside(self, coming: int) -> bool:
         """Say whether more clips are needed than are ready and are sure to be, soon."""
-        room = CLIPS_AHEAD
-        if self.limit is not None:
-            room = min(room, self.limit - self.sharing.taken)
+        room, shared = CLIPS_AHEAD, self.sharing.shared
+        if shared.limit is not None:
+            room = min(room, shared.limit - shared.taken)
         return len(self.ready) + coming < room
 
     def add(self, found: Worklist) -> None:
