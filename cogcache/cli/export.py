@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,23 +54,56 @@ def _writing_options(command: Command) -> Command:
     return decorated
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """In which form captions are written, and where if that is not OUT."""
+
+    format_: str | None
+    """None: as the suffix of OUT says."""
+    beside: str | None
+    """Form of the files beside the videos."""
+    features: bool
+    """Whether the clips' features are packed in place of their captions."""
+
+
+def _form_options(command: Command) -> Command:
+    """Give a command ``form: Form``."""
+
+    @functools.wraps(command)
+    def with_form(*args: Any, **given: Any) -> Any:
+        form = Form(*(given.pop(name) for name in ("format_", "beside", "features")))
+        return command(*args, form=form, **given)
+
+    options = (
+        click.option(
+            "--format", "format_", metavar="NAME", help="Format; else told by OUT's suffix."
+        ),
+        click.option(
+            "--beside",
+            type=click.Choice(["txt", "vtt", "srt"]),
+            help="Write beside each video, no OUT.",
+        ),
+        click.option(
+            "--features", is_flag=True, help="Pack the clips' features into one HDF5 file."
+        ),
+    )
+    decorated: Command = with_form
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
 @click.command()
 @click.argument("out", type=NamedPath(path_type=Path), required=False)
 @cache_option
-@click.option("--format", "format_", metavar="NAME", help="Format; else told by OUT's suffix.")
-@click.option(
-    "--beside", type=click.Choice(["txt", "vtt", "srt"]), help="Write beside each video, no OUT."
-)
-@click.option("--features", is_flag=True, help="Pack the clips' features into one HDF5 file.")
+@_form_options
 @click.option("--json", "json_", is_flag=True, help="Print what was written as one JSON object.")
 @_writing_options
 @selection_options
 def export(
     out: Path | None,
     cache: Path,
-    format_: str | None,
-    beside: str | None,
-    features: bool,
+    form: Form,
     json_: bool,
     options: Options,
     selection: Selection,
@@ -82,14 +116,14 @@ def export(
     from cogcache.export import export as write
     from cogcache.export import export_beside, format_of
 
-    if (out is None) == (beside is None):
+    if (out is None) == (form.beside is None):
         raise ConfigError("it is not clear where to write", "name OUT, or give --beside vtt")
     catalog = catalog_of(cache)
     if out is None:
-        _finish(export_beside(catalog, str(beside), selection, options), json_=json_)
+        _finish(export_beside(catalog, str(form.beside), selection, options), json_=json_)
     elif str(out) == "-":
-        _to_stdout(catalog, format_, selection, options)
-    elif features:
+        _to_stdout(catalog, form.format_, selection, options)
+    elif form.features:
         from cogcache.catalog import still_missing
         from cogcache.export import pack
 
@@ -98,7 +132,7 @@ def export(
         print_absent(packed.absent)
         raise SystemExit(1 if still_missing(packed.absent) else 0)
     else:
-        _finish(write(catalog, out, format_of(out, format_), selection, options), json_=json_)
+        _finish(write(catalog, out, format_of(out, form.format_), selection, options), json_=json_)
 
 
 def _to_stdout(catalog: Path, format_: str | None, selection: Selection, options: Options) -> None:

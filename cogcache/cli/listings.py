@@ -26,14 +26,27 @@ _SAME = {
     "failures": ("video_digest", "start_s", "end_s", "stage"),
 }
 """Columns by which a row is told that several files share."""
+_COLUMNS = {
+    "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "model", "flags"),
+    "clips": (
+        "video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder", "note",
+    ),
+    "runs": (
+        "run", "command", "model", "started_at", "status",
+        "planned_peak_bytes", "measured_peak_bytes",
+    ),
+}  # fmt: skip
+"""Columns of each listing, for a reader; --json has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How much of a listing is shown."""
+    """How much of a listing is shown, and for whom."""
 
     limit: int | None
     columns: tuple[str, ...]
+    json_: bool
+    """Whether a program reads it."""
 
     def chosen(self, rows: Sequence[Any]) -> list[Any]:
         """Return the first rows, with the columns that were asked for alone.
@@ -51,16 +64,19 @@ class Shown:
 
 
 def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a listing ``--limit`` and ``--columns``, as one argument ``shown: Shown``."""
+    """Give a listing ``--limit``, ``--columns`` and ``--json``, as one ``shown: Shown``."""
 
     @functools.wraps(command)
-    def with_shown(*args: Any, limit: int | None, columns: str | None, **given: Any) -> Any:
+    def with_shown(
+        *args: Any, limit: int | None, columns: str | None, json_: bool, **given: Any
+    ) -> Any:
         names = [name.strip() for name in (columns or "").split(",")]
-        return command(*args, shown=Shown(limit, tuple(filter(None, names))), **given)
+        shown = Shown(limit, tuple(filter(None, names)), json_)
+        return command(*args, shown=shown, **given)
 
     decorated: Callable[..., Any] = click.option(
         "--columns", metavar="A,B", help="Show these columns, of those that --json has."
-    )(with_shown)
+    )(json_option(with_shown))
     return click.option(
         "--limit", type=click.IntRange(1), metavar="N", help="List at most this many."
     )(decorated)
@@ -78,7 +94,6 @@ def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @shown_options
 @selection_options
 @look_options
-@json_option
 def ls(
     what: str,
     cache: Path,
@@ -87,23 +102,12 @@ def ls(
     selection: Selection,
     look: Look,
     shown: Shown,
-    json_: bool,
 ) -> None:
     """List captions (the default), clips or runs.
 
     Captions and clips are listed under the files that hold their videos now; what no file holds
     is left out and named.
     """
-    columns = {
-        "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "model", "flags"),
-        "clips": (
-            "video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder", "note",
-        ),
-        "runs": (
-            "run", "command", "model", "started_at", "status",
-            "planned_peak_bytes", "measured_peak_bytes",
-        ),
-    }  # fmt: skip
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
     if selection.where()[0] and what != "captions":
@@ -119,7 +123,7 @@ def ls(
             live = live_runs(cache)
             return [{**row, "status": state_of(row, live)} for row in catalog.runs.rows()]
 
-        _list(cache, runs, columns[what], shown, json_=json_)
+        _list(cache, runs, _COLUMNS[what], shown)
         return
 
     def rows(catalog: Catalog) -> list[Any]:
@@ -127,14 +131,14 @@ def ls(
         found = [row for row in found if row["flags"]] if flagged else found
         if what == "clips":
             found = with_notes(catalog, found)
-        found = with_offsets(catalog, found, add=not json_)
+        found = with_offsets(catalog, found, add=not shown.json_)
         found = _with_outdated(catalog, found)
         return _placed(catalog, found, _SAME[what], look)
 
     if side_by_side:
-        _print_side_by_side(cache, rows, json_=json_)
+        _print_side_by_side(cache, rows, json_=shown.json_)
     else:
-        _list(cache, rows, columns[what], shown, json_=json_)
+        _list(cache, rows, _COLUMNS[what], shown)
 
 
 @click.command()
@@ -143,9 +147,8 @@ def ls(
 @click.option("--reason", metavar="NAME", help="Only with this reason, such as not_a_video.")
 @shown_options
 @look_options
-@json_option
 def failures(
-    cache: Path, stage: Stage | None, reason: str | None, look: Look, shown: Shown, json_: bool
+    cache: Path, stage: Stage | None, reason: str | None, look: Look, shown: Shown
 ) -> None:
     """List what could not be done, with the reason."""
     columns = ("video", "start_s", "end_s", "stage", "reason", "message", "tries")
@@ -155,7 +158,7 @@ def failures(
         found = [row for row in found if reason in (None, row["reason"])]
         return _placed(catalog, found, _SAME["failures"], look)
 
-    _list(cache, rows, columns, shown, json_=json_)
+    _list(cache, rows, columns, shown)
 
 
 def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:
@@ -263,8 +266,6 @@ def _list(
     rows: Callable[[Catalog], list[Any]],
     columns: tuple[str, ...],
     shown: Shown,
-    *,
-    json_: bool,
 ) -> None:
     from cogcache.catalog import Catalog
 
@@ -272,4 +273,4 @@ def _list(
         found = shown.chosen(rows(catalog))
     if any(row.get("outdated") for row in found):
         columns = (*columns, "outdated")
-    print_rows(found, shown.columns or columns, json_=json_)
+    print_rows(found, shown.columns or columns, json_=shown.json_)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,28 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
 
 
+Command = Callable[..., Any]
+
+
+def _semantic_options(command: Command) -> Command:
+    """Give a command ``semantic: str | None``: the model that finds the meaning, if one is to."""
+
+    @functools.wraps(command)
+    def with_semantic(*args: Any, semantic: bool, semantic_model: str, **given: Any) -> Any:
+        return command(*args, semantic=semantic_model if semantic else None, **given)
+
+    decorated: Command = click.option(
+        "--semantic-model",
+        metavar="MODEL",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="What finds the meaning: a sentence-transformers model, as folder or hub id.",
+    )(with_semantic)
+    return click.option("--semantic", is_flag=True, help="Search by meaning too; needs the extra.")(
+        decorated
+    )
+
+
 @click.command()
 @click.argument("query", nargs=-1, required=True)
 @cache_option
@@ -25,22 +49,14 @@ COLUMNS = ("video", "start_s", "end_s", "prompt_name", "snippet")
 @click.option(
     "--offset", type=click.IntRange(0), default=0, help="Leave out that many of the best."
 )
-@click.option("--semantic", is_flag=True, help="Search by meaning too; needs the extra.")
-@click.option(
-    "--semantic-model",
-    metavar="MODEL",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    help="What finds the meaning: a sentence-transformers model, as folder or hub id.",
-)
+@_semantic_options
 @selection_options
 @look_options
 @json_option
 def search(
     query: tuple[str, ...],
     cache: Path,
-    semantic: bool,
-    semantic_model: str,
+    semantic: str | None,
     selection: Selection,
     look: Look,
     json_: bool,
@@ -60,7 +76,7 @@ def search(
         if semantic:
             from cogcache.catalog import fused_search
 
-            vectors = _vectors(cache, semantic_model)
+            vectors = _vectors(cache, semantic)
             found = fused_search(vectors, index, text, selection, **page)
         else:
             found = index.search(text, selection, **page)

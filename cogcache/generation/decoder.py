@@ -58,6 +58,10 @@ class _Live:
     """Until it has a place."""
     done: bool = False
 
+    def has_ended(self, family: Family) -> bool:
+        """Say whether the caption has come to its end, before any limit."""
+        return self.tokens[-1] in family.stop_ids or self.request.stops(family, self.tokens)
+
 
 class Decoder:
     """Decodes requests, a clip's with one another and many clips' together.
@@ -83,7 +87,7 @@ class Decoder:
         self.again: deque[list[Request]] = deque()
         self.waiting: deque[_Live] = deque()
         self.live: list[_Live] = []
-        self.slots = self._no_slots()
+        self.slots = _no_slots(model)
         self.newest: tuple[Request, Prefix] | None = None
         """Of the last prefill, until the next step: a caption of one token has never a place."""
 
@@ -110,9 +114,6 @@ class Decoder:
                 return
             yield from self._guarded(self._step)
 
-    def _no_slots(self) -> SlotCache:
-        return SlotCache(spare=1 if self.model.device.type == "cpu" else 0)
-
     def _unfinished(self) -> list[_Live]:
         return [row for row in self.live if not row.done] + list(self.waiting)
 
@@ -133,7 +134,7 @@ class Decoder:
             NoRoom: it was a single one.
         """
         in_hand = [row.request for row in self._unfinished()] + list(group)
-        self.live, self.waiting, self.slots = [], deque(), self._no_slots()
+        self.live, self.waiting, self.slots = [], deque(), _no_slots(self.model)
         self.newest = None
         if self.rows_at_once > 1:
             self.again.extend(list(each) for _, each in groupby(in_hand, lambda r: r.clip))
@@ -190,34 +191,28 @@ class Decoder:
         """Run what is behind the prefix, for several prompts at once, and choose first tokens."""
         positions = [laid_out(request, self.family, self.model)[1] for request in requests]
         tails = [request.row.sequences["input_ids"][prefix.length :] for request in requests]
-        width = max(len(tail) for tail in tails)
-        ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
-        mask = torch.cat((torch.ones(len(tails), prefix.length, dtype=torch.long), ones), dim=1)
-        device = self.model.device
-        output = self._forward(
+        width, device = max(len(tail) for tail in tails), self.model.device
+        output = forward(
+            self.model,
+            prefix.for_rows(),
             input_ids=left_padded(tails, self.family.pad_id).to(device),
-            attention_mask=mask.to(device),
+            attention_mask=_mask_behind(prefix, tails).to(device),
             position_ids=torch.cat([_last(each, width, prefix.length) for each in positions], -2),
-            cache=prefix.for_rows(),
         )
         rows = [
             _Live(
                 request,
                 _chooser(request),
                 last_position(position),
-                self._limit(request, position),
+                int(min(request.generation.max_new_tokens, room_for(position, self.context))),
                 cache=RowCache.cut(prefix, output.past_key_values, index, len(tail)),
             )
             for index, (request, position, tail) in enumerate(
                 zip(requests, positions, tails, strict=True)
             )
         ]
-        self._choose(output.logits, rows)
+        _choose(output.logits, rows, self.family)
         return rows
-
-    def _limit(self, request: Request, positions: Tensor) -> int:
-        """Most new tokens: what was asked for, or what the context has room for."""
-        return int(min(request.generation.max_new_tokens, room_for(positions, self.context)))
 
     # ---- decoding ---------------------------------------------------------------------------
 
@@ -227,14 +222,15 @@ class Decoder:
         self.newest = None
         started = time.perf_counter()
         device, rows = self.model.device, self.live
-        output = self._forward(
+        output = forward(
+            self.model,
+            self.slots.cache,
             input_ids=torch.tensor([[row.tokens[-1]] for row in rows], device=device),
             attention_mask=self.slots.mask(device),
             position_ids=torch.cat([row.position + len(row.tokens) for row in rows], dim=-2),
-            cache=self.slots.cache,
         )
         self.slots.advance()
-        self._choose(output.logits, rows)
+        _choose(output.logits, rows, self.family)
         passed = time.perf_counter() - started
         self.statistics.count_step(len(rows), self.slots.lengths, self.slots.end, passed)
         for row in rows:
@@ -260,24 +256,24 @@ class Decoder:
         row.cache = None
         return row
 
-    def _choose(self, logits: Tensor, rows: Sequence[_Live]) -> None:
-        made = [row.tokens for row in rows]
-        chosen = choose_all(logits[:, -1], [row.chooser for row in rows], made)
-        for row, token in zip(rows, chosen, strict=True):
-            row.tokens.append(token)
-            row.done = len(row.tokens) >= row.limit or self._ended(row)
-
-    def _ended(self, row: _Live) -> bool:
-        """Say whether the row has come to its end, before any limit."""
-        return row.tokens[-1] in self.family.stop_ids or row.request.stops(self.family, row.tokens)
-
     def _finished(self, row: _Live) -> Finished:
-        cut = row.limit < row.request.generation.max_new_tokens and not self._ended(row)
+        cut = row.limit < row.request.generation.max_new_tokens and not row.has_ended(self.family)
         self.statistics.tokens += len(row.tokens)
         return Finished(row.request, row.tokens, row.seconds, over_context=cut)
 
-    def _forward(self, *, cache: Any, **inputs: Any) -> Any:
-        return forward(self.model, cache, **inputs)
+
+def _no_slots(model: PreTrainedModel) -> SlotCache:
+    """Return the cache of a batch without rows."""
+    return SlotCache(spare=1 if model.device.type == "cpu" else 0)
+
+
+def _choose(logits: Tensor, rows: Sequence[_Live], family: Family) -> None:
+    """Give each row its next token. `logits` are of their last positions: [rows, 1, vocabulary]."""
+    made = [row.tokens for row in rows]
+    chosen = choose_all(logits[:, -1], [row.chooser for row in rows], made)
+    for row, token in zip(rows, chosen, strict=True):
+        row.tokens.append(token)
+        row.done = len(row.tokens) >= row.limit or row.has_ended(family)
 
 
 def _chooser(request: Request) -> Chooser:
@@ -288,6 +284,12 @@ def _chooser(request: Request) -> Chooser:
 def _waiting_cache(row: _Live) -> RowCache:
     assert row.cache is not None  # it has no place yet
     return row.cache
+
+
+def _mask_behind(prefix: Prefix, tails: Sequence[Tensor]) -> Tensor:
+    """Return the mask of several rows behind one prefix, padded on their left. int64 [rows, L]."""
+    ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
+    return torch.cat((torch.ones(len(tails), prefix.length, dtype=torch.long), ones), dim=1)
 
 
 def _last(positions: Tensor, width: int, start: int) -> Tensor:

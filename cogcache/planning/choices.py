@@ -92,24 +92,15 @@ def choose_vision(
         return StagePlan(other + resident * layer + passing, frames * per_frame)
 
     smallest = min(planned(1, 0).peak_bytes, planned(1, sizes.num_layers).peak_bytes)
-    frames = min(most, (usable - everything) // per_frame)
+    frames, resident = min(most, (usable - everything) // per_frame), sizes.num_layers
     if frames >= min(most, FEWEST_FRAMES):
         reason = f"all weights ({format_bytes(everything)}) stay, up to {frames} frames a pass"
-        plan = planned(frames, sizes.num_layers)
-        return VisionChoice(
-            fits=True,
-            resident_layers=sizes.num_layers,
-            num_layers=sizes.num_layers,
-            frames_per_batch=frames,
-            plan=plan,
-            smallest_bytes=smallest,
-            reason=reason,
-        )
-    frames = max(1, min(most, (usable - planned(0, 0).peak_bytes) // per_frame))
-    resident = (usable - planned(frames, 0).peak_bytes) // layer if layer else 0
-    resident = max(0, min(sizes.num_layers - 1, resident))
-    reason = f"of {sizes.num_layers} blocks of {format_bytes(layer)}, {resident} stay; "
-    reason += f"the others pass through one at a time, for {frames} frames a pass"
+    else:
+        frames = max(1, min(most, (usable - planned(0, 0).peak_bytes) // per_frame))
+        resident = (usable - planned(frames, 0).peak_bytes) // layer if layer else 0
+        resident = max(0, min(sizes.num_layers - 1, resident))
+        reason = f"of {sizes.num_layers} blocks of {format_bytes(layer)}, {resident} stay; "
+        reason += f"the others pass through one at a time, for {frames} frames a pass"
     if smallest > usable:
         reason = f"one block, the rest and one frame take {format_bytes(smallest)}"
     return VisionChoice(
@@ -151,7 +142,7 @@ def choose_language(
         resident = max(0, min(layers - 1, spare // sizes.layer_bytes if sizes.layer_bytes else 0))
     fits = smallest <= usable
     return LanguageChoice(
-        fits=fits,
+        fits=smallest <= usable,
         resident_layers=resident,
         num_layers=layers,
         embedding_waits=waits,

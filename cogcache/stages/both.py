@@ -187,35 +187,50 @@ def run_stage(
         follows it must not start.
     """
     command = [sys.executable, "-m", "cogcache", *arguments]
-    received: list[int] = []
-    early: list[int] = []
-    stage: subprocess.Popen[bytes] | None = None
+    with _HandedOn() as signals, starter_pipe() as (pipe, environment):
+        stage = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            pass_fds=[each for each in (passed, pipe) if each is not None],
+            env=environment,
+        )
+        signals.go_to(stage)
+        stage.communicate(None if stdin is None else stdin.encode())
+        status = stage.returncode
+    if signals.received:
+        return 128 + signals.received[0]
+    return 128 - status if status < 0 else status
 
-    def hand_on(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if stage is None:
-            early.append(number)
-        else:
+
+class _HandedOn:
+    """Hands the signals that ask this process to end on to a stage, while a `with` block runs.
+
+    It is entered before the stage starts: a signal in between would end this process alone.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._early: list[int] = []
+        self._stage: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {each: signal.signal(each, self._hand_on) for each in asking_to_end()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def go_to(self, stage: subprocess.Popen[bytes]) -> None:
+        """Hand signals on to a stage, those that came before it too."""
+        self._stage = stage
+        for number in self._early:
             stage.send_signal(number)
 
-    # Before the stage starts: a signal in between would end this process and leave that one.
-    before = {number: signal.signal(number, hand_on) for number in asking_to_end()}
-    try:
-        with starter_pipe() as (pipe, environment):
-            stage = subprocess.Popen(
-                command,
-                start_new_session=True,
-                stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-                pass_fds=[each for each in (passed, pipe) if each is not None],
-                env=environment,
-            )
-            for number in early:
-                stage.send_signal(number)
-            stage.communicate(None if stdin is None else stdin.encode())
-        status = stage.returncode
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        return 128 + received[0]
-    return 128 - status if status < 0 else status
+    def _hand_on(self, number: int, _frame: FrameType | None) -> None:
+        self.received.append(number)
+        if self._stage is None:
+            self._early.append(number)
+        else:
+            self._stage.send_signal(number)

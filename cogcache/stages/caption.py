@@ -23,13 +23,12 @@ from cogcache.catalog import (
     ClipRow,
     Failure,
     FlaggedCaption,
-    notes_of,
-    outdated,
     text_to_path,
 )
 from cogcache.errors import ClipError
 from cogcache.models import (
     ClipTensors,
+    Family,
     cost_of_going_on,
     identify,
     open_family,
@@ -47,7 +46,7 @@ from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
 from cogcache.stages.captioning.tasks import CaptionList, Task
 from cogcache.stages.clips.choice import OLD_FEATURES
 from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
-from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.stages.runs.shared import Shared
@@ -99,8 +98,7 @@ def caption(
         settings: which model, prompts and precision; those of stage one say which clips.
         videos: only clips of these, which need not be there any more; None for all.
         follow: wait for the clips that a running `extract` still adds.
-        spans: only these parts `(start_s, end_s)` of videos; none for all, or, with `segment_s` or
-            `scenes`, for those that videos are cut into.
+        spans: only these parts `(start_s, end_s)` of videos; none for all.
         catalog_path: catalog on this machine's own disk, where `cache` is a shared folder.
         show: what is called with each caption as it comes.
 
@@ -116,32 +114,32 @@ def caption(
     store = FeatureStore.open(cache)
     family = open_family(settings)
     with open_run("caption", cache, settings, catalog_path) as run:
-        catalog = run.catalog
-        asked, choice = settings, quantization_for(settings, family, catalog)
-        settings = choice.settings
-        ready_to_identify("caption", family, "language", catalog.files, run.timings)
+        choice = quantization_for(settings, family, run.catalog)
+        stage = _identified(choice.settings, family, run)
+        listed = partial(list_all, stage, run.catalog, videos, spans)
         with run.timings.time("digest"):
-            identity = identify(family, "language", catalog.files)
-            identity = with_adapter(identity, settings.language.adapter)
-            stage = StageTwo(settings, family, identity)
-            listed = partial(list_all, stage, catalog, videos, spans)
-            for note in notes_of(outdated(catalog.path), "captions", family.name):
-                logger.warning("%s", note)
+            run.warn_outdated("captions", family.name)
             work = listed()
-        counts = Counts(found=work.num_found, cached=work.num_cached)
-        report = run.begin(counts)
+        report = run.begin(Counts(found=work.num_found, cached=work.num_cached))
         if work.missing or follow:
-            cost_of_going_on(asked, choice).say()
-            following = Following(cache, listed, work, counts, settings.limits.limit, follow)
+            cost_of_going_on(settings, choice).say()
+            most = settings.limits.limit
+            following = Following(cache, listed, work, report.counts, most, follow)
             with run.working() as at:
-                load_libraries("caption", run.timings)
-                shown = show.up_to(counts) if show else None
-                job = _Captioning(stage, store, catalog, report, at, shown)
-                job.run(work, following)
+                _Captioning(stage, store, run, at, show).make(following)
             work = following.last
         if not report.stopped:
-            note_refused(work, catalog, report)
+            note_refused(work, run.catalog, report)
     return report
+
+
+def _identified(settings: Settings, family: Family, run: OpenedRun) -> StageTwo:
+    """Find out which language half it is, its adapter included."""
+    files = run.catalog.files
+    ready_to_identify("caption", family, "language", files, run.timings)
+    with run.timings.time("digest"):
+        identity = identify(family, "language", files)
+        return StageTwo(settings, family, with_adapter(identity, settings.language.adapter))
 
 
 def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None:
@@ -175,14 +173,15 @@ class _Captioning:
 
     stage: StageTwo
     store: FeatureStore
-    catalog: Catalog
-    report: RunReport
+    opened: OpenedRun
     at: AtWork
-    show: Callable[[CaptionRow], None] | None = None
+    shown: Show | None = None
     uncommitted: list[CaptionRow] = field(default_factory=list)
     committed_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.catalog, self.report = self.opened.catalog, self.opened.report
+        self.show = self.shown.up_to(self.report.counts) if self.shown else None
         claims, stop = Claims(self.at.run), self.at.stop
         self.shared = Shared[Task](claims, stop, lambda task: task.key.digest, self._is_made)
 
@@ -192,12 +191,13 @@ class _Captioning:
         self.report.counts.cached += made
         return made
 
-    def run(self, work: CaptionList, following: Following) -> None:
+    def make(self, following: Following) -> None:
         """Make every missing caption that no other run makes, or as many as there is time for."""
+        load_libraries("caption", self.opened.timings)
         if not (tasks := following.next(self.at.stop)):
             return
         self.bar = tqdm(
-            total=self.report.counts.found, initial=work.num_cached,
+            total=self.report.counts.found, initial=following.first.num_cached,
             unit="caption", desc="caption", disable=None,
         )  # fmt: skip
         with self._captions(following) as captions, self.bar:

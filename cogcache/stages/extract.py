@@ -8,7 +8,6 @@ A bad video is a failure row and the run goes on; any other error is a bug and e
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
@@ -18,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogcache.catalog import Catalog, Failure, notes_of, outdated
+from cogcache.catalog import Catalog, Failure
 from cogcache.models import identify, open_family
 from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
@@ -34,8 +33,6 @@ from cogcache.stages.runs.remembered import remember
 from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.store import Claims, FeatureStore
 from cogcache.video import WHOLE, Span, find_videos
-
-logger = logging.getLogger(__name__)
 
 
 def extract(
@@ -77,8 +74,7 @@ def extract(
             identity = identify(family, "vision", run.catalog.files)
             wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
             work = list_work(paths, wanted, store, run.catalog)
-            for note in notes_of(outdated(run.catalog.path), "features", family.name):
-                logger.warning("%s", note)
+            run.warn_outdated("features", family.name)
         counts = Counts()
         work.add_to(counts)
         report = run.begin(counts)

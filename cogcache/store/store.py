@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,10 @@ from cogcache.store import reader, writer
 from cogcache.store.format import Bits
 from cogcache.store.mark import CACHE_FORMAT, is_free, read_mark, write_mark
 from cogcache.store.places import KEY, feature_files
+from cogcache.store.quarantine import Quarantine
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.writer import Compression
-from cogcache.system import CachePaths, remove_dead, seal, sync_folder
+from cogcache.system import CachePaths, remove_dead, seal
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class FeatureStore:
         """Take ``root`` as it is; use ``open`` or ``create_or_open``, which check it."""
         self.root, self.features = root, features
         self._files = feature_files(root, features)
-        self._quarantine = CachePaths(root).quarantine
+        self._quarantine = Quarantine(CachePaths(root).quarantine)
 
     @classmethod
     def open(cls, root: Path) -> FeatureStore:
@@ -221,11 +221,7 @@ class FeatureStore:
 
     def keep_copy(self, path: Path, reason: str) -> Path:
         """Copy a file that is about to be replaced to the quarantine; return its place there."""
-        names = chain([path.name], (f"{path.name}.{number}" for number in count(2)))
-        target = next(t for t in map(self._quarantine.joinpath, names) if not t.exists())
-        seal(target, path.read_bytes())
-        seal(target.with_name(f"{target.name}.txt"), f"{reason}\n".encode())
-        return target
+        return self._quarantine.keep_copy(path, reason)
 
     def _found(self, key: str) -> AbstractContextManager[Path]:
         if self.features is None and key not in self:
@@ -242,27 +238,17 @@ class FeatureStore:
             CacheError: there is no such file, or it cannot be moved.
         """
         with self._found(key) as path:
-            target = next(t for t in self._places(key) if not t.exists())
-            seal(target.with_suffix(".txt"), f"{reason}\n".encode(errors="backslashreplace"))
+            target = self._quarantine.place_for(key, reason)
             if self.features is not None:
                 seal(target, path.read_bytes())
                 self._files.remove(key)
                 return target
-        try:
-            path.rename(target)
-        except OSError as error:
-            raise CacheError(f"cannot move {path} to {target}: {error.strerror}") from error
-        sync_folder(target.parent)
-        sync_folder(path.parent)
+        self._quarantine.move(path, target)
         return target
-
-    def _places(self, key: str) -> Iterator[Path]:
-        yield self._quarantine / f"{key}.h5"
-        yield from (self._quarantine / f"{key}-{number}.h5" for number in count(2))
 
     def sweep(self) -> list[Path]:
         """Remove what writers left behind that died at it; return the paths of it.
 
         Files of living writers stay.
         """
-        return remove_dead([self.root, self._quarantine]) + self._files.sweep()
+        return remove_dead([self.root, self._quarantine.folder]) + self._files.sweep()

@@ -84,16 +84,8 @@ def write_gallery(
     shown = list(clips.values())[:limit]
     with Browser(catalog, deadline_s=math.inf) as browser:
         pictured = [_with_picture(store, browser, clip) for clip in shown]
-    page = (
-        environment()
-        .get_template("gallery.html")
-        .render(
-            title=title,
-            clips=pictured,
-            more=len(clips) > limit,
-            style=_style(),
-        )
-    )
+    template, more = environment().get_template("gallery.html"), len(clips) > limit
+    page = template.render(title=title, clips=pictured, more=more, style=_style())
     seal(out, page.encode(errors="replace"))
     return Written(len(shown), placed.absent)
 

@@ -10,6 +10,7 @@ from checkpoints import write_checkpoint
 
 from cogcache.generation.batches import generate
 from cogcache.generation.decoder import Decoder, can_decode
+from cogcache.generation.prefixes import forward
 from cogcache.generation.requests import Finished, Request
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.family import ClipTensors, Family
@@ -142,21 +143,18 @@ def test_new_tokens_stay_within_the_context(lab):
     assert len(found.tokens) < 40
 
 
-def test_running_out_of_memory_halves_the_batch_and_loses_nothing(lab):
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(lab, monkeypatch):
     family, model = lab
     groups = requests(family)
     expected = tokens(decode(family, model, groups))
     decoder = Decoder(model, family, 4)
-    forward = decoder._forward
-    calls = []
 
-    def scarce(**inputs):
-        calls.append(len(inputs["input_ids"]))
+    def scarce(model, cache, **inputs):
         if len(inputs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(**inputs)
+        return forward(model, cache, **inputs)
 
-    decoder._forward = scarce
+    monkeypatch.setattr("cogcache.generation.decoder.forward", scarce)
     found = {each.request.task: each.tokens for each in decoder.run(groups)}
     assert found == expected
     assert decoder.rows_at_once == 2

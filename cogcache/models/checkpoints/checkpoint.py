@@ -72,35 +72,17 @@ class Checkpoint:
         Raises:
             CheckpointError: it is nowhere to be found, or has no config.json.
         """
-        if not model:
-            raise ConfigError("no model is named", "name one with --model, such as a hub id")
-        if model == "tiny":
-            checkpoint = cls(model, Path(__file__).parents[2] / "tiny")
-        elif Path(model).is_dir():
-            checkpoint = cls(model, Path(model))
-        elif (problem := _no_hub_id(model)) is not None:
-            raise CheckpointError(*problem)
-        else:
-            checkpoint = cls(
-                model, fetch_files(model, revision, SMALL_FILES), revision, on_hub=True
-            )
+        checkpoint = _found(model, revision)
         if not (checkpoint.folder / "config.json").is_file():
             raise CheckpointError(
                 f"{model} has no config.json", "give a model's folder or its id on the hub"
             )
-        checkpoint._check_small_files()
+        _check_small_files(checkpoint)
         if (checkpoint.folder / MANIFEST).is_file():
             return SplitCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         if (checkpoint.folder / REWRITTEN).is_file():
             return RewrittenCheckpoint(model, checkpoint.folder, revision, checkpoint.on_hub)
         return checkpoint
-
-    def _check_small_files(self) -> None:
-        try:
-            check_files(self.folder, self.small_files())
-        except OSError as error:
-            problem = f"{self.folder} cannot be read: {error.strerror}"
-            raise CheckpointError(problem, "see who may read it") from error
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -271,6 +253,28 @@ class Checkpoint:
         if self.on_hub and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
             return blob
         return digest_of(self.folder / shard)
+
+
+def _found(model: str, revision: str | None) -> Checkpoint:
+    """Return a checkpoint as it is named; of a hub id, the small files are fetched."""
+    if not model:
+        raise ConfigError("no model is named", "name one with --model, such as a hub id")
+    if model == "tiny":
+        return Checkpoint(model, Path(__file__).parents[2] / "tiny")
+    if Path(model).is_dir():
+        return Checkpoint(model, Path(model))
+    if (problem := _no_hub_id(model)) is not None:
+        raise CheckpointError(*problem)
+    folder = fetch_files(model, revision, SMALL_FILES)
+    return Checkpoint(model, folder, revision, on_hub=True)
+
+
+def _check_small_files(checkpoint: Checkpoint) -> None:
+    try:
+        check_files(checkpoint.folder, checkpoint.small_files())
+    except OSError as error:
+        problem = f"{checkpoint.folder} cannot be read: {error.strerror}"
+        raise CheckpointError(problem, "see who may read it") from error
 
 
 class RewrittenCheckpoint(Checkpoint):

@@ -105,10 +105,7 @@ def language_sizes(
     """
     weighed = _Weighed(quantization, item_bytes, on_cpu)
     embedding, head = (path_of(meta, end) for end in (meta.get_input_embeddings(), _head(meta)))
-    layers = {f"{path}.weight" for path, _ in linear_layers(meta)}
-    if quantization.kind == "none":
-        layers = set()
-    layers -= {f"{path}.weight" for path in left_out(meta, quantization)}
+    layers = _quantized_weights(meta, quantization)
     blocks: dict[str, int] = defaultdict(int)
     beside: dict[str, int] = defaultdict(int)
     for name, parameter in meta.named_parameters():
@@ -137,6 +134,14 @@ def language_sizes(
         quantized_bytes=weighed.quantized_bytes,
         scale_bytes=weighed.scale_bytes,
     )
+
+
+def _quantized_weights(meta: PreTrainedModel, quantization: Quantization) -> set[str]:
+    """Return the names of the weights that are quantised."""
+    if quantization.kind == "none":
+        return set()
+    left = {*left_out(meta, quantization)}
+    return {f"{path}.weight" for path, _ in linear_layers(meta) if path not in left}
 
 
 @dataclass

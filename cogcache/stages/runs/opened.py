@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from cogcache.catalog import Catalog, open_catalog, tidy
+from cogcache.catalog import Catalog, notes_of, open_catalog, outdated, tidy
 from cogcache.errors import CogcacheError
 from cogcache.models import release_note
 from cogcache.settings import Settings
@@ -37,6 +38,11 @@ class OpenedRun:
         """The report; there is one from `begin` on."""
         assert self._report is not None
         return self._report
+
+    def warn_outdated(self, of: Literal["features", "captions"], family: str) -> None:
+        """Say what in the cache this version would make otherwise."""
+        for note in notes_of(outdated(self.catalog.path), of, family):
+            logger.warning("%s", note)
 
     def begin(self, counts: Counts) -> RunReport:
         """Enter the run into the catalog, now that its work is listed.
