@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog.catalog import Catalog
-from cogcache.store import MARK, FeatureStore, remove_dead_claims
+from cogcache.store import FeatureStore, remove_dead_claims
 from cogcache.system import CachePaths, scratch
 
 REMOVAL: Final = "removal"
@@ -40,7 +40,7 @@ def tidy_beside(catalog: Path) -> None:
         CacheError: the disk cannot be written.
         CatalogError: the catalog cannot be used.
     """
-    if (catalog.parent / MARK).is_file():
+    if CachePaths(catalog.parent).mark.is_file():
         tidy(FeatureStore.open(catalog.parent))
 
 

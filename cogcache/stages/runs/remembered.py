@@ -10,7 +10,7 @@ from typing import Any
 from cogcache.catalog import Catalog
 from cogcache.models import Checkpoint, published_pixels
 from cogcache.settings import DEFAULT, Profile, Settings, as_toml, choose_profile, profile_of
-from cogcache.store import MARK, add_profile, read_profiles
+from cogcache.store import add_profile, read_profiles
 from cogcache.system import CachePaths
 
 
@@ -26,7 +26,7 @@ def remembered(root: Path, name: str | None, model: str | None) -> tuple[str, Pr
         CacheError: the folder is a cache of another format.
         ConfigError: the profile that was asked for is of another model.
     """
-    if not (root / MARK).is_file():
+    if not CachePaths(root).mark.is_file():
         return None
     profiles = read_profiles(root)
     if not profiles and (last := _last_run(root)) is not None:
