@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs screenshots bench torture fuzz tiny clean
+.PHONY: help install demo test check format docs site screenshots bench torture fuzz tiny clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ format: $(INSTALLED) ## Format the code, and mend what ruff can mend
 docs: $(INSTALLED) ## Write the tables of docs/settings.md and the configs of families anew
 	$(BIN)/python docs/write_settings.py
 	$(BIN)/python docs/write_configs.py
+
+site: $(INSTALLED) ## Build the docs as a site in build/site; a dead link is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 screenshots: $(INSTALLED) ## Take the pictures of the docs anew (needs chromium and chromium-driver)
 	$(BIN)/python -m docs.write_screenshots

@@ -34,7 +34,8 @@ def test_every_option_has_help(name):
 def test_every_command_that_the_docs_type_exists():
     for name, text in DOCS.items():
         if name != "CHANGELOG.md":
-            typed = re.findall(r"^(?:\$ )?cogcache ([a-z]+)\b", text, re.MULTILINE)
+            blocks = "\n".join(re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL))
+            typed = re.findall(r"^(?:\$ )?cogcache ([a-z]+)\b", blocks, re.MULTILINE)
             assert {*typed} <= {*main.commands}, name
 
 
@@ -80,3 +81,22 @@ def test_the_changelog_has_the_version_and_room_for_the_next():
 def test_ci_runs_the_test_command_of_the_readme():
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
     assert "make test" in README
+
+
+def test_the_files_of_an_open_project_can_be_read():
+    yaml = pytest.importorskip("yaml")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == version
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) == 3
+    for form in forms:
+        assert {"name", "description", "body"} <= {*yaml.safe_load(form.read_text())}, form.name
+    steps = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]["tests"]
+    assert {"run": "bash .ci/run"} in steps["steps"]
+
+
+def test_every_page_of_the_docs_is_in_the_site():
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f"- {page.relative_to(ROOT / 'docs')}\n" in listed, page.name
