@@ -40,6 +40,10 @@ class SizeType(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2])
 
 
+USUAL_FPS = 25.0
+"""Of videos of which nothing is known; published ways to take frames hardly depend on it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What the command line says of the clips; None where it does not."""
@@ -90,7 +94,7 @@ def plan(
             duration_s=clips.duration_s or seen.duration_s,
             clips=clips.clips or seen.clips,
         )
-    job = _job(clips, settings.sampling)
+    job = _job(clips, settings, seen.fps if seen else USUAL_FPS)
     made = make_plan(settings, job)
     if seen:
         made["videos"] = seen.words()
@@ -104,10 +108,13 @@ def plan(
     click.echo(json.dumps(made, indent=2) if json_ else "\n".join(lines))
 
 
-def _job(asked: Asked, sampling: Sampling) -> Job:
-    from cogcache.planning import Job
+def _job(asked: Asked, settings: Settings, fps: float) -> Job:
+    from cogcache.planning import Job, published_count
 
-    frames = asked.frames or frames_of(asked.duration_s, sampling)
+    if settings.sampling.strategy == "published":
+        frames = asked.frames or published_count(settings, asked.duration_s, fps)
+    else:
+        frames = asked.frames or frames_of(asked.duration_s, settings.sampling)
     job = Job(frames=frames, prompts=asked.prompts)
     return replace(job, size=asked.size or job.size, clips=asked.clips or job.clips)
 

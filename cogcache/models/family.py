@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from cogcache.settings import Language, PixelLimits
-    from cogcache.video import ClipFrames
+    from cogcache.settings import Language, PixelLimits, Sampling
+    from cogcache.video import ClipFrames, FamilyRule, SamplingRule
 
 
 _BRACKETS = ("<", "[")
@@ -107,6 +107,23 @@ class Family(ABC):
             return self
         problem = f"{self.name} takes frames of one size: it has no limits of pixels"
         raise ConfigError(problem, "leave out max_pixels, min_pixels and max_video_pixels")
+
+    def frames_of(self, sampling: Sampling) -> SamplingRule | FamilyRule:
+        """Return which frames of a clip are taken: settings as they are, or the family's own.
+
+        Raises:
+            ConfigError: the strategy is `published`, and the family's release takes no frames by
+                itself, or a setting would have no effect.
+        """
+        return self.published_frames(sampling) if sampling.strategy == "published" else sampling
+
+    @abstractmethod
+    def published_frames(self, sampling: Sampling) -> FamilyRule:
+        """Return the frames that the family's release takes.
+
+        Raises:
+            ConfigError: as `frames_of` says.
+        """
 
     def published_pixels(self) -> PixelLimits | None:
         """Return the limits that the authors' own code scales frames to; None: the checkpoint's."""

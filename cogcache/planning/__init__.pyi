@@ -1,5 +1,6 @@
 from .choices import LanguageChoice as LanguageChoice
 from .choices import StagePlan as StagePlan
+from .clip import published_count as published_count
 from .estimates import QUESTION_TOKENS as QUESTION_TOKENS
 from .estimates import feature_bytes as feature_bytes
 from .estimates import row_tokens as row_tokens

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 """Width and height, in pixels."""
 DEFAULT_SIZE: Size = (1280, 720)
+LONG_S = 3600.0
+"""Longer than any published limit of frames reaches."""
 PIXELS = "pixel_values"
 """What the names of a processor's pixels begin with."""
 
@@ -66,6 +68,25 @@ def planned_clip(
         frame_positions=_positions(inputs, frames, config),
         features_bytes=sum(tensor.nbytes for tensor in cached.tensors.values()),
     )
+
+
+def published_count(settings: Settings, duration_s: float | None, fps: float) -> int:
+    """Return how many frames the family's release takes of a clip, with `strategy = published`.
+
+    Args:
+        settings: model and sampling.
+        duration_s: of the clip; None for one so long that no more are taken.
+        fps: of its video.
+
+    Raises:
+        ConfigError: the family's release takes no frames by itself.
+        VideoError: it takes none of so short a clip.
+    """
+    from cogcache.models import open_family
+
+    rule = open_family(settings).published_frames(settings.sampling)
+    seconds = LONG_S if duration_s is None else duration_s
+    return len(rule.of_clip(max(1, round(seconds * fps)), fps))
 
 
 def _seen(

@@ -26,6 +26,8 @@ class Looked:
     """The one that most of them have."""
     duration_s: float
     """Of a clip, on average."""
+    fps: float
+    """The rate that most of them have, in frames a second."""
     clips: int
     """In all of them, as they are cut."""
 
@@ -65,5 +67,6 @@ def look_at(videos: Sequence[str], clips: Clips) -> Looked:
         looked_at=len(infos),
         size=Counter((info.width, info.height) for info in infos).most_common(1)[0][0],
         duration_s=sum(info.duration_s for info in infos) / sum(cuts),
+        fps=Counter(info.fps for info in infos).most_common(1)[0][0],
         clips=round(sum(cuts) / len(infos) * len(paths)),
     )

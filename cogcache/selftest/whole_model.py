@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         base_bytes = sample().host_bytes
         model = load_whole(whole, dtype=torch.bfloat16)
         for video in arguments[1:]:
-            clip = read_clip(Path(video), settings.sampling, 0.0, None)
+            clip = read_clip(Path(video), family.frames_of(settings.sampling), 0.0, None)
             inputs = family.prepare(clip, torch.bfloat16)
             for prompt in settings.prompts.values():
                 tokens = caption_whole(model, family, inputs, prompt, settings)

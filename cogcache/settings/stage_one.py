@@ -23,13 +23,15 @@ class PixelLimits:
 class Sampling(Table):
     """Which frames of a clip are encoded. Part of the feature key."""
 
-    strategy: Literal["per_second", "uniform", "spread"] = "per_second"
+    strategy: Literal["per_second", "uniform", "spread", "published"] = "per_second"
     """`per_second`: the frame nearest to each whole second, until max_frames; `uniform`: exactly
     max_frames frames, evenly spaced over window_s, some of them twice in a short clip; `spread`: as
-    `per_second`, but max_frames spread over the whole clip where it has more seconds than that."""
+    `per_second`, but max_frames spread over the whole clip where it has more seconds than that;
+    `published`: what the model's own first release takes (docs/families.md), where it takes any."""
     max_frames: AtLeastOne = 24
     """Most frames taken of one clip (`uniform`: exactly so many); the published CogVLM2-Video runs
-    use 24."""
+    use 24. With `published` it counts only where a release leaves the number to its user, and is
+    exactly that number."""
     fps: Annotated[float | None, Field(gt=0), NoneIfZero] = None
     """Frames a second that `per_second` and `spread` take, up to max_frames; 0 for one a second.
     Qwen's own code takes 2."""
@@ -57,10 +59,10 @@ class Sampling(Table):
 
     @model_validator(mode="after")
     def _what_is_set_has_an_effect(self) -> Self:
-        if self.fps is not None and self.strategy == "uniform":
+        if self.fps is not None and self.strategy in ("uniform", "published"):
             raise ValueError(
-                f"fps = {self.fps:g} has no effect with the strategy uniform, which takes "
-                "max_frames frames: set strategy to spread, or leave fps at 0"
+                f"fps = {self.fps:g} has no effect with the strategy {self.strategy}, which has "
+                "its own number of frames: set strategy to spread, or leave fps at 0"
             )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(

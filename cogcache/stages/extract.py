@@ -67,6 +67,7 @@ def extract(
     paths = find_videos([str(video) for video in some])
     store = FeatureStore.create_or_open(cache, features)
     family = open_family(settings).within(settings.sampling.pixels)
+    family.frames_of(settings.sampling)  # refuses what no clip could be sampled by
     remember(cache, settings)
     with open_run("extract", cache, settings, catalog_path) as run:
         ready_to_identify("extract", family, "vision", run.catalog.files, run.timings)

@@ -28,6 +28,8 @@ from .reading import measured as measured
 from .reading import probe as probe
 from .reading import read_clip as read_clip
 from .reading import thumbnail as thumbnail
+from .sampling import FamilyRule as FamilyRule
+from .sampling import SamplingRule as SamplingRule
 from .sampling import bounds as bounds
 from .scenes import THRESHOLDS as THRESHOLDS
 from .scenes import Extent as Extent

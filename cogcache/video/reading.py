@@ -21,7 +21,7 @@ from cogcache.video.frame_index import FrameIndex, index_frames
 from cogcache.video.last_read import Last
 from cogcache.video.paths import find_videos
 from cogcache.video.pyav_reader import pyav_frames
-from cogcache.video.sampling import SamplingRule, choose
+from cogcache.video.sampling import FamilyRule, SamplingRule, choose
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -131,7 +131,7 @@ def _info(stream: VideoStream, duration_s: float, fps: float, count: int) -> Vid
 
 def read_clip(
     path: Path,
-    sampling: SamplingRule,
+    sampling: SamplingRule | FamilyRule,
     start_s: float = 0.0,
     end_s: float | None = None,
     *,
@@ -151,8 +151,8 @@ def read_clip(
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``empty_file``, ``not_a_video``,
-            ``no_video_stream``, ``no_frames``, ``clip_outside``, ``decode_failed``,
-            ``decoder_unfit`` or ``too_large``.
+            ``no_video_stream``, ``no_frames``, ``clip_outside``, ``too_few_frames``,
+            ``decode_failed``, ``decoder_unfit`` or ``too_large``.
     """
     index = index_frames(path)
     chosen = choose(index.times_s, index.fps, sampling, start_s, end_s, until_s=index.end_s)

@@ -5,7 +5,8 @@ Times are compared as they come: decoders give float32, and the published rules 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,10 @@ class SamplingRule(Protocol):
 
     @property
     def strategy(self) -> str:
-        """``"per_second"`` (published as "chat"), ``"uniform"`` (as "base") or ``"spread"``."""
+        """``"per_second"`` (published as "chat"), ``"uniform"`` (as "base") or ``"spread"``.
+
+        Of ``"published"`` the family makes a ``FamilyRule``.
+        """
 
     @property
     def max_frames(self) -> int:
@@ -33,6 +37,19 @@ class SamplingRule(Protocol):
     @property
     def window_s(self) -> float:
         """Seconds from the clip's start that ``uniform`` spreads its frames over."""
+
+
+@runtime_checkable
+class FamilyRule(Protocol):
+    """The frames that a family's release takes: ``[sampling]`` with the strategy ``published``."""
+
+    def of_clip(self, num_frames: int, fps: float) -> Sequence[int]:
+        """Return indices into a clip's frames.
+
+        Args:
+            num_frames: frames that the clip has.
+            fps: average frame rate of the video.
+        """
 
 
 def per_second(timestamps_s: Times, max_frames: int = 24, fps: float = 1.0) -> list[int]:
@@ -90,7 +107,7 @@ def spread(timestamps_s: Times, max_frames: int = 24, fps: float = 1.0) -> list[
 def choose(
     timestamps_s: Times,
     fps: float,
-    rule: SamplingRule,
+    rule: SamplingRule | FamilyRule,
     start_s: float = 0.0,
     end_s: float | None = None,
     *,
@@ -101,20 +118,24 @@ def choose(
     Args:
         timestamps_s: when each frame of the whole video begins, ascending, in seconds. Shape [N].
         fps: average frame rate.
-        rule: strategy and its numbers; seconds count from the clip's start.
+        rule: strategy and its numbers; seconds count from the clip's start. Or a family's own.
         start_s: the clip holds the frames from here on ...
         end_s: ... that begin before this; to the video's end if None. A clip in which no frame
             begins holds the one that stands still through it.
         until_s: when the last frame ends, where that is known: it may be held for long.
 
     Raises:
-        VideoError: the clip begins after the video's end (``clip_outside``).
+        VideoError: the clip begins after the video's end (``clip_outside``), or has too few
+            frames for a family's rule (``too_few_frames``).
         ConfigError: there is no such strategy.
     """
     first, stop = bounds(
         timestamps_s, start_s, end_s, max(until_s, float(timestamps_s[-1]) + 1 / fps)
     )
-    if rule.strategy == "per_second":
+    chosen: Sequence[int]
+    if isinstance(rule, FamilyRule):
+        chosen = rule.of_clip(stop - first, fps)
+    elif rule.strategy == "per_second":
         since_start_s = np.maximum(timestamps_s[first:stop] - start_s, 0)
         chosen = per_second(since_start_s, rule.max_frames, rule.fps or 1.0)
     elif rule.strategy == "uniform":
@@ -124,7 +145,8 @@ def choose(
         chosen = spread(since_start_s, rule.max_frames, rule.fps or 1.0)
     else:
         raise ConfigError(
-            f"sampling.strategy is {rule.strategy!r}", "set it to per_second, uniform or spread"
+            f"sampling.strategy is {rule.strategy!r}",
+            "set it to per_second, uniform, spread or published",
         )
     return [first + index for index in chosen]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cogcache.errors import CheckpointError
+from cogcache.errors import CheckpointError, ConfigError
 from cogcache.keys import Field
 from cogcache.models.checkpoints.bounds import blamed_on, check_ids
 from cogcache.models.checkpoints.checkpoint import Checkpoint
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-    from cogcache.settings import Language
-    from cogcache.video import ClipFrames
+    from cogcache.settings import Language, Sampling
+    from cogcache.video import ClipFrames, FamilyRule
 
 FEATURES = "features"
 _TOKENS = ("bos_token_id", "pad_token_id")
@@ -59,6 +59,11 @@ class CogVLM2Family(Family):
     def partition_settings(self) -> dict[str, Any]:
         """Return which output is cached: it decides which half the projector belongs to."""
         return {"cache_point": self.cache_point}
+
+    def published_frames(self, sampling: Sampling) -> FamilyRule:
+        """Refuse: the published code has two ways, `chat` and `base`, which have names here."""
+        problem = f"{self.name} was published with two ways to take frames: name the one you want"
+        raise ConfigError(problem, "take --strategy per_second (`chat`) or uniform (`base`)")
 
     def prepare(self, clip: ClipFrames, dtype: torch.dtype) -> ClipTensors:
         """Return `pixel_values_videos`, [T, 3, S, S] in `dtype`."""

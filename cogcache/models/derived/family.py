@@ -23,6 +23,7 @@ from cogcache.models.derived import features as parts
 from cogcache.models.derived import positions as mrope
 from cogcache.models.derived.pixels import published_pixels
 from cogcache.models.derived.positions import PositionRule
+from cogcache.models.derived.sampling import published_frames
 from cogcache.models.derived.settled import with_frame_text, with_rate
 from cogcache.models.derived.times import FrameTimes
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cogcache.models.derived.processing import ClipProcessor, Processed
-    from cogcache.settings import Language, PixelLimits
-    from cogcache.video import ClipFrames
+    from cogcache.settings import Language, PixelLimits, Sampling
+    from cogcache.video import ClipFrames, FamilyRule
 
 WITHOUT_BEAMS = ("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "nemotron_h_omni")
 """Their features stand under `video` and their slots are image tokens, which beams cannot match."""
@@ -70,6 +71,10 @@ class DerivedFamily(Family):
         chosen = copy.copy(self)
         chosen.__dict__["processor"] = self.processor.within(pixels)
         return chosen
+
+    def published_frames(self, sampling: Sampling) -> FamilyRule:
+        """Return the frames that the family's release takes."""
+        return published_frames(self.name, self.checkpoint.folder, sampling)
 
     def published_pixels(self) -> PixelLimits | None:
         """Return Qwen's limits: its authors' code scales frames before the processor sees them."""

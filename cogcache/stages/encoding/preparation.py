@@ -88,7 +88,8 @@ def prepare(source: ClipSource) -> PreparedClip:
     from safetensors.torch import save
 
     span = source.start_s, source.end_s
-    clip = read_clip(source.video, source.sampling, *span, decoder=source.decoder)
+    rule = _Worker.family.frames_of(source.sampling)
+    clip = read_clip(source.video, rule, *span, decoder=source.decoder)
     if _Worker.strict and clip.suspect:
         problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
