@@ -9,12 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
 import pytest
-from published import GOLDENS
+from published import GOLDENS, Golden
 
 from cogcache.errors import CheckpointError, ConfigError, VideoError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived.sampling import RULES, first_of_part_frames, published_frames
+from cogcache.models.registry import family_of
+from cogcache.planning.clip import published_count
+from cogcache.settings import Settings
 from cogcache.settings.stage_one import Sampling
+from cogcache.stages.encoding.preparation import ClipSource, prepare, start_worker
 from cogcache.video.sampling import choose
 
 RECORDED = json.loads((GOLDENS / "sampling.json").read_text())
@@ -116,8 +122,31 @@ def test_a_number_that_no_rule_can_follow_names_its_file(number, tmp_path):
 
 
 def test_frames_of_a_part_of_a_video_are_those_of_a_video_of_that_part(tmp_path):
-    import numpy as np
-
     times_s, rule = np.arange(1500, dtype=np.float32) / 25, rule_of("qwen3_vl", tmp_path)
     part = choose(times_s, 25.0, rule, start_s=10.0, end_s=17.0)
     assert [index - 250 for index in part] == list(rule.of_clip(175, 25.0))
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, about files of its earlier releases
+def test_a_decode_worker_takes_the_frames_of_the_release(tmp_path):
+    golden = Golden.read("qwen3_vl")
+    start_worker(str(golden.checkpoint(tmp_path / "qwen3_vl")), None, "float32")
+    prepared = prepare(ClipSource(golden.folder / "short.mp4", 0.0, None, USUAL))
+    assert prepared.facts["frame_indices"] == golden.facts["release_sampling"]["short"]
+
+
+def test_the_two_ways_of_cogvlm2_have_names():
+    with pytest.raises(ConfigError, match="two ways to take frames") as caught:
+        family_of(Checkpoint.open("tiny")).frames_of(USUAL)
+    assert "--strategy per_second (`chat`) or uniform (`base`)" in caught.value.hint
+
+
+def test_a_plan_counts_the_frames_of_the_release():
+    checkpoint = str(GOLDENS / "qwen3_vl" / "checkpoint")
+    settings = Settings(model=checkpoint, sampling=USUAL)
+    assert published_count(settings, 7.0, 25.0) == 14
+    assert published_count(settings, None, 25.0) == 768
+
+
+def test_published_frames_have_keys_of_their_own():
+    assert USUAL.fields() == {**Sampling().fields(), "strategy": "published"}
