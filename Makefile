@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs site screenshots bench torture fuzz tiny clean
+.PHONY: help install demo test check format docs site screenshots bench torture fuzz matrix tiny clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ torture: $(INSTALLED) ## Kill each stage 200 times, fail each system call: half 
 
 fuzz: $(INSTALLED) ## Change sound files at random for ten minutes, and read them
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fuzz --minutes 10
+
+matrix: $(INSTALLED) ## Try the families' goldens on other releases of transformers (makes .venvs)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.matrix
 
 tiny: $(INSTALLED) ## Train the bundled model anew: up to an hour on two cores
 	$(BIN)/python -m tiny_training.train_tiny

@@ -112,9 +112,15 @@ def read_report(report: Path, versions: dict[str, str]) -> Tried:
         **versions,
         passed=len(cases) - len(bad) - len(skipped),
         failed=len(bad) or int(not cases),
-        failing=[str(each.get("name")) for each in bad],
+        failing=[_short(str(each.get("name"))) for each in bad],
         seconds=round(sum(float(each.get("time", 0)) for each in cases), 1),
     )
+
+
+def _short(name: str) -> str:
+    """Return a test's name; of one test for many families, the family."""
+    match = re.fullmatch(r"test_pixels_ids_\w+\[(\w+)\]", name)
+    return match[1] if match else name
 
 
 def downwards(pinned: str) -> Iterator[str]:

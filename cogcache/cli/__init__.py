@@ -33,6 +33,7 @@ from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines
 from cogcache.cli.topics import configs, help_
 from cogcache.cli.train import distill, train
 from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
+from cogcache.cli.verify_model import verify_model
 from cogcache.cli.verify_quantization import verify_quantization
 from cogcache.cli.web import gallery, report, serve
 from cogcache.system import check_distribution, machine_error, our_version
@@ -149,6 +150,7 @@ for command in (
     verify,
     convert,
     verify_quantization,
+    verify_model,
     gc,
     rebuild,
     merge,

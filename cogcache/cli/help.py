@@ -12,7 +12,7 @@ COMMANDS: Final = {
     "Look": ("ls", "search", "diff", "failures", "status", "serve", "gallery", "report"),
     "Hand on": ("export", "import"),
     "Care": ("verify", "gc", "convert", "rebuild", "merge", "doctor"),
-    "Models": ("models", "plan", "split", "verify-quantization"),
+    "Models": ("models", "plan", "split", "verify-quantization", "verify-model"),
     "Help": ("configs", "help"),
 }
 """Of the program, by section; what is in none of them comes under "More"."""

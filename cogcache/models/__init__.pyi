@@ -15,6 +15,7 @@ from .checkpoints.tensor_files import sync_file as sync_file
 from .cogvlm2.other_decoder import PROJECTOR as PROJECTOR
 from .cogvlm2.other_decoder import read_decoder as read_decoder
 from .cogvlm2.other_decoder import same_tokenizer as same_tokenizer
+from .derived.conversation import USUAL_FORMS as USUAL_FORMS
 from .derived.pixels import published_pixels as published_pixels
 from .describe import clip_of_noise as clip_of_noise
 from .family import ClipTensors as ClipTensors

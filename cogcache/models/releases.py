@@ -35,11 +35,13 @@ class Release:
         transformers: its version.
         golden: whether what it made of a checkpoint and a clip is compared with cogcache's.
         remote_code: whether the published code lies on the hub and not in this release.
+        otherwise: what newer releases make of the same input; "" where nothing was seen.
     """
 
     transformers: str
     golden: bool = False
     remote_code: bool = False
+    otherwise: str = ""
 
     @property
     def minor(self) -> tuple[int, int]:
@@ -47,20 +49,27 @@ class Release:
         return minor_of(self.transformers)
 
 
+_AMID: Final = "text behind a video stands amid its positions"
+_RATE: Final = "the rate of frames is counted in another way"
+_MARKS: Final = "two tokens too many stand around a video"
+_FILES: Final = "the processor cannot be loaded with its files as published"
+_SHRUNK: Final = "frames are made smaller and blown up again"
+_SMOOTH: Final = "frames are resized with antialiasing"
+
 RELEASES: Final[Mapping[str, Release]] = {
     "cogvlm2": Release("4.43.4", golden=True, remote_code=True),
-    "qwen2_vl": Release("4.45.2", golden=True),
-    "qwen2_5_vl": Release("4.49.0", golden=True),
-    "qwen3_vl": Release("4.57.6", golden=True),
-    "glm4v": Release("4.53.3", golden=True),
+    "qwen2_vl": Release("4.45.2", golden=True, otherwise=_AMID),
+    "qwen2_5_vl": Release("4.49.0", golden=True, otherwise=f"{_AMID}; {_RATE}"),
+    "qwen3_vl": Release("4.57.6", golden=True, otherwise=_MARKS),
+    "glm4v": Release("4.53.3", golden=True, otherwise=_SMOOTH),
     "llava_onevision": Release("4.45.2", golden=True),
-    "llava_next_video": Release("4.42.4", golden=True),
+    "llava_next_video": Release("4.42.4", golden=True, otherwise=_FILES),
     "video_llava": Release("4.42.4", golden=True),
     "internvl": Release("4.52.4", golden=True),
-    "smolvlm": Release("4.50.3", golden=True),
+    "smolvlm": Release("4.50.3", golden=True, otherwise=_SHRUNK),
     "video_llama_3": Release("5.0.0", golden=True),
     "cohere_compass": Release("5.16.1"),
-    "ernie4_5_vl_moe": Release("5.0.0"),
+    "ernie4_5_vl_moe": Release("5.0.0", otherwise=_AMID),
     "exaone4_5": Release("5.8.1", golden=True),
     "gemma3": Release("4.50.3"),
     "gemma4": Release("5.5.4"),
@@ -77,10 +86,10 @@ RELEASES: Final[Mapping[str, Release]] = {
     "mistral3": Release("4.50.3", golden=True),
     "molmo2": Release("5.20.2", golden=True),
     "qwen2_5_omni_thinker": Release("4.52.4", golden=True),
-    "qwen3_5": Release("5.2.0", golden=True),
-    "qwen3_5_moe": Release("5.2.0"),
+    "qwen3_5": Release("5.2.0", golden=True, otherwise=_MARKS),
+    "qwen3_5_moe": Release("5.2.0", otherwise=_MARKS),
     "qwen3_omni_moe_thinker": Release("4.57.6"),
-    "qwen3_vl_moe": Release("4.57.6"),
+    "qwen3_vl_moe": Release("4.57.6", otherwise=_MARKS),
 }
 """By family: all that `cogcache models` lists."""
 

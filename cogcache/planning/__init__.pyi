@@ -1,5 +1,7 @@
 from .choices import LanguageChoice as LanguageChoice
 from .choices import StagePlan as StagePlan
+from .choices import usable_bytes as usable_bytes
+from .choices import whole_bytes as whole_bytes
 from .clip import published_count as published_count
 from .estimates import QUESTION_TOKENS as QUESTION_TOKENS
 from .estimates import feature_bytes as feature_bytes

@@ -4,3 +4,4 @@ from .demonstration import demonstrate as demonstrate
 from .doctor import examine as examine
 from .measure import NUM_CLIPS as NUM_CLIPS
 from .measure import measure as measure
+from .verify_model import ModelCheck as ModelCheck

@@ -1,0 +1,148 @@
+"""Whether two runs of a model are the same: ids, positions, pixels, features, logits and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Tensors = Mapping[str, Tensor]
+
+PIXELS: Final = 0.2
+"""Most that a pixel may differ, after normalising: resizes of Pillow and torchvision do by up to
+nine of 256 levels, in few places."""
+PIXELS_MEAN: Final = 1e-3
+SAME_PIXELS: Final = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Most that features and logits may be apart, relative to the whole, where pixels are the same."""
+OTHER_PIXELS: Final = {"float32": 2e-2, "bfloat16": 5e-2}
+"""The same where pixels differ by as much as they may."""
+NARROW: Final = {"float32": 1e-3, "bfloat16": 5e-2}
+"""A token was chosen narrowly where the next one's logit is nearer than this, in standard
+deviations: another order of additions may choose the other, and all behind it is another text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One thing of one clip."""
+
+    clip: str
+    what: str
+    same: bool
+    found: str
+
+
+def compare(clip: str, ours: Tensors, theirs: Tensors, dtype: str) -> list[Compared]:
+    """Compare what two runs were given and gave.
+
+    Args:
+        clip: its name.
+        ours: of the two stages; see `reference.recorded` and `reference.pixels_of`.
+        theirs: of the model in one piece. What it does not have is not compared.
+        dtype: of the weights.
+    """
+    same_pixels = _are_same(ours, theirs, "pixels") if "pixels" in theirs else True
+    limit = (SAME_PIXELS if same_pixels else OTHER_PIXELS)[dtype]
+    checks: dict[str, Callable[[], tuple[bool, str]]] = {
+        "ids": lambda: _ids(ours["input_ids"], theirs["input_ids"]),
+        "positions": lambda: _positions(ours, theirs),
+        "pixels": lambda: _pixels(ours, theirs),
+        "features": lambda: _near(ours["features"], theirs["features"], limit),
+        "first logits": lambda: _near(ours["logits"][:1], theirs["logits"][:1], limit),
+        "tokens": lambda: _tokens(ours["tokens"], theirs, NARROW[dtype]),
+    }
+    left_out = {name for name, key in _NEEDS.items() if key not in theirs}
+    return [
+        Compared(clip, name, *check()) for name, check in checks.items() if name not in left_out
+    ]
+
+
+_NEEDS: Final = {"ids": "input_ids", "positions": "positions", "pixels": "pixels"}
+
+
+def _are_same(ours: Tensors, theirs: Tensors, name: str) -> bool:
+    import torch
+
+    return torch.equal(ours[name], theirs[name])
+
+
+def _ids(ours: Tensor, theirs: Tensor) -> tuple[bool, str]:
+    if ours.tolist() == theirs.tolist():
+        return True, f"{len(ours)} tokens"
+    if _collapsed(ours.tolist()) == theirs.tolist():
+        return True, f"{len(theirs)} tokens, of which the release repeats one in the model"
+    return False, f"{len(ours)} tokens for {len(theirs)}, {_first_other(ours, theirs)}"
+
+
+def _collapsed(ids: list[int]) -> list[int]:
+    """Return ids with the longest run of one token as that token, once."""
+    ends = [i for i in range(1, len(ids) + 1) if i == len(ids) or ids[i] != ids[i - 1]]
+    starts = [0, *ends[:-1]]
+    start, end = max(zip(starts, ends, strict=True), key=lambda run: run[1] - run[0])
+    return [*ids[: start + 1], *ids[end:]]
+
+
+def _first_other(ours: Tensor, theirs: Tensor) -> str:
+    pairs = zip(ours.tolist(), theirs.tolist(), strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if place is None:
+        return "the same up to the end of the shorter"
+    return f"first at {place}: {ours[place].tolist()}, not {theirs[place].tolist()}"
+
+
+def _positions(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
+    """Compare where tokens stand, the first that is generated included."""
+    if "positions" not in ours:
+        return False, "the two stages give none"
+    a, b = (each["positions"].T for each in (ours, theirs))
+    if a.tolist() != b.tolist():
+        return False, f"{len(a)} tokens for {len(b)}, {_first_other(a, b)}"
+    after = [each["next_position"].flatten().tolist() for each in (ours, theirs)]
+    if after[0] != after[1]:
+        return False, f"the first new token stands at {after[0][-1]}, not {after[1][-1]}"
+    return True, f"{len(a)} tokens, the next at {after[1][-1]}"
+
+
+def _pixels(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
+    a, b = ours["pixels"], theirs["pixels"]
+    counts = [int(each["pixels_count"]) for each in (ours, theirs)]
+    if counts[0] != counts[1]:
+        return False, f"{counts[0]} values, not {counts[1]}"
+    if _are_same(ours, theirs, "pixels"):
+        return True, "the same bits"
+    far = (a - b).abs()
+    most, mean = float(far.max()), float(far.mean())
+    shift = abs(float(ours["pixels_mean"] - theirs["pixels_mean"]))
+    found = f"at most {most:.1e} apart, on average {mean:.1e}"
+    return most <= PIXELS and max(mean, shift) <= PIXELS_MEAN, found
+
+
+def _near(ours: Tensor, theirs: Tensor, limit: float) -> tuple[bool, str]:
+    if ours.shape != theirs.shape:
+        return False, f"shape {list(ours.shape)}, not {list(theirs.shape)}"
+    finite = theirs.isfinite() & ours.isfinite()
+    a, b = (each.double() * finite for each in (ours.nan_to_num(), theirs.nan_to_num()))
+    apart = float((a - b).norm() / b.norm().clamp_min(1e-12))
+    return apart <= limit, f"{apart:.1e} apart, of {limit:.0e} that may be"
+
+
+def _tokens(ours: Tensor, theirs: Tensors, narrow: float) -> tuple[bool, str]:
+    wanted = theirs["tokens"].tolist()
+    found = ours.tolist()
+    if found == wanted:
+        return True, f"{len(wanted)} tokens"
+    first = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), 0)
+    near = _gap(theirs["logits"][first])
+    told = f"the first {first} of {len(wanted)}"
+    if near < narrow:
+        return True, f"{told}; the next was chosen by {near:.0e} standard deviations"
+    return False, f"{told}, then {found[first]}, not {wanted[first]}"
+
+
+def _gap(logits: Tensor) -> float:
+    """Return how far the two likeliest tokens are apart, in standard deviations of all."""
+    known = logits[logits.isfinite()]
+    top = known.topk(2).values
+    return float((top[0] - top[1]) / known.std().clamp_min(1e-12))
