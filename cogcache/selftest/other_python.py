@@ -147,13 +147,14 @@ def environment_lines(family: str, release: Release) -> list[str]:
     """Return the two lines that make an environment of a family's release.
 
     torch and torchvision are those that are installed here: the releases back to 4.42 were run
-    with them, and arithmetic then differs in nothing else.
+    with them, and arithmetic then differs in nothing else. Python 3.11 is one that all packages of
+    those releases have wheels for.
     """
     folder = f"{family}-{release.transformers}"
     torch, vision = (version_of(name).partition("+")[0] for name in ("torch", "torchvision"))
     packages = [f"transformers=={release.transformers}", f"torch=={torch}"]
     packages += [f"torchvision=={vision}", "accelerate", "pillow", "num2words"]
     return [
-        f"python3 -m venv {shlex.quote(folder)}",
+        f"python{'3.11' if release.minor < (5, 0) else '3'} -m venv {shlex.quote(folder)}",
         f"{shlex.quote(folder)}/bin/python -m pip install {' '.join(packages)}",
     ]
