@@ -13,7 +13,9 @@ Weights are read from safetensors alone, and code of a checkpoint is never run.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,6 +96,39 @@ FORMS: Mapping[str, Callable[[Clip], dict[str, Any]]] = {
 """How a family's first release is given a clip; from 4.56 on all take the same arguments."""
 
 
+def load_processor(checkpoint: Path, scratch: Path) -> Any:
+    """Load a checkpoint's processor; settings that came after the release are left out."""
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(checkpoint)
+    except TypeError as error:
+        settings = checkpoint / "processor_config.json"
+        if "unexpected keyword argument" not in str(error) or not settings.is_file():
+            raise
+    copy = scratch / "processor"
+    copy.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix in SMALL and path.name != "model.safetensors.index.json":
+            shutil.copyfile(path, copy / path.name)
+    told = json.loads(settings.read_text())
+    (copy / settings.name).write_text(json.dumps(known_settings(told)))
+    return AutoProcessor.from_pretrained(copy)
+
+
+SMALL = (".json", ".jinja", ".txt", ".model")
+"""What the files of a processor and its tokenizer end in."""
+
+
+def known_settings(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a processor that its class of this release takes."""
+    import transformers
+
+    cls = getattr(transformers, told["processor_class"])
+    taken = {*inspect.signature(cls.__init__).parameters, "processor_class"}
+    return {name: value for name, value in told.items() if name in taken}
+
+
 class Release:
     """A checkpoint in the installed release of transformers."""
 
@@ -102,7 +137,7 @@ class Release:
 
         self.version = numbers(transformers.__version__)
         self.family, self.job = job["family"], job
-        self.processor = transformers.AutoProcessor.from_pretrained(job["checkpoint"])
+        self.processor = load_processor(Path(job["checkpoint"]), Path(job["folder"]))
 
     def model(self) -> Any:
         """Load the whole model."""
