@@ -44,8 +44,9 @@ format: $(INSTALLED) ## Format the code, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## Write the tables of docs/settings.md and the configs of families anew
+docs: $(INSTALLED) ## Write the tables of docs/settings.md and docs/families.md and the configs of families anew
 	$(BIN)/python docs/write_settings.py
+	$(BIN)/python docs/write_families.py
 	$(BIN)/python docs/write_configs.py
 
 site: $(INSTALLED) ## Build the docs as a site in build/site; a dead link is an error

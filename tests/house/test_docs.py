@@ -39,8 +39,9 @@ def test_every_command_that_the_docs_type_exists():
             assert {*typed} <= {*main.commands}, name
 
 
-def test_the_tables_of_settings_are_those_of_the_code():
-    command = [sys.executable, "docs/write_settings.py", "--check"]
+@pytest.mark.parametrize("page", ["settings", "families"])
+def test_the_tables_are_those_of_the_code(page):
+    command = [sys.executable, f"docs/write_{page}.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
