@@ -61,10 +61,11 @@ bench: $(INSTALLED) ## Measure: what captions cost from the cache, then the slow
 	$(BIN)/python -m benchmarks.plot benchmarks/table.json docs/recaption.png
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 -s
 
-torture: $(INSTALLED) ## Kill each stage 200 times, fail each system call: half an hour (needs strace)
+torture: $(INSTALLED) ## Kill each stage 200 times, fail each system call, fill disks: two hours (needs strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture extract --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture caption --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture_commands --kills 50
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.full_disks
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sharing --clips 200 --stage caption
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults

@@ -148,9 +148,10 @@ def more(folder: Path, number: int) -> None:
             before = count_of(catalog, table)
             samples, status = run(arguments, catalog, table)
             made, last = count_of(catalog, table) - before, samples[-1]
+            memory = max(each.main_bytes for each in samples) / 2**20
             print(f"{MORE} more on {where} ({before} there), {name}: {made} made, status {status},"
-                  f" {last.cpu_s:.1f} s processor, {last.wall_s:.1f} s,"
-                  f" {last.main_bytes / 2**20:.0f} MiB", flush=True)  # fmt: skip
+                  f" {last.cpu_s:.1f} s processor, {last.wall_s:.1f} s, {memory:.0f} MiB",
+                  flush=True)  # fmt: skip
     shutil.rmtree(folder / "empty")
 
 

@@ -3,15 +3,18 @@
     python -m benchmarks.torture_commands --kills 50
     python -m benchmarks.torture_commands gc merge --kills 10
 
-Half of the kills fall at random moments, the other half, where there is strace, at the first,
-second, … call that writes. A command joins by a line in `COMMANDS`. The stages `extract` and
-`caption` have `benchmarks.torture`, which forks them: it starts no interpreter for each kill.
+Half of the kills fall at random moments, the other half, where there is strace, at calls that
+write, spread over all that one run makes. A command joins by a line in `commands.COMMANDS`.
+Commands run in children that are forked from this process, so that libraries are imported once.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import ctypes
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -20,143 +23,128 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import traceback
+import weakref
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
-import torch
+from benchmarks.commands import COMMANDS, Command, make_cache
 
-from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.recovery import rows_of
-from cogcache.catalog.rows import path_to_text
-from cogcache.keys import FeatureKey
-from cogcache.store.store import FeatureStore
-from cogcache.video.file_state import file_digest
-
-NUM_CLIPS = 6
 WRITES = "write,pwrite64,rename,renameat,renameat2,unlink,unlinkat,mkdir,fsync,fdatasync"
-_MADE_OF_OTHERS = {"catalog.sqlite", "catalog.sqlite-state", "catalog.backup.sqlite"}
-"""Files whose bytes hold times; the catalog is compared by its rows."""
+CATALOG = "catalog.sqlite"
+_OF_TIMES = {f"{CATALOG}-state", "catalog.backup.sqlite"}
+"""Files whose bytes hold times."""
 _ROWS = {
     "captions": "SELECT caption_key, video, caption, model FROM captions ORDER BY 1",
     "clips": "SELECT feature_key, video, size_bytes FROM clips ORDER BY 1",
     "failures": "SELECT video, reason FROM failures ORDER BY 1, 2",
 }
+_LIBRARIES = (
+    "torch", "transformers", "torchvision", "bitsandbytes", "accelerate", "h5py", "hdf5plugin",
+    "av", "matplotlib.pyplot", "pyarrow.parquet", "jinja2", "starlette", "uvicorn", "cogcache.cli",
+    "cogcache.stages.extract", "cogcache.stages.caption", "cogcache.stages.train",
+    "cogcache.stages.distill", "cogcache.web.report", "cogcache.selftest.demonstration",
+)  # fmt: skip
+_SUBREAPER = 36
+"""``PR_SET_CHILD_SUBREAPER`` of prctl(2): whom a dead child leaves comes to this process."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command that writes."""
-
-    arguments: Callable[[Path], Sequence[str]]
-    """What is typed, given the folder that it works in."""
-    prepare: Callable[[Path], None] = lambda folder: None
-    """Brings the folder into the state in which it is typed."""
-    again: Sequence[str] = ()
-    """What is typed besides, the second time: the target may be there."""
+def rows_of_catalog(path: Path, folder: Path) -> dict[str, str]:
+    """Return what a catalog says, without the times."""
+    with closing(sqlite3.connect(path)) as conn:
+        return {
+            table: repr(conn.execute(sql).fetchall()).replace(str(folder), "")
+            for table, sql in _ROWS.items()
+        }
 
 
-def _lose_videos(folder: Path) -> None:
-    for number in range(3):
-        (folder / f"{number}.mp4").unlink()
+def tree(folder: Path, passed_by: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return what lies in a folder: the digests of files, and the rows of catalogs.
 
-
-def _edit_captions(folder: Path) -> None:
-    lines = [f'{{"video": "{folder / f"{n}.mp4"}", "caption": "edited {n}"}}' for n in range(3)]
-    (folder / "edited.jsonl").write_text("\n".join(lines))
-
-
-def _damage_a_file(folder: Path) -> None:
-    path = next((folder / "cache" / "features").glob("*/*.h5"))
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def _on(folder: Path) -> str:
-    return f"--cache={folder / 'cache'}"
-
-
-COMMANDS: dict[str, Command] = {
-    "gc": Command(lambda f: ["gc", "--yes", _on(f)], _lose_videos),
-    "merge": Command(lambda f: ["merge", f"{f / 'cache'}", f"--into={f / 'merged'}"]),
-    "rebuild": Command(lambda f: ["rebuild", _on(f)]),
-    "verify": Command(lambda f: ["verify", "--fix", _on(f)], _damage_a_file),
-    "import": Command(
-        lambda f: ["import", f"{f / 'edited.jsonl'}", _on(f), "--set=edited"], _edit_captions
-    ),
-    "export": Command(lambda f: ["export", f"{f / 'out.jsonl'}", _on(f), "--overwrite"]),
-    "export a folder": Command(
-        lambda f: ["export", f"{f / 'out'}", "--format=txt", _on(f), "--overwrite"]
-    ),
-    "export --features": Command(
-        lambda f: ["export", f"{f / 'out.h5'}", "--features", _on(f), "--overwrite"]
-    ),
-    "convert": Command(lambda f: ["convert", _on(f), "--compression=blosc2"]),
-    "gallery": Command(lambda f: ["gallery", f"{f / 'out.html'}", _on(f), "--force"]),
-}
-"""Every command that writes to a cache or makes files; later ones are added here."""
-
-
-def write_cache(folder: Path) -> None:
-    """Write a cache of made-up features, whose videos are a few bytes each."""
-    store = FeatureStore.create_or_open(folder / "cache")
-    with Catalog(folder / "cache" / "catalog.sqlite") as catalog:
-        for number in range(NUM_CLIPS):
-            video = folder / f"{number}.mp4"
-            video.write_bytes(b"a video, for all that a catalog knows" * (number + 1))
-            digest = file_digest(video)
-            catalog.files.remember_digest(video, video.stat(), digest)
-            key = _key(digest)
-            tensor = torch.full((2, 4), float(number))
-            facts = {"timestamps_s": [0.0, 1.0], "frame_indices": [0, 10], "fps": 10.0}
-            facts |= {"duration_s": 2.0, "total_num_frames": 20, "decoder": "pyav"}
-            facts |= {"suspect": None, "video": path_to_text(video), "model": "made-up"}
-            store.write(key.digest, {"video": tensor}, {**key.fields(), **facts, "texts": {}})
-            video_row, clip = rows_of(store, key.digest, video.stat().st_size)
-            catalog.files.add_videos([video_row])
-            catalog.clips.add([clip])
-            catalog.captions.add([_caption(number, clip)])
-
-
-def _key(video_digest: str) -> FeatureKey:
-    return FeatureKey(
-        video_digest=video_digest, start_s=0.0, end_s=None, sampling={}, preprocessing={},
-        family="made-up", vision_digest="0" * 64, cache_point="projected", dtype="float32",
-        epoch=1,
-    )  # fmt: skip
-
-
-def _caption(number: int, clip: object) -> dict[str, object]:
-    names = ("feature_key", "video", "video_digest", "start_s", "end_s", "model")
-    return {
-        **{name: clip[name] for name in names},  # type: ignore[index]
-        "caption_key": f"{number:064x}", "prompt_name": "default", "prompt": "What is it?",
-        "caption": f"It is number {number}.", "quantization": "none", "flags": [],
-        "num_tokens": 7, "seconds": 0.5, "settings": {},
-    }  # fmt: skip
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Return what lies in a folder: the digests of files, and the rows of catalogs."""
+    Args:
+        folder: the folder.
+        passed_by: patterns of files whose bytes differ from run to run; they must be there.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or path.name in _MADE_OF_OTHERS - {"catalog.sqlite"}:
-            continue
-        if path.name == "catalog.sqlite":
-            with closing(sqlite3.connect(path)) as conn:
-                for table, sql in _ROWS.items():
-                    rows = repr(conn.execute(sql).fetchall()).replace(str(folder), "")
-                    found[f"{name}: {table}"] = rows
+        if path.is_dir() or path.name in _OF_TIMES or path.name.endswith(("-wal", "-shm")):
+            continue  # the last are SQLite's own; an idle one is empty
+        if path.suffix == ".sqlite":
+            found |= {f"{name}: {t}": rows for t, rows in rows_of_catalog(path, folder).items()}
         elif "quarantine" in path.parts:  # each attempt keeps what it replaced
             found["quarantine"] = "something"
-        elif path.suffix == ".sqlite-wal" or path.name.endswith(("-wal", "-shm")):
-            continue  # SQLite's own; an idle one is empty
+        elif any(path.match(pattern) for pattern in passed_by):
+            found[name] = "there"
         else:
             content = path.read_bytes().replace(os.fsencode(folder), b"")
             found[name] = hashlib.sha256(content).hexdigest()
     return found
+
+
+def import_libraries() -> None:
+    """Import what commands import, once and not in each child."""
+    import_module("torch").set_num_threads(1)
+    for name in _LIBRARIES:
+        with suppress(ImportError):  # of an extra
+            import_module(name)
+    sys.modules["__main__"].__spec__ = None  # workers would import all of it for nothing
+    if hasattr(sys.modules["__main__"], "__file__"):
+        del sys.modules["__main__"].__file__
+
+
+def in_child(work: Callable[[], None], *, traced: bool = False) -> int:
+    """Start a piece of work in a child of its own process group; return its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        forget_exit()
+        while traced and "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+            time.sleep(0.001)
+        work()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - shown
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        os._exit(status)
+
+
+def forget_exit() -> None:
+    """Have the end of this child do what it asked for itself alone, and nothing of its parent's."""
+    atexit._clear()
+    for each in [*weakref.finalize._registry]:  # type: ignore[attr-defined]
+        each.detach()
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+
+
+def type_in(folder: Path, arguments: list[str], told: Path) -> None:
+    """Be the command line, with all its temporary files within reach; ``told`` gets its errors."""
+    from tqdm import tqdm
+
+    from cogcache.cli import main
+
+    tqdm.set_lock(threading.RLock())  # its own one is shared, and may have died held
+    os.environ |= {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "COGCACHE_MODEL": ""}
+    tempfile.tempdir = None
+    null = os.open(os.devnull, os.O_RDWR)
+    errors = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for number, target in ((0, null), (1, null), (2, errors)):
+        os.dup2(target, number)
+    # Those of this process may be somebody's that keeps what is said.
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))
+    sys.argv = ["cogcache", *arguments]
+    main()
 
 
 @dataclass
@@ -165,26 +153,55 @@ class Torture:
 
     name: str
     folder: Path
+    """Where it works, and what is compared."""
+    aside: Path
+    """A folder on a disk with room, for all else."""
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     kills: int = 0
+    status: int = 0
+    """Of the undisturbed run."""
+
+    @property
+    def command(self) -> Command:
+        """What is killed."""
+        return COMMANDS[self.name]
 
     def fresh(self) -> Path:
         """Return the folder that the command works in, as it is before it is typed."""
+        begin = self.aside / "begin"
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        (self.folder / "tmp").mkdir()
-        write_cache(self.folder)
-        COMMANDS[self.name].prepare(self.folder)
+        if not begin.exists():
+            self.folder.mkdir(parents=True)
+            (self.folder / "tmp").mkdir()
+            pid = in_child(self._prepare)
+            assert ended(pid) == 0, f"{self.name}: its beginning cannot be made"
+            shutil.move(self.folder, begin)
+        shutil.copytree(begin, self.folder, symlinks=True)
         return self.folder
 
-    def typed(self, *prefix: str) -> subprocess.Popen[bytes]:
-        """Start the command, with all its temporary files within reach."""
-        arguments = [sys.executable, "-m", "cogcache", *COMMANDS[self.name].arguments(self.folder)]
-        return subprocess.Popen(
-            [*prefix, *arguments],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "TMPDIR": str(self.folder / "tmp"), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    def _prepare(self) -> None:
+        make_cache(self.folder, real=self.command.real)
+        self.command.prepare(self.folder)
+
+    def typed(self, *, traced: bool = False) -> int:
+        """Start the command; return the number of its process."""
+        arguments = [*self.command.arguments(self.folder)]
+        told = self.aside / "told"
+        return in_child(lambda: type_in(self.folder, arguments, told), traced=traced)
+
+    def told(self) -> str:
+        """Return what the last command that was typed said of errors."""
+        return (self.aside / "told").read_text(errors="replace")
+
+    def undisturbed(self) -> tuple[dict[str, str], float]:
+        """Run the command as it is; return what it leaves, and the seconds that it takes."""
+        shutil.rmtree(self.aside / "begin", ignore_errors=True)
+        self.fresh()
+        began_s = time.monotonic()
+        self.status = ended(self.typed())
+        whole_s = time.monotonic() - began_s
+        assert self.status in (0, 1), f"{self.name} ends with {self.status}: {self.told()}"
+        return tree(self.folder, self.command.passed_by), whole_s
 
     def run(self, kills: int) -> None:
         """Kill the command so many times, each from the same beginning.
@@ -192,34 +209,70 @@ class Torture:
         Raises:
             AssertionError: what is there after the second time is not what one run leaves.
         """
-        self.fresh()
-        began_s = time.monotonic()
-        status = self.typed().wait()
-        whole_s = time.monotonic() - began_s
-        expected = tree(self.folder)
-        strace = shutil.which("strace")
-        nth = 0
-        while self.kills < kills:
+        expected, whole_s = self.undisturbed()
+        writes = self._writes() if shutil.which("strace") else 0
+        at_writes = [1 + n * writes // (kills // 2 or 1) for n in range(kills // 2)]
+        for number in range(kills):
             self.fresh()
-            if strace and self.kills % 2:
-                nth += 1
-                how = f"signal=KILL:when={nth}"
-                trace = (strace, "-f", "-qq", "-o", os.devnull, "-P", str(self.folder))
-                inject = ("-e", f"trace={WRITES}", "-e", f"inject={WRITES}:{how}")
-                self.typed(*trace[:-2], *inject).wait()
+            if writes and number % 2:
+                self._kill_at_write(at_writes.pop())
             else:
-                process = self.typed()
-                try:
-                    process.wait(self.rng.uniform(0.2, 1.0) * whole_s)
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
+                self._kill_after(self.rng.uniform(0.0, 1.0) * whole_s)
             self.kills += 1
-            again = self.typed().wait()
-            found = tree(self.folder)
+            again = ended(self.typed())
+            found = tree(self.folder, self.command.passed_by)
             differing = sorted(found.items() ^ expected.items())
-            assert not differing, f"{self.name}, kill {self.kills}: {differing[:4]}"
-            assert again in (0, status), f"{self.name}: typed again it ends with {again}"
+            assert not differing, f"{self.name}, kill {self.kills}: {differing[:4]} {self.told()}"
+            assert again in (0, self.status), f"{self.name}: again {again}: {self.told()}"
+
+    def _kill_after(self, delay_s: float) -> None:
+        pid, end_s = self.typed(), time.monotonic() + delay_s
+        while time.monotonic() < end_s:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+
+    def _kill_at_write(self, nth: int) -> None:
+        self._traced("-o", os.devnull, "-e", f"inject={WRITES}:signal=KILL:when={nth}")
+
+    def _writes(self) -> int:
+        """Return how many calls that write the command makes."""
+        self.fresh()
+        log = self.aside / "calls"
+        self._traced("-o", str(log))
+        return len(log.read_text(errors="replace").splitlines())
+
+    def _traced(self, *how: str) -> None:
+        pid = self.typed(traced=True)
+        arguments = ["strace", "-f", "-qq", "-e", f"trace={WRITES}", *how, "-p", str(pid)]
+        tracer = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ended(pid)
+        tracer.wait()
+
+
+def ended(pid: int) -> int:
+    """Wait for a child and whom it left; return its exit status, 128 and more for a signal."""
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end_s = time.monotonic() + 20
+    while time.monotonic() < end_s:  # what it had started ends with it, or is put to an end
+        try:
+            os.waitpid(-pid, os.WNOHANG)
+        except ChildProcessError:
+            break
+        time.sleep(0.005)
+    else:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        raise AssertionError("a process that a killed command had started works on")
+    return status if status >= 0 else 128 - status
+
+
+def adopt_orphans() -> None:
+    """Have the children of killed children come to this process, so that their end is seen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 def main() -> None:
@@ -227,12 +280,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commands", nargs="*", default=[*COMMANDS])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--add", type=Path, help="add the numbers to those of this file")
+    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in given.commands:
-            torture = Torture(name, Path(temporary, "work"))
-            torture.run(given.kills)
-            print(f"{name}: {torture.kills} kills, nothing lost, nothing left", flush=True)
+    adopt_orphans()
+    import_libraries()
+    faults = 0
+    for name in given.commands:
+        with tempfile.TemporaryDirectory() as temporary:
+            aside = Path(temporary)
+            torture = Torture(name, aside / "work", aside, random.Random(given.seed))
+            fault = None
+            try:
+                torture.run(given.kills)
+            except AssertionError as error:
+                fault = str(error)
+                faults += 1
+        print(f"{name}: {torture.kills} kills, {fault or 'nothing lost, nothing left'}", flush=True)
+        if given.add:
+            counts = json.loads(given.add.read_text()) if given.add.exists() else {}
+            kills, found = counts.get(name, (0, 0))
+            counts[name] = (kills + torture.kills, found + (fault is not None))
+            given.add.write_text(json.dumps(counts, indent=1))
+    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
-from cogcache.catalog.database import uri_of
+from cogcache.catalog.database import NO_ROOM, uri_of
+from cogcache.errors import CatalogError
 from cogcache.system import CachePaths, sync_folder, temporary_name
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def backup_of(cache: Path) -> Path | None:
@@ -33,6 +38,8 @@ def back_up(catalog: Path) -> None:
             closing(sqlite3.connect(uri_of(catalog), uri=True)) as ours,
             closing(sqlite3.connect(partial)) as copy,
         ):
+            # A log of its own would bear a name that nobody clears away after a kill.
+            copy.execute("PRAGMA journal_mode = MEMORY")
             ours.backup(copy)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -43,3 +50,34 @@ def back_up(catalog: Path) -> None:
     finally:
         for suffix in ("", "-wal", "-shm", "-journal"):
             partial.with_name(f"{partial.name}{suffix}").unlink(missing_ok=True)
+
+
+def with_room(cache: Path, change: Callable[[], T]) -> T:
+    """Make a small change to a catalog, on a full disk too: there the backup gives way to it.
+
+    What deletes must be able to work where there is no room. SQLite takes some room for any change,
+    and what is deleted may have been less than that.
+
+    Args:
+        cache: folder of the cache.
+        change: opens the catalog and changes it, all or nothing; it is called again with more room.
+
+    Raises:
+        CatalogError: there is no room without the backup either, or it is not for want of room.
+    """
+    try:
+        return change()
+    except CatalogError as error:
+        if not _lacks_room(error) or (backup := backup_of(cache)) is None:
+            raise
+        logger.info("%s gives way: %s", backup, error.problem)
+        backup.unlink()
+    try:
+        return change()
+    finally:
+        back_up(CachePaths(cache).catalog)
+
+
+def _lacks_room(error: CatalogError) -> bool:
+    code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+    return code in NO_ROOM or code == sqlite3.SQLITE_READONLY

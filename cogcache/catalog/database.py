@@ -27,19 +27,18 @@ from cogcache.system import extra_hint, scratch_folder
 VERSION: Final = 8
 """The number of the last step of `migrations`; a catalog with a higher one is of a newer
 cogcache."""
-
-
 Row: TypeAlias = Mapping[str, object]
 
 _BUSY_S: Final = 30.0
 _APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQLite file
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report", "value"})
+_PARSE: Final = json.JSONDecoder().raw_decode
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
+NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
 _REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
 
 
@@ -125,6 +124,7 @@ class CatalogFile:
             make_as_asked(path)
         self._copy: ExitStack = ExitStack()
         self._sound = False
+        self._no_room: sqlite3.OperationalError | None = None
         with self._errors(), ExitStack() as opening:
             opening.callback(self.close)
             self._open()
@@ -139,12 +139,13 @@ class CatalogFile:
             self._prepare()
         except sqlite3.OperationalError as error:
             self._close_connection()
-            if error.sqlite_errorcode & 0xFF not in _NO_ROOM or not self.path.is_file():
+            if error.sqlite_errorcode & 0xFF not in NO_ROOM or not self.path.is_file():
                 raise
             # A log and its index take room, which a full disk has not; reading needs neither.
             try:
                 self._conn = connected(self._copy.enter_context(readable(self.path)))
                 self._prepare()
+                self._no_room = error  # a copy is nobody's to write to
             except (OSError, sqlite3.OperationalError):
                 raise error from None
 
@@ -249,6 +250,8 @@ class CatalogFile:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Do all that is inside, or nothing; it is on the disk afterwards."""
         with self._lock, self._errors():
+            if self._no_room is not None:
+                raise self._no_room
             self._conn.execute("BEGIN IMMEDIATE")
             try:
                 yield self._conn
@@ -386,10 +389,11 @@ def _read(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
     """Return the rows of a query as dictionaries, JSON columns read."""
     names = [column[0] for column in cursor.description]
     read = [name for name in names if name in _JSON_COLUMNS]
+    cursor.row_factory = None  # plain tuples are read quicker
     rows = []
     for cells in cursor:
         row = dict(zip(names, cells, strict=True))
         for name in read:
-            row[name] = json.loads(row[name])
+            row[name] = _PARSE(row[name])[0]  # json.loads looks for blanks around it, too
         rows.append(row)
     return rows

@@ -131,6 +131,25 @@ class Checksums:
         except TypeError:
             return False
 
+    def test_or(self, otherwise: Callable[[Sequence[Any]], bool]) -> Callable[..., bool]:
+        """Return `fits` as a function of a checksum and cells, quicker: it is called for each row.
+
+        Args:
+            otherwise: is called with the cells of a row that does not fit.
+        """
+        crc32, join, seed, plain = zlib.crc32, SEPARATOR.join, self._seed, self._num_plain
+
+        def fits(checksum: object, *cells: Any) -> bool:
+            try:
+                first = crc32(join(cells[:plain]), seed)
+                if crc32(repr(cells[plain:]).encode(), first) == checksum:
+                    return True
+            except TypeError:  # a cell is null that may not be
+                pass
+            return otherwise(cells)
+
+        return fits
+
     def key_of(self, cells: Sequence[Any]) -> str:
         """Return what a row is called in messages."""
         named = dict(zip((column.name for column in self.ordered), cells, strict=True))
@@ -251,13 +270,14 @@ def define(conn: sqlite3.Connection, checksums: Checksums, damage: Damage) -> No
         except TypeError:
             return None  # the table will refuse the row, and say why
 
-    def fits(checksum: object, *cells: Any) -> bool:
-        fitting = checksums.fits(checksum, cells)
-        if not fitting:
-            damage.note(name, checksums.key_of(cells))
-        return fitting
+    def told(cells: Sequence[Any]) -> bool:
+        damage.note(name, checksums.key_of(cells))
+        return False
 
-    functions: dict[str, Callable[..., int | None]] = {"checksum": of, "fits": fits}
+    functions: dict[str, Callable[..., int | None]] = {
+        "checksum": of,
+        "fits": checksums.test_or(told),
+    }
     for prefix, function in functions.items():
         conn.create_function(f"{prefix}_{name}", -1, function, deterministic=True)
 

@@ -43,8 +43,8 @@ def serve(cache: Path, host: str, port: int, token: str | None) -> None:
     from cogcache.web import address, serve
 
     catalog_of(cache)
-    click.echo(f"{address(host, port)}  (Ctrl-C ends it)")
-    serve(cache, host, port, token)
+    # Not before a signal ends it in order: whoever reads the address may send one.
+    serve(cache, host, port, token, lambda: click.echo(f"{address(host, port)}  (Ctrl-C ends it)"))
 
 
 @click.command()

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ class LiveRun:
 
     def __init__(self, root: Path, facts: Callable[[], RunFacts]) -> None:
         self.root, self._facts = root, facts
+        self._writing = threading.Lock()
         self.name = f"{machine()}.{os.getpid()}.{uuid4().hex}"
         self.path = CachePaths(root).working / f"{self.name}.json"
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -76,18 +78,26 @@ class LiveRun:
         text = json.dumps({**facts, **self._facts()}, default=str)
         make_folder(self.path.parent)  # somebody may have removed it meanwhile
         fresh = self.path.with_suffix(".new")
-        try:
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(self.path)
-        finally:  # a full disk leaves it half written
-            fresh.unlink(missing_ok=True)
+        with self._writing:  # the thread's beat, and one that shows something else
+            try:
+                fresh.write_text(text, encoding="utf-8")
+                fresh.replace(self.path)
+            finally:  # a full disk leaves it half written
+                fresh.unlink(missing_ok=True)
 
 
 def clock_s(root: Path) -> float:
-    """Return the time by the clock of the machine that holds the cache."""
-    make_folder(CachePaths(root).working)
-    os.utime(CachePaths(root).working)
-    return CachePaths(root).working.stat().st_mtime
+    """Return the time by the clock of the machine that holds the cache.
+
+    Of one that cannot be written, which nobody is at work on, it is that of this machine.
+    """
+    working = CachePaths(root).working
+    try:
+        make_folder(working)
+        os.utime(working)
+    except OSError:
+        return time.time()
+    return working.stat().st_mtime
 
 
 def is_alive(root: Path, name: str, now_s: float) -> bool:

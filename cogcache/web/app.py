@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -73,8 +73,21 @@ def address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | None = None) -> None:
-    """Serve the pages over a cache until interrupted.
+def serve(
+    cache: Path,
+    host: str = "127.0.0.1",
+    port: int = 8484,
+    token: str | None = None,
+    announce: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the pages over a cache until SIGINT or SIGTERM.
+
+    Args:
+        cache: folder of the cache.
+        host: address to listen on.
+        port: port to listen on.
+        token: what one must know to be let in.
+        announce: is called once the address is taken, and a signal ends all in order.
 
     Raises:
         ConfigError: others can reach `host` and there is no token, or it is too short; or the
@@ -103,6 +116,7 @@ def serve(cache: Path, host: str = "127.0.0.1", port: int = 8484, token: str | N
     repeat_nothing()
     server = uvicorn.Server(config)
     with _listening(host, port) as listener, _ended_in_order(server), suppress(KeyboardInterrupt):
+        announce()
         server.run(sockets=[listener])
 
 

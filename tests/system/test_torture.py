@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.torture_commands import COMMANDS, Torture
+from benchmarks.commands import COMMANDS
+from benchmarks.torture_commands import Torture
 
-SHORT = ("gc", "merge", "export a folder")
+SHORT = ("gc", "merge", "export txt")
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SHORT)
 def test_a_command_that_is_killed_and_typed_again_leaves_what_one_run_leaves(name, tmp_path):
-    torture = Torture(name, tmp_path / "work")
+    torture = Torture(name, tmp_path / "work", tmp_path)
     torture.run(1)
     assert torture.kills == 1
 
@@ -24,4 +25,4 @@ def test_a_command_that_is_killed_and_typed_again_leaves_what_one_run_leaves(nam
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_that_writes_can_be_killed_anywhere(name, tmp_path):
-    Torture(name, tmp_path / "work").run(10)
+    Torture(name, tmp_path / "work", tmp_path).run(10)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from cogcache.catalog.backup import with_room
 from cogcache.catalog.catalog import Catalog
 from cogcache.store import FeatureStore, remove_dead_claims
 from cogcache.system import CachePaths, scratch
@@ -74,9 +75,13 @@ def remove_features(store: FeatureStore, keys: list[str]) -> None:
         if key in store:
             store.remove(key)
     path = CachePaths(store.root).catalog
-    if keys and path.is_file():
+
+    def forget() -> None:
         with Catalog(path) as catalog:
             catalog.clips.remove(keys)
+
+    if keys and path.is_file():
+        with_room(store.root, forget)
 
 
 def being_removed(store: FeatureStore) -> set[str]:
