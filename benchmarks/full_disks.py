@@ -20,12 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.commands import COMMANDS
-from benchmarks.torture_commands import Torture, adopt_orphans, ended, import_libraries, tree
+from benchmarks.torture_commands import Torture, adopt_orphans, ended, import_libraries, left, tree
 
 DISK_BYTES = 96 << 20
 FREE_BYTES = (0, *(4096 << n for n in range(9)))
 """Of free room: none, and 4 KiB to 1 MiB."""
-_LEFT = ("*.partial*", "*.old", "*.note", "*.new", "*-journal", "claims/*", "working/*", "tmp/*")
 
 
 @contextmanager
@@ -64,11 +63,6 @@ def filled(disk: Path, free_bytes: int) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
-
-
-def left(folder: Path) -> list[str]:
-    """Return what a command left that should not lie there."""
-    return sorted(str(path.relative_to(folder)) for some in _LEFT for path in folder.rglob(some))
 
 
 def hold(name: str, disk: Path, aside: Path, sizes: Sequence[int] = FREE_BYTES) -> list[int]:
@@ -112,14 +106,12 @@ def main() -> None:
     adopt_orphans()
     import_libraries()
     faults = 0
-    for name in given.commands:
-        with (
-            tempfile.TemporaryDirectory() as temporary,
-            small_disk(Path(temporary, "disk")) as disk,
-        ):
-            aside = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary:
+        aside = Path(temporary)
+        for name in given.commands:
             try:
-                statuses = hold(name, disk, aside)
+                with small_disk(aside / "disk") as disk:
+                    statuses = hold(name, disk, aside)
                 print(f"{name}: {len(statuses)} sizes, ended with {statuses}", flush=True)
             except AssertionError as error:
                 faults += 1

@@ -2,6 +2,7 @@
 
     python -m benchmarks.torture_commands --kills 50
     python -m benchmarks.torture_commands gc merge --kills 10
+    python -m benchmarks.torture_commands run train --kills 10 --ask
 
 Half of the kills fall at random moments, the other half, where there is strace, at calls that
 write, spread over all that one run makes. A command joins by a line in `commands.COMMANDS`.
@@ -50,6 +51,7 @@ _LIBRARIES = (
     "cogcache.stages.extract", "cogcache.stages.caption", "cogcache.stages.train",
     "cogcache.stages.distill", "cogcache.web.report", "cogcache.selftest.demonstration",
 )  # fmt: skip
+_LEFT = ("*.partial*", "*.old", "*.note", "*.new", "*-journal", "claims/*", "working/*", "tmp/*")
 _SUBREAPER = 36
 """``PR_SET_CHILD_SUBREAPER`` of prctl(2): whom a dead child leaves comes to this process."""
 
@@ -85,6 +87,11 @@ def tree(folder: Path, passed_by: tuple[str, ...] = ()) -> dict[str, str]:
             content = path.read_bytes().replace(os.fsencode(folder), b"")
             found[name] = hashlib.sha256(content).hexdigest()
     return found
+
+
+def left(folder: Path) -> list[str]:
+    """Return what a command left that should not lie there."""
+    return sorted(str(path.relative_to(folder)) for some in _LEFT for path in folder.rglob(some))
 
 
 def import_libraries() -> None:
@@ -168,20 +175,24 @@ class Torture:
 
     def fresh(self) -> Path:
         """Return the folder that the command works in, as it is before it is typed."""
-        begin = self.aside / "begin"
-        shutil.rmtree(self.folder, ignore_errors=True)
+        begin, made = self.aside / "begin", self.aside / ("real" if self.command.real else "small")
+        if not made.exists():  # once for all commands
+            self._kept(made, lambda: make_cache(self.folder, real=self.command.real))
         if not begin.exists():
-            self.folder.mkdir(parents=True)
-            (self.folder / "tmp").mkdir()
-            pid = in_child(self._prepare)
-            assert ended(pid) == 0, f"{self.name}: its beginning cannot be made"
-            shutil.move(self.folder, begin)
+            self._kept(begin, lambda: self.command.prepare(self.folder), made)
+        shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(begin, self.folder, symlinks=True)
         return self.folder
 
-    def _prepare(self) -> None:
-        make_cache(self.folder, real=self.command.real)
-        self.command.prepare(self.folder)
+    def _kept(self, place: Path, work: Callable[[], None], begin: Path | None = None) -> None:
+        """Do some work in the folder, in a child, and keep what it makes of it elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if begin is None:
+            (self.folder / "tmp").mkdir(parents=True)
+        else:
+            shutil.copytree(begin, self.folder, symlinks=True)
+        assert ended(in_child(work)) == 0, f"{self.name}: its beginning cannot be made"
+        shutil.move(self.folder, place)
 
     def typed(self, *, traced: bool = False) -> int:
         """Start the command; return the number of its process."""
@@ -217,22 +228,46 @@ class Torture:
             if writes and number % 2:
                 self._kill_at_write(at_writes.pop())
             else:
-                self._kill_after(self.rng.uniform(0.0, 1.0) * whole_s)
-            self.kills += 1
-            again = ended(self.typed())
-            found = tree(self.folder, self.command.passed_by)
-            differing = sorted(found.items() ^ expected.items())
-            assert not differing, f"{self.name}, kill {self.kills}: {differing[:4]} {self.told()}"
-            assert again in (0, self.status), f"{self.name}: again {again}: {self.told()}"
+                self._signal_after(self.rng.uniform(0.0, 1.0) * whole_s, signal.SIGKILL)
+            self._type_again(expected)
 
-    def _kill_after(self, delay_s: float) -> None:
+    def ask_to_end(self, times: int) -> None:
+        """Ask the command to end so many times, by SIGTERM and SIGINT in turn, at random moments.
+
+        Raises:
+            AssertionError: it ends otherwise than the signal says, with a traceback, or leaves what
+                is half done; or, typed again, it does not leave what one run leaves.
+        """
+        expected, whole_s = self.undisturbed()
+        for number in range(times):
+            self.fresh()
+            asked = (signal.SIGTERM, signal.SIGINT)[number % 2]
+            delay_s = self.rng.uniform(0.0, 1.0) * whole_s
+            status = self._signal_after(delay_s, asked)
+            what = f"{self.name}, {asked.name} after {delay_s:.2f} s: {self.told()}"
+            assert status in (128 + asked, self.status), f"{status}: {what}"
+            assert "Traceback" not in self.told(), what
+            assert not (lies := left(self.folder)), f"{lies}: {what}"
+            self._type_again(expected)
+
+    def _type_again(self, expected: dict[str, str]) -> None:
+        self.kills += 1
+        again = ended(self.typed())
+        found = tree(self.folder, self.command.passed_by)
+        differing = sorted(found.items() ^ expected.items())
+        assert not differing, f"{self.name}, kill {self.kills}: {differing[:4]} {self.told()}"
+        assert again in (0, self.status), f"{self.name}: again {again}: {self.told()}"
+
+    def _signal_after(self, delay_s: float, number: int) -> int:
+        """Send a signal to the command so long after it was typed; return its exit status."""
         pid, end_s = self.typed(), time.monotonic() + delay_s
         while time.monotonic() < end_s:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
             time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
-        ended(pid)
+        os.kill(pid, number)
+        return ended(pid)
 
     def _kill_at_write(self, nth: int) -> None:
         self._traced("-o", os.devnull, "-e", f"inject={WRITES}:signal=KILL:when={nth}")
@@ -281,27 +316,31 @@ def main() -> None:
     parser.add_argument("commands", nargs="*", default=[*COMMANDS])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--add", type=Path, help="add the numbers to those of this file")
+    parser.add_argument("--ask", action="store_true", help="by SIGTERM and SIGINT in place of -9")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     adopt_orphans()
     import_libraries()
     faults = 0
-    for name in given.commands:
-        with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in given.commands:
             aside = Path(temporary)
             torture = Torture(name, aside / "work", aside, random.Random(given.seed))
             fault = None
             try:
-                torture.run(given.kills)
+                (torture.ask_to_end if given.ask else torture.run)(given.kills)
             except AssertionError as error:
                 fault = str(error)
                 faults += 1
-        print(f"{name}: {torture.kills} kills, {fault or 'nothing lost, nothing left'}", flush=True)
-        if given.add:
-            counts = json.loads(given.add.read_text()) if given.add.exists() else {}
-            kills, found = counts.get(name, (0, 0))
-            counts[name] = (kills + torture.kills, found + (fault is not None))
-            given.add.write_text(json.dumps(counts, indent=1))
+            print(
+                f"{name}: {torture.kills} kills, {fault or 'nothing lost, nothing left'}",
+                flush=True,
+            )
+            if given.add:
+                counts = json.loads(given.add.read_text()) if given.add.exists() else {}
+                kills, found = counts.get(name, (0, 0))
+                counts[name] = (kills + torture.kills, found + (fault is not None))
+                given.add.write_text(json.dumps(counts, indent=1))
     sys.exit(1 if faults else 0)
 
 
