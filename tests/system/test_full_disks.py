@@ -6,17 +6,23 @@ The long form, of every command and ten sizes, is `benchmarks.full_disks`.
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.commands import COMMANDS
-from benchmarks.full_disks import hold, small_disk
+from benchmarks.full_disks import filled, hold, small_disk
 from benchmarks.growth import write_clip
+from benchmarks.made_up_cache import NUM_CLIPS, write_cache
+from benchmarks.torture_commands import ended, in_child, type_in
 from cogcache.catalog.upkeep.verify import verify
 
 CLIPS = 40
@@ -38,6 +44,47 @@ def test_a_command_on_a_full_disk_tells_so_leaves_nothing_and_goes_on_with_room(
     name, disk, tmp_path
 ):
     assert len(hold(name, disk, tmp_path, sizes=(0, 16384))) == 2
+
+
+READERS = (
+    ("ls", "--json"),
+    ("ls", "clips"),
+    ("search", "number"),
+    ("status",),
+    ("verify",),
+    ("gc",),
+    ("failures",),
+)
+
+
+def files_of(disk: Path) -> list[Path]:
+    """Return what lies on a disk, but for the index of the log, which SQLite may make empty."""
+    return sorted(path for path in disk.rglob("*") if not path.name.endswith("-shm"))
+
+
+@pytest.mark.timeout(600)
+def test_what_only_reads_needs_no_room_with_a_log_beside_the_catalog(disk, tmp_path):
+    cache = disk / "cache"
+    pid = in_child(lambda: write_cache(disk))
+    assert ended(pid) == 0
+    with closing(sqlite3.connect(cache / "catalog.sqlite")) as conn:
+        conn.execute("UPDATE clips SET size_bytes = size_bytes")
+        conn.commit()
+        for part in cache.glob("catalog.sqlite*"):  # as a killed run leaves them
+            shutil.copy(part, disk / f"{part.name}.kept")
+    for part in disk.glob("*.kept"):
+        part.rename(cache / part.stem)
+    (cache / "catalog.sqlite-shm").unlink()
+    assert (cache / "catalog.sqlite-wal").stat().st_size
+    before = files_of(disk)
+    told = tmp_path / "told"
+    with filled(disk, 0):
+        for reader in (*READERS, ("export", f"{tmp_path / 'out.jsonl'}")):
+            typed = partial(type_in, disk, [*reader, f"--cache={cache}"], told)
+            status = ended(in_child(typed))
+            assert status == 0, f"{reader}: {told.read_text()}"
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == NUM_CLIPS
+    assert files_of(disk) == before
 
 
 @pytest.mark.slow
