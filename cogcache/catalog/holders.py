@@ -76,6 +76,8 @@ class Holders:
         """By name: why nothing is known to be there."""
         self._held: dict[str, set[str]] = defaultdict(set)
         """By digest: names that hold it now."""
+        self._offsets_s: dict[str, float] = {}
+        """By digest: the time that a player shows at the first frame, where it is not 0."""
 
     def look(self, videos: Iterable[tuple[str | None, str]]) -> None:
         """Look at the files of videos, all at once: one by one takes many times longer.
@@ -115,6 +117,10 @@ class Holders:
         """Say whether a name that was looked at holds these bytes now."""
         return bool(digest) and self._now.get(name) == digest
 
+    def offset_s(self, digest: str | None) -> float:
+        """Return the time that a player shows at the first frame of a video that was looked at."""
+        return self._offsets_s.get(digest or "", 0.0)
+
     def is_free(self, name: str) -> bool:
         """Say whether nothing is at a name, so that what was there may be called by it."""
         if name not in self._now and name not in self._faults:
@@ -134,8 +140,12 @@ class Holders:
             WHERE digest IN (SELECT value FROM json_each(:some))
             UNION SELECT digest, path FROM whole_videos
             WHERE digest IN (SELECT value FROM json_each(:some))"""
-        for digest, path in self._file.query(sql, {"some": json.dumps([*digests])}):
+        some = {"some": json.dumps([*digests])}
+        for digest, path in self._file.query(sql, some):
             self._names[digest].add(path)
+        late = """SELECT digest, offset_s FROM whole_videos
+            WHERE offset_s > 0 AND digest IN (SELECT value FROM json_each(:some))"""
+        self._offsets_s |= {row["digest"]: row["offset_s"] for row in self._file.query(late, some)}
 
     def _look_at(self, names: Collection[str]) -> None:
         new = [name for name in names if name not in self._now and name not in self._faults]

@@ -2,7 +2,8 @@
 
 Each row says of which bytes it is (``video_digest``); its ``video`` is the name under which these
 were seen when it was made. Here it becomes the name of a file that holds them now. A row whose
-bytes no file holds is left out, and told with the reason.
+bytes no file holds is left out, and told with the reason. Each row also gets `offset_s`, the time
+that a player shows at its video's first frame, from which a row's own times count.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Placing:
         return [own, *(n for n in names if n != own)] if own in names else names
 
     def _all(self, rows: Sequence[tuple[Mapping[str, Any], list[str]]]) -> PlacedRows:
-        placed = [{**row, "video": name} for row, names in rows for name in names]
+        placed = [self._placed(row, name) for row, names in rows for name in names]
         lost = [row for row, names in rows if not names and self._is_lost(row)]
         if not lost:
             return PlacedRows(placed)
@@ -111,9 +112,12 @@ class Placing:
         """Say whether no file holds a row's bytes; else one does that was not asked for."""
         return not self._holders.names(row["video_digest"])
 
+    def _placed(self, row: Mapping[str, Any], name: str | None) -> Row:
+        return {**row, "video": name, "offset_s": self._holders.offset_s(row["video_digest"])}
+
     def _kept(self, row: Mapping[str, Any]) -> Row:
         is_free = self._holders.is_free(row["video"])
-        return {**row, "video": row["video"] if is_free else None}
+        return self._placed(row, row["video"] if is_free else None)
 
     def _absent(self, rows: Iterable[Mapping[str, Any]], shown: set[str]) -> list[Absent]:
         numbers = Counter((row["video"], row["video_digest"]) for row in rows)

@@ -33,6 +33,7 @@ def diff(
     side says stands in [-…-] and {+…+}.
     """
     from cogcache.catalog import compare, parse_selector
+    from cogcache.cli.times import as_players_show
 
     one, other = (parse_selector(text, selection) for text in (a, b))
     found = compare(catalog_of(cache), one, other, look)
@@ -42,7 +43,7 @@ def diff(
         print_rows([pair.row() for pair in wanted], (), json_=True)
     elif wanted:
         names = (f"A: {a}", f"B: {b}")
-        rows = [pair.shown() for pair in wanted]
+        rows = as_players_show([pair.shown() for pair in wanted])
         shown = [{**row, names[0]: row["a"], names[1]: row["b"]} for row in rows]
         by_prompt = ("prompt_name",) if any(row["prompt_name"] for row in rows) else ()
         columns = ("video", "start_s", "end_s", *by_prompt, *names)

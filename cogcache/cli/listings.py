@@ -113,7 +113,7 @@ def ls(
     if selection.where()[0] and what != "captions":
         raise click.UsageError("these filters choose among captions: leave out " + what)
 
-    from cogcache.cli.times import with_notes, with_offsets
+    from cogcache.cli.times import with_notes
     from cogcache.stages import state_of
     from cogcache.store import live_runs
 
@@ -131,7 +131,6 @@ def ls(
         found = [row for row in found if row["flags"]] if flagged else found
         if what == "clips":
             found = with_notes(catalog, found)
-        found = with_offsets(catalog, found, add=not shown.json_)
         found = _with_outdated(catalog, found)
         return _placed(catalog, found, _SAME[what], look)
 
@@ -250,9 +249,11 @@ def _with_units(row: dict[str, Any]) -> dict[str, Any]:
 def _print_side_by_side(cache: Path, rows: Callable[[Catalog], list[Any]], *, json_: bool) -> None:
     from cogcache.catalog import Catalog
     from cogcache.cli.tables import side_by_side
+    from cogcache.cli.times import as_players_show
 
     with Catalog(catalog_of(cache)) as catalog:
-        clips = side_by_side(rows(catalog))
+        found = rows(catalog)
+    clips = side_by_side(found if json_ else as_players_show(found))
     prompts = dict.fromkeys(name for clip in clips for name in clip["captions"])
     shown = [
         {**clip, **{f"{name}:": text for name, text in clip["captions"].items()}} for clip in clips
@@ -268,9 +269,11 @@ def _list(
     shown: Shown,
 ) -> None:
     from cogcache.catalog import Catalog
+    from cogcache.cli.times import as_players_show
 
     with Catalog(catalog_of(cache)) as catalog:
-        found = shown.chosen(rows(catalog))
+        listed = rows(catalog)
+    found = shown.chosen(listed if shown.json_ else as_players_show(listed))
     if any(row.get("outdated") for row in found):
         columns = (*columns, "outdated")
     print_rows(found, shown.columns or columns, json_=shown.json_)

@@ -68,6 +68,7 @@ def search(
     alternatives, and -word excludes (put -- before QUERY then). Put single quotes around it all.
     """
     from cogcache.catalog import CaptionSearch
+    from cogcache.cli.times import as_players_show
 
     text = " ".join(query)
     with CaptionSearch(catalog_of(cache)) as index:
@@ -82,7 +83,8 @@ def search(
             found = index.search(text, selection, **page)
         found = index.placed(found, look, selection.folders)
     print_absent(found.absent)
-    print_rows([hit.row() for hit in found.hits], COLUMNS, json_=json_)
+    rows = [hit.row() for hit in found.hits]
+    print_rows(rows if json_ else as_players_show(rows), COLUMNS, json_=json_)
     if found.capped:
         note = (
             f"More captions fit than could be ranked: these are of the newest {found.num_ranked:,}."

@@ -244,10 +244,11 @@ def _done(request: StageRequest, *, quiet: bool = False) -> RunReport:
     )
 
 
-def _show(row: CaptionRow) -> None:
-    """Print one caption."""
-    end = "" if row["end_s"] is None else f"-{format_clock(row['end_s'])}"
-    part = f" {format_clock(row['start_s'])}{end}" if row["start_s"] or end else ""
+def _show(row: CaptionRow, offset_s: float) -> None:
+    """Print one caption, with the times of a player."""
+    end = "" if row["end_s"] is None else f"-{format_clock(offset_s + row['end_s'])}"
+    start = format_clock(offset_s + row["start_s"])
+    part = f" {start}{end}" if row["start_s"] or end else ""
     video = min(row["video"], os.path.relpath(row["video"]), key=len)
     _print([printable(f"{video}{part} [{row['prompt_name']}] {row['caption']}")])
 

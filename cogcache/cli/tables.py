@@ -37,11 +37,12 @@ def as_table(rows: Rows, columns: Sequence[str]) -> str:
 def side_by_side(rows: Rows) -> list[dict[str, Any]]:
     """Return a row a clip from one a caption, oldest first; of one prompt the newest counts.
 
-    A row has ``video``, ``start_s``, ``end_s`` and ``captions``, by the name of the prompt.
+    A row has ``video``, ``start_s``, ``end_s``, ``offset_s`` and ``captions``, by the name of the
+    prompt.
     """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        place = {name: row[name] for name in ("video", "start_s", "end_s")}
+        place = {name: row[name] for name in ("video", "start_s", "end_s", "offset_s")}
         of_clip = found.setdefault((*place.values(),), {**place, "captions": {}})
         of_clip["captions"][row["prompt_name"]] = row["caption"]
     return list(found.values())

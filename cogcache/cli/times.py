@@ -11,27 +11,19 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 
-def with_offsets(catalog: Catalog, rows: Sequence[Any], *, add: bool) -> Rows:
-    """Return rows of clips or captions with `offset_s`, the time of their video's first frame.
+def as_players_show(rows: Sequence[Any]) -> Rows:
+    """Return rows for people to read, with times as a player shows them; programs add `offset_s`.
 
     Args:
-        catalog: knows the videos.
-        rows: with `start_s` and `end_s`, which count from the first frame.
-        add: whether it is added to these, for people to read; programs add it themselves.
+        rows: whose `start_s` and `end_s` count from the first frame of a video, which a player
+            shows at `offset_s`; rows without times stay as they are.
     """
-    offsets = {row["digest"]: row["offset_s"] or 0.0 for row in catalog.files.videos()}
-    if not any(offsets.values()) and add:
-        return [*rows]
-    digests = {row["feature_key"]: row["video_digest"] for row in catalog.clips.rows()}
-    found: Rows = []
-    for row in rows:
-        digest = digests.get(row["feature_key"]) or row["settings"].get("video_digest")
-        offset_s = offsets.get(digest, 0.0)
-        times = {"start_s": row["start_s"], "end_s": row["end_s"]}
-        if add:
-            times = {k: each if each is None else each + offset_s for k, each in times.items()}
-        found.append({**row, **times, "offset_s": offset_s})
-    return found
+    return [_shown(row) if row.get("offset_s") else {**row} for row in rows]
+
+
+def _shown(row: Any) -> dict[str, Any]:
+    times = {name: row[name] for name in ("start_s", "end_s") if row[name] is not None}
+    return {**row, **{name: row["offset_s"] + time_s for name, time_s in times.items()}}
 
 
 def with_notes(catalog: Catalog, rows: Sequence[Any]) -> Rows:

@@ -33,7 +33,7 @@ def as_shown(catalog: Path, items: Sequence[Item]) -> tuple[list[Item], list[tup
             continue
         reading = known.get(item.video_digest or "")
         offset_s = item.offset_s if reading is None else reading.offset_s
-        shown.append(replace(item, offset_s=offset_s))
+        shown.append(replace(item, offset_s=offset_s, row={**item.row, "offset_s": offset_s}))
     # What has been made anew takes the place of the old, of which nothing is to be said then.
     there = {(item.video_digest, item.span, item.row["prompt_name"]) for item in shown}
     left_out = [

@@ -45,7 +45,7 @@ COLUMNS: Final = (
     "caption_key",
 )
 """Of a row, in this order; the names are those of the catalog."""
-OF_VIDEO: Final = ("video_digest", "duration_s", "fps", "width", "height")
+OF_VIDEO: Final = ("video_digest", "duration_s", "fps", "width", "height", "offset_s")
 """Of the video's bytes; they follow in a row. `video` is the file that has them now."""
 
 _QUERY: Final = """

@@ -50,7 +50,7 @@ def write_parquet(items: Sequence[Item], path: Path) -> None:
         problem = "Parquet needs pyarrow, which is not installed"
         raise ConfigError(problem, extra_hint("parquet")) from error
     kinds = {"start_s": pa.float64(), "end_s": pa.float64(), "seconds": pa.float64()}
-    kinds |= dict.fromkeys(("duration_s", "fps"), pa.float64())
+    kinds |= dict.fromkeys(("duration_s", "fps", "offset_s"), pa.float64())
     kinds |= dict.fromkeys(("width", "height"), pa.int64())
     kinds |= {"num_tokens": pa.int64(), "flags": pa.list_(pa.string())}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in (*COLUMNS, *OF_VIDEO)])

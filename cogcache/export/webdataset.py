@@ -70,6 +70,7 @@ def _facts(key: str, placed: Placed) -> dict[str, object]:
         "error_message": None,
         "start_s": float(row["start_s"]),
         "end_s": placed.item.end_s,
+        "offset_s": placed.item.offset_s or 0.0,
         "prompt_name": row["prompt_name"],
         "model": row["model"],
         "num_frames": facts.num_frames,

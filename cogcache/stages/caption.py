@@ -67,11 +67,12 @@ FEW: Final = 10
 class Show:
     """What shows captions as they come, and whether it was asked for."""
 
-    with_: Callable[[CaptionRow], None]
+    with_: Callable[[CaptionRow, float], None]
+    """Takes the row, and the time in seconds that a player shows at its video's first frame."""
     wanted: bool | None = None
     """None: where they are few."""
 
-    def up_to(self, counts: Counts) -> Callable[[CaptionRow], None] | None:
+    def up_to(self, counts: Counts) -> Callable[[CaptionRow, float], None] | None:
         """Return what shows the captions of a run; None where nobody wants to see so many."""
         few = counts.found - counts.cached <= FEW
         return self.with_ if self.wanted or (self.wanted is None and few) else None
@@ -275,10 +276,14 @@ class _Captioning:
         self.uncommitted.append(row)
         if self.show:
             with self.bar.external_write_mode():
-                self.show(row)
+                self.show(row, self._offset_s(made.task.clip["video_digest"]))
         self.bar.update()
         if time.monotonic() - self.committed_s > COMMIT_EVERY_S:
             self._commit()
+
+    def _offset_s(self, digest: str) -> float:
+        videos = self.catalog.files.videos(digests=[digest])
+        return (videos[0]["offset_s"] or 0.0) if videos else 0.0
 
     def _commit(self) -> None:
         with self.report.split.time("commit"):

@@ -76,8 +76,9 @@ def clip(request: Request) -> Response:
     # Of a clip that no file holds, the name is not told as its own: another video may bear it.
     name = shown.rows[0]["video"] if shown.rows else ""
     before, after = (_named(site, each) for each in site.browser.beside(found))
+    offset_s = shown.rows[0]["offset_s"] if shown.rows else 0.0
     values = {
-        "clip": {**found, "video": name},
+        "clip": {**found, "video": name, "offset_s": offset_s},
         "absent": shown.absent,
         "video": video,
         "is_gif": text_to_path(name).suffix.lower() == ".gif",

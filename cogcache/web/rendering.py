@@ -43,6 +43,7 @@ def environment() -> Environment:
         "name": file_name,
         "path": visible,
         "span": span,
+        "played": played,
         "bytes": format_bytes,
         "seconds": format_seconds,
         "number": lambda number: f"{number:,}",
@@ -88,11 +89,20 @@ def caption_text(text: str) -> str:
 
 
 def span(clip: Mapping[str, Any]) -> str:
-    """Return what part of its video a clip is: the whole, or from where to where."""
+    """Return what part of its video a clip is, by a player's times: all, or from where to where."""
     if not clip["start_s"] and clip["end_s"] is None:
         return "whole video"
-    end = "end" if clip["end_s"] is None else _clock(clip["end_s"])
-    return f"{_clock(clip['start_s'])}–{end}"  # noqa: RUF001  # a range
+    start_s, end_s = (played(clip, name) for name in ("start_s", "end_s"))
+    end = "end" if end_s is None else _clock(end_s)
+    return f"{_clock(start_s or 0.0)}–{end}"  # noqa: RUF001  # a range
+
+
+def played(clip: Mapping[str, Any], name: str) -> float | None:
+    """Return when a player reaches a time of a clip, `start_s` or `end_s`; None for the end.
+
+    A clip's times count from its video's first frame, which a player shows at `offset_s`.
+    """
+    return None if clip[name] is None else float(clip[name] + (clip["offset_s"] or 0.0))
 
 
 def _clock(time_s: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +27,7 @@ from cogcache.models.derived.conversation import conversation_of, template_name
 from cogcache.models.derived.family import DerivedFamily
 from cogcache.models.derived.features import encoder_output, joined, named, nested, num_rows
 from cogcache.models.derived.processing import metadata
+from cogcache.models.derived.times import FrameTimes
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.stage_one import Sampling
@@ -313,6 +315,16 @@ def test_processors_are_told_the_true_times_and_the_true_rate():
     told = metadata(part)
     assert told.timestamps == [20, 21, 22, 23, 24]
     assert told.sampled_fps == 1.0
+
+
+def test_models_are_told_the_times_that_a_player_shows():
+    late = replace(clip(5, (32, 48), 1, start_s=20), offset_s=1.48)
+    told = metadata(late)
+    np.testing.assert_allclose(told.timestamps, np.arange(21.48, 26, 1.0), atol=0.001)
+    assert told.sampled_fps == pytest.approx(1.0, rel=0.01)
+    stored = FrameTimes.of_facts({**asdict(FrameTimes.of_clip(late)), "decoder": "pyav"})
+    assert stored is not None
+    np.testing.assert_allclose(stored.seconds, told.timestamps)
 
 
 def test_times_of_a_video_of_uneven_rate_are_kept():

@@ -58,6 +58,8 @@ class _Place(NamedTuple):
     prompt_name: str
     """Empty where the sets are of different prompts."""
     draw: int
+    offset_s: float = 0.0
+    """The time that a player shows at the video's first frame, from which the times count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +178,11 @@ def compare(
     if by_prompt and (one.prompts or other.prompts):
         prompts = {*one.prompts, *other.prompts}
         a, b = ({p: c for p, c in some.items() if p.prompt_name in prompts} for some in (a, b))
-    now = {row["known_as"]: row["video"] for row in placed.rows}
+    now = {
+        row["known_as"]: {name: row[name] for name in ("video", "offset_s")} for row in placed.rows
+    }
     pairs = [
-        CaptionPair(place._replace(video=now[place.video]), a.get(place), b.get(place))
+        CaptionPair(place._replace(**now[place.video]), a.get(place), b.get(place))
         for place in {**a, **b}
         if place.video in now
     ]

@@ -27,6 +27,8 @@ class FrameTimes:
         duration_s: of the whole video.
         start_s: where the clip begins in the video.
         end_s: where it ends; None at the end of the video.
+        offset_s: the time that a player shows at the video's first frame. What a model is told is
+            that time, as in prompts; all above count from the first frame.
     """
 
     timestamps_s: Sequence[float]
@@ -35,13 +37,15 @@ class FrameTimes:
     duration_s: float
     start_s: float = 0.0
     end_s: float | None = None
+    offset_s: float = 0.0
 
     @classmethod
     def of_clip(cls, clip: ClipFrames) -> Self:
         """Return the times of decoded frames."""
         times = [float(time) for time in clip.timestamps_s]
         span = clip.start_s, clip.end_s
-        return cls(times, clip.fps, clip.total_num_frames, clip.duration_s, *span)
+        video = clip.fps, clip.total_num_frames, clip.duration_s
+        return cls(times, *video, *span, clip.offset_s)
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Self | None:
@@ -51,14 +55,14 @@ class FrameTimes:
         return cls(**{name: facts[name] for name in cls.__dataclass_fields__ if name in facts})
 
     def on_ticks(self) -> tuple[list[int], float]:
-        """Return the number of each frame and the rate that together give its time.
+        """Return the number of each frame and the rate that together give its time in a player.
 
         Those of the video, where its rate is even; else thousandths of a second.
         """
-        fps = self.fps
-        if any(abs(round(time * fps) / fps - time) > SAME_S for time in self.timestamps_s):
+        fps, shown_s = self.fps, [self.offset_s + time for time in self.timestamps_s]
+        if any(abs(round(time * fps) / fps - time) > SAME_S for time in shown_s):
             fps = FINE_FPS
-        return [round(time * fps) for time in self.timestamps_s], fps
+        return [round(time * fps) for time in shown_s], fps
 
     @property
     def seconds(self) -> list[float]:
