@@ -102,7 +102,7 @@ def played(clip: Mapping[str, Any], name: str) -> float | None:
 
     A clip's times count from its video's first frame, which a player shows at `offset_s`.
     """
-    return None if clip[name] is None else float(clip[name] + (clip["offset_s"] or 0.0))
+    return None if clip[name] is None else float(clip[name] + (clip.get("offset_s") or 0.0))
 
 
 def _clock(time_s: float) -> str:
