@@ -1,7 +1,6 @@
 """Encodes the clip of a video anew: the frames that were captioned, as a player shows them.
 
-Frames, turning, pixels and times are those of the reader. Colours stay as they are coded, with
-their tags, so that every reader makes the same picture of them. Sound is encoded anew too.
+Frames, turning, pixels and times are those of the reader. Sound is encoded anew too.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.errors import VideoError
+from cogcache.export.clip_pictures import Coding
 from cogcache.export.clip_sound import Sound, open_sound
 from cogcache.video import FrameIndex, bounds, frames_from, index_frames
 
@@ -29,12 +29,8 @@ CLOCK: Final = 90_000
 """Ticks a second: the clock of MPEG, which most frame rates divide."""
 OPTIONS: Final = {"crf": "16", "threads": "1"}
 """Nearly without loss. One thread: the same clip gives the same bytes on any machine."""
-SAME_MATRIX: Final = frozenset({1, 2, 4, 5, 6, 7, 9})
-"""Matrices that all readers know (ITU-T H.273, table 4; 2: not told); others go by RGB."""
-BT601: Final = 6
-SWSCALE_BT601: Final = 5
-"""The same matrix by libswscale's own number."""
-FULL_RANGE: Final = 2
+FINE: Final = {**OPTIONS, "crf": "10"}
+"""For palettes and RGB: colours that are dithered change from pixel to pixel."""
 SLOWEST, FASTEST = Fraction(1, 1000), Fraction(1000)
 
 
@@ -138,12 +134,13 @@ class _Writer:
     def __init__(self, out: OutputContainer, part: Part, sound: Sound | None) -> None:
         self.out, self.part, self.sound = out, part, sound
         width, height = part.index.display.shown
-        # H.264 with half the colours has even sides: an odd one loses its last row or column.
+        # Readers and trainers want even sides: an odd one loses its last row or column.
         self.size = max(width // 2 * 2, 2), max(height // 2 * 2, 2)
         self.num_frames = 0
         self._durations: dict[int, int] = {}
         """By the tick at which a frame is shown, which the encoder has in hand: for how many."""
         self.stream: VideoStream | None = None
+        self._coding: Coding | None = None
         ticks = np.round(part.times_s * CLOCK).astype(np.int64)
         # A player cannot show two frames at once: the later one of a pair is shown a tick later.
         steps = np.arange(len(ticks))
@@ -157,7 +154,8 @@ class _Writer:
             if self.sound is not None:
                 self.sound.begin(self.out)
         place = number - self.part.first
-        shown = shown_as_coded(frame, self.part.index, self.size)
+        assert self._coding is not None
+        shown = self._coding.shown(frame, self.part.index, self.size)
         shown.pts, shown.time_base = int(self._ticks[place]), Fraction(1, CLOCK)
         later = self._ticks[place + 1] if place + 1 < len(self._ticks) else self._end
         shown.duration = int(later - self._ticks[place])
@@ -184,64 +182,12 @@ class _Writer:
     def _begin(self, frame: VideoFrame) -> VideoStream:
         rate = Fraction(self.part.index.fps).limit_denominator(1001)
         rate = min(max(rate, SLOWEST), FASTEST)
-        stream: Any = self.out.add_stream("libx264", rate=rate, options=OPTIONS)
-        stream.width, stream.height = self.size
-        stream.codec_context.time_base = Fraction(1, CLOCK)
-        stream.pix_fmt = _target(frame)
-        same = _keeps_matrix(frame)
-        stream.codec_context.colorspace = int(frame.colorspace) if same else BT601
-        stream.codec_context.color_range = int(frame.color_range) if same else 1
-        if _is_full(frame):
-            stream.codec_context.color_range = FULL_RANGE
-        stream.codec_context.color_primaries = int(frame.color_primaries)
-        stream.codec_context.color_trc = int(frame.color_trc)
+        self._coding = coding = Coding.of(frame)
+        options = OPTIONS if coding.is_yuv else FINE
+        stream: Any = self.out.add_stream("libx264", rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = *self.size, coding.pix_fmt
+        context = stream.codec_context
+        context.time_base = Fraction(1, CLOCK)
+        context.colorspace, context.color_range = coding.matrix, coding.range_
+        context.color_primaries, context.color_trc = coding.primaries, coding.transfer
         return stream  # type: ignore[no-any-return]
-
-
-def shown_as_coded(frame: VideoFrame, index: FrameIndex, size: tuple[int, int]) -> VideoFrame:
-    """Return a frame upright, in square pixels and 4:2:0, its colours coded as they were.
-
-    Args:
-        frame: as decoded.
-        index: of its video.
-        size: width and height wanted; beyond them a row or a column is left out.
-    """
-    from av import VideoFrame
-
-    width, height = index.size
-    format_, square = _target(frame), (max(width, 2), max(height, 2))
-    if _keeps_matrix(frame):
-        frame = frame.reformat(*square, format_)
-    else:
-        rgb = frame.to_ndarray(format="rgb24", width=square[0], height=square[1])
-        plain = VideoFrame.from_ndarray(rgb, format="rgb24")
-        frame = plain.reformat(format=format_, dst_colorspace=SWSCALE_BT601, dst_color_range=1)
-    if index.display.turn is None and (frame.width, frame.height) == size:
-        return frame
-    planes = [index.display.turned(plane[None])[0] for plane in _planes(frame)]
-    sides = [size, (size[0] // 2, size[1] // 2), (size[0] // 2, size[1] // 2)]
-    cut = [plane[:h, :w].reshape(-1) for plane, (w, h) in zip(planes, sides, strict=True)]
-    stacked = np.concatenate(cut).reshape(size[1] * 3 // 2, size[0])
-    return VideoFrame.from_ndarray(stacked, format=format_)
-
-
-def _planes(frame: VideoFrame) -> Iterator[NDArray[np.uint8]]:
-    for plane in frame.planes:
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        yield rows[: plane.height, : plane.width]
-
-
-def _keeps_matrix(frame: VideoFrame) -> bool:
-    """Say whether a frame is coded as readers of the new file expect."""
-    name = frame.format.name
-    return name.startswith(("yuv", "nv", "p0")) and int(frame.colorspace) in SAME_MATRIX
-
-
-def _is_full(frame: VideoFrame) -> bool:
-    return frame.format.name.startswith("yuvj") or (
-        _keeps_matrix(frame) and int(frame.color_range) == FULL_RANGE
-    )
-
-
-def _target(frame: VideoFrame) -> str:
-    return "yuvj420p" if _is_full(frame) else "yuv420p"

@@ -76,17 +76,16 @@ def reason_to_encode(index: FrameIndex, takes: Takes) -> str | None:
     A reader that takes no account of how a file is turned, stretched or cut shows something else
     than what was captioned, and most readers do not.
     """
-    if "mp4" not in index.container.split(",") or index.brand == QUICKTIME:
-        return "it is no MP4"
-    if index.codec not in takes.codecs:
-        return f"{takes.reader} may have no decoder for {index.codec}"
-    if not takes.sound and index.has_sound:
-        return "it has sound"
-    if index.is_interlaced:
-        return "its frames are interlaced, which readers show in different ways"
-    if index.has_cover_first:
-        return "a cover comes before the pictures"
-    return misread(index)
+    is_mp4 = "mp4" in index.container.split(",") and index.brand != QUICKTIME
+    reasons = {
+        "it is no MP4": not is_mp4,
+        f"{takes.reader} may have no decoder for {index.codec}": index.codec not in takes.codecs,
+        "it has sound": index.has_sound and not takes.sound,
+        "its frames are interlaced, which readers show in different ways": index.is_interlaced,
+        "its colours are wide ones, which some readers turn into others": index.has_wide_colours,
+        "a cover comes before the pictures": index.has_cover_first,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), misread(index))
 
 
 def _is_whole(part: Part, end_s: float | None) -> bool:

@@ -1,3 +1,4 @@
+from .colours import are_wide as are_wide
 from .container import ONLY_THE_FILE as ONLY_THE_FILE
 from .container import OpenVideo as OpenVideo
 from .container import damage as damage

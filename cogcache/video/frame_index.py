@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.errors import VideoError
+from cogcache.video.colours import are_wide, unknown_matrix
 from cogcache.video.container import (
     OpenVideo,
     announced_s,
@@ -65,6 +66,8 @@ class FrameIndex:
     """Whether some frames come as two fields by themselves."""
     is_interlaced: bool
     """Whether the two fields of a frame show two moments."""
+    has_wide_colours: bool
+    """Whether some readers turn its colours into others, those of BT.709."""
     num_hidden: int
     """Frames that an edit list hides or leaves out."""
     num_tracks: int
@@ -165,11 +168,12 @@ def _index(path: Path, video: OpenVideo, packets: Packets) -> FrameIndex:
         has_recovery_points=len(packets.keys) > len(packets.idr),
         has_fields=found.has_fields,
         is_interlaced=bool(first is not None and first.interlaced_frame),
+        has_wide_colours=first is not None and are_wide(first),
         num_hidden=packets.count(HIDDEN) + max(_announced(video) - len(packets.kinds), 0),
         num_tracks=found.num_tracks,
         has_cover_first=any(each.index < stream.index for each in container.streams.video),
         has_sound=bool(container.streams.audio),
-        defects=defects,
+        defects=(*defects, *_odd_colours(packets)),
         change=change_of(video, packets, found),
     )
 
@@ -233,6 +237,12 @@ def _defects(path: Path, video: OpenVideo, packets: Packets) -> Iterator[str]:
     if packets.stopped_by:
         yield f"reading stopped early: {packets.stopped_by}"
     yield from first_error(video.logs)
+
+
+def _odd_colours(packets: Packets) -> Iterator[str]:
+    matrix = None if packets.first_frame is None else unknown_matrix(packets.first_frame)
+    if matrix is not None:
+        yield f"colours are coded in an unknown way ({matrix}), and may be shown as others"
 
 
 def _announced(video: OpenVideo) -> int:

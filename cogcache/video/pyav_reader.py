@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogcache.errors import VideoError
+from cogcache.video.colours import with_known_matrix
 from cogcache.video.container import REFETCH, Logs, check_memory, damage, first_error, open_video
 from cogcache.video.frame_index import FrameIndex
 
@@ -47,13 +48,21 @@ def pyav_frames(path: Path, index: FrameIndex, numbers: Sequence[int]) -> tuple[
         reading = _Reading(path, index, stack)
         for number, frame in reading.find(sorted(slots)):
             missing.discard(number)
-            rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
-            frames[slots[number]] = rgb
+            frames[slots[number]] = _rgb(path, frame, width, height)
         check_memory(line for logs in reading.logs for line in logs)
         if missing:
             said = next(reading.errors(), "the decoder gives no picture")
             raise VideoError("decode_failed", f"{path} cannot be decoded: {said}", REFETCH)
     return index.display.turned(frames), list(reading.troubles())
+
+
+def _rgb(path: Path, frame: VideoFrame, width: int, height: int) -> Frames:
+    """Return the colours of a frame. Shape [height, width, 3]."""
+    with damage() as found:
+        rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return rgb.astype(np.uint8, copy=False)
+    problem = f"{path}: its colours ({frame.format.name}) cannot be turned into RGB: {found[0]}"
+    raise VideoError("decode_failed", problem, REFETCH)
 
 
 def frames_from(path: Path, index: FrameIndex, first: int) -> Iterator[Found]:
@@ -198,7 +207,7 @@ class _Reading:
 
     def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
         with damage():
-            return self.video.stream.decode(packet)
+            return [with_known_matrix(frame) for frame in self.video.stream.decode(packet)]
         self.num_damaged += 1
         return []
 

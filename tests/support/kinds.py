@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import av
+from av.stream import Disposition
 from videos import picture, remux, write_video
 
 Make = Callable[[Path], object]
@@ -21,8 +23,22 @@ def coded(codec: str, **how: object) -> Make:
     return partial(write_video, codec=codec, **{**SHORT, **how})  # type: ignore[arg-type]
 
 
-def coloured(matrix: int, colour_range: int, pix_fmt: str = "yuv420p") -> Make:
-    """Return what writes a video whose colours are coded by a matrix of ITU-T H.273."""
+def coloured(
+    matrix: int,
+    colour_range: int = 1,
+    pix_fmt: str = "yuv420p",
+    light: tuple[int, int] = (1, 1),
+    coded_by: int | None = None,
+) -> Make:
+    """Return what writes a video whose colours are coded by a matrix of ITU-T H.273.
+
+    Args:
+        matrix: its number.
+        colour_range: 1: what television has; 2: all of it.
+        pix_fmt: pixel format.
+        light: numbers of the primaries and of the transfer.
+        coded_by: the matrix that it is coded by in truth, where libswscale does not know the other.
+    """
 
     def make(path: Path) -> None:
         with av.open(path, "w") as container:
@@ -30,12 +46,12 @@ def coloured(matrix: int, colour_range: int, pix_fmt: str = "yuv420p") -> Make:
             stream.width, stream.height, stream.pix_fmt = 96, 48, pix_fmt
             context = stream.codec_context
             context.colorspace, context.color_range = matrix, colour_range
-            context.color_primaries = 9 if matrix == 9 else 1
-            context.color_trc = 14 if matrix == 9 else 1
+            context.color_primaries, context.color_trc = light
             for number in range(40):
                 rgb = av.VideoFrame.from_ndarray(picture(number, 96, 48), format="rgb24")
+                matrix_ = matrix if coded_by is None else coded_by
                 frame = rgb.reformat(
-                    format=pix_fmt, dst_colorspace=matrix, dst_color_range=colour_range
+                    format=pix_fmt, dst_colorspace=matrix_, dst_color_range=colour_range
                 )
                 frame.pts, frame.time_base = number, Fraction(1, 10)
                 container.mux(stream.encode(frame))
@@ -81,6 +97,37 @@ def twice(path: Path) -> None:
             after.mux_one(packet)
 
 
+def _streams(path: Path, parts: Sequence[tuple[Path, Disposition]]) -> None:
+    """Put the pictures of several files into one, each with what is said of it."""
+    with ExitStack() as stack:
+        after = stack.enter_context(av.open(path, "w"))
+        opened = [stack.enter_context(av.open(part)) for part, _ in parts]
+        streams = [after.add_stream_from_template(each.streams.video[0]) for each in opened]
+        for stream, (_, disposition) in zip(streams, parts, strict=True):
+            stream.disposition = disposition
+        for before, stream in zip(opened, streams, strict=True):
+            for packet in before.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    after.mux(packet)
+
+
+def cover_first(path: Path) -> None:
+    """Write a video before whose pictures a cover comes."""
+    cover, film = (path.with_name(f".{name}.{path.name}") for name in ("cover", "film"))
+    write_video(cover, num_frames=1, size=(640, 480), codec="mjpeg")
+    write_video(film, **SHORT)  # type: ignore[arg-type]
+    _streams(path, [(cover, Disposition.attached_pic), (film, Disposition.default)])
+
+
+def two_tracks(path: Path) -> None:
+    """Write a video of two tracks, of which the second is the default, and smaller."""
+    first, second = (path.with_name(f".{number}.{path.name}") for number in (1, 2))
+    write_video(first, codec="mpeg4", size=(192, 96), num_frames=30)
+    write_video(second, **SHORT)  # type: ignore[arg-type]
+    _streams(path, [(first, Disposition(0)), (second, Disposition.default)])
+
+
 CONTAINERS: dict[str, Make] = {
     "h264.mp4": coded("libx264"), "hevc.mp4": coded("libx265"), "vp9.mp4": coded("libvpx-vp9"),
     "av1.mp4": coded("libsvtav1"), "mpeg4.mp4": coded("mpeg4"), "h264.mov": coded("libx264"),
@@ -109,16 +156,22 @@ SPECIAL: dict[str, Make] = {
     "not square.mp4": coded("libx264", pixel_ratio="2/3"),
     "interlaced.mp4": coded("libx264", **INTERLACED),
     "ten bits.mp4": coded("libx265", pix_fmt="yuv420p10le"),
-    "hdr.mkv": coloured(9, 1), "full range.mov": coloured(1, 2, "yuvj420p"),
-    "601.mkv": coloured(6, 1), "709.mkv": coloured(1, 1), "709.mp4": coloured(1, 1),
+    "hdr.mkv": coloured(9, light=(9, 14)), "hdr.mp4": coloured(9, light=(9, 16)),
+    "p3.mp4": coloured(1, light=(12, 13)), "full range.mov": coloured(1, 2, "yuvj420p"),
+    "601.mkv": coloured(6), "709.mkv": coloured(1), "709.mp4": coloured(1),
+    "unknown colours.mp4": coloured(8, coded_by=6),
+    "all colours.mkv": coded("libx264", pix_fmt="yuv444p"),
+    "turned not square.mp4": coded("libx264", rotation=90, pixel_ratio="4/3", size=(192, 96)),
     "odd size.mp4": coded("libx264", size=(97, 49), pix_fmt="yuv444p"),
     "sound.mkv": coded("libx264", audio=True),
+    "cover first.mkv": cover_first, "two tracks.mkv": two_tracks, "two tracks.mp4": two_tracks,
 }  # fmt: skip
 """Ways of showing that readers take in different ways."""
 SOON = (
     "h264.mp4", "av1.mp4", "vp8.webm", "mpeg2.mpg", "h264.avi", "sorenson.flv", "gif.gif",
     "b frames.ts", "mpeg4 b.avi", "open gop.mp4", "variable.mkv", "edit list.mp4", "scaled.mov",
     "joined.ts", "twice.mkv", "turned 90.mp4", "mirrored 270.mp4", "not square.mkv",
-    "full range.mov", "709.mp4", "odd size.mp4", "late.mkv",
+    "full range.mov", "709.mp4", "odd size.mp4", "late.mkv", "hdr.mp4", "p3.mp4",
+    "unknown colours.mp4", "cover first.mkv", "two tracks.mp4",
 )  # fmt: skip
 """Those that the quick tests take."""
