@@ -83,9 +83,9 @@ def reason_to_encode(index: FrameIndex, takes: Takes) -> str | None:
         "it has sound": index.has_sound and not takes.sound,
         "its frames are interlaced, which readers show in different ways": index.is_interlaced,
         "its colours are wide ones, which some readers turn into others": index.has_wide_colours,
-        "a cover comes before the pictures": index.has_cover_first,
     }
-    return next((reason for reason, holds in reasons.items() if holds), misread(index))
+    found = next((reason for reason, holds in reasons.items() if holds), misread(index))
+    return found or ("a cover comes before the pictures" if index.has_cover_first else None)
 
 
 def _is_whole(part: Part, end_s: float | None) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from processes import child_processes
 from scenes import catalog_of, partial_files, settings, write_scene
+from videos import write_video
 
 from cogcache.catalog.rows import FailureRow
 from cogcache.errors import ConfigError
@@ -316,3 +317,15 @@ def test_a_bug_and_a_second_ctrl_c_end_the_run_at_once_and_leave_nothing_unfinis
 def test_a_folder_without_videos_is_misuse(tmp_path):
     with pytest.raises(ConfigError, match="holds no video"):
         extract([tmp_path], tmp_path / "cache", settings())
+
+
+def test_a_jump_of_the_time_stamps_is_cut_into_no_clips(tmp_path):
+    times_s = [begin_s + number / 10 for begin_s in (0.0, 1e9) for number in range(25)]
+    film = write_video(tmp_path / "jump.mkv", times_s=times_s)
+    report = extract([film], tmp_path / "cache", settings(segment_s=1000.0))
+    with catalog_of(tmp_path / "cache") as catalog:
+        spans = sorted(row["start_s"] for row in catalog.clips.rows())
+        # The frame before the jump is held for an hour at most.
+        assert spans == [0.0, 1000.0, 2000.0, 3000.0, 1e9]
+        assert catalog.failures.rows() == []
+    assert report.counts.done == report.counts.found == len(spans)
