@@ -326,6 +326,7 @@ def test_a_jump_of_the_time_stamps_is_cut_into_no_clips(tmp_path):
     with catalog_of(tmp_path / "cache") as catalog:
         spans = sorted(row["start_s"] for row in catalog.clips.rows())
         # The frame before the jump is held for an hour at most.
-        assert spans == [0.0, 1000.0, 2000.0, 3000.0, 1e9]
+        assert spans[:-1] == [0.0, 1000.0, 2000.0, 3000.0]
+        assert spans[-1] == pytest.approx(1e9, abs=1000.0)
         assert catalog.failures.rows() == []
     assert report.counts.done == report.counts.found == len(spans)
