@@ -77,6 +77,17 @@ def test_these_do_not(found, query):
     assert found(query, ENGLISH) == []
 
 
+@pytest.mark.parametrize("query", ["moves", "Move", "square", "boxes box", '"squares move"'])
+def test_a_word_is_found_with_and_without_its_s(found, query):
+    assert found(query, "Three squares move by a box.", "A dog sleeps.") != []
+
+
+@pytest.mark.parametrize("query", ['"moves"', "fox -square", "mov", "run"])
+def test_other_forms_are_not_and_quoted_and_excluded_words_are_exact(found, query):
+    text = "Three squares move, running by a fox."
+    assert found(query, text) == ([text] if "-square" in query else [])
+
+
 @pytest.mark.parametrize(
     "query", ["辆", "红色", "汽车", "红色的汽车", "街 汽车", "红色 drives", "红色*"]
 )

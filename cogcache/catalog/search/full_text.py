@@ -1,6 +1,7 @@
 """Full text search over the captions of a catalog.
 
-What is not covered: stems of words ("run" does not find "running"; ``run*`` does).
+What is not covered: stems of words but for a final -s ("run" does not find "running"; ``run*``
+does).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """What a user types into a search, as queries of SQLite's full text index.
 
 Words have to be there all; ``OR`` parts alternatives, ``-word`` excludes, ``"in quotes"`` is a
-phrase, ``shor*`` a beginning. Whatever else is typed is looked for as it is, never run as syntax.
+phrase, ``shor*`` a beginning. An English word is found with and without its final -s: captions say
+that a ball "moves" and that balls "move". Whatever else is typed is looked for as it is, never run
+as syntax.
 """
 
 from __future__ import annotations
@@ -24,6 +26,12 @@ _UNSPACED: Final = re.compile(
 )
 _TERM: Final = re.compile(r'(-?)(?:"([^"]*)(?:"|$)|([^\s"]+))')
 _WORD: Final = re.compile(r"\w")
+_ENGLISH: Final = re.compile("[A-Za-z]{3,}")
+_ENDS_OF_S: Final = {
+    "ies": "y", "sses": "ss", "xes": "x", "zzes": "zz", "ches": "ch", "shes": "sh", "ss": "sses",
+    "s": "",
+}  # fmt: skip
+"""Ends of words with an -s, and what they are without; the first that fits counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +89,37 @@ def _alternatives(terms: list[re.Match[str]]) -> list[list[re.Match[str]]]:
 
 
 def _conjunction(group: list[re.Match[str]]) -> str:
-    wanted = [_term(term) for term in group if not term[1]]
+    wanted = [_in_both_forms(term) or _term(term) for term in group if not term[1]]
     unwanted = [_term(term) for term in group if term[1]]
     if not wanted:
         problem = f"{' '.join(term[0] for term in group)!r} says only what not to find"
         raise ConfigError(problem, "add a word that has to be there")
     without = f" NOT ({' OR '.join(unwanted)})" if unwanted else ""
     return f"({' AND '.join(wanted)}){without}"
+
+
+def _in_both_forms(term: re.Match[str]) -> str | None:
+    """Return a word with -s and without; None for what is no plain English word."""
+    word = term[3] or ""
+    if not _ENGLISH.fullmatch(word):
+        return None
+    return f'("{word}" OR "{other_form(word.lower())}")'
+
+
+def other_form(word: str) -> str:
+    """Return a word without its -s, or with one.
+
+    Example:
+        >>> [other_form(word) for word in ("moves", "square", "boxes", "sky", "flies")]
+        ['move', 'squares', 'box', 'skies', 'fly']
+    """
+    for end, other in _ENDS_OF_S.items():
+        if word.endswith(end):
+            return word.removesuffix(end) + other
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{word}es"
+    after_consonant = word[-1] == "y" and word[-2] not in "aeiou"
+    return f"{word[:-1]}ies" if after_consonant else f"{word}s"
 
 
 def _term(term: re.Match[str]) -> str:
