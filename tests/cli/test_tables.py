@@ -30,7 +30,7 @@ def test_a_table_fits_the_terminal(monkeypatch):
 
 
 def test_captions_of_a_clip_stand_side_by_side_the_newest_of_each_prompt():
-    place = {"video": "a.mp4", "start_s": 0.0, "end_s": None}
+    place = {"video": "a.mp4", "start_s": 0.0, "end_s": None, "offset_s": 0.0}
     said = [("short", "Old."), ("video", "Long."), ("short", "New.")]
     rows = [{**place, "prompt_name": name, "caption": text} for name, text in said]
     rows.append({**place, "start_s": 5.0, "prompt_name": "short", "caption": "Later."})
