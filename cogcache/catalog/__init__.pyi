@@ -30,14 +30,21 @@ from .readings import read_otherwise as read_otherwise
 from .readings import readings as readings
 from .readings import remember as remember
 from .recovery import rows_of as rows_of
+from .reviews import Edits as Edits
+from .reviews import Scores as Scores
+from .reviews import edited_key as edited_key
+from .rows import EDITED as EDITED
 from .rows import IMPORTED as IMPORTED
 from .rows import STAGES as STAGES
 from .rows import CaptionRow as CaptionRow
 from .rows import ClipRow as ClipRow
+from .rows import EditRow as EditRow
 from .rows import Failure as Failure
 from .rows import FlaggedCaption as FlaggedCaption
+from .rows import ReviewState as ReviewState
 from .rows import RunEnd as RunEnd
 from .rows import RunRow as RunRow
+from .rows import ScoreRow as ScoreRow
 from .rows import Stage as Stage
 from .rows import VideoRow as VideoRow
 from .rows import is_there as is_there
@@ -60,3 +67,4 @@ from .upkeep.merge import merge as merge
 from .upkeep.rebuild import rebuild as rebuild
 from .upkeep.unused import collect as collect
 from .upkeep.verify import verify as verify
+from .values import misfits as misfits

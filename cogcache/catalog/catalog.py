@@ -18,6 +18,7 @@ from uuid import uuid4
 from cogcache.catalog.database import CatalogFile, excluded, insertion
 from cogcache.catalog.file_facts import FileFacts
 from cogcache.catalog.holders import Holders
+from cogcache.catalog.reviews import Edits, Scores
 from cogcache.catalog.rows import (
     CaptionRow,
     ClipRow,
@@ -60,6 +61,10 @@ _CAPTIONS = _each_file(
     CaptionRow,
     "whole_captions AS row LEFT JOIN whole_files AS files ON files.digest = row.video_digest",
 )
+
+
+_REJECTED = """SELECT caption_key FROM rejected_captions
+    WHERE caption_key IN (SELECT value FROM json_each(:keys))"""
 
 
 class Clips:
@@ -153,10 +158,11 @@ class Captions:
         """Return what the captions of these keys say, those that there are."""
         sql = """SELECT caption_key, caption, flags FROM whole_captions
             WHERE caption_key IN (SELECT value FROM json_each(:keys))"""
-        rows = self._file.query(sql, {"keys": json.dumps([*caption_keys])})
+        keys = {"keys": json.dumps([*caption_keys])}
+        rejected = {row[0] for row in self._file.query(_REJECTED, keys)}
         return {
-            row["caption_key"]: FlaggedCaption(row["caption"], json.loads(row["flags"]))
-            for row in rows
+            key: FlaggedCaption(caption, json.loads(flags), key in rejected)
+            for key, caption, flags in self._file.query(sql, keys)
         }
 
     def made_in(self, model: str) -> dict[str, int]:
@@ -183,6 +189,11 @@ class Captions:
         """Return the numbers of the captions that pass a test over ``captions c``."""
         sql = f"SELECT c.id FROM captions c WHERE {where}"
         return {row["id"] for row in self._file.query(sql, values)}
+
+    def of_keys(self, caption_keys: Collection[str]) -> list[CaptionRow]:
+        """Return the captions of these keys, each once, under the names that they bear."""
+        rows = self._file.select("captions", "id", among={"caption_key": caption_keys})
+        return cast(list[CaptionRow], rows)
 
     def prompt_names(self) -> list[str]:
         """Return the names that captions are listed by."""
@@ -319,9 +330,9 @@ class Catalog:
     """An open catalog; a context manager. Any number of threads and processes may share one.
 
     Its tables are ``files`` (with the videos that they hold, and what is remembered of them),
-    ``clips``, ``captions``, ``failures`` and ``runs``. What a method wrote is on the disk when it
-    returns. Each call waits for the disk once: give many rows at a time. Every method raises
-    CatalogError where the file cannot be used.
+    ``clips``, ``captions``, ``failures``, ``runs``, ``edits`` and ``scores``. What a method wrote
+    is on the disk when it returns, for which each call waits once: give many rows at a time. Every
+    method raises CatalogError where the file cannot be used.
 
     Args:
         path: the SQLite file; made if absent.
@@ -342,6 +353,8 @@ class Catalog:
         self.captions = Captions(self._file)
         self.failures = Failures(self._file)
         self.runs = Runs(self._file)
+        self.edits = Edits(self._file)
+        self.scores = Scores(self._file)
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,7 @@ from cogcache.catalog.whole_rows import Damage, guard, is_guarded
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint, scratch_folder
 
-VERSION: Final = 8
+VERSION: Final = 9
 """The number of the last step of `migrations`; a catalog with a higher one is of a newer
 cogcache."""
 Row: TypeAlias = Mapping[str, object]
@@ -32,7 +32,9 @@ Row: TypeAlias = Mapping[str, object]
 _BUSY_S: Final = 30.0
 _APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQLite file
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
-_JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report", "value"})
+_JSON_COLUMNS: Final = frozenset(
+    {"settings", "flags", "split", "counts", "report", "value", "tags", "details"}
+)
 _PARSE: Final = json.JSONDecoder().raw_decode
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
 

@@ -109,6 +109,8 @@ class ForeignCatalog:
         for table in COLUMNS:
             names = [row[1] for row in self._conn.execute(f"PRAGMA table_info({table})")]
             known = [name for name in names if name in COLUMNS[table]]
+            if not known:
+                continue  # of an earlier version, which has no such table
             for number, row in self._rows(table, known):
                 wrong = misfits(table, row) if row is not None else ["a value that is too long"]
                 if wrong:

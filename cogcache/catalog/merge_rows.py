@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from cogcache.catalog.database import CatalogFile, read_only_uri
 from cogcache.catalog.foreign import cleansed
+from cogcache.catalog.reviews import settle
+from cogcache.catalog.rows import EDITED
 from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of
 from cogcache.errors import CatalogError
 from cogcache.settings import WorkShare
@@ -122,6 +124,8 @@ def merge_rows(copy: Path, path: Path, feature_keys: Collection[str]) -> MergedR
             keys = json.dumps([*feature_keys])
             for statement in (*_STATEMENTS, *_taken_as_they_are(conn)):
                 conn.execute(statement, {"keys": keys} if ":keys" in statement else {})
+            settle(conn)
+            conn.execute(_TAKE_SCORES)
             after = _counts(conn)
     for name in before:
         setattr(merged, name, after[name] - before[name])
@@ -156,7 +160,8 @@ def _conflicts(file: CatalogFile) -> list[Conflict]:
         f" iif({_EARLIER.format(one='o', other='c')}, o.caption, c.caption),"
         f" iif({_EARLIER.format(one='o', other='c')}, c.caption, o.caption)"
         " FROM main.captions c JOIN other.captions o USING (caption_key)"
-        " WHERE c.caption <> o.caption ORDER BY c.video, c.start_s, c.caption_key"
+        f" WHERE c.caption <> o.caption AND c.quantization <> '{EDITED}'"
+        " ORDER BY c.video, c.start_s, c.caption_key"
     )
     return [Conflict(*row) for row in rows]
 
@@ -201,6 +206,13 @@ def _later(name: str) -> str:
 
 _NAME_RUNS: Final = """UPDATE {0}.runs SET uid = started_at || '/' || run || '/' || command
     WHERE uid IS NULL"""
+_SCORE: Final = "name feature_key caption_key value model prompt epoch details created_at"
+# A score is of the words that it was given: where the catalogs differ in them, it is not taken.
+_TAKE_SCORES: Final = f"""INSERT OR IGNORE INTO main.scores ({_listed(_SCORE)}, run)
+    SELECT {_columns(_SCORE, "o")}, {_OUR_RUN} FROM other.scores o
+    WHERE o.caption_key = '' OR EXISTS (SELECT 1 FROM main.captions c
+        JOIN other.captions theirs USING (caption_key)
+        WHERE c.caption_key = o.caption_key AND c.caption = theirs.caption)"""
 _STATEMENTS: Final = (
     # Runs of before they had names; the same name each time they are merged.
     _NAME_RUNS.format("main"),

@@ -15,6 +15,9 @@ from cogcache.system import is_url, url_of
 
 IMPORTED: Final = "imported"
 """What stands for the quantisation of captions that people wrote or edited."""
+EDITED: Final = "edited"
+"""What stands for the quantisation of captions that were edited with `cogcache review`."""
+ReviewState: TypeAlias = Literal["", "accepted", "rejected"]
 Stage: TypeAlias = Literal["extract", "caption"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 """In the order in which they run."""
@@ -85,11 +88,58 @@ class CaptionRow(TypedDict):
     """Of the bytes that it was made of; None where nobody knows them any more."""
 
 
+class EditRow(TypedDict):
+    """A version of what people made of a caption: all of it as it was from then on."""
+
+    uid: str
+    """What the version is known by in any catalog."""
+    caption_key: str
+    """Of the caption that was reviewed, which is never changed."""
+    edited_key: str
+    """Of the caption of the set that says what it was edited into."""
+    set_name: str
+    action: str
+    """What was done: `edit`, `accept`, `reject`, `tag`, `replace`, `undo`, …"""
+    text: str | None
+    """The edited caption; None where it is as the model wrote it."""
+    was: str | None
+    """What the caption said until then."""
+    state: ReviewState
+    tags: list[str]
+    author: str
+    created_at: str
+    """In UTC, later than that of the version before."""
+    batch: str
+    """Versions that were made in one go bear one name, and are undone in one go."""
+    undoes: str
+    """The version that this one takes back; "" for none."""
+
+
+class ScoreRow(TypedDict):
+    """What was measured of a caption, or of a clip."""
+
+    name: str
+    feature_key: str
+    caption_key: str
+    """"" for a score of the clip."""
+    value: float
+    model: str
+    """What measured it; "" where no model did."""
+    prompt: str
+    epoch: int
+    """Of the way of measuring: scores of another epoch are measured again."""
+    details: Mapping[str, Field]
+    created_at: NotRequired[str]
+    run: NotRequired[int | None]
+
+
 class FlaggedCaption(NamedTuple):
     """A caption, and what is suspicious about it."""
 
     text: str
     flags: list[str]
+    rejected: bool = False
+    """Whether a person has rejected it."""
 
 
 class FailureRow(TypedDict):

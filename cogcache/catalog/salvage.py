@@ -26,7 +26,9 @@ _LARGEST_BYTES: Final = 1 << 28
 """Of a row; a longer one is a length that is damaged."""
 _WAL_HEADER: Final = 32
 _FRAME_HEADER: Final = 24
-_JSON: Final = frozenset({"settings", "flags", "split", "counts", "report", "value"})
+_JSON: Final = frozenset(
+    {"settings", "flags", "split", "counts", "report", "value", "tags", "details"}
+)
 
 
 class Text(bytes):
@@ -153,6 +155,8 @@ def salvage(
         is_old = pages.version is not None and pages.version < with_checksums_since
         for number, values in pages.rows():
             for checksums in tables:
+                if is_old and checksums.table.since > 1:
+                    continue
                 row = _row_of(checksums, number, values, is_old=is_old)
                 if row is None:
                     continue  # of another table, or damaged

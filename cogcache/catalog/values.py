@@ -247,6 +247,33 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
         "last_at": _time,
         "run": _none_or(_integer),
     },
+    "edits": {
+        "uid": _text(256, empty=False),
+        "caption_key": _text(256, empty=False),
+        "edited_key": _key,
+        "set_name": _name,
+        "action": _word,
+        "text": _none_or(_text(MAX_TEXT)),
+        "was": _none_or(_text(MAX_TEXT)),
+        "state": lambda value: value in ("", "accepted", "rejected"),
+        "tags": _json(_flags),
+        "author": _word,
+        "created_at": _time,
+        "batch": _text(256, empty=False),
+        "undoes": _text(256),
+    },
+    "scores": {
+        "name": _name,
+        "feature_key": _key,
+        "caption_key": _text(256),
+        "value": _any_number,
+        "model": _word,
+        "prompt": _text(MAX_TEXT),
+        "epoch": _integer,
+        "details": _json(_mapping),
+        "created_at": _time,
+        "run": _none_or(_integer),
+    },
 }
 """By table and column: whether a value is one that cogcache may have written there."""
 

@@ -58,6 +58,8 @@ class Table:
     exported_as: str | None = None
     """Name under which `export` adds a caption's rows to its line of JSONL, and `import` takes them
     back, see `carried`; the table then has a column ``caption_key``."""
+    since: int = 1
+    """Version of the catalog from which on there is this table."""
 
 
 TABLES: Final = (
@@ -69,6 +71,8 @@ TABLES: Final = (
     Table("clips", ("feature_key",), merged=False),
     Table("failures", ("video", "start_s", "end_s", "stage"), merged=False),
     Table("captions", ("caption_key",), number="id", merged=False),
+    Table("edits", ("uid",), exported_as="edits", since=9),
+    Table("scores", ("name", "feature_key", "caption_key"), merged=False, since=9),
 )
 
 
@@ -245,6 +249,19 @@ class Damage:
                 logger.warning("left out: the row %r of %s is damaged", key, table)
 
 
+_REVIEWED: Final = (
+    """CREATE TEMP VIEW current_edits AS SELECT e.* FROM whole_edits e
+        WHERE NOT EXISTS (SELECT 1 FROM whole_edits later
+            WHERE later.caption_key = e.caption_key AND later.set_name = e.set_name
+            AND (later.created_at, later.uid) > (e.created_at, e.uid))""",
+    # A caption that was rejected, and the one that it was edited into.
+    """CREATE TEMP VIEW rejected_captions AS
+        SELECT caption_key FROM current_edits WHERE state = 'rejected'
+        UNION ALL SELECT edited_key FROM current_edits WHERE state = 'rejected'""",
+)
+"""Views of what people did last with each caption, see `cogcache.catalog.reviews`."""
+
+
 def guard(conn: sqlite3.Connection, damage: Damage) -> None:
     """Have a connection fill in and hold checksums, see above.
 
@@ -258,6 +275,8 @@ def guard(conn: sqlite3.Connection, damage: Damage) -> None:
         define(conn, checksums, damage)
         for statement in _objects(checksums):
             conn.execute(statement)
+    for statement in _REVIEWED:
+        conn.execute(statement)
 
 
 def define(conn: sqlite3.Connection, checksums: Checksums, damage: Damage) -> None:

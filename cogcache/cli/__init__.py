@@ -26,6 +26,7 @@ from cogcache.cli.export import export, import_
 from cogcache.cli.help import CONTEXT, dressed, write_commands
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
+from cogcache.cli.review import replace, review
 from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run, stage
@@ -137,6 +138,8 @@ for command in (
     diff,
     export,
     import_,
+    review,
+    replace,
     plan,
     split,
     ls,

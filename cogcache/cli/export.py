@@ -158,10 +158,13 @@ def _to_stdout(catalog: Path, format_: str | None, selection: Selection, options
 def _finish(done: Exported, *, json_: bool = False) -> None:
     if json_:
         told = {"captions": done.captions, "empty": done.empty, "left_out": done.left_out}
+        told["rejected"] = done.rejected
         told |= {"absent": [str(each) for each in done.absent], "notes": done.notes}
         click.echo(json.dumps(told, default=str))
         raise SystemExit(0 if done.is_whole else 1)
     click.echo(f"{done.captions:,} captions written")
+    if done.rejected:
+        click.echo(f"{done.rejected:,} rejected captions left out (--include-rejected)", err=True)
     if done.empty:
         click.echo(f"{done.empty:,} empty captions left out", err=True)
     print_absent(done.absent)
@@ -186,10 +189,14 @@ def import_(file: Path, cache: Path, set_: str, overwrite: bool, json_: bool) ->
     Each line names its clip as an export does, by feature_key or by video, start_s and end_s, and
     has a caption. The captions there are stay; the set stands beside them as a model of that name.
     """
+    from dataclasses import asdict
+
     from cogcache.export import import_captions
 
     done = import_captions(file, catalog_of(cache), set_, overwrite=overwrite)
     if json_:
-        click.echo(json.dumps({"set": set_, "written": done.written, "same": done.same}))
+        click.echo(json.dumps({"set": set_, **asdict(done)}))
         return
     click.echo(f"{done.written:,} captions imported as {set_!r}, {done.same:,} were there already")
+    if done.reviews:
+        click.echo(f"{done.reviews:,} versions of reviews came with them")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.judged import JUDGED, JUDGED_NAMES, judged, judged_several
 from cogcache.cli.options import NamedPath
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
@@ -58,6 +59,7 @@ _OPTIONS = (
         help="Only captions with this flag. Repeatable.",
     ),
     click.option("--no-flags", is_flag=True, help="Only captions without any flag."),
+    *JUDGED,
 )
 _NAMES = (
     "folders",
@@ -69,6 +71,7 @@ _NAMES = (
     "max_duration_s",
     "flags",
     "no_flags",
+    *JUDGED_NAMES,
 )
 
 
@@ -109,7 +112,7 @@ def _with_filters(command: Command, options: Sequence[Callable[[Command], Comman
         # Where `prompts` are what is asked, the filter's names have another name.
         names = {"prompts": "prompt_names"} if "prompt_names" in given else {}
         chosen = {name: given.pop(names.get(name, name)) for name in _NAMES}
-        return command(*args, selection=Selection(**chosen), **given)
+        return command(*args, selection=Selection(**judged(chosen)), **given)
 
     decorated: Command = with_selection
     for option in reversed(options):
@@ -124,6 +127,7 @@ def selection_arguments(selection: Selection) -> list[str]:
         "--prompt-name": selection.prompts,
         "--captions-of": selection.models,
         "--flag": selection.flags,
+        **judged_several(selection),
     }
     single = {
         "--since": selection.since,
@@ -133,7 +137,12 @@ def selection_arguments(selection: Selection) -> list[str]:
     }
     found = [f"{name}={each}" for name, some in several.items() for each in some]
     found += [f"{name}={each}" for name, each in single.items() if each is not None]
-    return [*found, *(["--no-flags"] if selection.no_flags else [])]
+    flags = {
+        "--no-flags": selection.no_flags,
+        "--drop-duplicates": selection.drop_duplicates,
+        "--include-rejected": selection.include_rejected,
+    }
+    return [*found, *(name for name, is_set in flags.items() if is_set)]
 
 
 _LOOKING = (

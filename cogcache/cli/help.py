@@ -10,6 +10,7 @@ import click
 COMMANDS: Final = {
     "Make": ("run", "extract", "caption", "train", "distill", "demo"),
     "Look": ("ls", "search", "diff", "failures", "status", "serve", "gallery", "report"),
+    "Correct": ("review", "replace"),
     "Hand on": ("export", "import"),
     "Care": ("verify", "gc", "convert", "rebuild", "merge", "doctor"),
     "Models": ("models", "plan", "split", "verify-quantization", "verify-model"),
@@ -37,6 +38,7 @@ EXAMPLES: Final = {
     "ls": "cogcache ls --cache cache --prompt-name weather",
     "search": "cogcache search --cache cache 'dog OR cat'",
     "export": "cogcache export captions.jsonl --cache cache",
+    "replace": "cogcache replace dog wolf --cache cache",
     "import": "cogcache import edited.jsonl --cache cache --set mine",
     "plan": "cogcache plan clips/ --config cogvlm2-caption --memory 12GiB",
     "split": "cogcache split THUDM/cogvlm2-llama3-caption captioner",

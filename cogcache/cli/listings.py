@@ -20,6 +20,8 @@ from cogcache.units import format_bytes
 if TYPE_CHECKING:
     from cogcache.catalog import Catalog, Look, Selection, Stage
 
+_WHERE_THERE_IS_ANY = ("outdated", "state", "tags")
+"""Columns that a table shows only where a row has something in them."""
 _SAME = {
     "captions": ("id",),
     "clips": ("feature_key",),
@@ -132,6 +134,7 @@ def ls(
         if what == "clips":
             found = with_notes(catalog, found)
         found = _with_outdated(catalog, found)
+        found = _with_reviews(catalog, found) if what == "captions" else found
         return _placed(catalog, found, _SAME[what], look)
 
     if side_by_side:
@@ -178,6 +181,18 @@ def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:
     return [
         {**row, "outdated": why.get(row.get("caption_key") or row["feature_key"])} for row in rows
     ]
+
+
+def _with_reviews(catalog: Catalog, rows: list[Any]) -> list[Any]:
+    """Add to captions what people said of them: ``state`` and ``tags``."""
+    said = catalog.edits.reviewed()
+    found = []
+    for row in rows:
+        edit = said.get(row["caption_key"])
+        found.append(
+            {**row, "state": edit["state"] if edit else "", "tags": edit["tags"] if edit else []}
+        )
+    return found
 
 
 def _placed(catalog: Catalog, rows: list[Any], same: tuple[str, ...], look: Look) -> list[Any]:
@@ -274,6 +289,5 @@ def _list(
     with Catalog(catalog_of(cache)) as catalog:
         listed = rows(catalog)
     found = shown.chosen(listed if shown.json_ else as_players_show(listed))
-    if any(row.get("outdated") for row in found):
-        columns = (*columns, "outdated")
+    columns = (*columns, *(n for n in _WHERE_THERE_IS_ANY if any(row.get(n) for row in found)))
     print_rows(found, shown.columns or columns, json_=shown.json_)

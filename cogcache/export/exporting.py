@@ -63,6 +63,8 @@ class Exported:
     captions: int
     empty: int
     """Captions left out because there is nothing in them."""
+    rejected: int = field(default=0, kw_only=True)
+    """Captions left out because people rejected them."""
     absent: list[Absent]
     """Videos whose bytes no file holds."""
     left_out: list[Left] = field(default_factory=list)
@@ -109,21 +111,26 @@ def export(
     check_free(out, overwrite=options.overwrite)
     chosen = choose_items(catalog, selection, options.wording, options.look)
     items, old = as_shown(catalog, chosen.items)
+    rejected = chosen.num_rejected
     if format_ in ROWS:
         with whole_file(out, overwrite=options.overwrite, cache=catalog.parent) as path:
             ROWS[format_](items, path)
-        return Exported(len(items), chosen.num_empty, chosen.absent, old)
+        return Exported(len(items), chosen.num_empty, chosen.absent, old, rejected=rejected)
     if format_ in SUBTITLES:
         left_out = _write_subtitles(items, out, format_, options, catalog.parent)
         num_written = len(items) - len(left_out)
-        return Exported(num_written, chosen.num_empty, chosen.absent, [*old, *left_out])
+        left_out = [*old, *left_out]
+        return Exported(num_written, chosen.num_empty, chosen.absent, left_out, rejected=rejected)
     check_one_each(items)
     with closing(CatalogFile(catalog)) as file:
         placed, left_out = _write_folder(
             items, out.absolute(), format_, options, Sources(file), catalog.parent
         )
     notes = _notes(placed, out.absolute(), format_)
-    return Exported(len(placed), chosen.num_empty, chosen.absent, [*old, *left_out], notes)
+    left_out = [*old, *left_out]
+    return Exported(
+        len(placed), chosen.num_empty, chosen.absent, left_out, notes, rejected=rejected
+    )
 
 
 def export_beside(catalog: Path, format_: str, selection: Selection, options: Options) -> Exported:
@@ -154,7 +161,9 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
             raise ConfigError(f"{path} exists already", "replace it with --overwrite")
     for path, text in texts.items():
         seal(path, text.encode())
-    return Exported(len(items), chosen.num_empty, chosen.absent, [*old, *left_out])
+    left_out = [*old, *left_out]
+    rejected = chosen.num_rejected
+    return Exported(len(items), chosen.num_empty, chosen.absent, left_out, rejected=rejected)
 
 
 def _beside(video: Path, format_: str) -> Path:

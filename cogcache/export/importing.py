@@ -50,6 +50,8 @@ class Imported:
     written: int
     same: int
     """Captions that the set had already, word for word."""
+    reviews: int = 0
+    """Versions of reviews that came with the captions, and are new."""
 
 
 def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = False) -> Imported:
@@ -78,8 +80,9 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
             problem = f"the set {name!r} has other captions already for {len(changed)} clips"
             raise ConfigError(problem, "replace them with --overwrite, or name another --set")
         written = opened.captions.add(new, replace=True)
-        take_carried(tables, carried)
-        return Imported(written, len(rows) - len(new))
+        taken = take_carried(tables, carried)
+        opened.edits.adopt([*carried])
+        return Imported(written, len(rows) - len(new), taken)
 
 
 def _carried(

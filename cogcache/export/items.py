@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog import (
+    EDITED,
     Absent,
     CatalogFile,
     Holders,
@@ -113,6 +114,8 @@ class Chosen:
     """Those that are left out, as no file holds the bytes that they were made of."""
     num_empty: int = 0
     """How many are left out as there is nothing in them."""
+    num_rejected: int = 0
+    """How many are left out as people rejected them."""
 
 
 def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Look) -> Chosen:
@@ -129,7 +132,8 @@ def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Lo
         raise missing_videos(chosen.absent)
     if not full:
         raise _none_passes(catalog, selection)
-    return Chosen(full, chosen.absent, sum(not item.caption for item in chosen.items))
+    num_empty = sum(not item.caption for item in chosen.items)
+    return Chosen(full, chosen.absent, num_empty, chosen.num_rejected)
 
 
 def _current(catalog: Path, items: list[Item]) -> list[Item]:
@@ -162,6 +166,22 @@ def _none_passes(catalog: Path, selection: Selection) -> ConfigError:
             if asked and not {*asked} & {*there}:
                 problem = f"no caption has {option} {', '.join(asked)}"
                 return ConfigError(problem, f"there are {', '.join(sorted(there)) or 'none'}")
+    return no_caption(selection, _rejected_in(catalog, selection))
+
+
+def _rejected_in(catalog: Path, selection: Selection) -> int:
+    with closing(CatalogFile(catalog)) as file:
+        return 0 if selection.include_rejected else _num_rejected(file, selection)
+
+
+def no_caption(selection: Selection, num_rejected: int) -> ConfigError:
+    """Return the error to show where nothing passes."""
+    if num_rejected:
+        problem = f"all {num_rejected} captions that pass the filters were rejected"
+        return ConfigError(problem, "take them with --include-rejected")
+    if selection.min_scores:
+        problem = "no caption passes the filters, or none was scored"
+        return ConfigError(problem, "score them: `cogcache score`")
     return ConfigError("no caption passes the filters", "see what there is: `cogcache ls`")
 
 
@@ -175,7 +195,7 @@ def select_items(
         MissingVideosError: as for `choose_items`.
     """
     look = look or Look()
-    where, values = selection.where()
+    where, values = selection.usable()
     columns = ", ".join(f"c.{name}" for name in COLUMNS)
     sql = _QUERY.format(columns=columns, where=where and f"WHERE {where}")
     with closing(CatalogFile(catalog)) as file:
@@ -183,6 +203,7 @@ def select_items(
         if look.check:
             holders.look_in(selection.folders)
         rows = [dict(row) for row in file.query(sql, values)]
+        num_rejected = 0 if selection.include_rejected else _num_rejected(file, selection)
         placing = Placing(holders, look, selection.folders)
         found = placing.one(rows)
         carried = carried_rows(file, [row["caption_key"] for row in found.rows])
@@ -190,7 +211,12 @@ def select_items(
             _item({**row, "carried": carried.get(row["caption_key"], {})}, names, wording)
             for row, names in ((row, tuple(placing.names(row))) for row in found.rows)
         ]
-    return Chosen(sorted(items, key=_order), found.absent)
+    return Chosen(sorted(items, key=_order), found.absent, num_rejected=num_rejected)
+
+
+def _num_rejected(file: CatalogFile, selection: Selection) -> int:
+    where, values = selection.of_rejected()
+    return int(file.query(f"SELECT count(*) FROM captions c WHERE {where}", values)[0][0])
 
 
 def _order(item: Item) -> tuple[object, ...]:
@@ -223,4 +249,10 @@ def check_one_each(items: Iterable[Item]) -> None:
         ]
         video = several[0][0].row["video"]
         problem = f"{len(several)} clips have several captions, {video} among them"
-        raise ConfigError(problem, f"choose one of: {'; '.join(sources[:5])}")
+        hint = f"choose one of: {'; '.join(sources[:5])}"
+        models = dict.fromkeys(i.row["model"] for i in several[0])
+        if len(models) > 1:
+            edited = [i.row["model"] for i in several[0] if i.row["quantization"] == EDITED]
+            order = dict.fromkeys([*edited, *models])
+            hint += f"; or the first that there is: --prefer {','.join(order)}"
+        raise ConfigError(problem, hint)

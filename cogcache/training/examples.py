@@ -113,7 +113,7 @@ def choose(
     """
     rows = {row["caption_key"]: row for row in _rows(catalog_path, selection)}
     if not rows:
-        raise NothingToLearnError("no caption passes the filters", _HINT)
+        raise NothingToLearnError("no caption passes the filters", _none_hint(selection))
     with Catalog(catalog_path) as catalog:
         clips = {clip["feature_key"]: clip for clip in catalog.clips.rows()}
     about = [row for row in rows.values() if row["feature_key"] in clips and row["caption"].strip()]
@@ -131,8 +131,14 @@ def choose(
     return [_chosen(row, clips[row["feature_key"]], prompts) for row in chosen]
 
 
+def _none_hint(selection: Selection) -> str:
+    if selection.include_rejected:
+        return _HINT
+    return f"{_HINT}; rejected ones are left out without --include-rejected"
+
+
 def _rows(catalog_path: Path, selection: Selection) -> list[dict[str, Any]]:
-    where, values = selection.where()
+    where, values = selection.usable()
     columns = ", ".join(f"c.{name}" for name in _COLUMNS)
     tests = where and f"WHERE {where}"
     sql = f"SELECT {columns} FROM whole_captions c {tests} ORDER BY c.caption_key"
@@ -160,7 +166,9 @@ def _check_one_each(rows: Iterable[Mapping[str, Any]]) -> None:
         names = sorted(next(iter(several.values())))
         problem = f"{len(several)} clips have captions of several models for one prompt"
         raise TrainingError(
-            problem, f"choose one: --captions-of {' or --captions-of '.join(names)}"
+            problem,
+            f"choose one: --captions-of {' or --captions-of '.join(names)}; or the first that"
+            f" there is: --prefer {','.join(names)}",
         )
 
 

@@ -22,12 +22,13 @@ from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.catalog.search.selection import Selection
 from cogcache.catalog.upkeep.rebuild import rebuild
 from cogcache.catalog.upkeep.verify import verify
+from cogcache.catalog.whole_rows import TABLES
 from cogcache.errors import CogcacheError
 from cogcache.export.items import select_items
 from cogcache.export.wording import Wording
 from cogcache.web import figures
 from cogcache.web.browse import Browser, Filter
-from tests.support.caches import make_cache
+from tests.support.caches import AS_VERSION_7, make_cache
 
 PAGE_BYTES = 4096
 NUM_CLIPS = 12
@@ -253,12 +254,15 @@ def test_rows_of_an_older_catalog_get_checksums_but_for_those_whose_key_is_anoth
             "UPDATE captions SET settings = '{\"a\": 1}' WHERE caption_key = :k", {"k": keys[0]}
         )
         with file.reading() as conn:
-            for name in ("runs", "files", "memory", "videos", "clips", "failures", "captions"):
+            for name in ("current_edits", "rejected_captions"):
+                conn.execute(f"DROP VIEW temp.{name}")
+            for table in TABLES:
+                name = table.name
                 conn.execute(f"DROP VIEW temp.whole_{name}")
                 for event in ("insert", "update"):
                     conn.execute(f"DROP TRIGGER temp.{name}_checksum_{event}")
-            for name in ("runs", "files", "memory", "videos", "clips", "failures", "captions"):
-                conn.execute(f"ALTER TABLE main.{name} DROP COLUMN checksum")
+            for statement in AS_VERSION_7:
+                conn.execute(statement)
             conn.execute("DELETE FROM _sqlite_migrations WHERE name >= '0008'")
             conn.execute("PRAGMA user_version = 7")
     with Catalog(path) as catalog:

@@ -20,7 +20,6 @@ from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.merge_rows import snapshot
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.verify import verify
-from cogcache.catalog.whole_rows import TABLES
 from cogcache.cli import main
 from cogcache.errors import CogcacheError
 from cogcache.selftest.shapes import draw_scene, write_clip
@@ -28,7 +27,7 @@ from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
-from tests.support.caches import caption_of, make_cache
+from tests.support.caches import AS_VERSION_7, caption_of, make_cache
 
 GIVEN = {"max_frames": 2, "max_new_tokens": 4, "quantization": "none", "decode_workers": 1}
 OF_THE_RUN = {"id", "run", "created_at", "seconds", "first_at", "last_at"}
@@ -222,8 +221,8 @@ def test_catalogs_of_an_older_version_are_taken_and_stay_so(tmp_path):
         tmp_path / "cache",
         "DROP INDEX runs_uid",
         "ALTER TABLE runs DROP COLUMN uid",
-        *(f"ALTER TABLE {table.name} DROP COLUMN checksum" for table in TABLES),
-        "DELETE FROM _sqlite_migrations WHERE name IN ('0005_run_names', '0008_checksums')",
+        *AS_VERSION_7,
+        "DELETE FROM _sqlite_migrations WHERE name = '0005_run_names'",
         "PRAGMA user_version = 4",
     )
     for _ in range(2):

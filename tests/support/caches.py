@@ -9,9 +9,24 @@ import torch
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.recovery import rows_of
 from cogcache.catalog.rows import CaptionRow, ClipRow, path_to_text
+from cogcache.catalog.whole_rows import TABLES
 from cogcache.keys import FeatureKey
 from cogcache.store.store import FeatureStore
 from cogcache.video.file_state import file_digest
+
+AS_VERSION_7 = (
+    "DROP TRIGGER main.captions_sd",
+    "DROP TRIGGER main.captions_su",
+    *(f"DROP TABLE main.{table.name}" for table in TABLES if table.since > 7),
+    *(
+        f"ALTER TABLE main.{table.name} DROP COLUMN checksum"
+        for table in TABLES
+        if table.since <= 7
+    ),
+    "DELETE FROM _sqlite_migrations WHERE name >= '0008'",
+    "PRAGMA user_version = 7",
+)
+"""Takes a catalog back to what it was before rows bore checksums."""
 
 
 def key_of(video_digest: str, start_s: float = 0.0, end_s: float | None = None) -> FeatureKey:

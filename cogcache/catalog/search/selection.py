@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cogcache.catalog.holders import in_folder
+from cogcache.catalog.search.judged import (
+    NOT_REJECTED,
+    REJECTED,
+    preferred,
+    reviewed_as,
+    scored,
+)
 from cogcache.errors import ConfigError
 
 _DURATION = """ifnull(c.end_s, (
@@ -44,6 +51,19 @@ class Selection:
     """Of the language half; `imported` for sets that were imported."""
     runs: tuple[int, ...] = ()
     """Numbers of runs."""
+    prefer: tuple[str, ...] = ()
+    """Models and sets, the preferred first: of each clip and prompt only the captions of the first
+    of them that has any which were not rejected."""
+    states: tuple[str, ...] = ()
+    """What reviews say of the caption: `accepted`, `rejected`, `edited`, `unreviewed`."""
+    tags: tuple[str, ...] = ()
+    """Captions that were given one of these tags."""
+    min_scores: tuple[tuple[str, float], ...] = ()
+    """Names of scores, and the least that the caption, or its clip, must have of them."""
+    drop_duplicates: bool = False
+    """Leave out clips that are near-duplicates of another that stays."""
+    include_rejected: bool = False
+    """Whether what takes captions out of the cache takes rejected ones, too."""
 
     def __post_init__(self) -> None:
         for day in (self.since, self.until):
@@ -70,8 +90,23 @@ class Selection:
             "c.flags <> '[]'" if self.flags else "",
             _any_of([_has_flag(n, flag, values) for n, flag in enumerate(self.flags)]),
             "c.flags = '[]'" if self.no_flags else "",
+            *reviewed_as(self.states, self.tags, values),
+            *scored(self.min_scores, values, drop_duplicates=self.drop_duplicates),
+            preferred(self.prefer, values),
         ]
         return " AND ".join(test for test in tests if test), values
+
+    def usable(self) -> tuple[str, dict[str, Any]]:
+        """Return what `where` does, for what takes captions out: rejected ones do not pass."""
+        where, values = self.where()
+        if self.include_rejected:
+            return where, values
+        return f"{where} AND {NOT_REJECTED}" if where else NOT_REJECTED, values
+
+    def of_rejected(self) -> tuple[str, dict[str, Any]]:
+        """Return the condition of those captions that `usable` leaves out as rejected."""
+        where, values = self.where()
+        return f"{where} AND {REJECTED}" if where else REJECTED, values
 
 
 def _check_day(day: str | None) -> None:

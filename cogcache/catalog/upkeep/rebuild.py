@@ -24,6 +24,7 @@ from cogcache.catalog.database import VERSION, CatalogFile, read_only_uri
 from cogcache.catalog.foreign import bound
 from cogcache.catalog.integrity import state_path
 from cogcache.catalog.recovery import adopt, rows_of
+from cogcache.catalog.reviews import settle
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.salvage import Pages, Rows, salvage
 from cogcache.catalog.upkeep.leftovers import sweep
@@ -40,6 +41,7 @@ CHECKSUMS_SINCE: Final = 8
 _FROM_FILES: Final = "clips"
 """The table that is not saved: the feature files say what is in it."""
 _ROWS_AT_A_TIME: Final = 1000
+_IS_THERE: Final = "SELECT count(*) FROM sqlite_master WHERE name = '{}'"
 _LOGS: Final = ("-wal", "-shm")
 
 
@@ -133,6 +135,8 @@ def _save(path: Path, fresh: Path, result: Rebuilt) -> None:
             if name != _FROM_FILES:
                 saved = _insert(into, checksums, found[name])
                 result.saved[name] = result.saved.get(name, 0) + saved
+        with into.transaction() as conn:
+            settle(conn)
 
 
 def _insert(into: CatalogFile, checksums: Checksums, rows: Rows) -> int:
@@ -182,6 +186,9 @@ def _counts(path: Path, copy: Path) -> dict[str, int]:
     with closing(sqlite3.connect(copy)) as conn:
         bound(conn, copy.stat().st_size)
         for table in TABLES:
+            if table.since > 1 and _count(conn, _IS_THERE.format(table.name)) == 0:
+                counts[table.name] = 0  # it is of an earlier version
+                continue
             told = [_count(conn, sql) for sql in _ways_to_count(table.name)]
             if known := [number for number in told if number is not None]:
                 counts[table.name] = max(known)

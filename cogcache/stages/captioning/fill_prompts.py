@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from cogcache.catalog import IMPORTED, Catalog, ClipRow, FlaggedCaption, VideoRow, text_to_path
+from cogcache.catalog import (
+    EDITED,
+    IMPORTED,
+    CaptionRow,
+    Catalog,
+    ClipRow,
+    FlaggedCaption,
+    VideoRow,
+    text_to_path,
+)
 from cogcache.errors import ClipError
 from cogcache.settings import templates
 
@@ -63,9 +72,11 @@ class Filler:
             if not rows:
                 known = sorted({*self.prompts, *self.catalog.captions.prompt_names()} - {name})
                 raise templates.no_such_caption(needed, name, known)
+            rejected = self.catalog.edits.rejected([row["caption_key"] for row in rows])
             # The last one stays: the newest of an edited set, else the newest of all.
-            for row in sorted(rows, key=lambda row: (row["quantization"] == IMPORTED, row["id"])):
-                caption = FlaggedCaption(row["caption"], row["flags"])
+            for row in sorted(rows, key=lambda row: (_rank(row, rejected), row["id"])):
+                is_rejected = row["caption_key"] in rejected
+                caption = FlaggedCaption(row["caption"], row["flags"], is_rejected)
                 self.earlier[needed, row["feature_key"]] = caption
 
     def made_from(self, name: str) -> list[str]:
@@ -97,6 +108,8 @@ class Filler:
                 raise _not_made(name, each)
             if said is None:
                 return None
+            if said.rejected:
+                raise _rejected(name, each)
             if not said.text:
                 raise _no_caption(name, each)
             values[each] = said.text
@@ -152,6 +165,22 @@ class Filler:
     @cached_property
     def _offsets_s(self) -> dict[str, float | None]:
         return {row["digest"]: row["offset_s"] for row in self._videos}
+
+
+def _rank(row: CaptionRow, rejected: Collection[str]) -> int:
+    """Return what counts before what: captions of people before those of models."""
+    if row["caption_key"] in rejected:
+        return 0
+    return 2 if row["quantization"] in (IMPORTED, EDITED) else 1
+
+
+def _rejected(name: str, variable: str) -> ClipError:
+    first = variable.removeprefix(templates.CAPTION)
+    return ClipError(
+        NO_FIRST_CAPTION,
+        f"the prompt {name!r} needs the caption {first!r}, which was rejected",
+        "correct it or take that back with `cogcache review`",
+    )
 
 
 def _not_made(name: str, variable: str) -> ClipError:

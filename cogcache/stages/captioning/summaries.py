@@ -72,7 +72,7 @@ class _Video:
     span: Span
     """Of the video: all of it, unless only parts were ever wanted."""
     gaps: bool
-    """Whether some of its clips have failed for good."""
+    """Whether some of its clips have failed for good, or their captions were rejected."""
 
 
 @dataclass
@@ -130,10 +130,29 @@ class _Summaries:
                 gaps = bool(absent)
                 if any((of_video[0]["video"], span) not in self._failed for span in absent):
                     continue  # stage one has not come to them yet
-            if len(parts) > 1:
-                keys = [self.found.summed_up.get(clip["feature_key"], "") for clip in parts]
-                wanted = spans.get(each) or [(clip["start_s"], clip["end_s"]) for clip in parts]
-                yield _Video(parts, keys, span_of(wanted), gaps)
+            if len(parts) > 1 and (video := self._video(parts, spans.get(each, ()), gaps=gaps)):
+                yield video
+
+    def _video(
+        self, parts: Sequence[ClipRow], spans: Sequence[Span], *, gaps: bool
+    ) -> _Video | None:
+        """Return what is summed up of a video; None where all its captions were rejected."""
+        wanted = spans or [(clip["start_s"], clip["end_s"]) for clip in parts]
+        kept = [clip for clip in parts if not self._is_rejected(clip)]
+        if not kept:
+            problem = f"{parts[0]['video']}: the captions of all its clips were rejected"
+            refusal = ClipError(NO_CAPTIONS, problem, "correct some: `cogcache review`")
+            self.found.refused.append((self._uncut(parts[0]), refusal))
+            return None
+        keys = [self.found.summed_up.get(clip["feature_key"], "") for clip in kept]
+        return _Video(kept, keys, span_of(wanted), gaps or len(kept) < len(parts))
+
+    def _is_rejected(self, clip: ClipRow) -> bool:
+        return self.found.summed_up.get(clip["feature_key"], "") in self._rejected
+
+    @cached_property
+    def _rejected(self) -> set[str]:
+        return self.catalog.edits.rejected([*self.found.summed_up.values()])
 
     @cached_property
     def _failed(self) -> set[tuple[str, Span]]:

@@ -1,0 +1,376 @@
+"""Versions of captions: made, looked at, and taken back."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+from uuid import uuid4
+
+from cogcache.catalog import (
+    EDITED,
+    CaptionRow,
+    Catalog,
+    EditRow,
+    ReviewState,
+    Selection,
+    edited_key,
+)
+from cogcache.errors import ConfigError
+
+SET: Final = "reviewed"
+"""The set that edits belong to where no other is named."""
+_MAX_TEXT: Final = 2**15
+"""Letters of a caption, as `import` has it."""
+_MAX_TAG: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """A caption, and what people made of it."""
+
+    caption: CaptionRow
+    """The caption as a model wrote it, or as it was imported."""
+    version: EditRow | None = None
+    """The newest version; None where nobody has looked at it."""
+
+    @property
+    def key(self) -> str:
+        """The key of the caption."""
+        return self.caption["caption_key"]
+
+    @property
+    def text(self) -> str:
+        """What the caption says now."""
+        edited = self.version["text"] if self.version else None
+        return self.caption["caption"] if edited is None else edited
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether it says something else than the model wrote."""
+        return self.version is not None and self.version["text"] is not None
+
+    @property
+    def state(self) -> ReviewState:
+        """`accepted`, `rejected`, or "" where nobody said."""
+        return self.version["state"] if self.version else ""
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags that it was given, in order."""
+        return self.version["tags"] if self.version else []
+
+    @property
+    def uid(self) -> str:
+        """The newest version's name; "" where there is none."""
+        return self.version["uid"] if self.version else ""
+
+    def row(self) -> dict[str, Any]:
+        """Return the caption's row as it is now, with state and tags."""
+        now = {"caption": self.text, "state": self.state, "tags": self.tags}
+        return {**self.caption, **now, "edited": self.is_edited, "version": self.uid}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a review."""
+
+    changed: int = 0
+    same: int = 0
+    """Captions that were so already, or of which there is nothing to take back."""
+    conflicts: list[str] = field(default_factory=list)
+    """Keys of captions that were reviewed by somebody else meanwhile. Nothing was changed of
+    those that would have been, or, where a go is taken back, nothing of these."""
+    batch: str = ""
+    """What takes all of it back in one go."""
+
+
+class Reviews:
+    """The reviews of one set in a catalog.
+
+    Args:
+        catalog: it has the captions.
+        set_name: name of the set that edited captions belong to.
+        author: who does it; None for the name of the user.
+
+    Raises:
+        ConfigError: the set or the author has no name that can be shown.
+
+    Example:
+        >>> reviews = Reviews(catalog)  # doctest: +SKIP
+        >>> reviews.edit(reviews.chosen(Selection())[0], "A red ball rolls.")  # doctest: +SKIP
+    """
+
+    def __init__(self, catalog: Catalog, set_name: str = SET, author: str | None = None) -> None:
+        self.catalog, self.set_name = catalog, set_name
+        self.author = author if author is not None else _user()
+        for name in (set_name, self.author or "nobody"):
+            if not name.strip() or not name.isprintable():
+                raise ConfigError(f"{name!r} cannot be a name", "use letters")
+
+    # ---- which ------------------------------------------------------------------------------
+
+    def chosen(
+        self, selection: Selection | None = None, numbers: Collection[int] | None = None
+    ) -> list[Reviewed]:
+        """Return captions with their reviews, each once, by video, start and age.
+
+        Args:
+            selection: filters; None for all.
+            numbers: of captions, as `ls` has them as `id`; None for all.
+
+        Raises:
+            ConfigError: there is no caption of a number.
+        """
+        rows = self._rows(selection, numbers)
+        edited = [row["caption_key"] for row in rows if row["quantization"] == EDITED]
+        sources = self.catalog.edits.sources(edited)
+        wanted = [sources.get(row["caption_key"], row["caption_key"]) for row in rows]
+        of_key = {row["caption_key"]: row for row in rows}
+        if missing := {key for key in wanted if key not in of_key}:
+            of_key |= {row["caption_key"]: row for row in self.catalog.captions.of_keys(missing)}
+        found = [of_key[key] for key in dict.fromkeys(wanted) if key in of_key]
+        current = self.catalog.edits.current([row["caption_key"] for row in found], self.set_name)
+        return [Reviewed(row, current.get(row["caption_key"])) for row in found]
+
+    def of_keys(self, caption_keys: Collection[str]) -> dict[str, Reviewed]:
+        """Return captions by their keys, those that there are."""
+        current = self.catalog.edits.current(caption_keys, self.set_name)
+        rows = self.catalog.captions.of_keys(caption_keys)
+        return {row["caption_key"]: Reviewed(row, current.get(row["caption_key"])) for row in rows}
+
+    def _rows(
+        self, selection: Selection | None, numbers: Collection[int] | None
+    ) -> list[CaptionRow]:
+        where, values = (selection or Selection()).where()
+        rows = {row["id"]: row for row in self.catalog.captions.rows()}
+        if where:
+            passing = self.catalog.captions.passing(where, values)
+            rows = {number: row for number, row in rows.items() if number in passing}
+        if numbers is None:
+            return [*rows.values()]
+        if absent := [number for number in numbers if number not in rows]:
+            hint = "`cogcache review list` shows the numbers as id"
+            raise ConfigError(f"there is no caption {absent[0]}", hint)
+        return [rows[number] for number in dict.fromkeys(numbers)]
+
+    # ---- what is done -----------------------------------------------------------------------
+
+    def accept(
+        self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Note that captions are right; `latest` as in `edit`."""
+        return self._change(captions, "accept", lambda _: {"state": "accepted"}, latest)
+
+    def reject(
+        self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Note that captions are not to be used; `latest` as in `edit`."""
+        return self._change(captions, "reject", lambda _: {"state": "rejected"}, latest)
+
+    def tag(
+        self,
+        captions: Sequence[Reviewed],
+        add: Sequence[str] = (),
+        remove: Sequence[str] = (),
+        latest: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Give captions tags, and take others from them; `latest` as in `edit`.
+
+        Raises:
+            ConfigError: a tag is empty, too long, or cannot be shown.
+        """
+        for tag in (*add, *remove):
+            if not tag.strip() or not tag.isprintable() or len(tag) > _MAX_TAG:
+                raise ConfigError(f"{tag[:_MAX_TAG]!r} cannot be a tag", "use a word or two")
+
+        def tags(each: Reviewed) -> dict[str, Any]:
+            kept = dict.fromkeys([*each.tags, *(tag.strip() for tag in add)])
+            return {"tags": [tag for tag in kept if tag not in remove]}
+
+        return self._change(captions, "tag", tags, latest)
+
+    def edit(
+        self, caption: Reviewed, text: str, latest: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Have a caption say something else; that accepts it.
+
+        Args:
+            caption: which.
+            text: what it is to say.
+            latest: by caption, the version that was seen last: where there is a newer one by now,
+                nothing is changed.
+
+        Raises:
+            ConfigError: there is nothing in the text, or too much.
+        """
+        return self.rewrite({caption.key: text}, [caption], "edit", latest)
+
+    def rewrite(
+        self,
+        texts: Mapping[str, str],
+        captions: Sequence[Reviewed],
+        action: str = "replace",
+        latest: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Have captions say something else, in one go.
+
+        An edit of one's own accepts a caption, a replacement in bulk says nothing of it.
+
+        Raises:
+            ConfigError: there is nothing in a text, or too much.
+        """
+        for text in texts.values():
+            check_text(text)
+
+        def edited(each: Reviewed) -> dict[str, Any]:
+            text = texts[each.key].strip()
+            is_own = text == each.caption["caption"].strip()
+            state = {"state": "accepted"} if action == "edit" else {}
+            return {"text": None if is_own else text, **state}
+
+        return self._change(captions, action, edited, latest)
+
+    def _change(
+        self,
+        captions: Sequence[Reviewed],
+        action: str,
+        change: Callable[[Reviewed], dict[str, Any]],
+        latest: Mapping[str, str] | None,
+    ) -> Outcome:
+        batch, versions, same = uuid4().hex, [], 0
+        for each in captions:
+            version = self._version(each, action, batch, change(each))
+            if _content(version) == _content(each.version or _BLANK):
+                same += 1
+            else:
+                versions.append(version)
+        # What was read a moment ago is what is changed: another's review must not be lost.
+        if others := self.catalog.edits.add(versions, _seen(versions, captions, latest)):
+            return Outcome(0, same, others)
+        return Outcome(len(versions), same, [], batch if versions else "")
+
+    def _version(
+        self, each: Reviewed, action: str, batch: str, changes: Mapping[str, Any]
+    ) -> EditRow:
+        version: dict[str, Any] = {
+            "uid": uuid4().hex,
+            "caption_key": each.key,
+            "edited_key": edited_key(self.set_name, each.caption),
+            "set_name": self.set_name,
+            "action": action,
+            "text": each.version["text"] if each.version else None,
+            "was": each.text,
+            "state": each.state,
+            "tags": each.tags,
+            "author": self.author,
+            "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "batch": batch,
+            "undoes": "",
+        }
+        return cast(EditRow, version | dict(changes))
+
+    # ---- taken back -------------------------------------------------------------------------
+
+    def undo(
+        self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Take back what was done last with each caption; again, what was done before that."""
+        pairs = [(each, self._last(each)) for each in captions]
+        there = [(each, last) for each, last in pairs if last is not None]
+        return self._take_back(there, len(pairs) - len(there), latest)
+
+    def undo_batch(self, batch: str | None = None) -> Outcome:
+        """Take back what was done in one go: the last one, or one that is named.
+
+        Captions that were reviewed since are left as they are, and are told as conflicts.
+        """
+        batch = batch or self.catalog.edits.last_batch(self.set_name)
+        versions = self.catalog.edits.of_batch(batch) if batch else []
+        versions = [each for each in versions if each["set_name"] == self.set_name]
+        captions = self.of_keys([version["caption_key"] for version in versions])
+        pairs, others = [], []
+        for version in versions:
+            each = captions.get(version["caption_key"])
+            last = self._last(each) if each else None
+            if each is None or last is None or last["uid"] != version["uid"]:
+                others.append(version["caption_key"])
+            else:
+                pairs.append((each, last))
+        done = self._take_back(pairs, 0, None)
+        return Outcome(done.changed, done.same, [*others, *done.conflicts], done.batch)
+
+    def _take_back(
+        self,
+        pairs: Sequence[tuple[Reviewed, EditRow]],
+        same: int,
+        latest: Mapping[str, str] | None,
+    ) -> Outcome:
+        batch = uuid4().hex
+        versions = []
+        for each, last in pairs:
+            before = self._before(each, last) or _BLANK
+            change = {name: before[name] for name in _BLANK}
+            version = self._version(each, "undo", batch, change | {"undoes": last["uid"]})
+            versions.append(version)
+        seen = _seen(versions, [each for each, _ in pairs], latest)
+        others = self.catalog.edits.add(versions, seen)
+        return Outcome(0 if others else len(versions), same, others, batch)
+
+    def _standing(self, each: Reviewed) -> list[EditRow]:
+        """Return the versions of a caption that were not taken back, oldest first."""
+        stack: list[EditRow] = []
+        for version in self.catalog.edits.history(each.key, self.set_name):
+            if version["undoes"]:
+                stack = [kept for kept in stack if kept["uid"] != version["undoes"]]
+            else:
+                stack.append(version)
+        return stack
+
+    def _last(self, each: Reviewed) -> EditRow | None:
+        return next(iter(reversed(self._standing(each))), None)
+
+    def _before(self, each: Reviewed, last: EditRow) -> Mapping[str, Any] | None:
+        standing = self._standing(each)
+        place = [version["uid"] for version in standing].index(last["uid"])
+        return standing[place - 1] if place else None
+
+
+_BLANK: Final[Mapping[str, Any]] = {"text": None, "state": "", "tags": []}
+"""What a caption is that nobody has looked at."""
+
+
+def _content(version: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: version[name] for name in _BLANK}
+
+
+def _seen(
+    versions: Sequence[EditRow], captions: Sequence[Reviewed], latest: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Return, for the captions that get a version, the one that was seen last."""
+    seen = {each.key: each.uid for each in captions} | dict(latest or {})
+    return {version["caption_key"]: seen[version["caption_key"]] for version in versions}
+
+
+def check_text(text: str) -> None:
+    """Refuse what cannot be a caption.
+
+    Raises:
+        ConfigError: there is nothing in it, or too much.
+    """
+    if not text.strip():
+        raise ConfigError("nothing would be left of a caption", "reject it: `cogcache review`")
+    if len(text) > _MAX_TEXT:
+        problem = f"a caption would have more than {_MAX_TEXT} letters"
+        raise ConfigError(problem, "write a shorter one")
+    if "\0" in text:
+        raise ConfigError("a caption would hold a NUL", "leave it out")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may have a number for a user, and no name
+        return "unknown"
