@@ -59,6 +59,7 @@ from .search.full_text import CaptionSearch as CaptionSearch
 from .search.queries import MIN_PREFIX as MIN_PREFIX
 from .search.queries import has_unspaced as has_unspaced
 from .search.selection import Selection as Selection
+from .search.selection import warn_of_unscored as warn_of_unscored
 from .search.semantic import SemanticIndex as SemanticIndex
 from .search.semantic import fused_search as fused_search
 from .upkeep.leftovers import tidy as tidy

@@ -206,7 +206,7 @@ def _later(name: str) -> str:
 
 _NAME_RUNS: Final = """UPDATE {0}.runs SET uid = started_at || '/' || run || '/' || command
     WHERE uid IS NULL"""
-_SCORE: Final = "name feature_key caption_key value model prompt epoch details created_at"
+_SCORE: Final = "name feature_key caption_key score model prompt epoch details created_at"
 # A score is of the words that it was given: where the catalogs differ in them, it is not taken.
 _TAKE_SCORES: Final = f"""INSERT OR IGNORE INTO main.scores ({_listed(_SCORE)}, run)
     SELECT {_columns(_SCORE, "o")}, {_OUR_RUN} FROM other.scores o

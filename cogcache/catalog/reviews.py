@@ -11,13 +11,14 @@ import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from cogcache.catalog.database import CatalogFile, cells_of, excluded, insertion
 from cogcache.catalog.rows import EDITED, CaptionRow, EditRow, ScoreRow
 from cogcache.errors import ConfigError
 from cogcache.keys import Field, digest
 
+RowT = TypeVar("RowT", bound=Mapping[str, Any])
 _AMONG: Final = "(SELECT value FROM json_each(:keys))"
 _REJECTED: Final = f"""SELECT caption_key FROM rejected_captions
     WHERE caption_key IN {_AMONG}"""
@@ -183,8 +184,14 @@ class Scores:
     def __init__(self, file: CatalogFile) -> None:
         self._file = file
 
-    def add(self, scores: Iterable[ScoreRow]) -> int:
-        """Enter scores in one transaction; those of the same name and subject are replaced."""
+    def add(self, scores: Iterable[ScoreRow], texts: Mapping[str, str] | None = None) -> int:
+        """Enter scores in one transaction; those of the same name and subject are replaced.
+
+        Args:
+            scores: the rows.
+            texts: what was scored, by caption: where it says something else by now, or is gone,
+                its scores are left out.
+        """
         made: dict[str, object] = {"created_at": _now(), "run": None}
         rows = [cells_of({**made, **score}) for score in scores]
         if not rows:
@@ -195,7 +202,14 @@ class Scores:
             f" DO UPDATE SET {changed}"
         )
         with self._file.transaction() as conn:
-            return conn.executemany(sql, rows).rowcount
+            now = _said(conn, [row["caption_key"] for row in rows if row["caption_key"]])
+            same = [
+                row
+                for row in rows
+                if not row["caption_key"]
+                or now.get(row["caption_key"]) == (texts or now).get(row["caption_key"])
+            ]
+            return conn.executemany(sql, same).rowcount if same else 0
 
     def remove(self, names: Collection[str], keys: Collection[str]) -> int:
         """Forget scores of clips: those of these names, by feature key."""
@@ -216,9 +230,36 @@ class Scores:
         order = "name, feature_key, caption_key"
         return cast(list[ScoreRow], self._file.select("scores", order, among=among))
 
+    def order(self, rows: Sequence[RowT], sort: str) -> list[RowT]:
+        """Return rows of captions or clips by a score, the lowest first; `-NAME`: the highest.
+
+        Rows that have no such score come last, in their order.
+
+        Raises:
+            ConfigError: nothing has a score of that name.
+        """
+        name = sort.removeprefix("-")
+        scores = self.rows(names=[name])
+        if not scores:
+            known = ", ".join(sorted(self.names())) or "none: `cogcache score` makes some"
+            raise ConfigError(f"there is no score {name!r} to sort by", f"there are {known}")
+        values = {row["caption_key"] or row["feature_key"]: row["score"] for row in scores}
+        sign = -1 if sort.startswith("-") else 1
+
+        def place(row: RowT) -> tuple[bool, float]:
+            own = values.get(row.get("caption_key", ""), values.get(row["feature_key"]))
+            return own is None, sign * (own or 0.0)
+
+        return sorted(rows, key=place)
+
     def names(self) -> list[str]:
         """Return the names of the scores that there are."""
         return [row["name"] for row in self._file.query("SELECT DISTINCT name FROM scores")]
+
+
+def _said(conn: sqlite3.Connection, caption_keys: Collection[str]) -> dict[str, str]:
+    sql = f"SELECT caption_key, caption FROM whole_captions WHERE caption_key IN {_AMONG}"
+    return dict(map(tuple, conn.execute(sql, {"keys": json.dumps([*caption_keys])})))
 
 
 def _check_free(conn: sqlite3.Connection, set_name: str) -> None:

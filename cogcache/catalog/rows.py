@@ -122,7 +122,7 @@ class ScoreRow(TypedDict):
     feature_key: str
     caption_key: str
     """"" for a score of the clip."""
-    value: float
+    score: float
     model: str
     """What measured it; "" where no model did."""
     prompt: str

@@ -264,9 +264,9 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
     },
     "scores": {
         "name": _name,
-        "feature_key": _key,
+        "feature_key": _text(64),
         "caption_key": _text(256),
-        "value": _any_number,
+        "score": _any_number,
         "model": _word,
         "prompt": _text(MAX_TEXT),
         "epoch": _integer,

@@ -27,6 +27,7 @@ from cogcache.cli.help import CONTEXT, dressed, write_commands
 from cogcache.cli.listings import failures, ls, models
 from cogcache.cli.plan import plan
 from cogcache.cli.review import replace, review
+from cogcache.cli.score import score
 from cogcache.cli.search import search
 from cogcache.cli.split import split
 from cogcache.cli.stages import caption, extract, run, stage
@@ -138,6 +139,7 @@ for command in (
     diff,
     export,
     import_,
+    score,
     review,
     replace,
     plan,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.filters import SHOWN, catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.judged import sort_option
 from cogcache.cli.options import NamedPath, cache_option
 from cogcache.errors import ConfigError
 
@@ -32,6 +33,7 @@ _OPTIONS = (
     click.option("--prefix", default="", metavar="TEXT", help="Put this before each caption."),
     click.option("--suffix", default="", metavar="TEXT", help="Put this after each caption."),
     click.option("--trigger", default="", metavar="WORD", help="Begin each caption with a word."),
+    sort_option,
     click.option("--overwrite", is_flag=True, help="Replace an earlier export."),
 )
 
@@ -44,8 +46,8 @@ def _writing_options(command: Command) -> Command:
         from cogcache.export import Options, Wording
 
         wording = Wording(*(given.pop(name) for name in ("prefix", "suffix", "trigger")))
-        media, overwrite, look = (given.pop(name) for name in ("media", "overwrite", "look"))
-        options = Options(wording, media, overwrite, look)
+        names = ("media", "overwrite", "look", "sort")
+        options = Options(wording, *(given.pop(name) for name in names))
         return command(*args, options=options, **given)
 
     decorated: Command = look_options(with_options)

@@ -10,7 +10,7 @@ import click
 COMMANDS: Final = {
     "Make": ("run", "extract", "caption", "train", "distill", "demo"),
     "Look": ("ls", "search", "diff", "failures", "status", "serve", "gallery", "report"),
-    "Correct": ("review", "replace"),
+    "Correct": ("score", "review", "replace"),
     "Hand on": ("export", "import"),
     "Care": ("verify", "gc", "convert", "rebuild", "merge", "doctor"),
     "Models": ("models", "plan", "split", "verify-quantization", "verify-model"),
@@ -26,6 +26,7 @@ SECTIONS: Final = {
     "language": "Stage two",
     "generation": "How captions are written",
     "summary": "Summaries",
+    "quality": "Which clips are worth it",
     "limits": "Limits",
     "machines": "Several devices or machines",
 }

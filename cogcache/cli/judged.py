@@ -56,6 +56,10 @@ JUDGED = (
         help="Where captions are taken out of the cache: rejected ones, too.",
     ),
 )
+sort_option = click.option(
+    "--sort", metavar="NAME", help="By this score, the lowest first; -NAME: the highest first."
+)
+"""``--sort NAME``, handed to the command as ``sort: str | None``."""
 JUDGED_NAMES = (
     "prefer",
     "states",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.judged import sort_option
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
@@ -48,6 +49,8 @@ class Shown:
     limit: int | None
     columns: tuple[str, ...]
     json_: bool
+    sort: str | None = None
+    """Name of a score, the lowest first; `-NAME`: the highest."""
     """Whether a program reads it."""
 
     def chosen(self, rows: Sequence[Any]) -> list[Any]:
@@ -84,6 +87,17 @@ def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(decorated)
 
 
+def _sortable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a listing ``--sort``, as a part of its ``shown: Shown``."""
+
+    @functools.wraps(command)
+    def with_sort(*args: Any, sort: str | None, shown: Shown, **given: Any) -> Any:
+        return command(*args, shown=replace(shown, sort=sort), **given)
+
+    decorated: Callable[..., Any] = sort_option(with_sort)
+    return decorated
+
+
 @click.command()
 @click.argument("what", type=click.Choice(["captions", "clips", "runs"]), default="captions")
 @cache_option
@@ -94,6 +108,7 @@ def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--side-by-side", is_flag=True, help="A row a clip, with the newest caption of each prompt."
 )
 @shown_options
+@_sortable
 @selection_options
 @look_options
 def ls(
@@ -135,7 +150,8 @@ def ls(
             found = with_notes(catalog, found)
         found = _with_outdated(catalog, found)
         found = _with_reviews(catalog, found) if what == "captions" else found
-        return _placed(catalog, found, _SAME[what], look)
+        placed = _placed(catalog, found, _SAME[what], look)
+        return catalog.scores.order(placed, shown.sort) if shown.sort else placed
 
     if side_by_side:
         _print_side_by_side(cache, rows, json_=shown.json_)

@@ -12,6 +12,7 @@ import click
 
 from cogcache.cli.filters import catalog_of, selection_options
 from cogcache.cli.help import dressed
+from cogcache.cli.judged import sort_option
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
@@ -93,6 +94,7 @@ def review() -> None:
 @cache_option
 @_review_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="List at most this many.")
+@sort_option
 @selection_options
 @json_option
 def list_(
@@ -100,13 +102,15 @@ def list_(
     set_: str,
     author: str | None,
     limit: int | None,
+    sort: str | None,
     selection: Selection,
     json_: bool,
 ) -> None:
     """List captions as they are now, with their numbers, states and tags."""
     with _opened(cache, set_, author) as reviews:
-        rows = [each.row() for each in reviews.chosen(selection)[:limit]]
-    print_rows(rows, COLUMNS, json_=json_)
+        rows = [each.row() for each in reviews.chosen(selection)]
+        rows = reviews.catalog.scores.order(rows, sort) if sort else rows
+    print_rows(rows[:limit], COLUMNS, json_=json_)
 
 
 @review.command()

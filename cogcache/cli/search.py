@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.judged import sort_option
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
@@ -50,6 +51,7 @@ def _semantic_options(command: Command) -> Command:
     "--offset", type=click.IntRange(0), default=0, help="Leave out that many of the best."
 )
 @_semantic_options
+@sort_option
 @selection_options
 @look_options
 @json_option
@@ -67,10 +69,10 @@ def search(
     All words of QUERY have to be there. "In quotes" is a phrase, shor* a beginning, OR parts
     alternatives, and -word excludes (put -- before QUERY then). Put single quotes around it all.
     """
-    from cogcache.catalog import CaptionSearch
+    from cogcache.catalog import CaptionSearch, Catalog
     from cogcache.cli.times import as_players_show
 
-    text = " ".join(query)
+    text, sort = " ".join(query), page.pop("sort")
     with CaptionSearch(catalog_of(cache)) as index:
         if look.check:
             index.look_in(selection.folders)
@@ -82,8 +84,11 @@ def search(
         else:
             found = index.search(text, selection, **page)
         found = index.placed(found, look, selection.folders)
-    print_absent(found.absent)
     rows = [hit.row() for hit in found.hits]
+    if sort:
+        with Catalog(catalog_of(cache)) as catalog:
+            rows = catalog.scores.order(rows, sort)
+    print_absent(found.absent)
     print_rows(rows if json_ else as_players_show(rows), COLUMNS, json_=json_)
     if found.capped:
         note = (

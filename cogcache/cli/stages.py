@@ -34,6 +34,7 @@ STAGE_TWO = (
     "language",
     "generation",
     "summary",
+    "quality",
     "limits",
     "machines",
 )

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from cogcache.catalog import (
     REPLACED,
     Absent,
+    Catalog,
     CatalogFile,
     Look,
     Selection,
@@ -54,6 +55,8 @@ class Options:
     media: Media = "copy"
     overwrite: bool = False
     look: Look = field(default_factory=Look)
+    sort: str | None = None
+    """Name of the score by which rows are written, the lowest first; `-NAME`: the highest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ def export(
     chosen = choose_items(catalog, selection, options.wording, options.look)
     items, old = as_shown(catalog, chosen.items)
     rejected = chosen.num_rejected
+    if options.sort:
+        items = _sorted(catalog, items, options.sort)
     if format_ in ROWS:
         with whole_file(out, overwrite=options.overwrite, cache=catalog.parent) as path:
             ROWS[format_](items, path)
@@ -131,6 +136,13 @@ def export(
     return Exported(
         len(placed), chosen.num_empty, chosen.absent, left_out, notes, rejected=rejected
     )
+
+
+def _sorted(catalog: Path, items: list[Item], sort: str) -> list[Item]:
+    by_key = {item.row["caption_key"]: item for item in items}
+    with Catalog(catalog) as opened:
+        rows = opened.scores.order([item.row for item in items], sort)
+    return [by_key[row["caption_key"]] for row in rows]
 
 
 def export_beside(catalog: Path, format_: str, selection: Selection, options: Options) -> Exported:

@@ -23,6 +23,7 @@ from cogcache.catalog import (
     missing_videos,
     outdated,
     text_to_path,
+    warn_of_unscored,
 )
 from cogcache.errors import ConfigError
 from cogcache.export.wording import Wording
@@ -204,6 +205,7 @@ def select_items(
             holders.look_in(selection.folders)
         rows = [dict(row) for row in file.query(sql, values)]
         num_rejected = 0 if selection.include_rejected else _num_rejected(file, selection)
+        warn_of_unscored(file, selection)
         placing = Placing(holders, look, selection.folders)
         found = placing.one(rows)
         carried = carried_rows(file, [row["caption_key"] for row in found.rows])

@@ -6,6 +6,8 @@ from .decoder import can_decode as can_decode
 from .flags import FLAGS as FLAGS
 from .flags import changes_for as changes_for
 from .flags import flags_of as flags_of
+from .forced_rows import Forced as Forced
+from .forced_rows import ForcedRows as ForcedRows
 from .json_grammar import Grammar as Grammar
 from .prefix_files import KeptPrefixes as KeptPrefixes
 from .requests import Finished as Finished

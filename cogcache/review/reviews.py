@@ -124,7 +124,7 @@ class Reviews:
         Raises:
             ConfigError: there is no caption of a number.
         """
-        rows = self._rows(selection, numbers)
+        rows = _rows(self.catalog, selection or Selection(), numbers)
         edited = [row["caption_key"] for row in rows if row["quantization"] == EDITED]
         sources = self.catalog.edits.sources(edited)
         wanted = [sources.get(row["caption_key"], row["caption_key"]) for row in rows]
@@ -140,21 +140,6 @@ class Reviews:
         current = self.catalog.edits.current(caption_keys, self.set_name)
         rows = self.catalog.captions.of_keys(caption_keys)
         return {row["caption_key"]: Reviewed(row, current.get(row["caption_key"])) for row in rows}
-
-    def _rows(
-        self, selection: Selection | None, numbers: Collection[int] | None
-    ) -> list[CaptionRow]:
-        where, values = (selection or Selection()).where()
-        rows = {row["id"]: row for row in self.catalog.captions.rows()}
-        if where:
-            passing = self.catalog.captions.passing(where, values)
-            rows = {number: row for number, row in rows.items() if number in passing}
-        if numbers is None:
-            return [*rows.values()]
-        if absent := [number for number in numbers if number not in rows]:
-            hint = "`cogcache review list` shows the numbers as id"
-            raise ConfigError(f"there is no caption {absent[0]}", hint)
-        return [rows[number] for number in dict.fromkeys(numbers)]
 
     # ---- what is done -----------------------------------------------------------------------
 
@@ -242,7 +227,7 @@ class Reviews:
     ) -> Outcome:
         batch, versions, same = uuid4().hex, [], 0
         for each in captions:
-            version = self._version(each, action, batch, change(each))
+            version = _version(self, each, action, batch, change(each))
             if _content(version) == _content(each.version or _BLANK):
                 same += 1
             else:
@@ -252,33 +237,13 @@ class Reviews:
             return Outcome(0, same, others)
         return Outcome(len(versions), same, [], batch if versions else "")
 
-    def _version(
-        self, each: Reviewed, action: str, batch: str, changes: Mapping[str, Any]
-    ) -> EditRow:
-        version: dict[str, Any] = {
-            "uid": uuid4().hex,
-            "caption_key": each.key,
-            "edited_key": edited_key(self.set_name, each.caption),
-            "set_name": self.set_name,
-            "action": action,
-            "text": each.version["text"] if each.version else None,
-            "was": each.text,
-            "state": each.state,
-            "tags": each.tags,
-            "author": self.author,
-            "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "batch": batch,
-            "undoes": "",
-        }
-        return cast(EditRow, version | dict(changes))
-
     # ---- taken back -------------------------------------------------------------------------
 
     def undo(
         self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
     ) -> Outcome:
         """Take back what was done last with each caption; again, what was done before that."""
-        pairs = [(each, self._last(each)) for each in captions]
+        pairs = [(each, _last(self.catalog, each, self.set_name)) for each in captions]
         there = [(each, last) for each, last in pairs if last is not None]
         return self._take_back(there, len(pairs) - len(there), latest)
 
@@ -294,7 +259,7 @@ class Reviews:
         pairs, others = [], []
         for version in versions:
             each = captions.get(version["caption_key"])
-            last = self._last(each) if each else None
+            last = _last(self.catalog, each, self.set_name) if each else None
             if each is None or last is None or last["uid"] != version["uid"]:
                 others.append(version["caption_key"])
             else:
@@ -311,39 +276,79 @@ class Reviews:
         batch = uuid4().hex
         versions = []
         for each, last in pairs:
-            before = self._before(each, last) or _BLANK
+            before = _before(self.catalog, each, last) or _BLANK
             change = {name: before[name] for name in _BLANK}
-            version = self._version(each, "undo", batch, change | {"undoes": last["uid"]})
+            version = _version(self, each, "undo", batch, change | {"undoes": last["uid"]})
             versions.append(version)
         seen = _seen(versions, [each for each, _ in pairs], latest)
         others = self.catalog.edits.add(versions, seen)
         return Outcome(0 if others else len(versions), same, others, batch)
-
-    def _standing(self, each: Reviewed) -> list[EditRow]:
-        """Return the versions of a caption that were not taken back, oldest first."""
-        stack: list[EditRow] = []
-        for version in self.catalog.edits.history(each.key, self.set_name):
-            if version["undoes"]:
-                stack = [kept for kept in stack if kept["uid"] != version["undoes"]]
-            else:
-                stack.append(version)
-        return stack
-
-    def _last(self, each: Reviewed) -> EditRow | None:
-        return next(iter(reversed(self._standing(each))), None)
-
-    def _before(self, each: Reviewed, last: EditRow) -> Mapping[str, Any] | None:
-        standing = self._standing(each)
-        place = [version["uid"] for version in standing].index(last["uid"])
-        return standing[place - 1] if place else None
 
 
 _BLANK: Final[Mapping[str, Any]] = {"text": None, "state": "", "tags": []}
 """What a caption is that nobody has looked at."""
 
 
+def _rows(
+    catalog: Catalog, selection: Selection, numbers: Collection[int] | None
+) -> list[CaptionRow]:
+    where, values = selection.where()
+    rows = {row["id"]: row for row in catalog.captions.rows()}
+    if where:
+        passing = catalog.captions.passing(where, values)
+        rows = {number: row for number, row in rows.items() if number in passing}
+    if numbers is None:
+        return [*rows.values()]
+    if absent := [number for number in numbers if number not in rows]:
+        hint = "`cogcache review list` shows the numbers as id"
+        raise ConfigError(f"there is no caption {absent[0]}", hint)
+    return [rows[number] for number in dict.fromkeys(numbers)]
+
+
+def _version(
+    reviews: Reviews, each: Reviewed, action: str, batch: str, changes: Mapping[str, Any]
+) -> EditRow:
+    version: dict[str, Any] = {
+        "uid": uuid4().hex,
+        "caption_key": each.key,
+        "edited_key": edited_key(reviews.set_name, each.caption),
+        "set_name": reviews.set_name,
+        "action": action,
+        "text": each.version["text"] if each.version else None,
+        "was": each.text,
+        "state": each.state,
+        "tags": each.tags,
+        "author": reviews.author,
+        "created_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "batch": batch,
+        "undoes": "",
+    }
+    return cast(EditRow, version | dict(changes))
+
+
 def _content(version: Mapping[str, Any]) -> dict[str, Any]:
     return {name: version[name] for name in _BLANK}
+
+
+def _standing(catalog: Catalog, each: Reviewed, set_name: str) -> list[EditRow]:
+    """Return the versions of a caption that were not taken back, oldest first."""
+    stack: list[EditRow] = []
+    for version in catalog.edits.history(each.key, set_name):
+        if version["undoes"]:
+            stack = [kept for kept in stack if kept["uid"] != version["undoes"]]
+        else:
+            stack.append(version)
+    return stack
+
+
+def _last(catalog: Catalog, each: Reviewed, set_name: str) -> EditRow | None:
+    return next(iter(reversed(_standing(catalog, each, set_name))), None)
+
+
+def _before(catalog: Catalog, each: Reviewed, last: EditRow) -> Mapping[str, Any] | None:
+    standing = _standing(catalog, each, last["set_name"])
+    place = [version["uid"] for version in standing].index(last["uid"])
+    return standing[place - 1] if place else None
 
 
 def _seen(

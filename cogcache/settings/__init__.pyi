@@ -32,6 +32,7 @@ from .stage_two import PART as PART
 from .stage_two import SUMMARY as SUMMARY
 from .stage_two import Generation as Generation
 from .stage_two import Language as Language
+from .stage_two import Quality as Quality
 from .templates import levels as levels
 from .training import Distillation as Distillation
 from .training import Training as Training

@@ -20,7 +20,7 @@ from cogcache.settings.explain import explain, unknown_key
 from cogcache.settings.fields import MemorySize, NoneIfEmpty, PromptName, PromptText, Table
 from cogcache.settings.machines import Limits, Machines
 from cogcache.settings.stage_one import Clips, Sampling, Vision
-from cogcache.settings.stage_two import Generation, Language, Summary
+from cogcache.settings.stage_two import Generation, Language, Quality, Summary
 from cogcache.settings.toml_files import read_toml
 from cogcache.settings.training import Distillation, Training
 
@@ -67,6 +67,7 @@ class Settings(Table):
     language: Language = Language()
     generation: Generation = Generation()
     summary: Summary = Summary()
+    quality: Quality = Quality()
     limits: Limits = Limits()
     machines: Machines = Machines()
     training: Training = Training()

@@ -27,6 +27,15 @@ def _holds_captions(text: str) -> str:
     return text
 
 
+class Quality(Table):
+    """Which clips are worth a caption, by their scores (docs/scores.md). Part of no key."""
+
+    min_motion: Annotated[float, Field(ge=0)] = 0.0
+    """Only clips whose score `motion` is at least this; 0 takes all."""
+    drop_duplicates: bool = False
+    """Of clips that were found to be near-duplicates, only the one to keep."""
+
+
 class Summary(Table):
     """One caption of a whole video from the captions of its clips. Part of its caption key."""
 

@@ -35,4 +35,8 @@ from .runs.report_lines import report_object as report_object
 from .runs.status import shown as shown
 from .runs.status import state_of as state_of
 from .runs.status import statuses as statuses
+from .score import ALL_SCORES as ALL_SCORES
+from .score import Scored as Scored
+from .score import ScoreRequest as ScoreRequest
+from .score import score as score
 from .train import train as train

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cogcache.catalog import Catalog, CatalogFile, ClipRow, Selection
+from cogcache.catalog import Catalog, CatalogFile, ClipRow, Selection, warn_of_unscored
 from cogcache.errors import NothingToLearnError, TrainingError
 from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.store import FeatureStore
@@ -143,6 +143,7 @@ def _rows(catalog_path: Path, selection: Selection) -> list[dict[str, Any]]:
     tests = where and f"WHERE {where}"
     sql = f"SELECT {columns} FROM whole_captions c {tests} ORDER BY c.caption_key"
     with closing(CatalogFile(catalog_path)) as file:
+        warn_of_unscored(file, selection)
         return [dict(row) for row in file.query(sql, values)]
 
 

@@ -14,9 +14,11 @@ DUPLICATE: Final = "duplicate"
 MOTION: Final = "motion"
 STATES: Final = ("accepted", "rejected", "edited", "unreviewed")
 
-# Captions that were reviewed, and the captions of sets that they were edited into.
-_REVIEWED: Final = """(SELECT caption_key FROM current_edits WHERE {test}
-    UNION ALL SELECT edited_key FROM current_edits WHERE {test})"""
+# The version of a caption `c`, also where it is what a set has for an edited one. One caption after
+# another is looked up: a page asks for few of many.
+_REVIEWED: Final = f"""EXISTS (SELECT 1 FROM current_edits e
+    WHERE e.caption_key = iif(c.quantization = '{EDITED}',
+        json_extract(c.settings, '$.edited'), c.caption_key) AND {{test}})"""
 
 
 def reviewed_as(states: Sequence[str], tags: Sequence[str], values: dict[str, Any]) -> list[str]:
@@ -28,8 +30,8 @@ def reviewed_as(states: Sequence[str], tags: Sequence[str], values: dict[str, An
         for number, tag in enumerate(tags):
             values[f"tag_{number}"] = tag
             names.append(f":tag_{number}")
-        test = f"EXISTS (SELECT 1 FROM json_each(tags) WHERE value IN ({', '.join(names)}))"
-        tests.append(f"c.caption_key IN {_REVIEWED.format(test=test)}")
+        test = f"EXISTS (SELECT 1 FROM json_each(e.tags) WHERE value IN ({', '.join(names)}))"
+        tests.append(_REVIEWED.format(test=test))
     return tests
 
 
@@ -38,10 +40,9 @@ def _in_state(state: str) -> str:
         return f"c.quantization = '{EDITED}'"
     if state == "unreviewed":
         # A tag is no verdict: it marks what is to be looked at.
-        test = "state <> '' OR text IS NOT NULL"
-        return f"c.caption_key NOT IN {_REVIEWED.format(test=test)}"
-    test = f"state = '{state}'"
-    return f"c.caption_key IN {_REVIEWED.format(test=test)}"
+        verdict = "(e.state <> '' OR e.text IS NOT NULL)"
+        return f"NOT {_REVIEWED.format(test=verdict)}"
+    return _REVIEWED.format(test=f"e.state = '{state}'")
 
 
 def scored(
@@ -51,7 +52,7 @@ def scored(
     tests = []
     for number, (name, value) in enumerate(least):
         values |= {f"score_{number}": name, f"least_{number}": value}
-        test = f"s.name = :score_{number} AND s.value >= :least_{number}"
+        test = f"s.name = :score_{number} AND s.score >= :least_{number}"
         tests.append(
             f"(EXISTS (SELECT 1 FROM whole_scores s WHERE s.caption_key = c.caption_key AND {test})"
             " OR EXISTS (SELECT 1 FROM whole_scores s WHERE s.feature_key = c.feature_key"
@@ -59,10 +60,23 @@ def scored(
         )
     if drop_duplicates:
         tests.append(
-            "NOT EXISTS (SELECT 1 FROM whole_scores s WHERE s.feature_key = c.feature_key"
-            f" AND s.caption_key = '' AND s.name = '{DUPLICATE}' AND s.value > 0)"
+            "EXISTS (SELECT 1 FROM whole_scores s WHERE s.feature_key = c.feature_key"
+            f" AND s.caption_key = '' AND s.name = '{DUPLICATE}' AND s.score = 0)"
         )
     return tests
+
+
+def unscored(names: Sequence[str], values: dict[str, Any]) -> str:
+    """Return the test that a caption, and its clip, lack one of some scores."""
+    tests = []
+    for number, name in enumerate(names):
+        values[f"unscored_{number}"] = name
+        tests.append(
+            f"NOT EXISTS (SELECT 1 FROM whole_scores s WHERE s.name = :unscored_{number} AND"
+            " (s.caption_key = c.caption_key"
+            " OR s.caption_key = '' AND s.feature_key = c.feature_key))"
+        )
+    return f"({' OR '.join(tests)})"
 
 
 def preferred(names: Sequence[str], values: dict[str, Any]) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.holders import in_folder
 from cogcache.catalog.search.judged import (
+    DUPLICATE,
     NOT_REJECTED,
     REJECTED,
     preferred,
     reviewed_as,
     scored,
+    unscored,
 )
 from cogcache.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _DURATION = """ifnull(c.end_s, (
     SELECT v.duration_s FROM whole_videos v WHERE v.digest = c.video_digest
@@ -103,10 +109,33 @@ class Selection:
             return where, values
         return f"{where} AND {NOT_REJECTED}" if where else NOT_REJECTED, values
 
+    def unscored(self) -> tuple[str, dict[str, Any]] | None:
+        """Return the condition of captions that pass all else, but were never scored.
+
+        None where no score is asked for.
+        """
+        names = [name for name, _ in self.min_scores]
+        names += [DUPLICATE] if self.drop_duplicates else []
+        if not names:
+            return None
+        where, values = replace(self, min_scores=(), drop_duplicates=False).usable()
+        test = unscored(names, values)
+        return f"{where} AND {test}" if where else test, values
+
     def of_rejected(self) -> tuple[str, dict[str, Any]]:
         """Return the condition of those captions that `usable` leaves out as rejected."""
         where, values = self.where()
         return f"{where} AND {REJECTED}" if where else REJECTED, values
+
+
+def warn_of_unscored(file: CatalogFile, selection: Selection) -> None:
+    """Say how many captions are left out for want of a score, rather than for a low one."""
+    if (condition := selection.unscored()) is None:
+        return
+    where, values = condition
+    number = file.query(f"SELECT count(*) FROM captions c WHERE {where}", values)[0][0]
+    if number:
+        logger.warning("%d captions are left out as they were not scored: `cogcache score`", number)
 
 
 def _check_day(day: str | None) -> None:

@@ -9,7 +9,7 @@ stopped goes on in the middle of a video.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,28 @@ class _Video:
     """Whether some of its clips have failed for good, or their captions were rejected."""
 
 
+def _video(
+    parts: Sequence[ClipRow],
+    spans: Sequence[Span],
+    keys: Mapping[str, str],
+    rejected: Collection[str],
+    *,
+    gaps: bool,
+) -> _Video:
+    """Return what is summed up of a video, without the clips whose captions were rejected.
+
+    Raises:
+        ClipError: all were.
+    """
+    wanted = spans or [(clip["start_s"], clip["end_s"]) for clip in parts]
+    kept = [clip for clip in parts if keys.get(clip["feature_key"], "") not in rejected]
+    if not kept:
+        problem = f"{parts[0]['video']}: the captions of all its clips were rejected"
+        raise ClipError(NO_CAPTIONS, problem, "correct some: `cogcache review`")
+    own = [keys.get(clip["feature_key"], "") for clip in kept]
+    return _Video(kept, own, span_of(wanted), gaps or len(kept) < len(parts))
+
+
 @dataclass
 class _Summaries:
     """Adds what is missing to a list of captions."""
@@ -119,36 +141,18 @@ class _Summaries:
         if is_cut:
             spans = known_spans(by_video, clips, self.catalog, all_videos=True)
         for each, of_video in by_video.items():
-            gaps = False
+            gaps, keys = False, self.found.summed_up
             try:
                 parts = in_order(of_video) if not is_cut else []
+                if is_cut:
+                    parts, absent = cut_as(of_video, spans.get(each, ()))
+                    gaps = bool(absent)
+                    if any((of_video[0]["video"], span) not in self._failed for span in absent):
+                        continue  # stage one has not come to them yet
+                if len(parts) > 1:
+                    yield _video(parts, spans.get(each, ()), keys, self._rejected, gaps=gaps)
             except ClipError as error:
                 self.found.refused.append((self._uncut(of_video[0]), error))
-                continue
-            if is_cut:
-                parts, absent = cut_as(of_video, spans.get(each, ()))
-                gaps = bool(absent)
-                if any((of_video[0]["video"], span) not in self._failed for span in absent):
-                    continue  # stage one has not come to them yet
-            if len(parts) > 1 and (video := self._video(parts, spans.get(each, ()), gaps=gaps)):
-                yield video
-
-    def _video(
-        self, parts: Sequence[ClipRow], spans: Sequence[Span], *, gaps: bool
-    ) -> _Video | None:
-        """Return what is summed up of a video; None where all its captions were rejected."""
-        wanted = spans or [(clip["start_s"], clip["end_s"]) for clip in parts]
-        kept = [clip for clip in parts if not self._is_rejected(clip)]
-        if not kept:
-            problem = f"{parts[0]['video']}: the captions of all its clips were rejected"
-            refusal = ClipError(NO_CAPTIONS, problem, "correct some: `cogcache review`")
-            self.found.refused.append((self._uncut(parts[0]), refusal))
-            return None
-        keys = [self.found.summed_up.get(clip["feature_key"], "") for clip in kept]
-        return _Video(kept, keys, span_of(wanted), gaps or len(kept) < len(parts))
-
-    def _is_rejected(self, clip: ClipRow) -> bool:
-        return self.found.summed_up.get(clip["feature_key"], "") in self._rejected
 
     @cached_property
     def _rejected(self) -> set[str]:

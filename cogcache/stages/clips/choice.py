@@ -18,10 +18,10 @@ from cogcache.catalog import (
     read_otherwise,
     text_to_path,
 )
-from cogcache.errors import CacheError, ClipError
+from cogcache.errors import CacheError, ClipError, ConfigError
 from cogcache.keys import CHANGES, Field, computes_in, differences
 from cogcache.models import Family, recall
-from cogcache.settings import Clips, Settings, WorkShare, sampling_words
+from cogcache.settings import Clips, Quality, Settings, WorkShare, sampling_words
 from cogcache.stages.clips.cuts import known_spans
 from cogcache.system import is_url
 from cogcache.video import Span, check_named, find_videos, from_home, look_at
@@ -50,6 +50,35 @@ def within(
         for row in rows
         if (row["start_s"], row["end_s"]) in of_videos.get(row["video_digest"], ())
     ]
+
+
+def worth_it(rows: Sequence[ClipRow], quality: Quality, catalog: Catalog) -> list[ClipRow]:
+    """Return the clips in which enough moves, and of near-duplicates the one to keep.
+
+    Raises:
+        ConfigError: that is asked for, and clips have not been scored.
+    """
+    wanted = {"motion": quality.min_motion > 0, "duplicate": quality.drop_duplicates}
+    names = [name for name, is_wanted in wanted.items() if is_wanted]
+    if not names:
+        return list(rows)
+    scores = {
+        (row["name"], row["feature_key"]): row["score"]
+        for row in catalog.scores.rows(names=names, caption_keys=[""])
+    }
+    unscored = [r for r in rows if any((name, r["feature_key"]) not in scores for name in names)]
+    if unscored:
+        problem = f"{len(unscored)} clips have no score {' and '.join(names)}"
+        raise ConfigError(problem, "give them one: `cogcache score clips`")
+    kept = [
+        row
+        for row in rows
+        if scores.get(("motion", row["feature_key"]), quality.min_motion) >= quality.min_motion
+        and not scores.get(("duplicate", row["feature_key"]))
+    ]
+    if left_out := len(rows) - len(kept):
+        logger.info("%d clips left out by --min-motion and --drop-duplicates", left_out)
+    return kept
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +116,7 @@ def choose_clips(
         listed = [clip for clip in listed if clip["video"] in names]
     known = looked_at(catalog.files, {clip["video_digest"] for clip in listed}, look_at)
     listed = within(listed, spans, settings.clips, catalog)
+    listed = worth_it(listed, settings.quality, catalog)
     # Files with the same bytes share a clip, and are listed each.
     clips = list({clip["feature_key"]: clip for clip in reversed(listed)}.values())
     fitting, differing = [], list[list[str]]()

@@ -1,0 +1,265 @@
+"""How well scores find what is wrong, on made-up clips whose truth is known.
+
+    python -m benchmarks.scores FOLDER                 # all of it
+    python -m benchmarks.scores FOLDER --part clips    # motion and near-duplicates alone
+
+Captions: 300 clips of shapes, captioned with the truth; 60 captions are exchanged for another
+clip's, 60 have one attribute changed. The AUC is the chance that a wrong caption scores lower than
+a right one. Clips: 200, of which 30 stand still, 30 are re-encoded copies and 30 near copies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from cogcache.catalog.catalog import Catalog
+from cogcache.export.importing import import_captions
+from cogcache.selftest.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    COUNTS,
+    DIRECTIONS,
+    FPS,
+    QUESTIONS,
+    SHAPES,
+    SIDE,
+    SPEEDS,
+    Scene,
+    draw_scene,
+    render,
+)
+from cogcache.settings.settings import Settings, load_settings
+from cogcache.stages.caption import caption
+from cogcache.stages.extract import extract
+from cogcache.stages.score import Scored, ScoreRequest, score
+
+PROMPT = QUESTIONS["detail"][0]
+NUM_CLIPS, NUM_WRONG, NUM_OTHERS = 300, 60, 4
+ATTRIBUTES = {
+    "color": COLORS,
+    "shape": SHAPES,
+    "direction": DIRECTIONS,
+    "speed": SPEEDS,
+    "count": COUNTS,
+    "background": BACKGROUNDS,
+}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="new folder for clips and caches")
+    parser.add_argument("--part", choices=["captions", "clips"], help="only this part")
+    options = parser.parse_args()
+    print(f"processor level {torch.backends.cpu.get_cpu_capability()}")
+    if options.part != "clips":
+        print("\n".join(of_captions(options.folder / "captions")), flush=True)
+    if options.part != "captions":
+        print("\n".join(of_clips(options.folder / "clips")), flush=True)
+
+
+# ---- captions ---------------------------------------------------------------------------------
+
+
+def of_captions(folder: Path) -> list[str]:
+    """Return what grounding and swap find, and what they cost beside making the captions."""
+    scenes = made_scenes(folder / "videos", NUM_CLIPS)
+    cache, settings = folder / "cache", settings_of()
+    extract([str(folder / "videos")], cache, settings)
+    started = time.perf_counter()
+    caption(cache, settings)
+    captioned_s = time.perf_counter() - started
+    wrong = write_set(folder / "claims.jsonl", cache, scenes)
+    import_captions(folder / "claims.jsonl", cache / "catalog.sqlite", "claims")
+    started = time.perf_counter()
+    done = scored(cache, settings, "claims")
+    scored_s = time.perf_counter() - started
+    generated = seconds_of(cache, "caption", "generate")
+    forced = seconds_of(cache, "score", "score")
+    return [
+        *table(cache, wrong),
+        f"{NUM_CLIPS} captions made in {captioned_s:.1f} s ({generated:.1f} s generating),"
+        f" scored in {scored_s:.1f} s ({forced:.1f} s forcing): {scored_s / captioned_s:.2f} of"
+        f" the whole, {forced / generated:.2f} of the work",
+        *done.lines,
+    ]
+
+
+def settings_of() -> Settings:
+    """Return the settings of all runs: the bundled model in bf16, one prompt."""
+    given = {"model": "tiny", "quantization": "none", "device": "cpu", "decode_workers": 1}
+    return load_settings(None, {**given, "prompts": {"detail": PROMPT}})
+
+
+def scored(cache: Path, settings: Settings, name: str) -> Scored:
+    """Score a set of captions with the model."""
+    from cogcache.catalog import Selection
+
+    request = ScoreRequest(("grounding", "swap"), Selection(models=(name,)), NUM_OTHERS)
+    return score(cache, settings, request)
+
+
+def seconds_of(cache: Path, command: str, part: str) -> float:
+    """Return the seconds that the last run of a command spent on a part."""
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        rows = [row for row in catalog.runs.rows() if row["command"] == command]
+    return float(str(rows[-1]["split"][part]))
+
+
+def made_scenes(folder: Path, number: int, seed: int = 11) -> dict[str, Scene]:
+    """Write clips; return what each shows, by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = {}
+    for index in range(number):
+        scene = draw_scene(np.random.default_rng(seed * 1000 + index))
+        scenes[f"{index:04}.mp4"] = scene
+        write(pictures(scene), folder / f"{index:04}.mp4")
+    return scenes
+
+
+def write_set(path: Path, cache: Path, scenes: dict[str, Scene]) -> dict[str, str]:
+    """Write a set of captions of which some are wrong; return which are, by the clip's name."""
+    rng = np.random.default_rng(3)
+    names = [str(name) for name in rng.permutation([*scenes])]
+    exchanged, changed = names[:NUM_WRONG], names[NUM_WRONG : 2 * NUM_WRONG]
+    texts = {name: scene.answer("detail") for name, scene in scenes.items()}
+    for number, name in enumerate(exchanged):
+        others = [*exchanged[number + 1 :], *exchanged[:number]]
+        texts[name] = next(t for o in others if (t := scenes[o].answer("detail")) != texts[name])
+    for name in changed:
+        attribute = str(rng.choice([*ATTRIBUTES]))
+        others = [
+            each for each in ATTRIBUTES[attribute] if each != getattr(scenes[name], attribute)
+        ]
+        other = str(rng.choice(others))
+        texts[name] = replace(scenes[name], **{attribute: other}).answer("detail")
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        clips = catalog.clips.rows()
+    rows = [
+        {"feature_key": clip["feature_key"], "prompt_name": "detail", "prompt": PROMPT,
+         "caption": texts[Path(clip["video"]).name]}
+        for clip in clips
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dict.fromkeys(exchanged, "exchanged") | dict.fromkeys(changed, "changed")
+
+
+def table(cache: Path, wrong: dict[str, str]) -> list[str]:
+    """Return the AUC of each score for each kind of wrong caption."""
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        videos = {
+            row["caption_key"]: Path(row["video"]).name
+            for row in catalog.captions.rows(model="claims")
+        }
+        rows = catalog.scores.rows(names=["grounding", "swap"])
+    lines = ["| score | exchanged | one attribute changed |", "| --- | --- | --- |"]
+    for name in ("grounding", "swap"):
+        values = {videos[r["caption_key"]]: r["score"] for r in rows if r["name"] == name}
+        right = [value for video, value in values.items() if video not in wrong]
+        found = [
+            auc([v for video, v in values.items() if wrong.get(video) == kind], right)
+            for kind in ("exchanged", "changed")
+        ]
+        lines.append(f"| `{name}` | {found[0]:.3f} | {found[1]:.3f} |")
+    return lines
+
+
+def auc(low: Sequence[float], high: Sequence[float]) -> float:
+    """Return the chance that one of `low` is below one of `high`; ties count half."""
+    difference = np.subtract.outer(np.array(high), np.array(low))
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+# ---- clips ------------------------------------------------------------------------------------
+
+
+def of_clips(folder: Path) -> list[str]:
+    """Return the precision and recall of still clips and of copies."""
+    videos = folder / "videos"
+    truth = write_clips(videos)
+    extract([str(videos)], folder / "cache", settings_of())
+    started = time.perf_counter()
+    score(folder / "cache", settings_of(), ScoreRequest(("clips",)))
+    took_s = time.perf_counter() - started
+    with Catalog(folder / "cache" / "catalog.sqlite") as catalog:
+        names = {c["feature_key"]: Path(c["video"]).stem for c in catalog.clips.rows()}
+        rows = catalog.scores.rows(names=["static", "duplicate"])
+    still = {names[r["feature_key"]] for r in rows if r["name"] == "static" and r["score"]}
+    twins = {
+        frozenset((names[r["feature_key"]], names[str(r["details"]["of"])]))
+        for r in rows
+        if r["name"] == "duplicate" and r["score"]
+    }
+    copies = {frozenset(pair) for pair in truth["copy"]}
+    near = {frozenset(pair) for pair in truth["near"]}
+    return [
+        "| what | found | right of these | of |",
+        "| --- | --- | --- | --- |",
+        _row("still", still, {name for (name,) in truth["still"]}),
+        _row("re-encoded copies", twins - near, copies),
+        _row("near copies", twins - copies, near),
+        f"{len(names)} clips scored in {took_s:.1f} s",
+    ]
+
+
+def _row(name: str, found: set, true: set) -> str:  # type: ignore[type-arg]
+    right = len(found & true)
+    precision, recall = right / max(len(found), 1), right / len(true)
+    return f"| {name} | {len(found)} | {right} ({precision:.2f}) | {len(true)} ({recall:.2f}) |"
+
+
+def write_clips(folder: Path) -> dict[str, list[tuple[str, ...]]]:
+    """Write 200 clips; return which stand still, and which pairs are copies or nearly so.
+
+    A near copy begins two frames later, is a little brighter, and is compressed harder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    truth: dict[str, list[tuple[str, ...]]] = {"still": [], "copy": [], "near": []}
+    for index in range(140):
+        scene = draw_scene(np.random.default_rng(77_000 + index))
+        name = f"clip{index:03}"
+        if index < 30:
+            scene = replace(scene, velocity=(0.0, 0.0))
+            truth["still"].append((name,))
+        shown = pictures(scene)
+        write(shown, folder / f"{name}.mp4")
+        if 30 <= index < 60:
+            write(shown, folder / f"copy{index:03}.mp4", crf="30")
+            truth["copy"].append((name, f"copy{index:03}"))
+        if 60 <= index < 90:
+            brighter = np.clip(shown[2:].astype(int) + 4, 0, 255).astype(np.uint8)
+            write(brighter, folder / f"near{index:03}.mp4", crf="26")
+            truth["near"].append((name, f"near{index:03}"))
+    return truth
+
+
+def pictures(scene: Scene) -> np.ndarray:  # type: ignore[type-arg]
+    """Return the frames of a scene: uint8 [T, S, S, 3]."""
+    times = [index / FPS for index in range(scene.num_frames)]
+    return np.rint(render([scene], times)[0]).astype(np.uint8)
+
+
+def write(shown: np.ndarray, path: Path, crf: str = "18") -> None:  # type: ignore[type-arg]
+    """Write frames as H.264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": crf, "threads": "1"})
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, FPS)
+        for picture in shown:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+from .clips import CLIP_EPOCH as CLIP_EPOCH
+from .clips import CLIP_SCORES as CLIP_SCORES
+from .clips import ClipLook as ClipLook
+from .clips import look_at as look_at
+from .duplicates import Cluster as Cluster
+from .duplicates import clusters as clusters
+from .support import SUPPORT_EPOCH as SUPPORT_EPOCH
+from .support import Claimed as Claimed
+from .support import Supported as Supported
+from .support import Supporter as Supporter
+from .support import least_supported as least_supported
+from .texts import TEXT_EPOCH as TEXT_EPOCH
+from .texts import TEXT_SCORES as TEXT_SCORES
+from .texts import TextRow as TextRow
+from .texts import claims_of as claims_of
+from .texts import score_texts as score_texts

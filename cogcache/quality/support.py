@@ -1,0 +1,200 @@
+"""How far a clip supports a caption, by the model that reads both.
+
+A caption's tokens are forced through the language half behind the clip's video part, behind those
+of other clips, and behind no clip at all. Nothing is decoded. What is not covered: a model that
+does not see what is wrong cannot find it. Imported where models run; it needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from cogcache.errors import ConfigError
+from cogcache.generation import Forced, ForcedRows
+from cogcache.models import ClipTensors, Family, PromptRow
+from cogcache.quality.texts import claims_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cogcache.generation import KeptPrefixes
+
+SUPPORT_EPOCH: Final = 1
+_LEAST_WORDS: Final = 3
+QUESTION: Final = 'Is this true of the video: "{claim}"? Answer with yes or no.'
+_ANSWERS: Final = {"yes": ("Yes", "yes"), "no": ("No", "no")}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claimed:
+    """A caption of a clip, as it is forced.
+
+    Args:
+        caption_key: of the caption.
+        feature_key: of its clip.
+        prompt: what was asked.
+        text: what it says.
+    """
+
+    caption_key: str
+    feature_key: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Supported:
+    """The log probabilities of a caption's tokens, without what ends it; each float32 [L].
+
+    Args:
+        tokens: the tokens.
+        own: behind its clip.
+        blind: behind no clip.
+    """
+
+    tokens: Sequence[int]
+    own: Tensor
+    blind: Tensor
+
+    @property
+    def grounding(self) -> float:
+        """Mean log probability of the tokens with the clip, minus without it."""
+        return float((self.own - self.blind).mean())
+
+    def swap(self, others: Sequence[float]) -> float:
+        """How far the caption's mean log probability is above that behind other clips.
+
+        Args:
+            others: the means behind these.
+        """
+        return float(self.own.mean()) - sum(others) / len(others)
+
+
+class Supporter:
+    """Forces captions through a language half.
+
+    Args:
+        model: the language half.
+        family: lays rows out.
+        layout: of prompts.
+        rows_at_once: most captions in a pass.
+        kept: where clips' video parts are kept between runs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        layout: str,
+        rows_at_once: int,
+        kept: KeptPrefixes | None = None,
+    ) -> None:
+        self.family, self.layout = family, layout
+        self.rows = ForcedRows(model, family, rows_at_once, kept)
+        self._blind: dict[tuple[str, str], Tensor] = {}
+
+    def tokens(self, features: ClipTensors, caption: Claimed) -> list[int]:
+        """Return a caption's tokens, without the one that ends it."""
+        ids = self.family.answer_ids(features, caption.prompt, self.layout, caption.text)
+        return ids[:-1] if ids and ids[-1] in self.family.stop_ids else ids
+
+    def behind(
+        self, feature_key: str, features: ClipTensors, captions: Sequence[Claimed]
+    ) -> list[tuple[list[int], Tensor]]:
+        """Return the tokens of captions and their log probabilities behind one clip.
+
+        The clip need not be theirs.
+        """
+        rows: dict[str, PromptRow] = {}
+        forced = []
+        for caption in captions:
+            prompt = caption.prompt
+            if prompt not in rows:
+                rows[prompt] = self.family.row(features, prompt, self.layout)
+            forced.append(Forced(rows[prompt], feature_key, self.tokens(features, caption)))
+        values = self.rows.token_log_probabilities(forced)
+        return [(list(each.tokens), value) for each, value in zip(forced, values, strict=True)]
+
+    def blind(self, features: ClipTensors, captions: Sequence[Claimed]) -> list[Tensor]:
+        """Return the log probabilities of captions' tokens behind their prompts alone.
+
+        Equal captions are forced once.
+        """
+        new = {(c.prompt, c.text): c for c in captions if (c.prompt, c.text) not in self._blind}
+        forced = [
+            Forced(self.family.text_row(c.prompt, self.layout), "", self.tokens(features, c))
+            for c in new.values()
+        ]
+        values = self.rows.token_log_probabilities(forced)
+        self._blind |= dict(zip(new, values, strict=True))
+        return [self._blind[each.prompt, each.text] for each in captions]
+
+    def affirmed(
+        self, feature_key: str, features: ClipTensors, caption: Claimed
+    ) -> list[tuple[str, float]]:
+        """Return a caption's claims, each with the probability of yes against no.
+
+        Raises:
+            ConfigError: the model's tokenizer begins yes and no alike.
+        """
+        answers = self._answers(features)
+        claims = claims_of(caption.text)
+        asked = [
+            self.family.row(features, QUESTION.format(claim=self.family.plain(claim)), self.layout)
+            for claim in claims
+        ]
+        found = self.rows.next_log_probabilities([Forced(row, feature_key, ()) for row in asked])
+        return [
+            (claim, _share(values, answers)) for claim, values in zip(claims, found, strict=True)
+        ]
+
+    def _answers(self, features: ClipTensors) -> dict[str, list[int]]:
+        first = {
+            name: sorted(
+                {self.family.answer_ids(features, "?", self.layout, word)[0] for word in words}
+            )
+            for name, words in _ANSWERS.items()
+        }
+        if {*first["yes"]} & {*first["no"]}:
+            problem = "the model's tokenizer begins yes and no with one token"
+            raise ConfigError(problem, "leave `questions` out: --score grounding,swap")
+        return first
+
+
+def _share(values: Tensor, answers: dict[str, list[int]]) -> float:
+    yes, no = (float(torch.logsumexp(values[answers[name]], 0)) for name in ("yes", "no"))
+    return 1 / (1 + math.exp(no - yes)) if no - yes < 700 else 0.0
+
+
+def least_supported(
+    family: Family, supported: Supported, most: int = _LEAST_WORDS
+) -> list[tuple[str, float, int]]:
+    """Return the words that the clip supports least, the worst first.
+
+    Returns:
+        The word, the sum over its tokens of the log probability with the clip minus without it,
+        and the place of its first letter in the caption as the tokens spell it.
+    """
+    gains = (supported.own - supported.blind).tolist()
+    words: list[tuple[str, float, int]] = []
+    text, start, gain = "", 0, 0.0
+    for count, value in enumerate(gains, 1):
+        longer = family.text_of(supported.tokens[:count])
+        begins = longer[len(text) :][:1].isspace() and text
+        if begins:
+            words.append((text[start:], gain, start))
+            start, gain = (
+                len(text) + len(longer[len(text) :]) - len(longer[len(text) :].lstrip()),
+                0.0,
+            )
+        text, gain = longer, gain + value
+    if text[start:]:
+        words.append((text[start:], gain, start))
+    doubtful = [word for word in words if word[1] < 0]
+    return sorted(doubtful, key=lambda word: word[1])[:most]

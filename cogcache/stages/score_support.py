@@ -1,0 +1,251 @@
+"""The part of `score` for which a model is loaded: captions forced behind clips' video parts."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from tqdm import tqdm
+
+from cogcache.catalog import Embedder, ScoreRow
+from cogcache.errors import ClipError
+from cogcache.models import Family, HalfIdentity, identify, open_family, with_adapter
+from cogcache.settings import Settings
+from cogcache.stages.captioning.language_half import LanguageHalf
+from cogcache.stages.captioning.quantization import quantization_for
+from cogcache.stages.captioning.read_ahead import read_clip_features
+from cogcache.stages.captioning.stage_two import StageTwo
+from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
+from cogcache.stages.score_visits import Entry, fitting, unscored, visits
+
+if TYPE_CHECKING:
+    from cogcache.models import ClipTensors
+    from cogcache.quality import Supporter
+    from cogcache.stages.score import Scorable, Work
+
+_DRAWS_EPOCH: Final = 1
+_ROWS: Final = 16
+
+
+def score_support(work: Work, settings: Settings, wanted: Collection[str]) -> list[str]:
+    """Enter `grounding`, `swap` and `questions` of captions; return lines for a reader."""
+    family = open_family(settings)
+    catalog = work.run.catalog
+    ready_to_identify("score", family, "language", catalog.files, work.run.timings)
+    with work.run.timings.time("digest"):
+        settings = quantization_for(settings, family, catalog).settings
+        identity = with_adapter(
+            identify(family, "language", catalog.files), settings.language.adapter
+        )
+    load_libraries("score", work.run.timings)
+    names = {*wanted} & {"grounding", "swap", "questions"}
+    job = _Support(work, settings, family, identity, names)
+    return job.run()
+
+
+@dataclass
+class _Support:
+    work: Work
+    settings: Settings
+    family: Family
+    identity: HalfIdentity
+    wanted: set[str]
+
+    def __post_init__(self) -> None:
+        from cogcache.quality import SUPPORT_EPOCH
+
+        self.epoch = SUPPORT_EPOCH
+        two = StageTwo(self.settings, self.family, self.identity)
+        self.half = LanguageHalf(two, self.work.report)
+        self.layout = self.family.layout(self.settings.language)
+        self.open: dict[str, Entry] = {}
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self._supporter: Supporter | None = None
+
+    @property
+    def name(self) -> str:
+        """What scores bear as their model: its weights, and how they are loaded."""
+        language = self.settings.language
+        kind = language.quantization
+        return f"{self.settings.model} {self.identity.digest[:12]} {kind}"
+
+    def run(self) -> list[str]:
+        """Read every clip that is needed once; enter what is complete."""
+        captions = fitting(self.work.captions, self.family, self.work.run.catalog)
+        left_out = len(self.work.captions) - len(captions)
+        missing = captions
+        if not self.work.request.again:
+            catalog = self.work.run.catalog
+            missing = unscored(captions, self.wanted, catalog, self.name, self.epoch)
+        counts = self.work.report.counts
+        counts.found += len(captions)
+        counts.cached += len(captions) - len(missing)
+        self.open = {each.caption_key: self._entry(each) for each in missing}
+        videos = {each.feature_key: each.video_digest or each.feature_key for each in captions}
+        others = self.work.request.others if "swap" in self.wanted else 0
+        todo = visits([*self.open.values()], videos, others)
+        bar = tqdm(total=len(missing), unit="caption", desc="support", disable=None, delay=1)
+        with bar:
+            for key, features in self._features([*todo]):
+                if self.work.at.stop:
+                    break
+                if isinstance(features, ClipError):
+                    self._fail(key, todo[key], features)
+                else:
+                    with self.work.report.split.time("score"):
+                        self._read(key, features, todo[key])
+                bar.update(self._complete(todo.pop(key)))
+        self.work.commit()
+        return self._lines(len(captions), left_out)
+
+    def _entry(self, each: Scorable) -> Entry:
+        from cogcache.quality import Claimed
+
+        # An imported caption may not say what it answers.
+        prompts = self.settings.prompts
+        known = each.prompt or prompts.get(each.prompt_name)
+        prompt = known or next(iter(prompts.values()), "Describe this video.")
+        return Entry(each, Claimed(each.caption_key, each.feature_key, prompt, each.caption))
+
+    # ---- one clip ---------------------------------------------------------------------------
+
+    def _features(self, keys: Sequence[str]) -> Iterator[tuple[str, ClipTensors | ClipError]]:
+        """Yield the features of clips, each read while the one before it is worked on."""
+        with ThreadPoolExecutor(1, "features") as reader:
+            ahead = None
+            for key in keys:
+                coming = key, reader.submit(read_clip_features, self.work.store, key)
+                if ahead is not None:
+                    yield ahead[0], ahead[1].result()
+                ahead = coming
+            if ahead is not None:
+                yield ahead[0], ahead[1].result()
+
+    def _read(self, key: str, features: ClipTensors, entries: Sequence[Entry]) -> None:
+        supporter = self._supporter or self._loaded(key, features, entries)
+        claimed = [entry.claimed for entry in entries]
+        forced = supporter.behind(key, features, claimed)
+        own = [entry for entry in entries if entry.caption.feature_key == key]
+        for entry, (tokens, values) in zip(entries, forced, strict=True):
+            if entry.caption.feature_key == key:
+                entry.own = tokens, values
+            else:
+                entry.others.append(float(values.mean()))
+        if own and "grounding" in self.wanted:
+            blind = supporter.blind(features, [entry.claimed for entry in own])
+            for entry, values in zip(own, blind, strict=True):
+                entry.blind = values
+        if "questions" in self.wanted:
+            for entry in own:
+                self._keep_questions(entry, supporter.affirmed(key, features, entry.claimed))
+
+    def _loaded(self, key: str, features: ClipTensors, entries: Sequence[Entry]) -> Supporter:
+        from cogcache.quality import Supporter
+
+        row = self.family.row(features, entries[0].claimed.prompt, self.layout)
+        decoder = self.half.load(row.length)
+        rows = min(_ROWS, getattr(decoder, "rows_at_once", 1) or 1)
+        self._supporter = Supporter(
+            self.half.model, self.family, self.layout, max(rows, 1), self.half.kept
+        )
+        return self._supporter
+
+    # ---- what comes of it -------------------------------------------------------------------
+
+    def _complete(self, entries: Sequence[Entry]) -> int:
+        """Enter the captions that nothing more is to be read for; return how many."""
+        done = 0
+        for entry in entries:
+            entry.left -= 1
+            if entry.left == 0 and self.open.pop(entry.claimed.caption_key, None) is not None:
+                self._keep(entry)
+                done += 1
+        self.work.report.counts.done += done
+        return done
+
+    def _keep(self, entry: Entry) -> None:
+        from cogcache.quality import Supported, least_supported
+
+        if entry.own is None:
+            return
+        tokens, own = entry.own
+        if not tokens:
+            return
+        supported = Supported(tokens, own, entry.blind if entry.blind is not None else own)
+        if "grounding" in self.wanted and entry.blind is not None:
+            least = least_supported(self.family, supported)
+            details = {"least": [[word, round(gain, 3), place] for word, gain, place in least]}
+            self._enter(entry, "grounding", supported.grounding, details)
+        if "swap" in self.wanted and entry.others:
+            self._enter(entry, "swap", supported.swap(entry.others), {"others": len(entry.others)})
+
+    def _keep_questions(self, entry: Entry, answers: Sequence[tuple[str, float]]) -> None:
+        if answers:
+            value = sum(share for _, share in answers) / len(answers)
+            claims = [[claim, round(share, 4)] for claim, share in answers]
+            self._enter(entry, "questions", value, {"claims": claims})
+
+    def _enter(self, entry: Entry, name: str, value: float, details: dict[str, Any]) -> None:
+        self.values[name].append(value)
+        row: ScoreRow = {
+            "name": name,
+            "feature_key": "",
+            "caption_key": entry.claimed.caption_key,
+            "score": value,
+            "model": self.name,
+            "prompt": entry.claimed.prompt,
+            "epoch": self.epoch,
+            "details": json.loads(json.dumps(details)),
+        }
+        self.work.keep(row, entry.claimed.text)
+
+    def _fail(self, key: str, entries: Sequence[Entry], error: ClipError) -> None:
+        """Count the captions of a clip that cannot be read; for others it is one clip less."""
+        for entry in entries:
+            if entry.caption.feature_key == key:
+                self.work.report.counts.failed += 1
+                self.open.pop(entry.claimed.caption_key)
+        self.work.report.warn([f"not scored: {error.problem}"])
+
+    def _lines(self, number: int, left_out: int) -> list[str]:
+        lines = [
+            f"{name} of {len(values):,} captions: lowest {min(values):.3f},"
+            f" mean {sum(values) / len(values):.3f}"
+            for name, values in self.values.items()
+        ]
+        lines = lines or [f"support: all {number:,} captions were scored already"]
+        if left_out:
+            lines.append(f"{left_out:,} captions left out: they are of features of another model")
+        return lines
+
+
+def score_draws(work: Work, model: str) -> list[str]:
+    """Enter `consistency`: how like a caption is to the other draws of its clip and prompt."""
+    groups: dict[tuple[str, str, str], list[Scorable]] = defaultdict(list)
+    for each in work.captions:
+        groups[each.feature_key, each.prompt_name, each.model].append(each)
+    several = [group for group in groups.values() if len(group) > 1]
+    if not several:
+        return ["consistency: no clip has several captions of a prompt; make some with --n"]
+    embedder = Embedder(model)
+    work.report.counts.found += sum(map(len, several))
+    for group in tqdm(several, unit="clip", desc="consistency", disable=None, delay=1):
+        if work.at.stop:
+            break
+        vectors = embedder.encode([each.caption for each in group])
+        likeness = vectors @ vectors.T
+        for number, each in enumerate(group):
+            value = float((likeness[number].sum() - likeness[number, number]) / (len(group) - 1))
+            row: ScoreRow = {
+                "name": "consistency", "feature_key": "", "caption_key": each.caption_key,
+                "score": value, "model": model, "prompt": each.prompt, "epoch": _DRAWS_EPOCH,
+                "details": {"draws": len(group)},
+            }  # fmt: skip
+            work.keep(row, each.caption)
+        work.report.counts.done += len(group)
+    work.commit()
+    return [f"consistency of {len(several):,} clips with several captions"]
