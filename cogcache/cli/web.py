@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import secrets
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,14 +39,37 @@ _force = click.option(
     metavar="TEXT",
     help="What one must know to be let in; needed where others can reach the address.",
 )
-def serve(cache: Path, host: str, port: int, token: str | None) -> None:
-    """Show clips, captions, failures, runs and figures in a browser."""
-    _need("web")
-    from cogcache.web import address, serve
+@click.option("--edit", is_flag=True, help="Let captions be reviewed in the pages; needs a token.")
+@click.option(
+    "--author", envvar="COGCACHE_AUTHOR", metavar="NAME", help="Who reviews; else the user's name."
+)
+def serve(
+    cache: Path, host: str, port: int, token: str | None, edit: bool, author: str | None
+) -> None:
+    """Show clips, captions, failures, runs and figures in a browser.
 
-    catalog_of(cache)
+    With --edit captions are reviewed there, too; without --token one is made for the session.
+    """
+    _need("web")
+    from cogcache.web import Editing, address, serve
+
+    catalog = catalog_of(cache)
+    editing, where = None, address(host, port)
+    if edit:
+        if token is None:
+            token = secrets.token_urlsafe(24)
+            where = f"{where}review?token={token}"
+        editing = Editing(token, author, exporter=functools.partial(_exported, catalog))
     # Not before a signal ends it in order: whoever reads the address may send one.
-    serve(cache, host, port, token, lambda: click.echo(f"{address(host, port)}  (Ctrl-C ends it)"))
+    serve(cache, host, port, token, lambda: click.echo(f"{where}  (Ctrl-C ends it)"), editing)
+
+
+def _exported(catalog: Path, selection: Selection) -> list[dict[str, Any]]:
+    """Return the rows that an export of captions has."""
+    from cogcache.catalog import Look
+    from cogcache.export import Wording, choose_items
+
+    return [dict(item.row) for item in choose_items(catalog, selection, Wording(), Look()).items]
 
 
 @click.command()

@@ -6,4 +6,5 @@ from .exporting import export_beside as export_beside
 from .exporting import format_of as format_of
 from .feature_pack import pack as pack
 from .importing import import_captions as import_captions
+from .items import choose_items as choose_items
 from .wording import Wording as Wording

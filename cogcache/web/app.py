@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import media, pages
+from cogcache.web.editing import Editing, routes
 from cogcache.web.guard import Guard, check_address
 from cogcache.web.rendering import HERE
 from cogcache.web.site import open_site
@@ -30,23 +31,26 @@ PATIENCE_S: Final = 5
 """What is still being answered so long after a signal is broken off."""
 
 
-def create_app(cache: Path, token: str | None = None) -> Starlette:
+def create_app(cache: Path, token: str | None = None, editing: Editing | None = None) -> Starlette:
     """Return the pages over a cache as an ASGI application.
 
     Args:
         cache: folder of the cache; opened when the application starts.
         token: what others must know to be let in; None: only requests to the names of this
             machine are answered.
+        editing: that captions may be reviewed; None: the pages only show.
 
     Raises:
-        ConfigError: the token is too short.
+        ConfigError: the token is too short, or captions may be reviewed and there is none.
     """
     check_address("localhost", token)
+    if editing is not None and token is None:
+        raise ConfigError("pages that change something need a token", "give --token")
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with open_site(cache) as site:
-            app.state.site = site
+            app.state.site, app.state.editing = site, editing
             yield
 
     return Starlette(
@@ -60,6 +64,7 @@ def create_app(cache: Path, token: str | None = None) -> Starlette:
             Route("/figures", pages.collection),
             Route("/thumbnail/{key}", media.thumbnail),
             Route("/video/{digest}", media.video),
+            *(routes() if editing is not None else ()),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
         middleware=[Middleware(Guard, token=token)],
@@ -79,6 +84,7 @@ def serve(
     port: int = 8484,
     token: str | None = None,
     announce: Callable[[], None] = lambda: None,
+    editing: Editing | None = None,
 ) -> None:
     """Serve the pages over a cache until SIGINT or SIGTERM.
 
@@ -88,6 +94,7 @@ def serve(
         port: port to listen on.
         token: what one must know to be let in.
         announce: is called once the address is taken, and a signal ends all in order.
+        editing: that captions may be reviewed; None: the pages only show.
 
     Raises:
         ConfigError: others can reach `host` and there is no token, or it is too short; or the
@@ -101,7 +108,7 @@ def serve(
     check_address(host, token)
     with open_site(cache):  # an error of ours now, not one of the server's later
         pass
-    app = create_app(cache, token)
+    app = create_app(cache, token, editing)
     # Addresses may bear the token: they are not logged.
     config = uvicorn.Config(
         app,

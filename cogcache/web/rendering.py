@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +49,7 @@ def environment() -> Environment:
         "number": lambda number: f"{number:,}",
         "marked": marked,
         "caption": caption_text,
+        "weakened": weakened,
         "json": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "time": lambda text: (text or "").replace("T", " ").removesuffix("+00:00"),
         "query": lambda values: urlencode({k: v for k, v in values.items() if v}),
@@ -63,7 +64,8 @@ def render(
     """Return a page. Templates know where they are by ``here``, and what was left out."""
     site = getattr(request.app.state, "site", None)
     damaged = site.browser.num_damaged if site is not None else 0
-    known = {"here": request.url.path, "damaged": damaged}
+    editing = getattr(request.app.state, "editing", None) is not None
+    known = {"here": request.url.path, "damaged": damaged, "editing": editing}
     text = environment().get_template(template).render(**known, **values)
     return HTMLResponse(text, status)
 
@@ -118,6 +120,19 @@ def marked(snippet: str) -> Markup:
     return Markup("").join(
         Markup("<mark>{}</mark>").format(part) if index % 2 else escape(part)
         for index, part in enumerate(caption_text(part) for part in parts)
+    )
+
+
+def weakened(text: str, words: Sequence[str]) -> Markup:
+    """Return a caption with the words marked that its clip supports least; all else is escaped."""
+    shown = caption_text(text)
+    found = [re.escape(word.strip()) for word in words if word.strip()]
+    if not found:
+        return escape(shown)
+    parts = re.split(rf"(?<!\w)({'|'.join(found)})(?!\w)", shown)
+    return Markup("").join(
+        Markup('<span class="weak">{}</span>').format(part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
     )
 
 

@@ -15,6 +15,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from cogcache.web.app import create_app
+from cogcache.web.editing import Editing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 START_S = 20.0
@@ -28,9 +29,9 @@ def find_browser() -> tuple[str, str] | None:
 
 
 @contextmanager
-def served(cache: Path, token: str | None = None) -> Iterator[str]:
+def served(cache: Path, token: str | None = None, editing: Editing | None = None) -> Iterator[str]:
     """Serve the pages over a cache while a `with` block runs; yields their address."""
-    config = uvicorn.Config(create_app(cache, token), port=0, log_level="warning")
+    config = uvicorn.Config(create_app(cache, token, editing), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -107,6 +107,15 @@ class CaptionSearch:
         best = nlargest(limit + offset, scores, key=lambda id_: (scores[id_], id_))[offset:]
         return Results(self.hits(best, scores, queries, marks), len(scores), capped)
 
+    def matching(self, text: str) -> list[int]:
+        """Return the numbers of the captions that a search finds, of many the newest.
+
+        Raises:
+            ConfigError: there is nothing to look for in ``text``, or it is too long.
+        """
+        scores, _ = self.rank(parse(text), Selection())
+        return sorted(scores)
+
     def placed(self, results: Results, look: Look, folders: Sequence[Path] = ()) -> Results:
         """Return what was found under the files that hold the videos now; only these are looked at.
 

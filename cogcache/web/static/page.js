@@ -72,4 +72,5 @@ function keepToClip(video, replay, status) {
 const form = document.getElementById("search");
 if (form) searchAsTyped(form, document.getElementById("results"));
 const video = document.querySelector("video.player");
-if (video) keepToClip(video, document.getElementById("replay"), document.getElementById("playing"));
+const replay = document.getElementById("replay");
+if (video && replay) keepToClip(video, replay, document.getElementById("playing"));

@@ -1,0 +1,189 @@
+"""The captions to review, one after another: chosen by filters, and kept in their place.
+
+A place is a caption's number, or its score and number, not how many came before it: captions that
+are reviewed leave some filters, and those behind them must not move up unseen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from cogcache.catalog import EDITED, Selection
+from cogcache.errors import ConfigError
+from cogcache.web.browse import Browser, BrowseRow
+from cogcache.web.site import Site
+
+STATES: Final = ("unreviewed", "accepted", "rejected")
+_COLUMNS: Final = "c.id, c.caption_key, c.feature_key, c.prompt_name"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFilter:
+    """What of an address says which captions are in the queue; an empty text stands for all."""
+
+    q: str = ""
+    """Words, as a search has them."""
+    name: str = ""
+    """A part of the video's name."""
+    folder: str = ""
+    prompt: str = ""
+    model: str = ""
+    flag: str = ""
+    state: str = ""
+    tag: str = ""
+    min_score: str = ""
+    """NAME=X."""
+    min_duration: str = ""
+    max_duration: str = ""
+    sort: str = ""
+    """Name of a score, the lowest first."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> QueueFilter:
+        """Return the filter that an address, or a form, says."""
+        return cls(**{each.name: given.get(each.name, "").strip() for each in fields(cls)})
+
+    def values(self) -> dict[str, str]:
+        """Return what is to be written into an address."""
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in named.items() if value}
+
+    def selection(self) -> Selection:
+        """Return the filters that other commands have, too.
+
+        Raises:
+            ConfigError: a number is none.
+        """
+        return Selection(
+            folders=(Path(self.folder),) if self.folder else (),
+            prompts=(self.prompt,) if self.prompt else (),
+            models=(self.model,) if self.model else (),
+            flags=(self.flag,) if self.flag else (),
+            states=(self.state,) if self.state in STATES else (),
+            tags=(self.tag,) if self.tag else (),
+            min_scores=(self._least(),) if self.min_score else (),
+            min_duration_s=_number(self.min_duration),
+            max_duration_s=_number(self.max_duration),
+        )
+
+    def _least(self) -> tuple[str, float]:
+        name, _, value = self.min_score.partition("=")
+        number = _number(value)
+        if number is None:
+            raise ConfigError(f"{self.min_score!r} is not NAME=X", "write it like grounding=0.5")
+        return name.strip(), number
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise ConfigError(f"{text!r} is no number", "write it like 0.5") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The captions that a filter lets through, in their order.
+
+    Args:
+        site: the cache.
+        wanted: the filter.
+    """
+
+    site: Site
+    wanted: QueueFilter
+
+    def at(self, number: int) -> BrowseRow | None:
+        """Return a caption of a number, whether or not the filter lets it through by now."""
+        sql = f"SELECT {_COLUMNS} FROM whole_captions c WHERE c.id = :id"
+        return next(iter(self._browser.rows(sql, {"id": number})), None)
+
+    def after(self, number: int) -> BrowseRow | None:
+        """Return the first caption behind that of a number; 0 for the first of all."""
+        return self._beside(number, ">", "ASC")
+
+    def before(self, number: int) -> BrowseRow | None:
+        """Return the last caption before that of a number."""
+        return self._beside(number, "<", "DESC")
+
+    def all(self) -> list[BrowseRow]:
+        """Return all captions of the queue, by number."""
+        where, values = self._where()
+        sql = f"SELECT {_COLUMNS} FROM whole_captions c WHERE {where} ORDER BY c.id"
+        return self._browser.rows(sql, values)
+
+    def count(self, number: int | None = None) -> int:
+        """Return how many captions there are, or are up to that of a number."""
+        where, values = self._where()
+        if number is not None and not self.wanted.sort:
+            where, values = f"{where} AND c.id <= :until_id", {**values, "until_id": number}
+        return self._browser.value(f"SELECT count(*) FROM captions c WHERE {where}", values)
+
+    @property
+    def _browser(self) -> Browser:
+        return self.site.browser
+
+    def _beside(self, number: int, sign: str, order: str) -> BrowseRow | None:
+        where, values = self._where()
+        values = {**values, "here": number}
+        if not self.wanted.sort:
+            sql = f"""SELECT {_COLUMNS} FROM captions c WHERE {where} AND c.id {sign} :here
+                ORDER BY c.id {order} LIMIT 1"""
+            return next(iter(self._browser.rows(sql, values)), None)
+        values["sort"] = self.wanted.sort
+        place = ""
+        if number:
+            place = f"""AND (s.score, c.id) {sign} (SELECT s.score, c.id FROM whole_captions c
+                JOIN whole_scores s ON s.name = :sort AND {_OF} WHERE c.id = :here)"""
+        sql = f"""SELECT {_COLUMNS} FROM whole_scores s JOIN captions c ON {_OF}
+            WHERE s.name = :sort AND {where} {place}
+            ORDER BY s.score {order}, c.id {order} LIMIT 1"""
+        return next(iter(self._browser.rows(sql, values)), None)
+
+    def _where(self) -> tuple[str, dict[str, Any]]:
+        where, values = self.wanted.selection().where()
+        # An edited caption is shown in the place of the one that it was edited from.
+        tests = [f"c.quantization <> '{EDITED}'", *([where] if where else [])]
+        if self.wanted.name:
+            letters = self.wanted.name.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+            tests.append("c.video LIKE :video_name ESCAPE '!'")
+            values["video_name"] = f"%{letters}%"
+        if self.wanted.q:
+            ids = self.site.search.matching(self.wanted.q)
+            tests.append("c.id IN (SELECT value FROM json_each(:found))")
+            values["found"] = json.dumps(ids)
+        return " AND ".join(tests), values
+
+
+_OF: Final = """(s.caption_key = c.caption_key
+    OR s.caption_key = '' AND s.feature_key = c.feature_key)"""
+
+
+def progress(browser: Browser, set_name: str) -> dict[str, int]:
+    """Return how many captions of all were accepted, rejected and edited."""
+    sql = """SELECT state, text IS NOT NULL AS edited, count(*) AS number FROM (
+            SELECT caption_key, state, text, max(created_at) FROM edits
+            WHERE set_name = :set_name GROUP BY caption_key)
+        GROUP BY state, edited"""
+    found = {"accepted": 0, "rejected": 0, "edited": 0}
+    for row in browser.rows(sql, {"set_name": set_name}):
+        if row["state"]:
+            found[row["state"]] += row["number"]
+        found["edited"] += row["number"] * row["edited"]
+    return found
+
+
+def shown_scores(
+    browser: Browser, caption_keys: Sequence[str], feature_key: str
+) -> list[BrowseRow]:
+    """Return the scores of a caption, and of its clip, by name."""
+    sql = """SELECT name, score, caption_key, details FROM whole_scores
+        WHERE caption_key IN (SELECT value FROM json_each(:keys))
+        OR feature_key = :feature_key AND caption_key = '' ORDER BY name"""
+    values = {"keys": json.dumps([*caption_keys]), "feature_key": feature_key}
+    rows = browser.rows(sql, values)
+    return [{**row, "details": json.loads(row["details"])} for row in rows]
