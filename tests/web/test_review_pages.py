@@ -6,6 +6,7 @@ import re
 from functools import partial
 
 import pytest
+from axe_core_python.selenium import Axe
 from browser import chromium, find_browser, served
 from caches import make_cache
 from selenium.webdriver.common.by import By
@@ -182,6 +183,13 @@ def test_a_pattern_that_is_none_is_told(client):
 
 # ---- in a browser -----------------------------------------------------------------------------
 
+
+@pytest.fixture(scope="module")
+def shared_browser():
+    with chromium() as browser:
+        yield browser
+
+
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="Chromium is not here")
 
 
@@ -291,3 +299,18 @@ def test_labels_names_and_contrast_are_there_for_a_screen_reader(cache, editing)
         expected = ("favicon", "thumbnail", "/video/")  # the videos of this cache are made up
         told = [entry["message"] for entry in browser.get_log("browser")]
         assert not [each for each in told if not any(name in each for name in expected)]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "path", ["/review", "/review?at=1", "/review/bulk?old=seen&new=heard", "/?prompt=default"]
+)
+def test_axe_finds_nothing(cache, editing, shared_browser, path):
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        reviews = Reviews(catalog)
+        reviews.edit(reviews.chosen()[0], "Another caption.")
+        reviews.tag([reviews.chosen()[0]], ["dark"])
+    with served(cache, TOKEN, editing) as address:
+        shared_browser.get(f"{address}{path}{'&' if '?' in path else '?'}token={TOKEN}")
+        found = Axe().run(shared_browser)["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
