@@ -25,8 +25,7 @@ from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint, scratch_folder
 
 VERSION: Final = 9
-"""The number of the last step of `migrations`; a catalog with a higher one is of a newer
-cogcache."""
+"""Number of the last step of `migrations`; a higher one is of a catalog of a newer cogcache."""
 Row: TypeAlias = Mapping[str, object]
 
 _BUSY_S: Final = 30.0
