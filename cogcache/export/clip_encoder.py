@@ -117,6 +117,11 @@ def _each(part: Part) -> Iterator[tuple[int, VideoFrame]]:
     for number, frame in frames_from(part.source, part.index, part.first):
         if number >= part.stop:
             break
+        if number < expected:
+            problem = f"{part.source}: its frames come in another order than that of their times"
+            raise VideoError(
+                "decode_failed", problem, "put it into another container and try again"
+            )
         while expected < number:
             yield expected, before or frame
             expected += 1

@@ -122,11 +122,20 @@ def _picture_stream(path: Path, container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         problem = f"{path}: no decoder knows how its pictures are coded"
         raise VideoError("decode_failed", problem, REFETCH)
-    if max(stream.width, stream.height) > MAX_SIDE:
-        problem = f"{path} has pictures of {stream.width} x {stream.height} pixels"
-        raise VideoError("too_large", problem, f"sides of up to {MAX_SIDE} pixels are read")
+    check_size(path, stream.width, stream.height)
     stream.thread_count = 1
     return stream
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Refuse pictures that no film has.
+
+    Raises:
+        VideoError: a side is too long (``too_large``).
+    """
+    if max(width, height) > MAX_SIDE:
+        problem = f"{path} has pictures of {width} x {height} pixels"
+        raise VideoError("too_large", problem, f"sides of up to {MAX_SIDE} pixels are read")
 
 
 def picture_streams(container: InputContainer) -> list[VideoStream]:

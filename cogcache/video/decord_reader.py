@@ -79,6 +79,7 @@ def misread(index: FrameIndex) -> str | None:
     reasons = {
         "the file has defects": bool(index.defects),
         "some key frames are not whole": index.has_false_keys,
+        "it does not begin with a key frame": not index.begins_whole,
         "frames are coded in fields": index.has_fields,
         "some frames build on those before a key frame": (
             index.has_recovery_points and names[0] != "mp4"
@@ -87,6 +88,7 @@ def misread(index: FrameIndex) -> str | None:
         "pictures are turned or scaled": not index.display.is_plain,
         "there are several picture streams": index.num_tracks > 1,
         "frames can only be counted": not index.by_number,
+        "films were joined in it": index.packets.is_spliced,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

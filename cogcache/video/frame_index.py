@@ -16,6 +16,7 @@ from cogcache.video.container import (
     OpenVideo,
     announced_s,
     check_memory,
+    check_size,
     damage,
     first_error,
     open_video,
@@ -91,6 +92,11 @@ class FrameIndex:
         return self.packets.numbers is not None
 
     @property
+    def begins_whole(self) -> bool:
+        """Whether the first frame can be decoded: films cut elsewhere begin in the middle."""
+        return int(self.packets.entry_numbers[0]) == 0
+
+    @property
     def reading(self) -> dict[str, Any]:
         """What is to be remembered of the video, as values of JSON."""
         return {
@@ -142,10 +148,12 @@ def _index(path: Path, video: OpenVideo, packets: Packets) -> FrameIndex:
     times = _times(video, packets, stamps)
     defects = tuple(_defects(path, video, packets))
     shown = _shown(times, packets, float(stream.time_base or 0))
+    display = display_of(stream, first)
+    check_size(path, *display.size)
     found = Found(
         times_s=times.times_s,
         fps=times.fps,
-        display=display_of(stream, packets.first_frame),
+        display=display,
         has_fields=packets.has_fields,
         num_tracks=len(picture_streams(container)),
         is_sound=not packets.num_false_keys and not defects,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from cogcache.video import OpenVideo
 
 SPLICED = ("mpegts", "mpeg", "flv")
-"""Containers whose time stamps may begin anew on the way: they are joined by appending files."""
+"""Containers whose decoding times may begin anew on the way: they are joined by appending files.
+Matroska is, too, and has no decoding times."""
 BACK_S, AHEAD_S = 0.1, 10.0
 """Jumps of the decoding time beyond which a new film begins, as ffmpeg has them
 (`-dts_delta_threshold`)."""
@@ -197,28 +198,44 @@ class _Splices:
         names = set(video.container.format.name.split(","))
         unit_s = float(video.stream.time_base or 0)
         self._applies = bool(names & {*SPLICED}) and unit_s > 0
+        self._by_keys = unit_s > 0 and "matroska" in names
         self._back, self._ahead = (each / unit_s if unit_s else 0 for each in (BACK_S, AHEAD_S))
         self._expected: int | None = None
-        """When the next packet is to be decoded, as it goes on."""
+        """When the next packet is to be decoded, or a new film to begin, as it goes on."""
         self._last: int | None = None
-        """When the packet before was decoded."""
-        self._step = 0
+        """When the packet before was decoded, or the key frame before is shown."""
+        rate = video.stream.average_rate or 0
+        self._step = round(1 / (rate * unit_s)) if self._by_keys and rate > 0 else 0
         self.offset = 0
 
     def next(self, packet: Packet[VideoStream]) -> int:
         """Return what to add to a packet's time."""
-        if not self._applies or packet.dts is None:
-            return self.offset
+        if self._by_keys and packet.pts is not None:
+            self._next_by_keys(packet, packet.pts)
+        elif self._applies and packet.dts is not None:
+            self._next(packet, packet.dts)
+        return self.offset
+
+    def _next(self, packet: Packet[VideoStream], dts: int) -> None:
         # Where the file does not say how long a frame lasts: as long as the one before it did.
         lasts = packet.duration or self._step
         if self._expected is not None and self._last is not None:
-            jump = packet.dts + self.offset - self._expected
+            jump = dts + self.offset - self._expected
             if jump > self._ahead or jump < -self._back - lasts:
                 self.offset -= jump
-            self._step = max(packet.dts + self.offset - self._last, 0) or self._step
-        self._last = packet.dts + self.offset
+            self._step = max(dts + self.offset - self._last, 0) or self._step
+        self._last = dts + self.offset
         self._expected = self._last + (packet.duration or self._step)
-        return self.offset
+
+    def _next_by_keys(self, packet: Packet[VideoStream], pts: int) -> None:
+        """Go by when key frames are shown: decoding times are made up, and jumps ahead are gaps."""
+        lasts = packet.duration or self._step
+        if packet.is_keyframe:
+            before = self._last
+            if before is not None and pts + self.offset < before - self._back - lasts:
+                self.offset = (self._expected or 0) - pts
+            self._last = pts + self.offset
+        self._expected = max(self._expected or 0, pts + self.offset + lasts)
 
 
 def _decode_one(stream: VideoStream, packet: Packet[VideoStream]) -> VideoFrame | None:

@@ -75,12 +75,23 @@ def edited(path: Path) -> None:
 
 
 def joined(path: Path) -> None:
-    """Write two transport streams behind each other: the time stamps begin anew."""
+    """Write two videos behind each other: the time stamps begin anew."""
     parts = []
     for number in (0, 1):
         part = path.with_name(f".{number}{path.suffix}")
         parts.append(write_video(part, **{**SHORT, **B_FRAMES}).read_bytes())  # type: ignore[arg-type]
     path.write_bytes(b"".join(parts))
+
+
+def begun_late(path: Path) -> None:
+    """Write a video that does not begin with a key frame."""
+    source = write_video(path.with_name(f".{path.name}"), **SHORT)  # type: ignore[arg-type]
+    with av.open(source) as before, av.open(path, "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in [*before.demux(video=0)][3:]:
+            if packet.dts is not None:
+                packet.stream = stream
+                after.mux(packet)
 
 
 def twice(path: Path) -> None:
@@ -149,6 +160,7 @@ SPECIAL: dict[str, Make] = {
     "variable.mkv": coded("libx264", times_s=[n * 0.1 + (n % 3) * 0.03 for n in range(40)]),
     "late.mkv": coded("libx264", times_s=[1.5 + n / 10 for n in range(40)], audio=True),
     "edit list.mp4": edited, "scaled.mov": scaled, "joined.ts": joined, "twice.mkv": twice,
+    "begun late.mp4": begun_late, "joined.mkv": joined,
     **{f"turned {n}.mp4": coded("libx264", rotation=n, size=(192, 96)) for n in (90, 180, 270)},
     **{f"mirrored {n}.mp4": coded("libx264", rotation=n, hflip=True, size=(192, 96))
        for n in (0, 90, 180, 270)},
@@ -172,6 +184,6 @@ SOON = (
     "b frames.ts", "mpeg4 b.avi", "open gop.mp4", "variable.mkv", "edit list.mp4", "scaled.mov",
     "joined.ts", "twice.mkv", "turned 90.mp4", "mirrored 270.mp4", "not square.mkv",
     "full range.mov", "709.mp4", "odd size.mp4", "late.mkv", "hdr.mp4", "p3.mp4",
-    "unknown colours.mp4", "cover first.mkv", "two tracks.mp4",
+    "unknown colours.mp4", "begun late.mp4", "joined.mkv", "cover first.mkv", "two tracks.mp4",
 )  # fmt: skip
 """Those that the quick tests take."""

@@ -45,7 +45,9 @@ def test_the_frames_are_bit_for_bit_those_that_ffmpeg_passes_through(name, tmp_p
     ALL[name](path)
     index = index_frames(path)
     found = [*frames_from(path, index, 0)]
-    assert [number for number, _ in found] == list(range(len(index.times_s)))
+    # What comes before the first key frame can be shown by nobody.
+    first = int(index.packets.entry_numbers[0])
+    assert [number for number, _ in found] == list(range(first, len(index.times_s)))
     ours = b"".join(frame.to_ndarray().tobytes() for _, frame in found)
     assert ours == by_ffmpeg(path, stream_of(path), found[0][1].format.name)
 
@@ -79,9 +81,10 @@ def test_frames_with_one_time_stamp_are_both_there(tmp_path):
     assert index.change is not None
 
 
-def test_films_that_were_joined_go_on_where_the_first_ends(tmp_path):
-    path = tmp_path / "joined.ts"
-    ALL["joined.ts"](path)
+@pytest.mark.parametrize("name", ["joined.ts", "joined.mkv"])
+def test_films_that_were_joined_go_on_where_the_first_ends(name, tmp_path):
+    path = tmp_path / name
+    ALL[name](path)
     index = index_frames(path)
     np.testing.assert_allclose(index.times_s, np.arange(80) / 10, atol=1e-3)
     for number in (5, 39, 40, 77):
