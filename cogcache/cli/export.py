@@ -141,15 +141,15 @@ def _to_stdout(catalog: Path, format_: str | None, selection: Selection, options
     """Write to standard output, once the whole export is there: what fails writes nothing."""
     import shutil
     import sys
-    import tempfile
 
     from cogcache.export import ON_STDOUT
     from cogcache.export import export as write
+    from cogcache.system import scratch_folder
 
     if format_ not in ON_STDOUT:
         raise ConfigError("`export -` writes rows or subtitles", f"--format {'|'.join(ON_STDOUT)}")
-    with tempfile.TemporaryDirectory(prefix="cogcache-export-") as folder:
-        path = Path(folder, f"out.{format_}")
+    with scratch_folder() as folder:
+        path = folder / f"out.{format_}"
         done = write(catalog, path, format_, selection, options)
         with path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +13,14 @@ from pathlib import Path
 
 from cogcache.errors import CogcacheError
 from cogcache.stages import versions
-from cogcache.system import available_bytes, install_line, pick_device, processor, version_of
+from cogcache.system import (
+    available_bytes,
+    install_line,
+    pick_device,
+    processor,
+    scratch_folder,
+    version_of,
+)
 from cogcache.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 2 * GIB
@@ -189,8 +195,8 @@ def _decodes(decoder: str) -> str:
     from cogcache.selftest.shapes import draw_scene, write_clip
     from cogcache.video import decord_frames, index_frames, pyav_frames
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
+    with scratch_folder() as folder:
+        path = folder / "clip.mp4"
         write_clip(draw_scene(np.random.default_rng(0)), path)
         index, numbers = index_frames(path), [0, 10, 20]
         if decoder == "decord":
@@ -208,8 +214,8 @@ def _feature_file() -> str:
     from cogcache.store import FeatureStore
 
     features = torch.randn(4, 66, 64).bfloat16()
-    with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore.create_or_open(Path(folder) / "cache")
+    with scratch_folder() as folder:
+        store = FeatureStore.create_or_open(folder / "cache")
         store.write("0" * 64, {"features": features}, {})
         if not torch.equal(store.read("0" * 64).tensors["features"], features):
             raise NotWell("features came back changed; install h5py and hdf5plugin anew")
@@ -219,8 +225,8 @@ def _feature_file() -> str:
 def _full_text() -> str:
     import sqlite3
 
-    with tempfile.TemporaryDirectory() as folder:
-        connection = sqlite3.connect(Path(folder) / "try.sqlite")
+    with scratch_folder() as folder:
+        connection = sqlite3.connect(folder / "try.sqlite")
         connection.execute("CREATE VIRTUAL TABLE t USING fts5(x, tokenize='trigram')")
         connection.close()
     return f"SQLite {sqlite3.sqlite_version} with FTS5"

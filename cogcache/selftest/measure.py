@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,7 +17,7 @@ from cogcache.settings import Settings
 from cogcache.stages import ClipSource, prepare, start_worker
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
-from cogcache.system import CachePaths, in_own_process
+from cogcache.system import CachePaths, in_own_process, scratch_folder
 
 NUM_CLIPS: Final = 2
 _FPS: Final = 10
@@ -37,12 +36,12 @@ def measure(settings: Settings, size: tuple[int, int], duration_s: float) -> dic
     Raises:
         CogcacheError: a stage could not do its work.
     """
-    with tempfile.TemporaryDirectory(prefix="cogcache-measure-") as folder:
-        clips = Path(folder, "clips")
+    with scratch_folder() as folder:
+        clips = folder / "clips"
         clips.mkdir()
         for number in range(NUM_CLIPS):
             write_moving_noise(clips / f"{number}.mp4", size, duration_s, seed=number)
-        cache = Path(folder, "cache")
+        cache = folder / "cache"
         job = clips, cache, settings
         decode_s = in_own_process(_decode, job)
         for stage in (_extract, _caption):

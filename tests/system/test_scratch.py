@@ -146,3 +146,9 @@ def test_closing_removes_the_folder(temporary):
     (scratch_folder.path / "parked").write_bytes(b"weights")
     scratch_folder.close()
     assert list(temporary.iterdir()) == []
+
+
+def test_no_other_module_makes_temporary_files_that_nobody_would_clear_away():
+    package = Path(scratch.__file__).parents[1]
+    makers = {path.name for path in package.rglob("*.py") if "tempfile" in path.read_text()}
+    assert makers == {"scratch.py", "spool.py"}  # the spool has a folder that stays
