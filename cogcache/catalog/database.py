@@ -39,6 +39,7 @@ _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed")
 NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
 _REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
 
@@ -226,9 +227,8 @@ class CatalogFile:
 
         if self._version():  # what is damaged must not get checksums that fit
             self._refuse(integrity.faults(self._conn))
-        with (
-            self.transaction()
-        ):  # of processes that get here together, the second has nothing to do
+        # Of processes that get here together, the second has nothing to do.
+        with self.transaction():
             migrations.apply(self._conn)
             self._conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             self._conn.execute(f"PRAGMA user_version = {VERSION}")
@@ -241,7 +241,8 @@ class CatalogFile:
             if isinstance(error, _BUGS):
                 raise
             problem = f"the catalog {self.path} cannot be used: {error}"
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:  # without the finer part
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the finer part
+            if code in _DAMAGED or str(error).startswith(_SAID_OF_DAMAGE):
                 raise DamagedCatalogError(problem, _REBUILD) from error
             # SQLite does not say which it was: it gives no error number of the system.
             hint = "see that its disk, and that of TMPDIR, is writable and has space, and that "

@@ -6,14 +6,16 @@ again under keys of their own.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cogcache.catalog import CatalogFile
+from cogcache.errors import DamagedCatalogError
 from cogcache.keys import CHANGES, Change
 
 _CLIPS = """SELECT feature_key AS key, video, start_s, end_s, '' AS prompt_name,
@@ -32,6 +34,9 @@ _CAPTIONS = """SELECT c.caption_key AS key, c.video, c.start_s, c.end_s, c.promp
         (SELECT k.family FROM clips k WHERE k.model = c.model LIMIT 1)) IN ({families})
         AND json_extract(c.settings, '$.epoch') < :epoch
     ORDER BY c.video, c.start_s, c.prompt_name"""
+
+
+_EPOCH: Final = re.compile(r"json_extract\((\S*settings), '\$\.epoch'\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,19 @@ def _of(file: CatalogFile, change: Change) -> Iterator[Outdated]:
     names = {f"family_{number}": name for number, name in enumerate(change.families)}
     sql = _CLIPS if change.of == "features" else _CAPTIONS
     asked: dict[str, Any] = {**names, "epoch": change.epoch}
-    for row in file.query(sql.format(families=", ".join(f":{name}" for name in names)), asked):
+    for row in _found(file, sql.format(families=", ".join(f":{name}" for name in names)), asked):
         told = dict(row)
         again = bool(told.pop("made_again"))
         yield Outdated(change, made_again=again, **told)
+
+
+def _found(file: CatalogFile, sql: str, asked: dict[str, Any]) -> list[Any]:
+    """Return the rows of a query, without those whose settings are damaged.
+
+    What it finds is looked up among whole rows, so that other damage does no harm here.
+    """
+    try:
+        return file.query(sql, asked)
+    except DamagedCatalogError:
+        # To look at each text first takes twice as long.
+        return file.query(_EPOCH.sub(r"iif(json_valid(\1), \g<0>, NULL)", sql), asked)

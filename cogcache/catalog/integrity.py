@@ -61,6 +61,10 @@ _DERIVED: Final = (
 held against nothing: it depends on the order in which they were added."""
 
 
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
+"""Of a query that is right: an index whose own tables are damaged gives the second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Noted:
     """What is known of a catalog's file as it is."""
@@ -176,14 +180,20 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
         conn.execute("INSERT INTO captions_fts (captions_fts, rank) VALUES ('integrity-check', 1)")
     except sqlite3.DatabaseError as error:
         code = error.sqlite_errorcode & 0xFF
-        if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_READONLY):
+        if code not in (*_DAMAGED, sqlite3.SQLITE_READONLY):
             raise
         if code == sqlite3.SQLITE_READONLY:
             return []  # a file that cannot be written cannot be asked
         found.append("the full text index captions_fts does not fit the captions")
     for table, sql in _DERIVED:
-        if conn.execute(sql).fetchone()[0]:
-            found.append(f"{table} does not fit what it is made from")
+        try:
+            differing = conn.execute(sql).fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+                raise
+            found.append(f"{table} cannot be read: {error}")
+        else:
+            found += [f"{table} does not fit what it is made from"] if differing else []
     return found
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,13 +19,14 @@ import pytest
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.holders import Look
 from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.catalog.search.selection import Selection
 from cogcache.catalog.upkeep.rebuild import rebuild
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.catalog.whole_rows import TABLES
 from cogcache.errors import CogcacheError
-from cogcache.export.items import select_items
+from cogcache.export.items import choose_items
 from cogcache.export.wording import Wording
 from cogcache.web import figures
 from cogcache.web.browse import Browser, Filter
@@ -54,7 +56,7 @@ def run_rows(path: Path) -> list[tuple[object, ...]]:
 
 
 def exported(path: Path) -> list[tuple[object, ...]]:
-    items = select_items(path, Selection(prompts=("default",)), Wording()).items
+    items = choose_items(path, Selection(prompts=("default",)), Wording(), Look()).items
     return [(item.row["video"], item.caption) for item in items]
 
 
@@ -222,6 +224,20 @@ def test_a_row_that_changed_behind_an_unchanged_time_is_left_out(whole, tmp_path
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     said = caption_rows(path)
     assert told.rows == 1
+    assert set(said) < set(truth)
+
+
+def test_a_row_whose_json_cannot_be_read_is_left_out_of_an_export_and_of_what_is_outdated(
+    whole, tmp_path, told
+):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    path = cache / "catalog.sqlite"
+    truth = exported(path)
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("UPDATE clips SET family = 'cogvlm2', settings = '{broken'")
+        conn.execute("UPDATE captions SET settings = '{broken' WHERE id = 1")
+    said = exported(path)
+    assert told.rows == NUM_CLIPS  # the caption, and the clips of all others
     assert set(said) < set(truth)
 
 
