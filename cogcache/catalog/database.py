@@ -36,8 +36,6 @@ _JSON_COLUMNS: Final = frozenset(
 )
 _PARSE: Final = json.JSONDecoder().raw_decode
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
-
-
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed")
 NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
@@ -389,9 +387,9 @@ def json_read(row: dict[str, Any]) -> dict[str, Any]:
 
 def _read(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
     """Return the rows of a query as dictionaries, JSON columns read."""
+    cursor.row_factory = None  # plain tuples are read quicker
     names = [column[0] for column in cursor.description]
     read = [name for name in names if name in _JSON_COLUMNS]
-    cursor.row_factory = None  # plain tuples are read quicker
     rows = []
     for cells in cursor:
         row = dict(zip(names, cells, strict=True))

@@ -79,7 +79,9 @@ def outdated(catalog: Path) -> list[Outdated]:
         CatalogError: it cannot be used.
     """
     with closing(CatalogFile(catalog)) as file:
-        return [each for change in CHANGES for each in _of(file, change)]
+        there = {row["family"] for row in file.query("SELECT DISTINCT family FROM clips")}
+        changes = [change for change in CHANGES if there & {*change.families}]
+        return [each for change in changes for each in _of(file, change)]
 
 
 def why_outdated(found: list[Outdated]) -> dict[str, str]:

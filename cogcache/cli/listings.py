@@ -194,21 +194,18 @@ def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:
     from cogcache.catalog import outdated, why_outdated
 
     why = why_outdated(outdated(catalog.path))
-    return [
-        {**row, "outdated": why.get(row.get("caption_key") or row["feature_key"])} for row in rows
-    ]
+    for row in rows:  # they are this listing's own
+        row["outdated"] = why.get(row.get("caption_key") or row["feature_key"])
+    return rows
 
 
 def _with_reviews(catalog: Catalog, rows: list[Any]) -> list[Any]:
     """Add to captions what people said of them: ``state`` and ``tags``."""
     said = catalog.edits.reviewed()
-    found = []
     for row in rows:
         edit = said.get(row["caption_key"])
-        found.append(
-            {**row, "state": edit["state"] if edit else "", "tags": edit["tags"] if edit else []}
-        )
-    return found
+        row["state"], row["tags"] = (edit["state"], edit["tags"]) if edit else ("", [])
+    return rows
 
 
 def _placed(catalog: Catalog, rows: list[Any], same: tuple[str, ...], look: Look) -> list[Any]:
