@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from cogcache.catalog.database import NO_ROOM, uri_of
+from cogcache.catalog.database import NO_ROOM
+from cogcache.catalog.file_uris import uri_of
 from cogcache.errors import CatalogError
 from cogcache.system import CachePaths, sync_folder, temporary_name
 

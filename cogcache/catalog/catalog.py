@@ -170,7 +170,7 @@ class Captions:
 
         A model that was moved has another name, and its captions are there all the same.
         """
-        sql = """SELECT quantization, sum(captions) AS captions FROM caption_totals
+        sql = """SELECT quantization, sum(captions) AS captions FROM shown_caption_totals
             WHERE :model IS NULL OR model = :model GROUP BY quantization"""
         for name in (model, None):
             if rows := self._file.query(sql, {"model": name}):
@@ -187,7 +187,7 @@ class Captions:
 
     def passing(self, where: str, values: Mapping[str, object]) -> set[int]:
         """Return the numbers of the captions that pass a test over ``captions c``."""
-        sql = f"SELECT c.id FROM captions c WHERE {where}"
+        sql = f"SELECT c.id FROM shown_captions c WHERE {where}"
         return {row["id"] for row in self._file.query(sql, values)}
 
     def of_keys(self, caption_keys: Collection[str]) -> list[CaptionRow]:
@@ -197,7 +197,7 @@ class Captions:
 
     def prompt_names(self) -> list[str]:
         """Return the names that captions are listed by."""
-        sql = "SELECT DISTINCT prompt_name FROM captions ORDER BY prompt_name"
+        sql = "SELECT DISTINCT prompt_name FROM shown_captions ORDER BY prompt_name"
         return [row["prompt_name"] for row in self._file.query(sql)]
 
     def rows(
@@ -316,7 +316,7 @@ class Runs:
 
     def last_settings(self, command: str) -> Mapping[str, Field] | None:
         """Return the settings of the last run of a command; None where there was none."""
-        sql = "SELECT settings FROM runs WHERE command = :command ORDER BY run DESC LIMIT 1"
+        sql = "SELECT settings FROM shown_runs WHERE command = :command ORDER BY run DESC LIMIT 1"
         for row in self._file.query(sql, {"command": command}):
             return cast(Mapping[str, Field], json.loads(row["settings"]))
         return None

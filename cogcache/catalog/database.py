@@ -6,29 +6,27 @@ Every transaction is on the disk when it returns. ``catalog`` says what the tabl
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, TypeAlias
-from urllib.parse import quote
 
 from cogcache.catalog import integrity
-from cogcache.catalog.foreign import check_tables
+from cogcache.catalog.file_uris import BUSY_S, connected, make_as_asked, readable, uri_of
+from cogcache.catalog.foreign import deadline, harden, misfit_rows
 from cogcache.catalog.integrity import Noted
-from cogcache.catalog.whole_rows import Damage, guard, is_guarded
+from cogcache.catalog.schema import check_schema
+from cogcache.catalog.whole_rows import Damage, guard, is_guarded, is_whole
 from cogcache.errors import CatalogError, DamagedCatalogError
-from cogcache.system import extra_hint, scratch_folder
+from cogcache.system import extra_hint
 
 VERSION: Final = 9
 """Number of the last step of `migrations`; a higher one is of a catalog of a newer cogcache."""
 Row: TypeAlias = Mapping[str, object]
 
-_BUSY_S: Final = 30.0
 _APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQLite file
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 _JSON_COLUMNS: Final = frozenset(
@@ -39,86 +37,41 @@ _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed")
 NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
+_TAKE_OUT: Final = "`cogcache verify` names them, and `cogcache verify --fix` takes them out"
 _REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
-
-
-def uri_of(path: Path) -> str:
-    """Return SQLite's own name for a catalog: for reading alone where it cannot be written."""
-    if os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK)):
-        return _uri(path)
-    return read_only_uri(path)
-
-
-def read_only_uri(path: Path) -> str:
-    """Return SQLite's own name for a file that is read and left as it is.
-
-    Without a log beside it nothing is at work on it, and its folder need not be writable.
-    """
-    log = path.with_name(f"{path.name}-wal")
-    idle = not log.exists() or not log.stat().st_size
-    return f"{_uri(path)}?mode=ro{'&immutable=1' if idle else ''}"
-
-
-def connected(uri: str) -> sqlite3.Connection:
-    """Return a connection for all threads; a lock has to keep them apart."""
-    return sqlite3.connect(
-        uri, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, uri=True
-    )
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[str]:
-    """Yield SQLite's own name for a catalog that nobody writes to, for reading without any room.
-
-    A log that is beside it is read with a copy of both, in memory where there is such a folder.
-
-    Raises:
-        OSError: there is no room for the copy either.
-    """
-    log = path.with_name(f"{path.name}-wal")
-    if not log.exists() or not log.stat().st_size:
-        yield f"{_uri(path)}?mode=ro&immutable=1"
-        return
-    with scratch_folder(in_memory=True) as folder:
-        copy = folder / path.name
-        for part in (path, log):
-            shutil.copyfile(part, copy.with_name(part.name))
-        yield _uri(copy)
-
-
-def _uri(path: Path) -> str:
-    return f"file:{quote(os.fsencode(path.absolute()))}"
-
-
-def make_as_asked(path: Path) -> None:
-    """Make an empty file for a new catalog: SQLite would let nobody but its owner write to it.
-
-    Whom the umask lets in is who may write; SQLite gives its log and index the same rights.
-    """
-    with suppress(OSError):  # SQLite says what is wrong
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
 
 
 class CatalogFile:
     """An open catalog file; a context manager, for any number of threads and processes.
 
     Read rows from the views ``whole_captions``, ``whole_clips``, …, which leave damaged rows out;
-    ``damage`` has those that were met. Write to the tables. See `whole_rows`.
+    ``damage`` has those that were met. Write to the tables. See `whole_rows`. A file that is not
+    as it was left may be a stranger's: then its schema and the values of all of its rows are looked
+    at first. Rows that no listing could show are left out of all that is read, and as long as there
+    are any, nothing is written.
 
     Args:
         path: the SQLite file; made if absent. Who may not write it can read it, as one can on a
             disk without room.
         checked: have SQLite check the file first if it is not as it was left, see `integrity`.
         derived: then also hold the full text index and the sums against the captions.
+        cleansed: it is a copy of which `cleansed` has taken what acts, triggers among it.
 
     Raises:
         CatalogError: it is no catalog, is of a newer version, or cannot be opened.
         DamagedCatalogError: it is damaged.
     """
 
-    def __init__(self, path: Path, *, checked: bool = True, derived: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, checked: bool = True, derived: bool = False, cleansed: bool = False
+    ) -> None:
         self.path = path
         self.damage = Damage()
+        self.misfits: dict[str, list[int]] = {}
+        """Numbers of the rows that no listing could show, by table."""
+        self._refused_rows = 0
+        """How many of them are as they were written, and not damaged."""
+        self._is_cleansed = cleansed
         self._lock = RLock()
         if not path.exists():
             make_as_asked(path)
@@ -130,7 +83,7 @@ class CatalogFile:
             self._open()
             if checked:
                 self._check(derived=derived)
-            guard(self._conn, self.damage)
+            guard(self._conn, self.damage, self.misfits)
             opening.pop_all()
 
     def _open(self) -> None:
@@ -164,10 +117,14 @@ class CatalogFile:
                 integrity.closed(self.path, wrote=wrote)
 
     def _prepare(self) -> None:
+        self._is_new = False
+        harden(self._conn)
         self._conn.row_factory = sqlite3.Row
         self._conn.execute("PRAGMA foreign_keys = ON")
         self._conn.execute("PRAGMA synchronous = FULL")
         version = self._version()
+        # From here on the schema is ours, whose triggers write to the full text index.
+        self._conn.execute("PRAGMA trusted_schema = ON")
         self._is_new = version == 0
         if version < VERSION:
             self._write_ahead()
@@ -176,12 +133,25 @@ class CatalogFile:
     def _check(self, *, derived: bool) -> None:
         """Refuse a file that is damaged; note one that is sound."""
         known = Noted(True, True) if self._is_new else integrity.known(self.path)
-        if not known.is_sound:
-            self._refuse(integrity.faults(self._conn))
-        if derived and not known.is_derived_sound:
-            self._refuse(integrity.derived_faults(self._conn))
-        self._sound = True
-        integrity.opened(self.path, Noted(True, known.is_derived_sound or derived))
+        with deadline(self._conn, self.path.stat().st_size):
+            if not known.is_sound:
+                self._refuse(integrity.faults(self._conn))
+                self._leave_misfits_out()
+                if not self.misfits:  # else they are made anew of what is left
+                    self._refuse(integrity.odd_sums(self._conn))
+            if derived and not known.is_derived_sound:
+                self._refuse(integrity.derived_faults(self._conn))
+        if not self.misfits:
+            self._sound = True
+            integrity.opened(self.path, Noted(True, known.is_derived_sound or derived))
+
+    def _leave_misfits_out(self) -> None:
+        """Find the rows that no listing could show, and name them."""
+        for table, number, columns in misfit_rows(self._conn):
+            self.misfits.setdefault(table, []).append(number)
+            self.damage.note_misfit(table, number, columns)
+        for table, numbers in self.misfits.items():
+            self._refused_rows += sum(is_whole(self._conn, table, number) for number in numbers)
 
     def _refuse(self, faults: list[str]) -> None:
         if faults:
@@ -193,7 +163,7 @@ class CatalogFile:
 
         SQLite has no patience here: of processes that open it together one would be refused.
         """
-        ends_s = time.monotonic() + _BUSY_S
+        ends_s = time.monotonic() + BUSY_S
         while True:
             try:
                 self._conn.execute("PRAGMA journal_mode = WAL")
@@ -206,19 +176,35 @@ class CatalogFile:
                 return
 
     def _version(self) -> int:
-        version, owner = (
-            int(self._conn.execute(f"PRAGMA {name}").fetchone()[0])
-            for name in ("user_version", "application_id")
-        )
-        tables = self._conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        with self._as_of_one_moment():
+            version, owner, tables = self._check_schema()
         if owner != _APPLICATION_ID and (owner or version or tables):
             problem = f"{self.path} is an SQLite file, but not a catalog of cogcache"
             raise CatalogError(problem, "move it away, or name another folder with --cache")
         if version > VERSION:
             problem = f"{self.path} is of version {version}; this cogcache knows {VERSION}"
             raise CatalogError(problem, f"update cogcache, {extra_hint()}")
-        check_tables(self._conn, self.path)
         return version
+
+    @contextmanager
+    def _as_of_one_moment(self) -> Iterator[None]:
+        self._conn.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._conn.execute("ROLLBACK")
+
+    def _check_schema(self) -> tuple[int, int, int]:
+        """Return version, owner and number of tables; refuse what is not made as ours is."""
+        version, owner = (
+            int(self._conn.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("user_version", "application_id")
+        )
+        tables = self._conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        is_known = self._is_cleansed or integrity.known(self.path).is_sound
+        if owner == _APPLICATION_ID and not is_known:
+            check_schema(self._conn, self.path, version)
+        return version, owner, tables
 
     def _migrate(self) -> None:
         from cogcache.catalog import migrations
@@ -228,6 +214,8 @@ class CatalogFile:
         # Of processes that get here together, the second has nothing to do.
         with self.transaction():
             migrations.apply(self._conn)
+            if not (self._is_new or self._is_cleansed):  # it said which steps it has had
+                check_schema(self._conn, self.path, VERSION)
             self._conn.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             self._conn.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -248,7 +236,14 @@ class CatalogFile:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Do all that is inside, or nothing; it is on the disk afterwards."""
+        """Do all that is inside, or nothing; it is on the disk afterwards.
+
+        Raises:
+            DamagedCatalogError: the catalog has rows that no listing could show.
+        """
+        if self._refused_rows:
+            problem = f"{self.path} has {self._refused_rows} rows that no listing could show"
+            raise DamagedCatalogError(problem, _TAKE_OUT)
         with self._lock, self._errors():
             if self._no_room is not None:
                 raise self._no_room
@@ -274,7 +269,7 @@ class CatalogFile:
     @property
     def can_write(self) -> bool:
         """Whether the file can be written, and not only read."""
-        return "mode=ro" not in uri_of(self.path)
+        return not self._refused_rows and "mode=ro" not in uri_of(self.path)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:

@@ -19,19 +19,19 @@ from cogcache.errors import DamagedCatalogError
 from cogcache.keys import CHANGES, Change
 
 _CLIPS = """SELECT feature_key AS key, video, start_s, end_s, '' AS prompt_name,
-    EXISTS (SELECT 1 FROM clips n WHERE n.video_digest = k.video_digest
+    EXISTS (SELECT 1 FROM shown_clips n WHERE n.video_digest = k.video_digest
         AND n.start_s = k.start_s AND n.end_s IS k.end_s AND n.family = k.family
         AND json_extract(n.settings, '$.epoch') >= :epoch) AS made_again
-    FROM clips k WHERE family IN ({families}) AND json_extract(settings, '$.epoch') < :epoch
+    FROM shown_clips k WHERE family IN ({families}) AND json_extract(settings, '$.epoch') < :epoch
     ORDER BY video, start_s"""
 _CAPTIONS = """SELECT c.caption_key AS key, c.video, c.start_s, c.end_s, c.prompt_name,
-    EXISTS (SELECT 1 FROM captions n WHERE n.feature_key = c.feature_key
+    EXISTS (SELECT 1 FROM shown_captions n WHERE n.feature_key = c.feature_key
         AND n.prompt_name = c.prompt_name AND n.prompt = c.prompt AND n.model = c.model
         AND n.quantization = c.quantization
         AND json_extract(n.settings, '$.epoch') >= :epoch) AS made_again
-    FROM captions c
-    WHERE coalesce((SELECT k.family FROM clips k WHERE k.feature_key = c.feature_key),
-        (SELECT k.family FROM clips k WHERE k.model = c.model LIMIT 1)) IN ({families})
+    FROM shown_captions c
+    WHERE coalesce((SELECT k.family FROM shown_clips k WHERE k.feature_key = c.feature_key),
+        (SELECT k.family FROM shown_clips k WHERE k.model = c.model LIMIT 1)) IN ({families})
         AND json_extract(c.settings, '$.epoch') < :epoch
     ORDER BY c.video, c.start_s, c.prompt_name"""
 

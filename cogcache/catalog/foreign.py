@@ -7,19 +7,19 @@ and only from tables that are what the migrations make. What a row may hold, `va
 
 from __future__ import annotations
 
-import re
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from cogcache.catalog import schema
 from cogcache.catalog.values import COLUMNS, MAX_JSON, misfits
-from cogcache.errors import CatalogError, DamagedCatalogError
+from cogcache.errors import CatalogError
 
 _LIMITS: Final = (
-    ("SQLITE_LIMIT_LENGTH", 2 * MAX_JSON),
     ("SQLITE_LIMIT_COLUMN", 100),
     ("SQLITE_LIMIT_EXPR_DEPTH", 50),
     ("SQLITE_LIMIT_COMPOUND_SELECT", 4),
@@ -33,12 +33,27 @@ _STEP: Final = 10_000
 _LEAST_STEPS: Final = 1_000
 _BYTES_A_STEP: Final = 2_000
 """To read a row takes some twenty instructions, and a row that fits has a hundred bytes or more."""
+_LEAST_S: Final = 30.0
+_BYTES_A_SECOND: Final = 500_000
+"""SQLite's own check takes some 100 MB a second, that of the full text index a tenth."""
 _PRAGMAS: Final = frozenset({"table_info", "table_xinfo", "user_version", "application_id"})
 _SCHEMA: Final = frozenset({"sqlite_master", "sqlite_schema"})
 _READS: Final = {sqlite3.SQLITE_SELECT: 0, sqlite3.SQLITE_READ: 1, sqlite3.SQLITE_PRAGMA: 2}
 _HINT: Final = "`cogcache rebuild` on its cache makes the catalog anew"
+_FIRST_ROW: Final = -(2**63)
+_LAST_ROW: Final = 2**63 - 1
 _FIRST_TRIGGERS: Final = ("captions_ai", "captions_ad", "captions_au")
 """Of version 1, which the second migration drops."""
+
+
+DANGLING: Final = (
+    "DELETE FROM clips WHERE video_digest NOT IN (SELECT digest FROM videos)",
+    *(
+        f"UPDATE {table} SET run = NULL WHERE run NOT IN (SELECT run FROM runs)"
+        for table in ("clips", "captions", "failures")
+    ),
+)
+"""Takes out, or leaves without a run, the rows that name a row which is not there."""
 
 
 class Undecodable:
@@ -52,6 +67,31 @@ def _decoded(data: bytes) -> str | Undecodable:
         return Undecodable()
 
 
+def harden(conn: sqlite3.Connection) -> None:
+    """Have SQLite trust nothing in a catalog's file, and read nothing of boundless length."""
+    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 2 * MAX_JSON)
+    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+        conn.execute(f"PRAGMA {pragma}")
+    if hasattr(conn, "setconfig"):  # Python 3.12
+        conn.setconfig(_DEFENSIVE, True)
+
+
+@contextmanager
+def deadline(conn: sqlite3.Connection, size_bytes: int) -> Iterator[None]:
+    """Break off what a `with` block asks of a catalog where it takes longer than any sound one.
+
+    Args:
+        conn: the connection.
+        size_bytes: of the file.
+    """
+    ends_s = time.monotonic() + _LEAST_S + size_bytes / _BYTES_A_SECOND
+    conn.set_progress_handler(lambda: time.monotonic() > ends_s, _STEP)
+    try:
+        yield
+    finally:
+        conn.set_progress_handler(None, 0)
+
+
 def bound(conn: sqlite3.Connection, size_bytes: int) -> None:
     """Bound what a connection to somebody's catalog may take: values, and instructions in all.
 
@@ -59,12 +99,9 @@ def bound(conn: sqlite3.Connection, size_bytes: int) -> None:
         conn: the connection.
         size_bytes: of the file.
     """
+    harden(conn)
     for name, most in _LIMITS:
         conn.setlimit(getattr(sqlite3, name), most)
-    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
-        conn.execute(f"PRAGMA {pragma}")
-    if hasattr(conn, "setconfig"):  # Python 3.12
-        conn.setconfig(_DEFENSIVE, True)
     left = iter(range(_LEAST_STEPS + size_bytes // _BYTES_A_STEP))
     conn.set_progress_handler(lambda: next(left, None) is None, _STEP)
 
@@ -92,10 +129,10 @@ class ForeignCatalog:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         self._conn = sqlite3.connect(uri, uri=True, isolation_level=None)
         try:
-            self._conn.text_factory = _decoded
             bound(self._conn, path.stat().st_size)
             self._conn.set_authorizer(_may)
-            check_tables(self._conn, path)
+            (version,) = self._conn.execute("PRAGMA user_version").fetchone()
+            schema.check_tables(self._conn, path, version)
         except BaseException:
             self._conn.close()
             raise
@@ -106,54 +143,49 @@ class ForeignCatalog:
 
     def misfits(self) -> Iterator[tuple[str, int, list[str]]]:
         """Yield the rows that do not fit: their table, their ROWID, and which columns do not."""
+        return misfit_rows(self._conn)
+
+
+def misfit_rows(conn: sqlite3.Connection) -> Iterator[tuple[str, int, list[str]]]:
+    """Yield the rows of a catalog that do not fit: table, ROWID, and which columns do not.
+
+    Args:
+        conn: to the catalog; its tables must be those that the migrations make.
+    """
+    factory, conn.text_factory = conn.text_factory, _decoded
+    try:
         for table in COLUMNS:
-            names = [row[1] for row in self._conn.execute(f"PRAGMA table_info({table})")]
+            names = [row[1] for row in conn.execute(f"PRAGMA main.table_info({table})")]
             known = [name for name in names if name in COLUMNS[table]]
             if not known:
                 continue  # of an earlier version, which has no such table
-            for number, row in self._rows(table, known):
+            for number, row in _rows(conn, table, known):
                 wrong = misfits(table, row) if row is not None else ["a value that is too long"]
                 if wrong:
                     yield table, number, wrong
-
-    def _rows(self, table: str, names: list[str]) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
-        """Yield ROWIDs and rows; None for one with a value that is too long to be read."""
-        last: int | None = -(2**63)
-        # NOT INDEXED: an index may say otherwise than the table.
-        sql = f"""SELECT rowid, {", ".join(names)} FROM {table} NOT INDEXED
-            WHERE rowid > ? ORDER BY rowid"""
-        following = f"SELECT rowid FROM {table} NOT INDEXED WHERE rowid > ? ORDER BY 1 LIMIT 1"
-        while last is not None:
-            try:
-                for number, *cells in self._conn.execute(sql, [last]):
-                    yield number, dict(zip(names, cells, strict=True))
-                    last = number
-                last = None
-            except sqlite3.DataError:
-                (last,) = self._conn.execute(following, [last]).fetchone()
-                yield last, None
+    finally:
+        conn.text_factory = factory
 
 
-def check_tables(conn: sqlite3.Connection, path: Path) -> None:
-    """Refuse a catalog whose tables are not what the migrations make.
-
-    Raises:
-        DamagedCatalogError: one is a view or a virtual table, or lacks or computes columns. It is
-            somebody else's, or its schema is damaged.
-    """
-    rows = conn.execute("SELECT name, type, sql FROM sqlite_master").fetchall()
-    found = {name: f"{kind} {made}" for name, kind, made in map(tuple, rows)}
-    for table, checks in COLUMNS.items():
-        made = found.get(table, "")
-        if not made:
-            continue  # of an earlier version, or of a catalog that is not made yet
-        plain = re.match(r"table create table\b", made, re.IGNORECASE)
-        columns = conn.execute(f"PRAGMA table_xinfo({table})").fetchall() if plain else []
-        names = {row[1] for row in columns if not row[6]}
-        needed = {name for name in checks if name not in ("uid",)}
-        if not plain or len(names) != len(columns) or not needed <= names:
-            problem = f"{path} is no catalog of cogcache: its {table} are no table of that kind"
-            raise DamagedCatalogError(problem, _HINT)
+def _rows(
+    conn: sqlite3.Connection, table: str, names: list[str]
+) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """Yield ROWIDs and rows; None for one with a value that is too long to be read."""
+    first = _FIRST_ROW
+    # NOT INDEXED: an index may say otherwise than the table.
+    sql = f"""SELECT rowid, {", ".join(names)} FROM main.{table} NOT INDEXED
+        WHERE rowid >= ? ORDER BY rowid"""
+    following = f"SELECT rowid FROM main.{table} NOT INDEXED WHERE rowid >= ? ORDER BY 1 LIMIT 1"
+    while first <= _LAST_ROW:
+        try:
+            for number, *cells in conn.execute(sql, [first]):
+                yield number, dict(zip(names, cells, strict=True))
+                first = number + 1
+            first = _LAST_ROW + 1
+        except sqlite3.DataError:
+            (number,) = conn.execute(following, [first]).fetchone()
+            yield number, None
+            first = number + 1
 
 
 def cleansed(copy: Path) -> Counter[str]:
@@ -174,17 +206,17 @@ def cleansed(copy: Path) -> Counter[str]:
             conn.execute("BEGIN")
             for table, number in wrong:
                 conn.execute(f"DELETE FROM {table} WHERE rowid = ?", [number])
+            lost = [conn.execute(statement).rowcount for statement in DANGLING]
             conn.execute("COMMIT")
     except sqlite3.DatabaseError as error:
         raise CatalogError(f"{copy.name} cannot be read as a catalog: {error}", _HINT) from error
-    return Counter(table for table, _ in wrong)
+    return Counter(table for table, _ in wrong) + Counter(clips=lost[0])
 
 
 def _drop_what_acts(conn: sqlite3.Connection) -> None:
     (version,) = conn.execute("PRAGMA user_version").fetchone()
-    sql = "SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')"
-    for kind, name in conn.execute(sql).fetchall():
-        quoted = '"' + str(name).replace('"', '""') + '"'
+    for kind, name in schema.what_acts(conn, version):
+        quoted = '"' + name.replace('"', '""') + '"'
         with suppress(sqlite3.OperationalError):  # dropped with the view that it is on
             conn.execute(f"DROP {kind} {quoted}")
     if version == 1:

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cogcache.catalog import migrations
+from cogcache.catalog.values import MAX_NAME
 from cogcache.store import live_runs
 from cogcache.system import CachePaths
 
+_MAX_NOTE_BYTES: Final = 4096
 _MOST: Final = 100
 """Faults that SQLite is asked to list."""
 _DERIVED: Final = (
@@ -63,6 +66,16 @@ held against nothing: it depends on the order in which they were added."""
 
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
 """Of a query that is right: an index whose own tables are damaged gives the second."""
+_TYPES: Final = (
+    (
+        "caption_totals",
+        ("model", "prompt_name", "quantization", "flags"),
+        ("tokens_from", "captions", "seconds"),
+    ),
+    ("clip_totals", ("model", "family", "decoder"), ("clips", "num_frames", "size_bytes")),
+    ("embedded", ("model",), ("caption_id",)),
+)
+"""Tables made from others, their texts and their numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +108,21 @@ def known(path: Path) -> Noted:
     """
     if _open[path]:
         return _known[path][1]
-    if (found := noted(path)).is_sound or not others_at_work(path):
+    if (found := noted(path)).is_sound or not (_is_the_same(path) and others_at_work(path)):
         return found
     return Noted(is_sound=True)
+
+
+def _is_the_same(path: Path) -> bool:
+    """Say whether a catalog is the file that was found sound, whatever was written to it since.
+
+    Who hands a cache on can say of it that others are at work, but not which file it becomes here.
+    """
+    said, state = _noted_on_disk(path), _size_and_time(path)
+    try:
+        return state is not None and said is not None and said[0][0][3] == state[3]
+    except (IndexError, TypeError):
+        return False
 
 
 def opened(path: Path, what: Noted) -> None:
@@ -127,13 +152,10 @@ def noted(path: Path) -> Noted:
     state = _state(path)
     if path in _known and _known[path][0] == state:
         return _known[path][1]
-    try:
-        said = json.loads(state_path(path).read_text(encoding="utf-8"))
-        if said["state"] == state:
-            return Noted(is_sound=True, is_derived_sound=said["derived"] is True)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return Noted()
+    said = _noted_on_disk(path)
+    if said is None or said[0] != state:
+        return Noted()
+    return Noted(is_sound=True, is_derived_sound=said[1] is True)
 
 
 def note(path: Path, what: Noted) -> None:
@@ -147,12 +169,15 @@ def note(path: Path, what: Noted) -> None:
         state_path(path).write_text(text, encoding="utf-8")
 
 
-def _noted_on_disk(path: Path) -> object:
-    """Return what the file beside a catalog says."""
+def _noted_on_disk(path: Path) -> tuple[Any, Any] | None:
+    """Return what the file beside a catalog says; it may be anybody's."""
+    beside = state_path(path)
     try:
-        said = json.loads(state_path(path).read_text(encoding="utf-8"))
+        if not beside.is_file() or beside.stat().st_size > _MAX_NOTE_BYTES:
+            return None
+        said = json.loads(beside.read_text(encoding="utf-8"))
         return said["state"], said["derived"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -197,6 +222,36 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
     return found
 
 
+def odd_sums(conn: sqlite3.Connection) -> list[str]:
+    """Return which of the tables that are made from others hold values of other types."""
+    return [
+        f"{table} holds values that are none of its own"
+        for table, texts, numbers in _TYPES
+        if conn.execute(
+            f"SELECT EXISTS (SELECT 1 FROM main.{table} WHERE "
+            + " OR ".join(
+                [f"typeof({name}) <> 'text' OR length({name}) > {MAX_NAME}" for name in texts]
+                + [f"typeof({name}) NOT IN ('integer', 'real')" for name in numbers]
+            )
+            + ")"
+        ).fetchone()[0]
+    ]
+
+
+def index_words_anew(conn: sqlite3.Connection) -> None:
+    """Make the full text index of captions anew, but for that of letters."""
+    conn.execute(migrations.INDEX_WORDS)
+
+
+def make_sums_anew(conn: sqlite3.Connection) -> None:
+    """Make all but the full text index anew that is made from captions and clips."""
+    conn.execute("DELETE FROM captions_unspaced")
+    conn.execute(migrations.INDEX_LETTERS)
+    for table, statement in migrations.SUMS.items():
+        conn.execute(f"DELETE FROM {table}")
+        conn.execute(statement)
+
+
 def others_at_work(path: Path) -> bool:
     """Say whether other runs are at work on a cache: they write, and have checked its catalog."""
     ours = (os.getpid(), platform.node())
@@ -215,5 +270,7 @@ def _size_and_time(path: Path) -> list[int] | None:
         stat = path.stat()
     except OSError:
         return None
-    # An empty log is as good as none.
-    return [stat.st_size, stat.st_mtime_ns] if stat.st_size else None
+    # An empty log is as good as none. When its system made the file, and which one it is, nobody
+    # can say beforehand who hands on a catalog with a note of his own.
+    facts = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    return facts if stat.st_size else None

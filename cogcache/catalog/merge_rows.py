@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cogcache.catalog.database import CatalogFile, read_only_uri
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.file_uris import read_only_uri
 from cogcache.catalog.foreign import cleansed
 from cogcache.catalog.reviews import settle
 from cogcache.catalog.rows import EDITED
@@ -79,7 +80,7 @@ def snapshot(path: Path, left_out: Counter[str] | None = None) -> Iterator[Path]
             raise CatalogError(f"{path} cannot be read as a catalog: {error}", hint) from error
         if left_out is not None:
             left_out.update(cleansed(copy))
-        with closing(CatalogFile(copy)) as file:
+        with closing(CatalogFile(copy, cleansed=left_out is not None)) as file:
             drop_damaged(file)
         yield copy
 

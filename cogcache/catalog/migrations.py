@@ -47,6 +47,14 @@ def _triggers(table: str) -> list[str]:
     ]
 
 
+SUMS: Final = {
+    "caption_totals": """INSERT INTO caption_totals SELECT model, prompt_name, quantization, flags,
+        num_tokens / 10 * 10 AS tokens_from, count(*), sum(seconds) FROM captions
+        GROUP BY model, prompt_name, quantization, flags, tokens_from""",
+    "clip_totals": """INSERT INTO clip_totals SELECT model, family, decoder,
+        count(*), sum(num_frames), sum(size_bytes) FROM clips GROUP BY model, family, decoder""",
+}
+"""What fills the tables that are sums over others."""
 STATEMENTS: Final = (
     """CREATE TABLE caption_totals (
         model TEXT, prompt_name TEXT, quantization TEXT, flags TEXT, tokens_from INTEGER,
@@ -58,11 +66,7 @@ STATEMENTS: Final = (
         clips INTEGER NOT NULL, num_frames INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
         PRIMARY KEY (model, family, decoder)
     ) WITHOUT ROWID""",
-    """INSERT INTO caption_totals SELECT model, prompt_name, quantization, flags,
-        num_tokens / 10 * 10 AS tokens_from, count(*), sum(seconds) FROM captions
-        GROUP BY model, prompt_name, quantization, flags, tokens_from""",
-    """INSERT INTO clip_totals SELECT model, family, decoder,
-        count(*), sum(num_frames), sum(size_bytes) FROM clips GROUP BY model, family, decoder""",
+    *SUMS.values(),
     *_triggers("captions"),
     *_triggers("clips"),
     # Within a set of captions, this index has them by their numbers: pages follow it.
@@ -188,7 +192,7 @@ def _first_tables(conn: Connection) -> None:
         conn.execute(statement)
 
 
-_UNSPACED = (
+UNSPACED: Final = (
     "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
@@ -201,6 +205,10 @@ _ADD_LETTERS = """INSERT INTO captions_unspaced (rowid, caption)
         SELECT id, caption FROM captions_separated WHERE id = new.id"""
 _REMOVE_LETTERS = "DELETE FROM captions_unspaced WHERE rowid = old.id"
 
+INDEX_WORDS: Final = "INSERT INTO captions_fts (captions_fts) VALUES ('rebuild')"
+INDEX_LETTERS: Final = (
+    "INSERT INTO captions_unspaced (rowid, caption) SELECT id, caption FROM captions_separated"
+)
 _SEARCH = (
     "DROP TRIGGER captions_ai",
     "DROP TRIGGER captions_ad",
@@ -223,10 +231,10 @@ _SEARCH = (
             UNION ALL SELECT substr(rest, 1, 1), substr(rest, 2) FROM letters WHERE rest <> ''
         )
         SELECT group_concat(
-            iif(letter GLOB '[{_UNSPACED}]', char(8203) || letter || char(8203), letter), ''
+            iif(letter GLOB '[{UNSPACED}]', char(8203) || letter || char(8203), letter), ''
         ) FROM letters
     ) AS caption FROM captions
-    WHERE length(caption) <> length(CAST(caption AS BLOB)) AND caption GLOB '*[{_UNSPACED}]*'""",
+    WHERE length(caption) <> length(CAST(caption AS BLOB)) AND caption GLOB '*[{UNSPACED}]*'""",
     f"""CREATE TRIGGER captions_ai AFTER INSERT ON captions BEGIN
         {_ADD_WORDS}; {_ADD_LETTERS};
     END""",
@@ -236,8 +244,8 @@ _SEARCH = (
     f"""CREATE TRIGGER captions_au AFTER UPDATE OF id, caption ON captions BEGIN
         {_REMOVE_WORDS}; {_REMOVE_LETTERS}; {_ADD_WORDS}; {_ADD_LETTERS};
     END""",
-    "INSERT INTO captions_fts (captions_fts) VALUES ('rebuild')",
-    "INSERT INTO captions_unspaced (rowid, caption) SELECT id, caption FROM captions_separated",
+    INDEX_WORDS,
+    INDEX_LETTERS,
     "CREATE INDEX captions_prompt_name ON captions (prompt_name)",
     "CREATE INDEX captions_model ON captions (model)",
     "CREATE INDEX captions_created_at ON captions (created_at)",

@@ -13,10 +13,14 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
+from cogcache.catalog.migrations import UNSPACED
+
 Check: TypeAlias = Callable[[object], bool]
 
 MAX_TEXT: Final = 2**20
 """Letters of a caption, a prompt or a message."""
+MAX_UNSPACED: Final = 2**16
+"""Letters of a caption in a script without blanks: each takes time with all that follow it."""
 MAX_NAME: Final = 2**15
 """Letters of a path or a name: Linux has paths of up to 4,096 bytes, each three letters long."""
 MAX_JSON: Final = 2**26
@@ -24,6 +28,7 @@ MAX_JSON: Final = 2**26
 MAX_DEPTH: Final = 32
 _MAX_INTEGER: Final = 2**63 - 1
 _MAX_REAL: Final = 1e15
+_UNSPACED: Final = re.compile(f"[{UNSPACED}]")
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,6 +37,12 @@ def _text(most: int, *, empty: bool = True) -> Check:
         return isinstance(value, str) and (empty or bool(value)) and len(value) <= most
 
     return check
+
+
+def _caption(value: object) -> bool:
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        return False
+    return len(value) <= MAX_UNSPACED or not _UNSPACED.search(value)
 
 
 def _name(value: object) -> bool:
@@ -84,7 +95,8 @@ def parsed(text: object) -> Any:
         value = json.loads(text, parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    if _depth(value) > MAX_DEPTH:
+    # As deep as it has brackets at most: most texts need not be walked.
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise ValueError("it is nested too deep")
     return value
 
@@ -109,15 +121,16 @@ def _depth(value: object) -> int:
 def _json(fits: Check) -> Check:
     def check(text: object) -> bool:
         try:
-            return fits(parsed(text))
+            value = parsed(text)
         except ValueError:
             return False
+        return fits(value) and ("\\u" not in str(text) or _is_utf8(value))
 
     return check
 
 
 def _mapping(value: object) -> bool:
-    return isinstance(value, dict) and _is_utf8(value)
+    return isinstance(value, dict)
 
 
 def _is_utf8(value: object) -> bool:
@@ -154,7 +167,7 @@ _SAMPLE: Final = ("time_s", "anonymous_bytes", "file_bytes", "device_bytes")
 
 
 def _report(value: object) -> bool:
-    if not isinstance(value, dict) or not _is_utf8(value):
+    if not isinstance(value, dict):
         return False
     timeline = value.get("timeline", [])
     samples = isinstance(timeline, list) and all(
@@ -166,7 +179,12 @@ def _report(value: object) -> bool:
     lists = _integers(value.get("bytes_by_shard", {})) and isinstance(
         value.get("versions", {}), dict
     )
-    return samples and numbers and texts and lists
+    return samples and numbers and texts and lists and _training(value.get("training", {}))
+
+
+def _training(value: object) -> bool:
+    samples = value.get("samples", []) if isinstance(value, dict) else None
+    return isinstance(samples, list) and all(isinstance(each, dict) for each in samples)
 
 
 _SPAN: Final[dict[str, Check]] = {"video": _name, "start_s": _real, "end_s": _none_or(_real)}
@@ -205,6 +223,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
         "total_num_frames": _none_or(_integer),
         "codec": _none_or(_word),
         "size_bytes": _integer,
+        "offset_s": _none_or(_any_number),
     },
     "clips": {
         "feature_key": _key,
@@ -226,7 +245,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
         **_SPAN,
         "prompt_name": _word,
         "prompt": _text(MAX_TEXT),
-        "caption": _text(MAX_TEXT),
+        "caption": _caption,
         "model": _word,
         "quantization": _word,
         "flags": _json(_flags),
@@ -235,6 +254,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
         "settings": _json(_mapping),
         "created_at": _time,
         "run": _none_or(_integer),
+        "video_digest": _none_or(_name),
     },
     "failures": {
         **_SPAN,
@@ -246,6 +266,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
         "first_at": _time,
         "last_at": _time,
         "run": _none_or(_integer),
+        "video_digest": _none_or(_name),
     },
     "edits": {
         "uid": _text(256, empty=False),

@@ -28,7 +28,7 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -235,8 +235,9 @@ def key_fits(caption_key: str | bytes, settings: str | bytes) -> bool:
 class Damage:
     """The damaged rows that a connection has come upon; each is logged once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.rows: dict[tuple[str, str], None] = {}
+        self._most_named = 0 if quiet else _MOST_NAMED
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -245,8 +246,17 @@ class Damage:
         """Note a row that is left out."""
         if (table, key) not in self.rows:
             self.rows[table, key] = None
-            if len(self.rows) <= _MOST_NAMED:
+            if len(self.rows) <= self._most_named:
                 logger.warning("left out: the row %r of %s is damaged", key, table)
+
+    def note_misfit(self, table: str, number: int, columns: Sequence[str]) -> None:
+        """Note a row that is left out because no listing could show it."""
+        key = f"number {number}"
+        if (table, key) not in self.rows:
+            self.rows[table, key] = None
+            if len(self.rows) <= self._most_named:
+                said = "left out: row %d of %s cannot be shown, because of its %s"
+                logger.warning(said, number, table, ", ".join(columns))
 
 
 _REVIEWED: Final = (
@@ -262,21 +272,65 @@ _REVIEWED: Final = (
 """Views of what people did last with each caption, see `cogcache.catalog.reviews`."""
 
 
-def guard(conn: sqlite3.Connection, damage: Damage) -> None:
+def guard(
+    conn: sqlite3.Connection, damage: Damage, misfits: Mapping[str, Collection[int]] | None = None
+) -> None:
     """Have a connection fill in and hold checksums, see above.
 
     Args:
         conn: to a catalog of the newest version.
         damage: is told of each row that does not fit.
+        misfits: by table, the numbers of rows that are left out of what is read whatever their
+            checksums say. ``shown_captions``, ``shown_clips``, … are the tables without them, for
+            counting, where checksums would take too long.
     """
     conn.execute("PRAGMA temp_store = MEMORY")  # the disk of TMPDIR may be full
+    misfits = misfits or {}
+    if misfits:
+        conn.execute("CREATE TEMP TABLE misfits (name TEXT, number INTEGER)")
+        rows = [(name, number) for name, numbers in misfits.items() for number in numbers]
+        conn.executemany("INSERT INTO temp.misfits VALUES (?, ?)", rows)
     for table in TABLES:
         checksums = Checksums(table, columns_of(conn, table.name))
         define(conn, checksums, damage)
-        for statement in _objects(checksums):
+        for statement in _objects(checksums, with_misfits=bool(misfits.get(table.name))):
             conn.execute(statement)
     for statement in _REVIEWED:
         conn.execute(statement)
+    for name, table_of, made_anew in _TOTALS:
+        source = made_anew if misfits.get(table_of) else f"SELECT * FROM main.{name}"
+        conn.execute(f"CREATE TEMP VIEW shown_{name} AS {source}")
+
+
+_TOTALS: Final = (
+    (
+        "caption_totals",
+        "captions",
+        """SELECT model, prompt_name, quantization, flags, num_tokens / 10 * 10 AS tokens_from,
+            count(*) AS captions, sum(seconds) AS seconds FROM temp.shown_captions
+            GROUP BY model, prompt_name, quantization, flags, tokens_from""",
+    ),
+    (
+        "clip_totals",
+        "clips",
+        """SELECT model, family, decoder, count(*) AS clips, sum(num_frames) AS num_frames,
+            sum(size_bytes) AS size_bytes FROM temp.shown_clips GROUP BY model, family, decoder""",
+    ),
+)
+"""Sums that triggers keep, of which table, and how they are made where rows of it are left out."""
+
+
+def is_whole(conn: sqlite3.Connection, table: str, number: int) -> bool:
+    """Say whether a row is as it was written; nobody is told if it is not."""
+    (kind,) = (each for each in TABLES if each.name == table)
+    checksums = Checksums(kind, columns_of(conn, table))
+    define(conn, checksums, Damage(quiet=True))
+    sql = f"SELECT {checksums.test()} FROM main.{table} WHERE rowid = ?"
+    try:
+        row = conn.execute(sql, [number]).fetchone()
+    except sqlite3.DataError:  # a value is too long even to be looked at
+        return True
+    return bool(row and row[0])
 
 
 def define(conn: sqlite3.Connection, checksums: Checksums, damage: Damage) -> None:
@@ -301,15 +355,18 @@ def define(conn: sqlite3.Connection, checksums: Checksums, damage: Damage) -> No
         conn.create_function(f"{prefix}_{name}", -1, function, deterministic=True)
 
 
-def _objects(checksums: Checksums) -> Iterable[str]:
+def _objects(checksums: Checksums, *, with_misfits: bool) -> Iterable[str]:
     name = checksums.table.name
     columns = ", ".join(column.name for column in checksums.columns)
+    among = f"rowid IN (SELECT number FROM temp.misfits WHERE name = '{name}')"
+    shown = f" WHERE NOT {among}" if with_misfits else ""
+    yield f"CREATE TEMP VIEW shown_{name} AS SELECT {columns} FROM main.{name}{shown}"
     # The test stands in a subquery: beside `column = :value` SQLite would put the value in the
     # column's place in the test too, and each row of another value would pass for damaged.
-    yield (
-        f"CREATE TEMP VIEW whole_{name} AS SELECT {columns} FROM main.{name}"
-        f" WHERE (SELECT {checksums.test()})"
-    )
+    test = f"(SELECT {checksums.test()})"
+    # First: a value that is too long cannot even be digested.
+    test = f"CASE WHEN {among} THEN false ELSE {test} END" if with_misfits else test
+    yield f"CREATE TEMP VIEW whole_{name} AS SELECT {columns} FROM main.{name} WHERE {test}"
     sealed = (
         f"UPDATE {name} SET checksum = checksum_{name}({checksums.arguments()})"
         f" WHERE rowid = new.rowid"

@@ -163,7 +163,7 @@ def _none_passes(catalog: Path, selection: Selection) -> ConfigError:
             ("--prompt-name", "prompt_name", selection.prompts),
             ("--model", "model", selection.models),
         ):
-            there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM captions")]
+            there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM shown_captions")]
             if asked and not {*asked} & {*there}:
                 problem = f"no caption has {option} {', '.join(asked)}"
                 return ConfigError(problem, f"there are {', '.join(sorted(there)) or 'none'}")

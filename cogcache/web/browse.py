@@ -161,29 +161,30 @@ class Browser:
         """Return a page of all clips, each with the first of its captions."""
         sql = """SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
                 clips.end_s, clips.model, caption, prompt_name, quantization, flags
-            FROM (SELECT feature_key AS place FROM clips
+            FROM (SELECT feature_key AS place FROM shown_clips
                 ORDER BY video, start_s LIMIT :limit OFFSET :offset)
             JOIN whole_clips AS clips ON clips.feature_key = place
             LEFT JOIN whole_captions AS captions ON captions.id = (
-                SELECT min(id) FROM captions AS own WHERE own.feature_key = clips.feature_key)
+                SELECT min(id) FROM shown_captions AS own WHERE own.feature_key = clips.feature_key)
                 AND +captions.feature_key = clips.feature_key
             ORDER BY clips.video, clips.start_s"""
         return self.page(self.num_clips(), number, sql, {})
 
     def num_clips(self) -> int:
         """Return how many clips there are."""
-        return self.value("SELECT sum(clips) FROM clip_totals")
+        return self.value("SELECT sum(clips) FROM shown_clip_totals")
 
     def captions(self, wanted: Filter, number: int = 1) -> Page:
         """Return a page of the captions that a filter lets through, oldest first."""
         where, values = wanted.where()
-        total = self.value(f"SELECT sum(captions) FROM caption_totals WHERE {where}", values)
+        total = self.value(f"SELECT sum(captions) FROM shown_caption_totals WHERE {where}", values)
         # Left to itself, SQLite walks the whole table for the sake of its order.
-        index = "INDEXED BY captions_flagged" if wanted.flag else ""
+        few = wanted.flag and not self._file.misfits
+        source = "main.captions INDEXED BY captions_flagged" if few else "shown_captions"
         sql = f"""SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
                 prompt_name, quantization, flags
             FROM whole_captions WHERE {where} AND id IN (
-                SELECT id FROM captions {index} WHERE {where}
+                SELECT id FROM {source} WHERE {where}
                 ORDER BY id LIMIT :limit OFFSET :offset)
             ORDER BY id"""
         return self.page(total, number, sql, values)
@@ -237,7 +238,7 @@ class Browser:
     def sets(self) -> dict[CaptionSet, int]:
         """Return the sets of captions, each with how many it has."""
         sql = """SELECT prompt_name, model, quantization, sum(captions) AS captions
-            FROM caption_totals GROUP BY 1, 2, 3 HAVING sum(captions) > 0"""
+            FROM shown_caption_totals GROUP BY 1, 2, 3 HAVING sum(captions) > 0"""
         rows = self.rows(sql)
         return {CaptionSet(*list(row.values())[:3]): row["captions"] for row in rows}
 

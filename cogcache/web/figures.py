@@ -32,7 +32,7 @@ def failure_reasons(browser: Browser) -> Counter[str]:
 
 def runs(browser: Browser, number: int = 1) -> Page:
     """Return a page of the runs, the newest first, without what each reported in full."""
-    total = browser.value("SELECT count(*) FROM runs")
+    total = browser.value("SELECT count(*) FROM shown_runs")
     sql = f"""SELECT {_RUN}, measured_peak_bytes, split, counts,
             json_extract(report, '$.total_s') AS total_s
         FROM whole_runs ORDER BY run DESC LIMIT :limit OFFSET :offset"""
@@ -73,13 +73,13 @@ def collection(browser: Browser) -> BrowseRow:
     """
     figures = browser.rows("""SELECT count(*) AS videos, total(duration_s) AS duration_s,
         total(size_bytes) AS video_bytes FROM whole_videos""")[0]
-    clips = browser.rows("SELECT * FROM clip_totals WHERE clips > 0")
+    clips = browser.rows("SELECT * FROM shown_clip_totals WHERE clips > 0")
     figures["clips"] = sum(row["clips"] for row in clips)
     figures["num_frames"] = sum(row["num_frames"] for row in clips)
     figures["feature_bytes"] = sum(row["size_bytes"] for row in clips)
     figures["decoders"] = _count(clips, "decoder", "clips")
     captioned = browser.value(
-        """SELECT count(DISTINCT feature_key) FROM captions
+        """SELECT count(DISTINCT feature_key) FROM shown_captions
         WHERE prompt_name NOT IN (:summary, :part)""",
         {"summary": SUMMARY, "part": PART},
     )
@@ -90,7 +90,7 @@ def collection(browser: Browser) -> BrowseRow:
 
 def captions(browser: Browser) -> BrowseRow:
     """Return the part of `collection` that is about captions."""
-    totals = browser.rows("SELECT * FROM caption_totals WHERE captions > 0")
+    totals = browser.rows("SELECT * FROM shown_caption_totals WHERE captions > 0")
     flags: Counter[str] = Counter()
     sets: Counter[CaptionSet] = Counter()
     for row in totals:

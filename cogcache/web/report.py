@@ -247,7 +247,7 @@ def _whole_numbers(axis: Axis) -> None:
 
 def _learnt(browser: Browser) -> list[Mapping[str, Any]]:
     """Return captions before and after training, of the last run that trained."""
-    sql = """SELECT * FROM runs WHERE run = (SELECT max(run) FROM runs
+    sql = """SELECT * FROM shown_runs WHERE run = (SELECT max(run) FROM shown_runs
         WHERE json_extract(report, '$.training.samples[0]') IS NOT NULL)"""
     rows = browser.rows(sql)
     return list(rows[0]["report"]["training"]["samples"]) if rows else []

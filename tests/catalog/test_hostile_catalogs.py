@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -53,12 +53,17 @@ LISTINGS = (
 
 
 def poisoned(cache: Path, statements: list[str]) -> None:
-    """Write to a catalog past all that cogcache itself sees to."""
+    """Write to a catalog past all that cogcache itself sees to; its schema stays as it was."""
     with closing(sqlite3.connect(cache / "catalog.sqlite")) as conn:
-        for trigger in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
-            conn.execute(f"DROP TRIGGER {trigger[0]}")
+        made = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        triggers = conn.execute(made).fetchall()
+        for name, _ in triggers:
+            conn.execute(f"DROP TRIGGER {name}")
         for statement in statements:
             conn.execute(statement)
+        for _, sql in triggers:
+            with suppress(sqlite3.OperationalError):  # its table is another by now
+                conn.execute(sql)
         conn.commit()
 
 

@@ -222,7 +222,12 @@ def test_catalogs_of_an_older_version_are_taken_and_stay_so(tmp_path):
         "DROP INDEX runs_uid",
         "ALTER TABLE runs DROP COLUMN uid",
         *AS_VERSION_7,
-        "DELETE FROM _sqlite_migrations WHERE name = '0005_run_names'",
+        "DROP INDEX captions_video_digest",
+        "DROP INDEX files_digest",
+        "ALTER TABLE captions DROP COLUMN video_digest",
+        "ALTER TABLE failures DROP COLUMN video_digest",
+        "ALTER TABLE videos DROP COLUMN offset_s",
+        "DELETE FROM _sqlite_migrations WHERE name >= '0005'",
         "PRAGMA user_version = 4",
     )
     for _ in range(2):

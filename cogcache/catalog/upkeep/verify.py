@@ -16,12 +16,12 @@ from tqdm import tqdm
 from cogcache.catalog import integrity
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.foreign import ForeignCatalog
+from cogcache.catalog.foreign import DANGLING, ForeignCatalog
 from cogcache.catalog.readings import READER, LookAt, looked_at, read_otherwise, readings
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.upkeep.leftovers import being_removed, tidy
-from cogcache.catalog.whole_rows import TABLES, Checksums, columns_of, key_fits
+from cogcache.catalog.whole_rows import TABLES, is_whole, key_fits
 from cogcache.errors import CacheError, CatalogError, CorruptFeaturesError, DamagedCatalogError
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
@@ -126,14 +126,12 @@ def misfits_of(store: FeatureStore, path: Path, *, fix: bool) -> list[Finding]:
         return []  # SQLite's own check says what is wrong with the file
     except CatalogError as error:
         return [Finding("catalog_damaged", None, path, f"{error.problem}; {_REBUILD}")]
-    # What is damaged is told as that.
-    found = [each for each in found if _is_as_written(path, each[0], each[1])]
-    if fix and found:
-        store.keep_copy(path, "rows that no listing could show were taken out of it")
-        with closing(CatalogFile(path)) as file, file.transaction() as conn:
-            conn.execute("PRAGMA defer_foreign_keys = ON")
-            for table, number, _ in found:
-                conn.execute(f"DELETE FROM {table} WHERE rowid = ?", [number])
+    with closing(CatalogFile(path, checked=False)) as file:
+        with file.reading() as conn:  # what is damaged is told as that
+            found = [each for each in found if is_whole(conn, each[0], each[1])]
+        if fix and found:
+            store.keep_copy(path, "rows that no listing could show were taken out of it")
+            _take_out(file, [(table, number) for table, number, _ in found])
     return [
         Finding(
             "row_misfit", None, path,
@@ -143,12 +141,22 @@ def misfits_of(store: FeatureStore, path: Path, *, fix: bool) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _is_as_written(path: Path, table: str, number: int) -> bool:
-    with closing(CatalogFile(path)) as file, file.reading() as conn:
-        checksums = {each.name: Checksums(each, columns_of(conn, each.name)) for each in TABLES}
-        sql = f"SELECT {checksums[table].test()} FROM {table} WHERE rowid = ?"
-        row = conn.execute(sql, [number]).fetchone()
-        return bool(row and row[0])
+def _take_out(file: CatalogFile, rows: Collection[tuple[str, int]]) -> None:
+    """Delete rows, and make anew what is made from them; clips come back from their files."""
+    with file.reading() as conn:
+        conn.execute("PRAGMA foreign_keys = OFF")
+    with file.transaction() as conn:
+        integrity.index_words_anew(conn)  # as what is deleted from it would not be in it
+        for table in TABLES:
+            sql = f"DELETE FROM {table.name} WHERE rowid = ?"
+            conn.executemany(sql, _numbers(rows, table.name))
+        for statement in DANGLING:
+            conn.execute(statement)
+        integrity.make_sums_anew(conn)
+
+
+def _numbers(rows: Collection[tuple[str, int]], of: str) -> list[tuple[int]]:
+    return [(number,) for table, number in rows if table == of]
 
 
 def faults_of(path: Path) -> list[str]:
