@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -66,11 +67,12 @@ class Spool:
         """
         held = self._held(video, digest)
         try:
-            yield held
+            _prove(held, video)
+            yield held.path
         finally:
-            held.unlink(missing_ok=True)
+            held.path.unlink(missing_ok=True)
 
-    def _held(self, video: Path, digest: str) -> Path:
+    def _held(self, video: Path, digest: str) -> _Held:
         self._make()
         pattern = f"{_begin(video)}-{digest or '*'}{video.suffix}"
         for path in self.folder.glob(pattern):
@@ -124,7 +126,7 @@ class Spool:
         remove_dead([self.folder])
         files = [(path.stat(), path) for path in self.folder.glob("[0-9a-f]*-*") if path.exists()]
         free = self.most_bytes - sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda each: each[0].st_mtime):
+        for stat, path in sorted(files, key=lambda each: max(each[0].st_mtime, each[0].st_atime)):
             if free >= size_bytes:
                 return
             path.unlink(missing_ok=True)
@@ -135,11 +137,42 @@ def _begin(video: Path) -> str:
     return hashlib.sha256(url_of(video).encode(errors="surrogateescape")).hexdigest()[:_NAMES]
 
 
-def _link(path: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A reader's own link to a file of the spool."""
+
+    path: Path
+    kept: Path
+    """The file's name in the spool, which says what its bytes must be."""
+
+
+def _link(path: Path) -> _Held:
     held = temporary_name(path)
     os.link(path, held)
-    os.utime(path)
-    return held
+    # The time of its bytes stays: it tells whether they are those that were proven.
+    os.utime(held, ns=(time.time_ns(), held.stat().st_mtime_ns))
+    return _Held(held, path)
+
+
+_proven: dict[tuple[int, int, int, int], str] = {}
+"""What this process has digested: by device, inode, size and time of the bytes."""
+
+
+def _prove(held: _Held, video: Path) -> None:
+    """Digest the file that is about to be decoded, once a process: another may lie there by now.
+
+    Raises:
+        VideoError: its bytes are not those that were fetched; it is removed.
+    """
+    with held.path.open("rb") as file:
+        about = os.fstat(file.fileno())
+        state = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        if state not in _proven:
+            _proven[state] = hashlib.file_digest(file, "sha256").hexdigest()
+    if _proven[state] != held.kept.stem.partition("-")[2]:
+        held.kept.unlink(missing_ok=True)
+        problem = f"{url_of(video)} is not what was fetched: its file was changed in {held.kept}"
+        raise VideoError("changing", problem, "see who writes there, and run again")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cogcache.errors import MachineError
+from cogcache.errors import MachineError, VideoError
 from cogcache.system.spool import Spool
 
 
@@ -52,3 +52,50 @@ def test_a_new_spool_is_for_this_user_alone(tmp_path):
     spool._make()
     spool._make()
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def fetched(tmp_path):
+    """Return a spool into which one object was fetched, its name there, and its digest."""
+    import fsspec
+
+    name = f"/{tmp_path.name}/a.mp4"  # facts of objects are remembered by name
+    fsspec.filesystem("memory").pipe(name, b"the bytes that were digested")
+    video = Path(f"memory:{name}")
+    spool = Spool(tmp_path / "spool", 10**6)
+    digest = spool.digest(video)
+    (path,) = (tmp_path / "spool").iterdir()
+    return spool, video, path, digest
+
+
+def test_what_was_fetched_is_what_is_decoded(fetched):
+    spool, video, _, digest = fetched
+    for asked in (digest, digest, ""):
+        with spool.local(video, asked) as held:
+            assert held.read_bytes() == b"the bytes that were digested"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_a_file_that_was_swapped_between_fetch_and_decoding_is_refused(
+    fetched, is_in_place, is_known
+):
+    spool, video, path, digest = fetched
+    with spool.local(video, digest):
+        pass
+    if is_in_place:
+        path.write_bytes(b"other bytes of the same len")
+    else:
+        other = path.with_name("other")
+        other.write_bytes(b"the bytes that were DIGESTED")
+        other.replace(path)
+    asked = digest if is_known else ""
+    with (
+        pytest.raises(VideoError, match="not what was fetched") as caught,
+        spool.local(video, asked),
+    ):
+        pass
+    assert caught.value.reason == "changing"
+    with spool.local(video, digest) as held:  # fetched anew
+        assert held.read_bytes() == b"the bytes that were digested"
+    assert not [each for each in path.parent.iterdir() if each.name.startswith(".")]
