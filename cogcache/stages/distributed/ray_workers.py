@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from cogcache.errors import CogcacheError, ConfigError
@@ -30,6 +31,9 @@ QUIET = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
 }
 """Ray reports nothing home, and what it has to say of lost workers stays in its logs."""
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""A cluster that is started here has one node, and nobody else's machine can reach it: so Ray does
+on Windows and macOS by itself. It reads this when it is imported."""
 
 
 class RayActor:
@@ -99,7 +103,7 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None) -> None:
-        self.ray = _ray()
+        self.ray = _ray(address)
         self.calls: dict[Any, tuple[RayWorker, int | None, Any]] = {}
         """The calls under way: worker, job id and payload, by the reference of the result."""
         self._numbers = count(1)
@@ -171,15 +175,26 @@ class RayEngine:
             self.ray.shutdown()
 
 
-def _ray() -> Any:
-    os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+def _ray(address: str | None) -> Any:
+    wanted = QUIET | (LOOPBACK if _starts_here(address) else {})
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(new)
     try:
         import ray
     except ImportError as error:
+        for name in new:
+            del os.environ[name]
         raise ConfigError(
             "--engine ray needs Ray, which is not installed", extra_hint("ray")
         ) from error
     return ray
+
+
+def _starts_here(address: str | None) -> bool:
+    """Say whether Ray will find no cluster, and start one on this machine for as long as we run."""
+    place = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    running = address or os.environ.get("RAY_ADDRESS")
+    return not running and not Path(place, "ray", "ray_current_cluster").exists()
 
 
 def _connect(ray: Any, address: str | None) -> None:
