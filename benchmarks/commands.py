@@ -155,6 +155,10 @@ COMMANDS: dict[str, Command] = {
     "import": Command(
         lambda f: ["import", f"{f / 'edited.jsonl'}", _on(f), "--set=edited"], _edit_captions
     ),
+    "review accept": Command(lambda f: ["review", "accept", "--all", "--author=me", _on(f)]),
+    "review edit": Command(lambda f: ["review", "edit", "1", "another", "--author=me", _on(f)]),
+    "replace": Command(lambda f: ["replace", "number", "No.", "--yes", "--author=me", _on(f)]),
+    "score": Command(lambda f: ["score", _on(f)], real=True),
     "export jsonl": _exported("jsonl"),
     "export csv": _exported("csv"),
     "export parquet": _exported("parquet"),

@@ -44,6 +44,8 @@ _ROWS = {
     "captions": "SELECT caption_key, video, caption, model FROM captions ORDER BY 1",
     "clips": "SELECT feature_key, video, size_bytes FROM clips ORDER BY 1",
     "failures": "SELECT video, reason FROM failures ORDER BY 1, 2",
+    "edits": "SELECT DISTINCT caption_key, state, text, tags, set_name FROM edits ORDER BY 1, 2, 3",
+    "scores": "SELECT name, feature_key, caption_key, score FROM scores ORDER BY 1, 2, 3",
 }
 _LIBRARIES = (
     "torch", "transformers", "torchvision", "bitsandbytes", "accelerate", "h5py", "hdf5plugin",

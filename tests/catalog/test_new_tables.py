@@ -30,7 +30,7 @@ from cogcache.export.importing import import_captions
 from cogcache.export.items import COLUMNS, OF_VIDEO
 from tests.support.caches import make_cache
 
-REMARKS = Table("remarks", ("uid",), number="id", exported_as="remarks")
+REMARKS = Table("remarks", ("uid",), number="id", exported_as="remarks", since=database.VERSION + 1)
 SQL = """CREATE TABLE remarks (
     id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, caption_key TEXT NOT NULL,
     text TEXT NOT NULL, score REAL, settings TEXT NOT NULL, run INTEGER, checksum INTEGER
@@ -165,4 +165,6 @@ def test_rows_of_before_a_column_was_added_are_saved_and_damaged_ones_stay_damag
     with Catalog(path) as catalog:
         assert len(catalog.captions.rows()) == 2
     (old / "catalog.sqlite").write_bytes((old / "catalog.sqlite").read_bytes()[:-4096])
-    assert rebuild(old).saved["captions"] == 3
+    made = rebuild(old)
+    assert made.saved["captions"] == 3
+    assert not made.uncounted
