@@ -34,7 +34,7 @@ def row_of(leaf: Leaf) -> str:
 def page_of(text: str) -> str:
     """Return ``text`` with the table after each mark written anew."""
     for name in TABLES:
-        about = "" if name == "model" else type(Settings.model_fields[name].default).__doc__
+        about = "" if name == "model" else Settings.model_fields[name].annotation.__doc__
         body = f"{about}\n\n{table_of(name)}".lstrip()
         mark = rf"(?<=<!-- table: {name} -->\n).*?(?=<!-- end -->)"
         text, found = re.subn(mark, body.replace("\\", r"\\"), text, flags=re.DOTALL)

@@ -18,26 +18,9 @@ from typing import Any
 
 import click
 
-from cogcache.cli.convert import convert
-from cogcache.cli.demo import demo
-from cogcache.cli.diff import diff
-from cogcache.cli.doctor import doctor
-from cogcache.cli.export import export, import_
-from cogcache.cli.help import CONTEXT, dressed, write_commands
-from cogcache.cli.listings import failures, ls, models
-from cogcache.cli.plan import plan
-from cogcache.cli.review import replace, review
-from cogcache.cli.score import score
-from cogcache.cli.search import search
-from cogcache.cli.split import split
-from cogcache.cli.stages import caption, extract, run, stage
+from cogcache.cli.commands import Commands
+from cogcache.cli.help import CONTEXT, write_commands
 from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines
-from cogcache.cli.topics import configs, help_
-from cogcache.cli.train import distill, train
-from cogcache.cli.upkeep import gc, merge, rebuild, status, verify
-from cogcache.cli.verify_model import verify_model
-from cogcache.cli.verify_quantization import verify_quantization
-from cogcache.cli.web import gallery, report, serve
 from cogcache.system import check_distribution, machine_error, our_version
 
 BUG = 70
@@ -129,39 +112,4 @@ def main(verbose: bool) -> None:
         click.echo(told, err=True)
 
 
-for command in (
-    run,
-    extract,
-    caption,
-    train,
-    distill,
-    search,
-    diff,
-    export,
-    import_,
-    score,
-    review,
-    replace,
-    plan,
-    split,
-    ls,
-    failures,
-    models,
-    configs,
-    help_,
-    doctor,
-    demo,
-    status,
-    verify,
-    convert,
-    verify_quantization,
-    verify_model,
-    gc,
-    rebuild,
-    merge,
-    serve,
-    gallery,
-    report,
-    stage,
-):
-    main.add_command(dressed(command))
+main.commands = Commands()

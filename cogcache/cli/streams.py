@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from cogcache.system.processes import end_with_starter
+from cogcache.system.starter import end_with_starter
 from cogcache.units import printable
 
 REPORTED = logging.getLogger("cogcache.stages.runs.progress")

@@ -61,4 +61,5 @@ class Table(BaseModel):
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
+        defer_build=True,  # `--help` validates nothing
     )

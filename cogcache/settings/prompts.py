@@ -20,7 +20,7 @@ _SLUG_CHARACTERS = 40
 class _File(BaseModel):
     """A file of prompts. Whether they can be filled in is checked once all of them are known."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, defer_build=True)
     prompts: dict[PromptName, PromptText] = {}
     prompt_sets: dict[PromptName, dict[PromptName, PromptText]] = {}
 

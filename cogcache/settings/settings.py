@@ -61,17 +61,17 @@ class Settings(Table):
     memory: MemorySize = "auto"
     """Memory that a stage may fill, such as `8GiB`: a GPU's, or on the CPU the whole process';
     `auto` is what is free, also of a container. Parts of a half that do not fit wait elsewhere."""
-    sampling: Sampling = Sampling()
-    clips: Clips = Clips()
-    vision: Vision = Vision()
-    language: Language = Language()
-    generation: Generation = Generation()
-    summary: Summary = Summary()
-    quality: Quality = Quality()
-    limits: Limits = Limits()
-    machines: Machines = Machines()
-    training: Training = Training()
-    distillation: Distillation = Distillation()
+    sampling: Sampling = Field(default_factory=Sampling)
+    clips: Clips = Field(default_factory=Clips)
+    vision: Vision = Field(default_factory=Vision)
+    language: Language = Field(default_factory=Language)
+    generation: Generation = Field(default_factory=Generation)
+    summary: Summary = Field(default_factory=Summary)
+    quality: Quality = Field(default_factory=Quality)
+    limits: Limits = Field(default_factory=Limits)
+    machines: Machines = Field(default_factory=Machines)
+    training: Training = Field(default_factory=Training)
+    distillation: Distillation = Field(default_factory=Distillation)
     prompts: Prompts = Field(default=DEFAULT_PROMPTS)
     """Prompts by name; each clip is captioned with all of them."""
     prompt_sets: dict[PromptName, Prompts] = Field(default={})
@@ -191,8 +191,8 @@ def _leaf(name: str, table: str, model: type[Table]) -> Leaf:
 def _tables() -> dict[str, list[Leaf]]:
     tables: dict[str, list[Leaf]] = {"model": []}
     for name, field in Settings.model_fields.items():
-        if isinstance(field.default, Table):
-            model = type(field.default)
+        model: Any = field.annotation
+        if isinstance(model, type) and issubclass(model, Table):
             tables[name] = [_leaf(leaf, name, model) for leaf in model.model_fields]
         elif name not in _PROMPTS:
             tables["model"].append(_leaf(name, "model", Settings))

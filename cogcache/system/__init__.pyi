@@ -43,11 +43,9 @@ from .processes import CONTEXT as CONTEXT
 from .processes import Bug as Bug
 from .processes import bug_of as bug_of
 from .processes import end_with_parent as end_with_parent
-from .processes import end_with_starter as end_with_starter
 from .processes import ending as ending
 from .processes import in_own_process as in_own_process
 from .processes import signals_blocked as signals_blocked
-from .processes import starter_pipe as starter_pipe
 from .processor import Processor as Processor
 from .processor import processor as processor
 from .scratch import Scratch as Scratch
@@ -63,6 +61,8 @@ from .signals import ended_by_signals as ended_by_signals
 from .signals import stop_on_signals as stop_on_signals
 from .spool import Fetching as Fetching
 from .spool import Spool as Spool
+from .starter import end_with_starter as end_with_starter
+from .starter import starter_pipe as starter_pipe
 from .urls import is_url as is_url
 from .urls import path_of_url as path_of_url
 from .urls import url_of as url_of

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from cogcache.errors import CogcacheError
 from cogcache.system.faults import machine_error
@@ -143,43 +142,3 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-_STARTER: Final = "COGCACHE_STARTER_PIPE"
-"""Names, to a program that another started, the end of a pipe that closes with that one."""
-_GRACE_S: Final = 1.5
-
-
-@contextmanager
-def starter_pipe() -> Iterator[tuple[int | None, dict[str, str]]]:
-    """Give what a program needs to end with this process: a descriptor, and its environment.
-
-    The descriptor is one to pass on (``pass_fds``); what it is the end of is open in this process
-    for as long as the `with` block runs. On Windows there is none.
-    """
-    if os.name == "nt":
-        yield None, {**os.environ}
-        return
-    theirs, ours = os.pipe()
-    try:
-        yield theirs, {**os.environ, _STARTER: str(theirs)}
-    finally:
-        os.close(theirs)
-        os.close(ours)
-
-
-def end_with_starter() -> None:
-    """Have this process end in order when the one that started it with `starter_pipe` is gone."""
-    descriptor = os.environ.pop(_STARTER, "")
-    if descriptor.isdecimal():
-        os.set_inheritable(int(descriptor), False)
-        threading.Thread(target=_end_behind, args=(int(descriptor),), daemon=True).start()
-
-
-def _end_behind(descriptor: int) -> None:
-    with suppress(OSError):
-        os.read(descriptor, 1)  # nothing is ever written: it returns when the other end is closed
-    for _ in range(2):  # the first finishes what is in hand, the second stops at once
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_S)
-    os._exit(128 + signal.SIGTERM)
