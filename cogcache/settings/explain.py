@@ -1,4 +1,4 @@
-"""What pydantic says of wrong settings, in the words of who wrote them: TOML keys and options."""
+"""Turns pydantic's errors into messages that name TOML keys and options."""
 
 from __future__ import annotations
 

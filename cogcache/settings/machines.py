@@ -79,7 +79,7 @@ class Machines(Table):
 
 
 class Limits(Table):
-    """When a run ends before its work does, and what it lets pass. Part of no key."""
+    """When a run stops early, and which faults it accepts. Part of no key."""
 
     limit: Annotated[int | None, Field(ge=1), NoneIfZero] = None
     """Most clips that one run makes (`caption`: most captions); 0 makes all."""

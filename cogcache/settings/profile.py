@@ -16,7 +16,7 @@ from cogcache.settings import Leaf, Settings, leaves
 Profile = Mapping[str, Any]
 """As a TOML table: `model` and `revision`, and the tables `sampling`, `clips` and `vision`."""
 DEFAULT: Final = "default"
-"""Name of the profile of whoever used the cache first."""
+"""Name of the first profile of a cache."""
 NO_MODEL: Final = "no model was named, and the cache remembers none"
 MODELS: Final = """--model takes a folder, a hub id, or tiny; for example
   --config cogvlm2-caption         THUDM/cogvlm2-llama3-caption, 23.3 GiB to download

@@ -52,7 +52,7 @@ class Summary(Table):
     captions are summed up in groups, and what comes of that again."""
 
     def check(self, prompts: Collection[str]) -> None:
-        """See that there are captions to sum up, and that nothing else bears their names.
+        """Check that there are captions to sum up, and that no prompt has the name of a summary.
 
         Raises:
             ValueError: it is not so.

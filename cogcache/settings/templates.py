@@ -24,7 +24,7 @@ _BRACES: Final = {"{{": "{", "}}": "}"}
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """Return a prompt with its variables replaced; what is put in is not looked at again.
+    """Return a prompt with its variables replaced; braces in the values are left as they are.
 
     Raises:
         KeyError: there is no value for one of them.

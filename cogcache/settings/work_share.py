@@ -1,4 +1,4 @@
-"""Which part of the work is a run's own, where several share it out beforehand."""
+"""Which part of the work one run does, where several runs divide it in advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 class WorkShare:
     """The ``number``-th of ``of`` parts, counted from 1.
 
-    What a part holds is decided by digests alone: it does not change when others come or go.
+    Digests alone decide what a part holds: adding or removing videos moves no other video.
     """
 
     number: int = 1

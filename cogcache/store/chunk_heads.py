@@ -1,4 +1,4 @@
-"""What a compressed chunk says of itself, held against what it must become.
+"""Checks the header of a compressed chunk against the size that the chunk must have.
 
 A filter takes as much memory as the chunk's own first bytes say. So these are read first, with no
 filter at work: RFC 8878 describes them for Zstandard, and the README_CFRAME_FORMAT and

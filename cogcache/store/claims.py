@@ -1,4 +1,4 @@
-"""Claims by which several runs share the clips of one cache.
+"""Claims, by which several runs divide the clips of one cache among them.
 
 A claim on a clip is a file ``claims/KEY.1``, made with O_EXCL, that names its run; the run's own
 file (`live`) says whether it lives. What a dead run held is claimed as ``KEY.2``, and so on: no

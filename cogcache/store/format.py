@@ -1,4 +1,4 @@
-"""The parts that a feature file is made of: types, blocks, digests, attributes.
+"""The parts of a feature file: types, blocks, digests, attributes.
 
 docs/format.md specifies them; ``feature_file`` puts them together.
 """

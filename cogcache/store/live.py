@@ -63,7 +63,7 @@ class LiveRun:
             self.path.unlink(missing_ok=True)
 
     def show(self, facts: Callable[[], RunFacts]) -> None:
-        """Have something else shown from here on, see `LiveRun`."""
+        """Show other facts from now on, see `LiveRun`."""
         self._facts = facts
         self.beat()
 
@@ -152,7 +152,7 @@ def forget_dead(root: Path) -> list[str]:
 
 
 def _begins(root: Path, name: str, now_s: float) -> bool:
-    """Say whether a run is writing its first word just now."""
+    """Say whether a run is writing its file for the first time just now."""
     try:
         return abs(now_s - (CachePaths(root).working / f"{name}.new").stat().st_mtime) < 2 * BEAT_S
     except FileNotFoundError:

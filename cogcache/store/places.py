@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 KEY: Final = re.compile(r"[0-9a-f]{64}")
 _KEEP: Final = "mend it and run again: what is cached is kept"
 _SHOWN_IN_PARTS: Final = {"file", "local", "sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs"}
-"""Stores where a file can be seen before it is whole."""
+"""Stores that show a file before it is complete."""
 Check = Callable[[Path], None]
 
 
@@ -67,10 +67,10 @@ class FeatureFiles(Protocol):
         """Delete a file for good."""
 
     def strangers(self) -> list[Path]:
-        """Return what lies among the files and is none."""
+        """Return files in the same place that are not feature files."""
 
     def sweep(self) -> list[Path]:
-        """Remove what dead writers left; return the paths of it."""
+        """Remove temporary files of processes that have ended; return their paths."""
 
 
 def feature_files(root: Path, url: str | None) -> FeatureFiles:

@@ -1,4 +1,4 @@
-"""Reads a feature file and proves what it reads. docs/format.md specifies the file.
+"""Reads a feature file and checks its SHA-256. docs/format.md specifies the file.
 
 Nothing in a file is believed before its digest fits. ``structure`` looks first at what the
 file is made of, so that nothing is followed out of it and no memory is taken for mere claims.
@@ -112,7 +112,7 @@ def outline(path: Path, key: str) -> StoredFeatures:
 
 
 def prove(path: Path, key: str) -> None:
-    """Read every byte of a file that counts, and hold it against what was sealed.
+    """Read a whole file and compare it with its checksums.
 
     Raises:
         CorruptFeaturesError: the file is damaged, of another key or of another format.
@@ -172,7 +172,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise CorruptFeaturesError(f"{path} is damaged: {error.problem}", _REMAKE) from error
     except _ODD as error:
         if isinstance(error, OSError) and error.errno:
-            # The disk's or the system's word, not the file's bytes: they may be sound.
+            # The disk or the system failed; the bytes of the file may be sound.
             problem = f"{path} cannot be read: {error}"
             raise CacheError(problem, "see that its disk is there and readable") from error
         raise CorruptFeaturesError(f"{path} is damaged: {error}", _REMAKE) from error
@@ -180,7 +180,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """All but the tensors, whose digests it vouches for."""
+    """All of a file but its tensors; it holds their digests, and its own digest was checked."""
 
     attributes: dict[str, Field]
     tensors: Mapping[str, h5py.Dataset]

@@ -32,8 +32,8 @@ class FeatureStore:
     """The feature files of one cache folder.
 
     Opening it is cheap: no file but ``cogcache.toml`` is read. Any number of processes may read
-    and write one store at a time; equal keys stand for equal features, so that none is in the
-    other's way.
+    and write one store at a time: equal keys mean equal features, so that two writers
+    do not disturb each other.
     """
 
     def __init__(self, root: Path, features: str | None = None) -> None:
@@ -209,7 +209,7 @@ class FeatureStore:
             reader.prove(path, key)
 
     def strangers(self) -> list[Path]:
-        """Return what lies among the feature files and is none, unfinished ones left out."""
+        """Return files among the features that are not feature files, without unfinished ones."""
         return self._files.strangers()
 
     def remove(self, key: str) -> int:
@@ -247,7 +247,7 @@ class FeatureStore:
         return target
 
     def sweep(self) -> list[Path]:
-        """Remove what writers left behind that died at it; return the paths of it.
+        """Remove temporary files of writers that have ended; return their paths.
 
         Files of living writers stay.
         """

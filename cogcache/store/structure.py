@@ -1,4 +1,4 @@
-"""What a feature file is made of, looked at before anything in it is followed or decompressed.
+"""Checks the structure of a feature file before any link is followed or chunk decompressed.
 
 A file may come from anybody. Its names are walked by what its links say of themselves, so that no
 link leads away from it; then each dataset's layout, filters and shape are held against the format

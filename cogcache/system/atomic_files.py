@@ -34,7 +34,7 @@ def seal(path: Path, content: bytes, check: Callable[[Path], None] | None = None
 def seal_parts(
     path: Path, parts: Iterable[Part], check: Callable[[Path], None] | None = None
 ) -> None:
-    """Do as ``seal`` does with a content that comes in parts, so that it is never copied whole."""
+    """Write a file as ``seal`` does, from several parts: they are never joined in memory."""
     try:
         make_folder(path.parent)
         _write_checked(path, parts, check)
@@ -60,7 +60,7 @@ def _write_checked(path: Path, parts: Iterable[Part], check: Callable[[Path], No
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each brought to the disk."""
+    """Make a folder and its parents; each is on the disk when this returns."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -69,7 +69,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk; Windows does so unasked and has no call for it."""
+    """Write a folder's entries to the disk. On Windows this does nothing: it has no call for it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -28,7 +28,7 @@ def pick_device(device: str) -> str:
 
 
 def check_devices(names: Sequence[str]) -> None:
-    """See that devices are there, before workers are started on them.
+    """Check that devices exist, before workers are started on them.
 
     Raises:
         ConfigError: one of them is not.
@@ -44,7 +44,7 @@ def check_devices(names: Sequence[str]) -> None:
 
 
 def free_bytes(device: str) -> int:
-    """Return the memory that is free on a device: of a GPU, or what this process can still have."""
+    """Return the free memory of a GPU; of the CPU, what this process can still allocate. Bytes."""
     import torch
 
     if device.startswith("cpu"):

@@ -32,7 +32,7 @@ _OUR_SUMMARY: Final = "Caption videos in two stages"
 
 
 def our_version() -> str:
-    """Return the version that is installed, "unknown" where the package only lies there."""
+    """Return the installed version; "unknown" where the package is used without being installed."""
     for name in (DISTRIBUTION, OTHER):
         try:
             found = distribution(name)
@@ -49,7 +49,7 @@ def version_of(package: str) -> str:
 
 
 def install_line(*extras: str) -> str:
-    """Return what to type, in a checkout, to install the package with these extras."""
+    """Return the command that installs the package with these extras from its source folder."""
     what = f"'.[{','.join(extras)}]'" if extras else "."
     return f"pip install -c constraints.txt {what}"
 
@@ -84,7 +84,7 @@ def check_distribution() -> str | None:
 
 
 def old_install(found: Distribution) -> str:
-    """Say what to do about an install of ours under its old name."""
+    """Say what to do about this package where it is still installed under its old name."""
     return (
         f"an old install of this package, {OTHER} {found.version}, is still there: "
         f"pip uninstall {OTHER}, then {extra_hint()}"

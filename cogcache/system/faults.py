@@ -1,4 +1,4 @@
-"""Errors that are the machine's and no file's: nothing is to be blamed on what was at hand."""
+"""Errors that come from the machine, not from the file that was being read or written."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def _numbers(*names: str) -> frozenset[int]:
 
 
 EXHAUSTED: Final = _numbers("EMFILE", "ENFILE")
-"""Of opening files: another file would not be opened either."""
+"""Too many files are open: no other file could be opened either."""
 OF_DISKS: Final = _numbers(
     "EIO", "ENODEV", "ENOTCONN", "ENXIO", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ESTALE",
     "ETIMEDOUT",
 )  # fmt: skip
-"""A bad spot costs a file; a disk that is gone gives this for each."""
+"""A damaged sector gives these errors for one file, a disk that is gone for every file."""
 DISK_ERROR: Final = "disk_error"
 """Reason of a video that could not be read for one of these."""
 MOST_IN_A_ROW: Final = 10
-"""Videos that may be lost one after the other to the disk before the run is stopped."""
+"""So many videos in a row may fail with disk errors before the run stops."""
 SCARCE: Final = EXHAUSTED | _numbers("EAGAIN", "EDQUOT", "ENOMEM", "ENOSPC")
-"""What there is too little of; libraries often tell of it in words of their own."""
+"""The machine has too little of something; libraries often report these in their own words."""
 OF_THE_SYSTEM: Final = SCARCE | _numbers("EACCES", "EIO", "EROFS", "ESTALE")
-"""Errors of disks and limits, met where no better word for them is known."""
+"""Errors of disks and limits that nothing else in this module explains better."""
 _NO_MEMORY: Final = ("can't allocate memory", "can't start new thread", "failed to map segment")
 """What torch, Python and the loader of libraries say where the system says ENOMEM or EAGAIN."""
 FILES: Final = "raise `ulimit -n` (4096 is ample) and run again: nothing that is finished is lost"
@@ -66,7 +66,7 @@ def raise_if_there(error: OSError, folder: Path) -> None:
 
 
 def machine_error(error: BaseException) -> CogcacheError | None:
-    """Return an error of any library as a message, if the machine is its reason; else None.
+    """Return a message for an error of any library that the machine caused; else None.
 
     Libraries tell of it in errors of their own kinds, raised from the system's or with its words.
     An error of ours that came from a file that could not be opened may blame that file: where no
@@ -117,9 +117,9 @@ def _hint(told: str) -> str:
 
 
 class DiskWatch:
-    """Tells a bad spot, which costs a video, from a disk that is gone, which is no video's fault.
+    """Tells a damaged sector, which costs one video, from a disk that is gone.
 
-    It holds failures back until the next thing read proves that the disk is there.
+    A failure is held back until another file is read: that proves that the disk is still there.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The name of this machine, as other machines on a shared folder must be able to tell it apart."""
+"""A name for this machine that no other machine on a shared folder has."""
 
 from __future__ import annotations
 

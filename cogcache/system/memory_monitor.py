@@ -1,4 +1,4 @@
-"""How much memory a stage really takes: sampled in a thread, always on.
+"""How much memory a stage really takes, sampled in a thread during every run.
 
 Three figures, since they are different promises. Anonymous memory is what the process alone
 holds; file-backed memory is what it has mapped, such as bf16 weights on the CPU, which the
@@ -90,7 +90,7 @@ def _driver_bytes() -> int:
 
 
 class MemoryMonitor:
-    """Samples memory while a `with` block runs; `peak` and `timeline` hold what it saw.
+    """Samples memory while a `with` block runs, into `peak` and `timeline`.
 
     The peak of each figure is its own: they need not fall together.
     """

@@ -1,4 +1,4 @@
-"""A call in a process of its own: what it took is given back for certain when it ends."""
+"""Calls a function in a new process: all its memory is freed when that process ends."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def ending(exit_code: int | None) -> str:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Have a process started here take no notice of signals from its first instruction on."""
+    """Start processes that ignore SIGINT, SIGTERM and SIGHUP from their first instruction on."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Temporary files and folders: their names say who made them, so that another can clear them away.
+"""Temporary files and folders. Their names say who made them, so that others can remove them.
 
 Every temporary name ends in the machine, the process and a number. What a process left that was
 killed is removed by the next command that writes: beside the place that it was to take, in
@@ -48,7 +48,7 @@ def temporary_name(path: Path, suffix: str = PARTIAL) -> Path:
 
 
 def is_dead(path: Path) -> bool:
-    """Say whether whoever made a temporary file or folder is there no more."""
+    """Say whether the process that made a temporary file or folder has ended."""
     try:
         touched_s = path.lstat().st_mtime
     except FileNotFoundError:  # renamed or removed since it was listed
@@ -139,7 +139,7 @@ def scratch_folder(cache: Path | None = None, *, in_memory: bool = False) -> Ite
 
 @contextmanager
 def noted(cache: Path | None, kind: str, **facts: Any) -> Iterator[None]:
-    """Have a note lie in a cache while a `with` block runs: if it is killed, others find it.
+    """Keep a note in a cache while a `with` block runs: after a kill, others find it.
 
     Args:
         cache: folder of the cache; None, or one that cannot be written, keeps no note.
@@ -195,7 +195,7 @@ def temporary_place() -> Path:
 
 
 def sweep_temporary() -> None:
-    """Remove the folders in ``TMPDIR`` of processes that are there no more."""
+    """Remove the folders in ``TMPDIR`` of processes that have ended."""
     for place in {temporary_place(), _MEMORY}:
         folders = place.glob(f"{_FOLDER}*.*.*")
         _removed(folder for folder in folders if not folder.is_symlink())
@@ -217,7 +217,7 @@ def _owner() -> str:
 
 def _begin(path: Path) -> str:
     name = os.fsencode(path.name)
-    if len(name) > _LONGEST_BYTES:  # with all that follows it would be too long for a file system
+    if len(name) > _LONGEST_BYTES:  # with the suffix, too long for file systems
         return f".{hashlib.sha256(name).hexdigest()[:32]}."
     return f".{path.name}."
 
@@ -252,7 +252,7 @@ def _write_note(cache: Path | None, content: Mapping[str, Any]) -> Path | None:
     try:
         note.parent.mkdir(exist_ok=True)
         note.write_text(json.dumps(content), encoding="utf-8")
-    except OSError:  # full, or for reading alone: then nothing of ours lies there either
+    except OSError:  # a full or read-only disk: it has no temporary files of ours either
         _forget(note)
         return None
     return note

@@ -1,4 +1,4 @@
-"""Stopping in order: the first signal finishes what is in hand, the second stops at once."""
+"""Stopping cleanly: after one signal a run finishes its current clips; a second one stops it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def asking_to_end() -> tuple[signal.Signals, ...]:
     """Return the signals that ask a run to end: SIGINT, SIGTERM, and a closed terminal's SIGHUP.
 
-    One that SIGHUP is to pass by, as `nohup` has it, is let be.
+    A process started with `nohup` keeps ignoring SIGHUP.
     """
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
@@ -29,7 +29,7 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.fault = False
-        """Whether something is wrong, beyond that the run was asked to end."""
+        """Whether the run stops because something is wrong, not only because it was asked to."""
 
     def __bool__(self) -> bool:
         return self.reason is not None
@@ -44,7 +44,7 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Yield a `Stop` that SIGINT, SIGTERM and SIGHUP set; a second signal stops at once.
 
-    The second one raises SystemExit, with 128 and its number, so that what is open is undone.
+    The second one raises SystemExit, with 128 and its number, so that `finally` blocks run.
     Outside the main thread, where Python takes no signals, it is never set by one.
     """
     stop = Stop()
@@ -61,7 +61,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP end the process by SystemExit: what is open is undone."""
+    """Have SIGINT, SIGTERM and SIGHUP raise SystemExit, so that `finally` blocks run."""
 
     def handle(number: int) -> None:
         raise SystemExit(128 + number)

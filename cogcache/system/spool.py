@@ -1,7 +1,7 @@
-"""A bounded folder on this machine's disk, in which videos of object stores lie while needed.
+"""A folder of bounded size on this machine's disk, for videos fetched from object stores.
 
-What lies there longest unused goes first. A reader holds a link of its own to what it reads, so
-that it keeps it to its end. What is not covered: what readers hold comes on top of the bound.
+The least recently used file is deleted first. A reader holds its own hard link, so that its file
+stays until it has finished. What is not covered: files that readers hold come on top of the bound.
 """
 
 from __future__ import annotations

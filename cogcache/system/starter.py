@@ -1,4 +1,4 @@
-"""A program that ends with the one that started it, and what the latter hands it for that."""
+"""Has a program end when the program that started it ends, even after a crash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 _STARTER: Final = "COGCACHE_STARTER_PIPE"
-"""Names, to a program that another started, the end of a pipe that closes with that one."""
+"""Environment variable: the descriptor of a pipe that closes when the starting program ends."""
 _GRACE_S: Final = 1.5
 
 
@@ -34,7 +34,7 @@ def starter_pipe() -> Iterator[tuple[int | None, dict[str, str]]]:
 
 
 def end_with_starter() -> None:
-    """Have this process end in order when the one that started it with `starter_pipe` is gone."""
+    """End this process cleanly when the one that started it with `starter_pipe` has ended."""
     descriptor = os.environ.pop(_STARTER, "")
     if descriptor.isdecimal():
         os.set_inheritable(int(descriptor), False)

@@ -38,7 +38,7 @@ def refuse_secrets(url: str) -> None:
     if "@" in parts.netloc or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query)):
         shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         raise ConfigError(
-            f"{shown}: the URL holds what proves who asks, and URLs are stored",
+            f"{shown}: the URL holds a password or a signature, and URLs are stored",
             "leave it out, and set the store's own variables, such as AWS_ACCESS_KEY_ID",
         )
 
