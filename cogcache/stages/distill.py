@@ -37,7 +37,7 @@ from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.report import Counts
 from cogcache.stages.train import TRAINING, Trained, TrainingJob
 from cogcache.store import FeatureStore
-from cogcache.system import CachePaths, pick_device
+from cogcache.system import pick_device
 from cogcache.training import base_kind, check_method, choose, lay_out
 from cogcache.units import format_bytes
 
@@ -104,7 +104,7 @@ def teach(
     if not choice.shares_words(family):
         return ["teacher: the student has another tokenizer, so it learns from captions alone"]
     with open_run("distill", cache, settings, catalog_path) as run:
-        examples = _examples(cache, settings, selection, family, store, catalog_path)
+        examples = _examples(run.catalog.path, settings, selection, family, store)
         teacher = _teacher(cache, settings, family, run)
         new = [example for example in examples if not teacher.knows(example)]
         report = run.begin(Counts(found=len(examples), cached=len(examples) - len(new)))
@@ -161,15 +161,8 @@ def study(
     with open_run("distill", cache, settings, catalog_path) as run:
         teacher = _teacher(cache, told, family, run)
         student = ChosenStudent(family, out / TRAINING / START, choice, teacher, settings)
-        job = TrainingJob(
-            cache, out, settings, selection, family, store, run.catalog, student=student
-        )
-        with run.timings.time("digest"):
-            job.find(catalog_path or CachePaths(cache).catalog)
-        report = run.begin(Counts())
-        with run.working() as at:
-            done = job.learn(report, at.stop)
-    return done
+        job = TrainingJob(out, settings, selection, family, store, run.catalog, student=student)
+        return job.work(run)
 
 
 @dataclass
@@ -241,15 +234,9 @@ def _teacher(cache: Path, settings: Settings, family: Family, run: OpenedRun) ->
 
 
 def _examples(
-    cache: Path,
-    settings: Settings,
-    selection: Selection,
-    family: Family,
-    store: FeatureStore,
-    catalog_path: Path | None,
+    catalog: Path, settings: Settings, selection: Selection, family: Family, store: FeatureStore
 ) -> list[Example]:
     fits = {"family": family.name, "cache_point": family.cache_point}
-    catalog = catalog_path or CachePaths(cache).catalog
     chosen = choose(catalog, selection, settings.prompts, fits)
     context = family.full_config().get("max_position_embeddings")
     return lay_out(chosen, family, store, family.layout(settings.language), context).examples

@@ -16,10 +16,10 @@ from cogcache.errors import NothingToLearnError, TrainingError
 from cogcache.models import Family, identify, open_family, recall
 from cogcache.planning import StagePlan, memory_for, plan_training, too_little
 from cogcache.settings import Settings
-from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.report import Counts, RunReport
 from cogcache.store import FeatureStore
-from cogcache.system import CachePaths, pick_device, sample
+from cogcache.system import pick_device, sample
 from cogcache.training import (
     Chosen,
     Example,
@@ -80,20 +80,14 @@ def train(
     store = FeatureStore.open(cache)
     family = open_family(settings)
     with open_run("train", cache, settings, catalog_path) as run:
-        job = TrainingJob(cache, out, settings, selection, family, store, run.catalog)
-        with run.timings.time("digest"):
-            job.find(catalog_path or CachePaths(cache).catalog)
-        report = run.begin(Counts())
-        with run.working() as at:
-            done = job.learn(report, at.stop)
-    return done
+        job = TrainingJob(out, settings, selection, family, store, run.catalog)
+        return job.work(run)
 
 
 @dataclass
 class TrainingJob:
-    """A run: what it learns, then how."""
+    """What a run learns, then how."""
 
-    cache: Path
     out: Path
     settings: Settings
     selection: Selection
@@ -105,10 +99,18 @@ class TrainingJob:
     student: Student | None = None
     """Who learns, where that is not the model itself."""
 
-    def find(self, catalog_path: Path) -> None:
-        """Choose captions and see that the folder is free, or holds this very run."""
+    def work(self, run: OpenedRun) -> Trained:
+        """Do all of a run that is open: choose captions, then train until the end or a stop."""
+        with run.timings.time("digest"):
+            self._find()
+        report = run.begin(Counts())
+        with run.working() as at:
+            return self._learn(report, at.stop)
+
+    def _find(self) -> None:
+        """Choose captions, and check that the folder is free or holds this same run."""
         identity = identify(self.family, "language", self.catalog.files)
-        chosen = choose(catalog_path, self.selection, self.settings.prompts, self._fits())
+        chosen = choose(self.catalog.path, self.selection, self.settings.prompts, self._fits())
         self.kept, self.held = split_by_video(chosen, self.settings.training.eval_share)
         more = self.student.settings if self.student else {}
         self.record = Record.of(
@@ -133,7 +135,7 @@ class TrainingJob:
             fields["vision_digest"] = identity.digest
         return fields
 
-    def learn(self, report: RunReport, stop: Any) -> Trained:
+    def _learn(self, report: RunReport, stop: Any) -> Trained:
         """Lay the captions out, load the half, and train it."""
         from cogcache.training import Run
 
