@@ -144,6 +144,10 @@ class SlotCache:
 
     def __init__(self, spare: int = 0) -> None:
         self.spare = spare
+        self.reset()
+
+    def reset(self) -> None:
+        """Let go of all rows."""
         self.lengths: list[int] = []
         self.cache = Cache(layers=[])
         self.end = 0
@@ -194,7 +198,7 @@ class SlotCache:
         """Keep these slots, in order, let rows join behind them, and make room on the right."""
         lengths = [self.lengths[slot] for slot in kept] + [row.length for row in joining]
         if not lengths:
-            self.__init__(self.spare)  # type: ignore[misc]
+            self.reset()
             return
         end = max(lengths) + self.spare
         layers = []

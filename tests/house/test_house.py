@@ -24,7 +24,6 @@ LONGER = {
     "catalog/database.py CatalogFile": "opening a file that may be damaged, full or of another "
     "version, beside five kinds of statements",
     "models/derived/family.py DerivedFamily": "implements every method of Family",
-    "models/derived/processing.py ClipProcessor": "one processor, for texts and for pixels",
     "models/cogvlm2/modeling.py forward": "the parameters that transformers calls it with",
 }
 """Functions and classes beyond these bounds, docstrings counted, and why."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cogcache.errors import ConfigError, UnknownFamilyError, VideoError
+from cogcache.errors import ConfigError
 from cogcache.models.checkpoints.bounds import blamed_on, check_processor
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived.conversation import (
@@ -22,7 +21,7 @@ from cogcache.models.derived.conversation import (
     read_json,
     with_images,
 )
-from cogcache.models.derived.features import version_text
+from cogcache.models.derived.explainer import Explainer
 from cogcache.models.derived.frame_texts import whole_placeholder
 from cogcache.models.derived.pixels import size_within
 from cogcache.models.derived.times import FrameTimes
@@ -39,8 +38,6 @@ VIDEO_ARGUMENTS = ("video_metadata", "do_sample_frames")
 """Without the first a processor invents times, without the second it drops frames."""
 SLOT = re.compile(r"(image|video)_(token|patch)_(id|index)")
 """Names in a config of tokens that features go in place of."""
-CLASH = (TypeError, AttributeError, LookupError, ImportError, NotImplementedError, NameError)
-"""What a processor raises that is called in a way it does not know, whatever the clip is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +68,23 @@ class ClipProcessor:
             UnknownFamilyError: this transformers cannot load it, or it cannot be told the times
                 of frames.
         """
-        self.family = family
+        self.family, self._explainer = family, Explainer(family)
         self.config = checkpoint.config
         for name in PROCESSOR_FILES:
             check_processor(read_json(checkpoint.folder / name), checkpoint.folder / name)
-        with blamed_on(checkpoint.folder), self._explained("from_pretrained"):
+        with blamed_on(checkpoint.folder), self._explainer.explained("from_pretrained"):
             self.processor = load_processor(checkpoint.folder, family)
         if not hasattr(self.processor, "tokenizer"):
-            raise self._refusal(
+            raise self._explainer.refusal(
                 "it is only a part of a processor: processor_config.json is missing"
             )
         self.tokenizer = self.processor.tokenizer
         video = getattr(self.processor, "video_processor", None)
         self.takes_videos = video is not None and bool(getattr(self.processor, "video_token", None))
         if self.takes_videos:
-            self._check_arguments(video)
+            _check_arguments(video, self._explainer)
         elif not getattr(self.processor, "image_token", None):
-            raise self._refusal("it takes neither videos nor images")
+            raise self._explainer.refusal("it takes neither videos nor images")
         self._text_only = copy.copy(self.processor)
         # It would miss the pixels that the placeholders stand for.
         self._text_only.validate_inputs = lambda *_, **__: None
@@ -145,31 +142,19 @@ class ClipProcessor:
         """
         count = 1 if self.takes_videos else len(clip.frames)
         text = self.text(conversation, count)
-        kept: list[str] = []
-        processor = copy.copy(self.processor)
-
-        def remembering(
-            text: list[str],
-            images_replacements: Sequence[str] = (),
-            videos_replacements: Sequence[str] = (),
-            audio_replacements: Sequence[str] = (),
-        ) -> Any:
-            kept.extend(videos_replacements if self.takes_videos else images_replacements)
-            return type(processor).get_text_with_replacements(
-                processor, text, images_replacements, videos_replacements, audio_replacements
-            )
-
-        processor.get_text_with_replacements = remembering
+        processor, kept = _remembering(self.processor, of_videos=self.takes_videos)
         arguments = (
             self._video_arguments(clip) if self.takes_videos else {"images": list(clip.frames)}
         )
-        with self._explained("__call__", of_clip=True):
+        with self._explainer.explained("__call__", of_clip=True):
             outputs = processor(
                 text=[text], return_tensors="pt", **arguments, **self._text_arguments(text)
             )
         if len(kept) != count:
-            raise self._refusal("it does not say what it puts in place of a placeholder")
-        tensors = {name: self._tensor(name, value) for name, value in outputs.items()}
+            raise self._explainer.refusal("it does not say what it puts in place of a placeholder")
+        tensors = {
+            name: _as_tensor(name, value, self._explainer) for name, value in outputs.items()
+        }
         sequences = _sequences(tensors)
         inputs = {
             name: tensor
@@ -188,41 +173,27 @@ class ClipProcessor:
         expanded, _ = type(processor).get_text_with_replacements(
             processor, [text], list(images), list(videos), []
         )
-        with self._explained("__call__"):
+        with self._explainer.explained("__call__"):
             outputs = self.tokenized(processor, expanded, self._text_arguments(text))
         return _sequences(dict(outputs))
 
     def answer_ids(
         self, conversation: Sequence[Message], num_replacements: int, caption: str
     ) -> tuple[list[int], list[int]]:
-        """Return a caption's tokens behind a prompt, and those of what the template puts behind it.
+        """Return a caption's tokens after a prompt, and those that the template puts after it.
 
-        The words before it are given to the tokenizer with it: some write a word otherwise where
-        nothing stands before it.
+        The words before it are given to the tokenizer with it: some tokenizers write a word
+        otherwise where nothing stands before it.
         """
         asked = self.text(conversation, num_replacements)
-        lead, behind = self._around_answer(conversation, asked, caption)
+        template = self.processor if getattr(self.processor, "chat_template", None) else None
+        count = None if self.takes_videos else asked.count(self.placeholder)
+        lead, behind = _around_answer(template, conversation, asked, caption, count)
         before = asked.rpartition(self.placeholder)[2]
         start, whole = self._plain_ids(before), self._plain_ids(before + lead + caption)
         fits = whole[: len(start)] == start
         ids = whole[len(start) :] if fits else self._plain_ids(lead + caption)
         return ids, self._plain_ids(behind)
-
-    def _around_answer(
-        self, conversation: Sequence[Message], asked: str, caption: str
-    ) -> tuple[str, str]:
-        """Return what stands between a prompt and its answer, and what stands behind that."""
-        if not getattr(self.processor, "chat_template", None):
-            return " ", ""  # the usual forms, which end with a colon
-        answer = {"role": "assistant", "content": [{"type": "text", "text": caption}]}
-        turns = [*conversation, answer]
-        count = asked.count(self.placeholder)
-        told = self.processor.apply_chat_template(
-            turns if self.takes_videos else with_images(turns, count), tokenize=False
-        )
-        lead, found, behind = told.removeprefix(asked).partition(caption)
-        fits = told.startswith(asked) and found and not lead.strip()
-        return (lead, behind) if fits else ("", behind if found else "")
 
     def _plain_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -284,39 +255,65 @@ class ClipProcessor:
         own = {"cap_pixels_per_frame": False} if hasattr(video, "cap_pixels_per_frame") else {}
         return {"size": size, **own}
 
-    def _check_arguments(self, video_processor: Any) -> None:
-        known = getattr(getattr(video_processor, "valid_kwargs", None), "__annotations__", {})
-        if absent := [name for name in VIDEO_ARGUMENTS if name not in known]:
-            raise self._refusal(f"{type(video_processor).__name__} has no argument {absent[0]}")
 
-    def _tensor(self, name: str, value: Any) -> Tensor:
-        import torch
+def _remembering(processor: Any, *, of_videos: bool) -> tuple[Any, list[str]]:
+    """Return a copy of a processor, and the list to which it adds what it puts in placeholders."""
+    kept: list[str] = []
+    ours = copy.copy(processor)
 
-        try:
-            return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise self._refusal(f"its output {name} is not a tensor") from error
-
-    def _refusal(self, problem: str) -> UnknownFamilyError:
-        hint = "install another transformers, or report the model"
-        return UnknownFamilyError(
-            f"{self.family}: the processor cannot be used with {version_text()}: {problem}", hint
+    def remembering(
+        text: list[str],
+        images_replacements: Sequence[str] = (),
+        videos_replacements: Sequence[str] = (),
+        audio_replacements: Sequence[str] = (),
+    ) -> Any:
+        kept.extend(videos_replacements if of_videos else images_replacements)
+        return type(ours).get_text_with_replacements(
+            ours, text, images_replacements, videos_replacements, audio_replacements
         )
 
-    @contextmanager
-    def _explained(self, call: str, *, of_clip: bool = False) -> Iterator[None]:
-        """Turn errors from inside a processor into one that says what does not fit."""
-        try:
-            yield
-        except CLASH as error:
-            named = re.search(r"argument:? '?(\w+)", str(error))
-            argument = f" (argument {named[1]})" if named else ""
-            raise self._refusal(f"{call}{argument}: {error}") from error
-        except (ValueError, OSError) as error:
-            if not of_clip:
-                raise self._refusal(f"{call}: {error}") from error
-            problem = f"the processor of {self.family} does not take these frames: {error}"
-            raise VideoError("not_processable", problem, "leave the video out") from error
+    ours.get_text_with_replacements = remembering
+    return ours, kept
+
+
+def _check_arguments(video_processor: Any, explainer: Explainer) -> None:
+    """Refuse a video processor that cannot be told the times of its frames."""
+    known = getattr(getattr(video_processor, "valid_kwargs", None), "__annotations__", {})
+    if absent := [name for name in VIDEO_ARGUMENTS if name not in known]:
+        raise explainer.refusal(f"{type(video_processor).__name__} has no argument {absent[0]}")
+
+
+def _as_tensor(name: str, value: Any, explainer: Explainer) -> Tensor:
+    import torch
+
+    try:
+        return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise explainer.refusal(f"its output {name} is not a tensor") from error
+
+
+def _around_answer(
+    template: Any, conversation: Sequence[Message], asked: str, caption: str, images: int | None
+) -> tuple[str, str]:
+    """Return what stands between a prompt and its answer, and what stands after that.
+
+    Args:
+        template: the processor, if it has a chat template; None for the usual forms.
+        conversation: the messages of the prompt.
+        asked: the prompt as it is laid out.
+        caption: the answer.
+        images: how many images stand for the clip, where the processor takes no videos.
+    """
+    if template is None:
+        return " ", ""  # the usual forms, which end with a colon
+    answer = {"role": "assistant", "content": [{"type": "text", "text": caption}]}
+    turns = [*conversation, answer]
+    told = template.apply_chat_template(
+        turns if images is None else with_images(turns, images), tokenize=False
+    )
+    lead, found, behind = told.removeprefix(asked).partition(caption)
+    fits = told.startswith(asked) and found and not lead.strip()
+    return (lead, behind) if fits else ("", behind if found else "")
 
 
 def load_processor(folder: Path, family: str) -> Any:
