@@ -111,7 +111,11 @@ def test_an_unknown_override_names_the_nearest():
         ("sampling", "window_s = nan", "a finite number, not nan"),
         ("sampling", "window_s = 0", "greater than 0, not 0"),
         ("sampling", "window_s = '1'", 'a number, not "1"'),
-        ("sampling", "strategy = 'chat'", 'one of per_second, uniform, spread or published, not "chat"'),
+        (
+            "sampling",
+            "strategy = 'chat'",
+            'one of per_second, uniform, spread or published, not "chat"',
+        ),
         ("clips", "segment_s = -1", "greater than 0, not -1"),
         ("clips", "segment_s = false", "a number, not false"),
         ("language", "double_quant = 1", "true or false, not 1"),
