@@ -26,7 +26,7 @@ from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
 from cogcache.stages.clips.worklist import Clip, Wanted
-from cogcache.stages.encoding.feature_maker import seal_clip
+from cogcache.stages.encoding.clip_encoder import seal_clip
 from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore

@@ -216,14 +216,14 @@ class _Captioning:
 
     @contextmanager
     def _captions(self, following: Following) -> Iterator[Captions]:
-        """Yield what makes captions: the language half in this process, or a crew."""
+        """Yield what makes captions: the language half in this process, or workers in others."""
         settings, report, stop = self.stage.settings, self.report, self.at.stop
         if settings.machines.is_distributed:
             from cogcache.stages.captioning.remote import distributed_captioning
 
             root, identity = self.store.root, self.stage.identity
-            with distributed_captioning(settings, root, identity, stop, report) as crew:
-                yield lambda tasks: self._by_crew(crew.captions(self.shared.ours(tasks)))
+            with distributed_captioning(settings, root, identity, stop, report) as workers:
+                yield lambda tasks: self._by_workers(workers.captions(self.shared.ours(tasks)))
         else:
             captioner = Captioner(self.stage, report)
             further = partial(self._further_of, following)
@@ -235,7 +235,7 @@ class _Captioning:
         said = FlaggedCaption(made.text, list(made.flags))
         return list(self.shared.ours(following.further(made.task, said)))
 
-    def _by_crew(
+    def _by_workers(
         self, clips: Iterator[tuple[list[Task], list[Made] | ClipError]]
     ) -> Iterator[Made]:
         for of_clip, made in clips:

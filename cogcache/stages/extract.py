@@ -25,6 +25,7 @@ from cogcache.stages.clips.discovery import Finding
 from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, list_work, unseen
 from cogcache.stages.encoding.clip_writer import ClipWriter
 from cogcache.stages.encoding.local import Encoding, LocalEncoding
+from cogcache.stages.encoding.stage_one import StageOne
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.libraries import ready_to_identify
 from cogcache.stages.runs.opened import open_run
@@ -127,16 +128,15 @@ class _Extraction:
         self.report.warn(unseen(finding.found.num_unseen, self.wanted.settings))
 
     @cached_property
-    def _making(self) -> Encoding:
-        return self._open.enter_context(self._makers())
+    def _encoding(self) -> Encoding:
+        return self._open.enter_context(self._opened_encoding())
 
-    def _makers(self) -> AbstractContextManager[Encoding]:
-        """Return what makes features: this process, or a crew."""
+    def _opened_encoding(self) -> AbstractContextManager[Encoding]:
+        """Return what makes features: this process, or workers in other processes."""
         wanted = self.wanted
         if not wanted.settings.machines.is_distributed:
-            return LocalEncoding(
-                wanted.settings, wanted.family, self.store, self.report, self._neighbours
-            )
+            stage = StageOne(wanted.settings, wanted.family, self.store, self._neighbours)
+            return LocalEncoding(stage, self.report)
         from cogcache.stages.encoding.remote import distributed_encoding
 
         return distributed_encoding(
@@ -156,7 +156,7 @@ class _Extraction:
             yield clip
 
     def _make(self, ours: Iterable[Clip | None]) -> None:
-        for outcomes in self._making.make(ours):
+        for outcomes in self._encoding.make(ours):
             self.writer.take(outcomes)
             if self.writer.disk.is_gone:
                 self.at.stop.ask(self.writer.disk.told(), fault=True)

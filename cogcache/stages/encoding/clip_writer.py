@@ -18,7 +18,7 @@ from cogcache.store import Claims
 from cogcache.system import DiskWatch
 
 if TYPE_CHECKING:
-    from cogcache.stages.encoding.feature_maker import Outcome
+    from cogcache.stages.encoding.clip_encoder import Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -13,18 +13,16 @@ from math import ceil
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from cogcache.errors import ClipError
-from cogcache.models import Family
 from cogcache.settings import Settings
 from cogcache.stages.clips.worklist import Clip
-from cogcache.stages.encoding.frame_reuse import Neighbours, no_neighbours
 from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.stages.encoding.stage_one import StageOne
 from cogcache.stages.runs.report import RunReport
-from cogcache.store import FeatureStore
 from cogcache.system import Fetching, Spool
 from cogcache.video import decode_limits, map_unordered
 
 if TYPE_CHECKING:
-    from cogcache.stages.encoding.feature_maker import FeatureMaker, Outcome
+    from cogcache.stages.encoding.clip_encoder import ClipEncoder, Outcome
 
 Prepared = tuple[Clip, PreparedClip | ClipError]
 
@@ -61,24 +59,13 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
     """Makes the features of clips in this process.
 
     Args:
-        settings: of the run.
-        family: of the checkpoint, at the cache point.
-        store: where features are sealed.
-        report: is told the plan, the bytes read and the times.
-        neighbours: keys of clips in the store that may share frames with a clip.
+        stage: the settings, the checkpoint and the store.
+        report: gets the plan, the bytes read and the times.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        family: Family,
-        store: FeatureStore,
-        report: RunReport,
-        neighbours: Neighbours = no_neighbours,
-    ) -> None:
-        self.settings, self.family, self.store, self.report = settings, family, store, report
-        self._neighbours = neighbours
-        self._maker: FeatureMaker | None = None
+    def __init__(self, stage: StageOne, report: RunReport) -> None:
+        self.stage, self.report = stage, report
+        self._encoder: ClipEncoder | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -91,12 +78,12 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
         """Yield what became of clips, as they get done."""
         # Before the weights: the workers decode while those are read.
         prepared = self._prepare(clips)
-        maker = self._loaded()
+        encoder = self._loaded()
         batch: list[tuple[Clip, PreparedClip]] = []
         for each in self._timed(prepared):
             if each is None:  # reading or a search may last: what waits for company is made without
-                yield maker.make(batch) if batch else []
-                yield maker.finish()
+                yield encoder.make(batch) if batch else []
+                yield encoder.finish()
                 batch = []
                 continue
             clip, result = each
@@ -104,28 +91,25 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
                 yield [(clip, result)]
             else:
                 batch.append((clip, result))
-            if sum(each.num_frames for _, each in batch) >= maker.frames_per_batch:
-                yield maker.make(batch)
+            if sum(each.num_frames for _, each in batch) >= encoder.frames_per_batch:
+                yield encoder.make(batch)
                 batch = []
-        yield maker.make(batch) if batch else []
-        yield maker.finish()
+        yield encoder.make(batch) if batch else []
+        yield encoder.finish()
 
-    def _loaded(self) -> FeatureMaker:
-        from cogcache.stages.encoding.feature_maker import FeatureMaker
+    def _loaded(self) -> ClipEncoder:
+        from cogcache.stages.encoding.clip_encoder import ClipEncoder
 
-        if self._maker is None:
-            maker = FeatureMaker(
-                self.settings, self.family, self.store, self.report, self._neighbours
-            )
-            self._maker = self._open.enter_context(maker)
-        return self._maker
+        if self._encoder is None:
+            self._encoder = self._open.enter_context(ClipEncoder(self.stage, self.report))
+        return self._encoder
 
     def _prepare(self, clips: Iterable[Clip | None]) -> Iterator[Prepared | None]:
         """Start the decode workers; the iterator gives each clip, prepared or failed.
 
         It gives None while there is no clip just now and none is in hand.
         """
-        settings, vision = self.settings, self.settings.vision
+        settings, vision = self.stage.settings, self.stage.settings.vision
         clips_of: dict[ClipSource, Clip] = {}
 
         def sources() -> Iterator[ClipSource | None]:

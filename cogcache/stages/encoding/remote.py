@@ -20,13 +20,14 @@ from cogcache.stages.distributed.scheduler import Scheduler, WorkerSpec
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
 from cogcache.stages.encoding.frame_reuse import Neighbours
 from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
+from cogcache.stages.encoding.stage_one import StageOne
 from cogcache.stages.runs.report import RunReport
 from cogcache.store import FeatureStore
 from cogcache.system import Bug, MemoryMonitor, Stop
 from cogcache.video import Decoder, DecodeWorker, Program, decode_limits
 
 if TYPE_CHECKING:
-    from cogcache.stages.encoding.feature_maker import FeatureMaker, Outcome
+    from cogcache.stages.encoding.clip_encoder import ClipEncoder, Outcome
 
 PASSES_IN_HAND = 2
 """Batches that an encoder may have in hand: one is encoded while the next is on its way."""
@@ -111,23 +112,21 @@ class EncodeSpec:
 
     def start(self) -> EncodeActor:
         """Load the vision half."""
-        from cogcache.stages.encoding.feature_maker import FeatureMaker
+        from cogcache.stages.encoding.clip_encoder import ClipEncoder
 
         self.environment.take(self.settings.device)
         report, monitor = watched("extract", self.settings)
         store = FeatureStore.open(self.environment.cache)
         family, neighbours = self.environment.family(self.settings), dict[str, Sequence[str]]()
-        maker = FeatureMaker(
-            self.settings, family, store, report, lambda clip: neighbours[clip.key.digest]
-        )
-        return EncodeActor(maker, report, monitor, neighbours)
+        stage = StageOne(self.settings, family, store, lambda clip: neighbours[clip.key.digest])
+        return EncodeActor(ClipEncoder(stage, report), report, monitor, neighbours)
 
 
 @dataclass
 class EncodeActor:
     """An encoder at work."""
 
-    maker: FeatureMaker
+    encoder: ClipEncoder
     report: RunReport
     monitor: MemoryMonitor
     neighbours: dict[str, Sequence[str]]
@@ -137,10 +136,10 @@ class EncodeActor:
 
     def work(self, queue: JobQueue) -> Iterator[Result]:
         """Answer with what the catalog has to know of each clip."""
-        with self.maker:
+        with self.encoder:
             while True:
                 batch = self._batch(queue)
-                outcomes = self.maker.make(batch) if batch else self.maker.finish()
+                outcomes = self.encoder.make(batch) if batch else self.encoder.finish()
                 for clip, outcome in outcomes:
                     del self.neighbours[clip.key.digest]
                     yield Result(self.tickets.pop(clip.key.digest), outcome)
@@ -151,7 +150,7 @@ class EncodeActor:
         """Take what waits, as far as it goes into one pass; wait where there is nothing to do."""
         batch: list[tuple[Clip, PreparedClip]] = []
         frames = 0
-        while frames < self.maker.frames_per_batch:
+        while frames < self.encoder.frames_per_batch:
             item = queue.next(wait=not self.tickets)
             if item is None:
                 break
