@@ -28,8 +28,6 @@ from cogcache.stages.clips.worklist import (
     Worklist,
     list_work,
     num_unseen,
-    put_damaged_away,
-    sort_videos,
     unseen,
 )
 from cogcache.stages.encoding.clip_writer import ClipWriter
@@ -72,8 +70,8 @@ class Desk:
         with DigestReader(work.unread, self.catalog, WorkShare(), NO_SPOOL) as reader:
             while reader.num_left:
                 digests.update(reader.take(60.0))
-        sort_videos(work, digests, wanted, self.store, self.catalog)
-        put_damaged_away(work, self.store, self.catalog)
+        work.add_videos(digests, wanted, self.store, self.catalog)
+        work.put_damaged_away(self.store, self.catalog)
         return work
 
     def find(self, *videos: Path, **changed: object) -> tuple[list[Clip], Counts]:

@@ -27,7 +27,6 @@ from cogcache.stages.clips.cuts import (
     video_row,
 )
 from cogcache.stages.clips.found import FoundClips
-from cogcache.stages.clips.worklist import sort_clips
 from cogcache.system import Fetching, Spool
 from cogcache.video import (
     WHOLE,
@@ -246,7 +245,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         """Take up the clips of a video that need to be made."""
         found = self.found.work.more()
         bounds = [(v, film.digest, span) for v in (film.video, *film.copies) for span in spans]
-        sort_clips(found, bounds, self.wanted, self.sharing.store)
+        found.add_clips(bounds, self.wanted, self.sharing.store)
         self.found.add(found)
         self._leave(film)
 

@@ -17,7 +17,7 @@ from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.cut_search import CutSearch
 from cogcache.stages.clips.digests import DigestReader
 from cogcache.stages.clips.found import CLIPS_AHEAD, FoundClips
-from cogcache.stages.clips.worklist import Clip, Wanted, Worklist, sort_videos
+from cogcache.stages.clips.worklist import Clip, Wanted, Worklist
 from cogcache.stages.runs.report import RunReport
 from cogcache.system import Spool
 from cogcache.video import WHOLE
@@ -110,7 +110,7 @@ class Finding(AbstractContextManager["Finding"]):
         if digests:
             self.found.note_held()
             new = self.found.work.more()
-            sort_videos(new, digests, self.wanted, self.sharing.store, self.sharing.catalog)
+            new.add_videos(digests, self.wanted, self.sharing.store, self.sharing.catalog)
             self.found.add(new)
             self._search.add(new.unsearched)
 

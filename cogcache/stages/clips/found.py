@@ -9,7 +9,7 @@ from typing import Final
 
 from cogcache.catalog import Failure
 from cogcache.stages.clips.clip_claims import ClipClaims
-from cogcache.stages.clips.worklist import Wanted, Worklist, num_unseen, put_damaged_away
+from cogcache.stages.clips.worklist import Wanted, Worklist, num_unseen
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.report import RunReport
 from cogcache.system import DiskWatch
@@ -53,7 +53,7 @@ class FoundClips:
 
     def add(self, found: Worklist) -> None:
         """Take up a list of further clips, which began with `Worklist.more`."""
-        put_damaged_away(found, self.sharing.store, self.sharing.catalog)
+        found.put_damaged_away(self.sharing.store, self.sharing.catalog)
         found.add_to(self.report.counts)
         for key, videos in found.copies.items():
             self.work.copies.setdefault(key, []).extend(videos)

@@ -87,6 +87,83 @@ class Worklist:
         counts.skipped += len(self.known_failures)
         counts.copies += sum(map(len, self.copies.values()))
 
+    def add_videos(
+        self,
+        digests: Mapping[Path, str],
+        wanted: Wanted,
+        there: Set[str] | FeatureStore,
+        catalog: Catalog,
+    ) -> None:
+        """Add the clips of videos, and the videos that have to be looked at to be cut.
+
+        Args:
+            digests: of the videos' bytes.
+            wanted: how clips are made.
+            there: keys of features that are in the store.
+            catalog: knows how videos are read and cut.
+        """
+        spans = self._spans(digests, wanted, catalog)
+        each_span = ((v, d, span) for v, d in digests.items() for span in spans.get(v, ()))
+        self.add_clips(each_span, wanted, there)
+
+    def add_clips(
+        self,
+        spans: Iterable[tuple[Path, str, Span]],
+        wanted: Wanted,
+        there: Set[str] | FeatureStore,
+    ) -> None:
+        """Add clips by what is to be done about each.
+
+        Args:
+            spans: videos, their digests, and the bounds of their clips.
+            wanted: how clips are made.
+            there: keys of features that are in the store.
+        """
+        for video, video_digest, span in spans:
+            clip = Clip(video, wanted.key(video_digest, span), self.seen.get(video))
+            key = clip.key.digest
+            if self.holders.setdefault(key, video) != video:
+                self.copies.setdefault(key, []).append(video)
+            elif key in there:
+                self.cached.append(clip)
+            elif key in self.failed:
+                self.known_failures.append(clip)
+            else:
+                self.missing.append(clip)
+
+    def put_damaged_away(self, store: FeatureStore, catalog: Catalog) -> None:
+        """Check that cached clips are in the catalog; those whose file is damaged are missing."""
+        damaged = list_sealed(self.cached, store, catalog)
+        self.cached = [clip for clip in self.cached if clip not in damaged]
+        self.missing += damaged
+
+    def _spans(
+        self, digests: Mapping[Path, str], wanted: Wanted, catalog: Catalog
+    ) -> Mapping[Path, Sequence[Span]]:
+        """Return the bounds of the clips of each video, as far as they are known."""
+        wanted.learn({*digests.values()}, catalog)
+        if not wanted.is_cut:
+            return self._fixed_spans(digests, wanted)
+        cuts = cut_videos(digests, wanted.settings.clips, catalog, self.failed, wanted.failure_key)
+        for video in cuts.unsearched:
+            self.unsearched.setdefault(digests[video], []).append(video)
+        self.known_failures += [
+            Clip(video, wanted.key(digests[video], WHOLE)) for video in cuts.known_failures
+        ]
+        return cuts.spans
+
+    def _fixed_spans(
+        self, digests: Mapping[Path, str], wanted: Wanted
+    ) -> Mapping[Path, Sequence[Span]]:
+        """Return bounds that are the same for all videos whose way of reading is known."""
+        ready = {}
+        for video, each in digests.items():
+            if each in wanted.readings or _has_failed(each, wanted, self.failed):
+                ready[video] = wanted.fixed_spans
+            else:
+                self.unsearched.setdefault(each, []).append(video)
+        return ready
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -168,56 +245,9 @@ def list_work(
     work = Worklist(unread=looked.unread, seen=looked.seen)
     work.failures += [Unusable(video, error) for video, error in looked.failures]
     work.failed = catalog.failures.failed_keys("extract") if not wanted.retry_failed else set()
-    sort_videos(work, looked.digests, wanted, store.present(), catalog)
-    put_damaged_away(work, store, catalog)
+    work.add_videos(looked.digests, wanted, store.present(), catalog)
+    work.put_damaged_away(store, catalog)
     return work
-
-
-def sort_videos(
-    work: Worklist,
-    digests: Mapping[Path, str],
-    wanted: Wanted,
-    there: Set[str] | FeatureStore,
-    catalog: Catalog,
-) -> None:
-    """Add the clips of videos to a list, and the videos that have to be looked at to be cut."""
-    spans = _spans(digests, wanted, catalog, work)
-    each_span = ((v, d, span) for v, d in digests.items() for span in spans.get(v, ()))
-    sort_clips(work, each_span, wanted, there)
-
-
-def sort_clips(
-    work: Worklist,
-    spans: Iterable[tuple[Path, str, Span]],
-    wanted: Wanted,
-    there: Set[str] | FeatureStore,
-) -> None:
-    """Add clips to a list by what is to be done about each.
-
-    Args:
-        work: to add to.
-        spans: videos, their digests, and the bounds of their clips.
-        wanted: how clips are made.
-        there: keys of features that are in the store.
-    """
-    for video, video_digest, span in spans:
-        clip = Clip(video, wanted.key(video_digest, span), work.seen.get(video))
-        key = clip.key.digest
-        if work.holders.setdefault(key, video) != video:
-            work.copies.setdefault(key, []).append(video)
-        elif key in there:
-            work.cached.append(clip)
-        elif key in work.failed:
-            work.known_failures.append(clip)
-        else:
-            work.missing.append(clip)
-
-
-def put_damaged_away(work: Worklist, store: FeatureStore, catalog: Catalog) -> None:
-    """See that cached clips are in the catalog; those whose file is damaged are missing."""
-    damaged = list_sealed(work.cached, store, catalog)
-    work.cached = [clip for clip in work.cached if clip not in damaged]
-    work.missing += damaged
 
 
 def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) -> list[Clip]:
@@ -238,38 +268,6 @@ def list_sealed(clips: Sequence[Clip], store: FeatureStore, catalog: Catalog) ->
             catalog.files.add_videos([{**video, "path": path_to_text(clip.video)}])
             catalog.clips.add([{**row, "video": path_to_text(clip.video)}])
     return damaged
-
-
-def _spans(
-    digests: Mapping[Path, str],
-    wanted: Wanted,
-    catalog: Catalog,
-    work: Worklist,
-) -> Mapping[Path, Sequence[Span]]:
-    """Bounds of the clips of each video."""
-    wanted.learn({*digests.values()}, catalog)
-    if not wanted.is_cut:
-        return _fixed_spans(digests, wanted, work)
-    cuts = cut_videos(digests, wanted.settings.clips, catalog, work.failed, wanted.failure_key)
-    for video in cuts.unsearched:
-        work.unsearched.setdefault(digests[video], []).append(video)
-    work.known_failures += [
-        Clip(video, wanted.key(digests[video], WHOLE)) for video in cuts.known_failures
-    ]
-    return cuts.spans
-
-
-def _fixed_spans(
-    digests: Mapping[Path, str], wanted: Wanted, work: Worklist
-) -> Mapping[Path, Sequence[Span]]:
-    """Bounds that are the same for all videos; of some it has yet to be found how they are read."""
-    ready = {}
-    for video, each in digests.items():
-        if each in wanted.readings or _has_failed(each, wanted, work.failed):
-            ready[video] = wanted.fixed_spans
-        else:
-            work.unsearched.setdefault(each, []).append(video)
-    return ready
 
 
 def _has_failed(video_digest: str, wanted: Wanted, failed: Collection[str]) -> bool:
