@@ -138,7 +138,7 @@ def test_a_run_over_films_makes_all_their_clips_and_counts_right(films, cache):
     counts = report.counts
     assert (counts.found, counts.done) == (SCENES_EACH * NUM_FILMS,) * 2
     assert (counts.searched, counts.unsearched, report.status) == (NUM_FILMS, 0, "done")
-    assert report.searching == ""
+    assert report.state.searching == ""
     again = extract(films, cache, settings(**QUICK))
     assert (again.counts.cached, again.counts.searched) == (SCENES_EACH * NUM_FILMS, 0)
 

@@ -102,7 +102,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
                 self._hear_all(0)
         finally:
             self._pool.close()
-        self.report.searching = ""
+        self.report.state.searching = ""
 
     def add(self, unsearched: Mapping[str, Sequence[Path]]) -> None:
         """Take up videos, by digest the files that hold them."""
@@ -258,6 +258,6 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         """Let others know what the search is at."""
         if not self.wanted.is_cut:  # a look at its packets is no search
             return
-        self.report.searching = "; ".join(
+        self.report.state.searching = "; ".join(
             film.told for film in self._active.values() if not film.jobs or film.extent
         )

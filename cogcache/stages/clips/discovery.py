@@ -125,4 +125,5 @@ class Finding(AbstractContextManager["Finding"]):
         self._expected = expected
         left = self._search.num_left + unread if self.wanted.is_cut else 0
         counts.unsearched, cut = left, self._to_cut - left
-        self.report.expected = left * self.found.num_added / cut if cut else None if left else 0.0
+        expected_to_come = left * self.found.num_added / cut if cut else None if left else 0.0
+        self.report.state.expected = expected_to_come

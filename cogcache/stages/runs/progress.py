@@ -82,7 +82,7 @@ class _Watch:
         """Look, and return what others are shown."""
         self.look()
         counts, now, rate = self.report.counts, sample(), self._rate()
-        left, expected = counts.found - counts.settled, self.report.expected
+        left, expected = counts.found - counts.settled, self.report.state.expected
         found = {
             "run": self.report.run,
             "command": self.report.command,
@@ -91,7 +91,7 @@ class _Watch:
             **asdict(counts),
             "per_s": rate,
             "eta_s": (left + expected) / rate if rate and expected is not None else None,
-            "searching": self.report.searching,
+            "searching": self.report.state.searching,
             "host_bytes": now.host_bytes,
             "device_bytes": now.device_bytes,
             "stopping": self.stop.reason,

@@ -68,8 +68,18 @@ class Timings:
 
 
 @dataclass
+class RunState:
+    """Where a run is just now; no part of what it reports in the end."""
+
+    searching: str = ""
+    """The videos that are searched for scenes, and how far."""
+    expected: float | None = 0.0
+    """Clips that are expected in videos not cut yet; None where nothing is known to go by."""
+
+
+@dataclass
 class RunReport:
-    """One run of one stage."""
+    """What one run of one stage did; `report_lines` words it for a reader."""
 
     run: int
     command: str
@@ -100,12 +110,10 @@ class RunReport:
     """What ended the run, if that was an error."""
     total_s: float = 0.0
     timeline: list[MemorySample] = field(default_factory=list)
-    searching: str = ""
-    """What the search for scenes is at, while the run goes."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What a run that trains has come to: losses, and captions before and after."""
-    expected: float | None = 0.0
-    """Clips that are expected in videos not cut yet; None where nothing is known to go by."""
+    state: RunState = field(default_factory=RunState)
+    """Where the run is, while it goes on."""
 
     def finish(self, monitor: MemoryMonitor) -> None:
         """Take over what was measured."""
