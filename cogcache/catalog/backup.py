@@ -1,4 +1,4 @@
-"""A backup of the catalog as the last run left it that ended well."""
+"""A backup of the catalog, made by each run that ends without an error."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Clips:
         return cast(list[ClipRow], self._file.select(_CLIPS, order, equal=equal, among=among))
 
     def known(self, feature_keys: Collection[str]) -> set[str]:
-        """Return those of the keys that are a clip's."""
+        """Return those of the keys that belong to a clip."""
         return self._file.known("clips", "feature_key", feature_keys)
 
     def overlapping(self, video_digest: str, start_s: float, end_s: float | None) -> list[str]:
@@ -116,7 +116,7 @@ class Clips:
 
 
 class Captions:
-    """What language halves said of clips."""
+    """The captions of clips."""
 
     def __init__(self, file: CatalogFile) -> None:
         self._file = file
@@ -151,11 +151,11 @@ class Captions:
         )
 
     def known(self, caption_keys: Collection[str]) -> set[str]:
-        """Return those of the keys that are a caption's."""
+        """Return those of the keys that belong to a caption."""
         return self._file.known("captions", "caption_key", caption_keys)
 
     def said(self, caption_keys: Collection[str]) -> dict[str, FlaggedCaption]:
-        """Return what the captions of these keys say, those that there are."""
+        """Return the texts and flags of the captions that have one of these keys."""
         sql = """SELECT caption_key, caption, flags FROM whole_captions
             WHERE caption_key IN (SELECT value FROM json_each(:keys))"""
         keys = {"keys": json.dumps([*caption_keys])}
@@ -372,7 +372,7 @@ class Catalog:
 
 
 def _says_nothing(failure: sqlite3.Row, digest: str) -> bool:
-    """Say whether a failure of stage one is past, now that its file holds bytes of a digest."""
+    """Say whether a failure of stage one is outdated, given the digest of the file's bytes now."""
     of_other_bytes = failure["video_digest"] is not None and failure["video_digest"] != digest
     return failure["feature_key"] is None or of_other_bytes
 

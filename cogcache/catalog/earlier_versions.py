@@ -59,7 +59,7 @@ class Outdated:
 
     @property
     def message(self) -> str:
-        """What a user is told of it."""
+        """The message for the user."""
         name = f" for the prompt {self.prompt_name!r}" if self.prompt_name else ""
         command = "extract" if self.change.of == "features" else "caption"
         mend = (
@@ -70,7 +70,7 @@ class Outdated:
 
 
 def outdated(catalog: Path) -> list[Outdated]:
-    """Return what of a cache today's code would make otherwise.
+    """Return the features and captions that this version would make differently.
 
     Args:
         catalog: the catalog's file.

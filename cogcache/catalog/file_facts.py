@@ -1,4 +1,4 @@
-"""What the catalog remembers of files between runs: their digests, and what follows from them."""
+"""What the catalog remembers of files between runs: digests, and results computed from them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from cogcache.video import file_digest
 logger = logging.getLogger(__name__)
 
 Missing: TypeAlias = Literal["skip", "keep", "error"]
-"""What becomes of captions whose video no file holds."""
+"""What to do with captions whose video no file holds."""
 
 GONE: Final = "no file is there any more; if it was moved, run `cogcache extract` where it is now"
 REPLACED: Final = "another video is there now; run `cogcache extract` on it"
@@ -46,7 +46,7 @@ _AT_A_TIME: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How names are proven before they are shown."""
+    """How the names of videos are checked before they are shown."""
 
     missing: Missing = "skip"
     """Captions whose bytes no file holds are left out, kept without a wrong name, or an error."""

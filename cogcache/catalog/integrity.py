@@ -1,4 +1,4 @@
-"""Whether a catalog's file is as it was left, and what is wrong with it if it is not.
+"""Says whether a catalog's file is unchanged since it was closed, and if not, what is wrong.
 
 Checksums of rows find what is wrong in a row that is read, not that a row is missing. SQLite's own
 check finds both and reads the whole file. So the size and time of the file are noted beside it, in
@@ -80,7 +80,7 @@ _TYPES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What is known of a catalog's file as it is."""
+    """What is known of a catalog's file in its present state."""
 
     is_sound: bool = False
     """It passed SQLite's check, or was written by us alone since it did."""
@@ -89,7 +89,7 @@ class Noted:
 
 
 _known: dict[Path, tuple[object, Noted]] = {}
-"""What this process has found, for where no file can be written."""
+"""What this process has found, for catalogs beside which no file can be written."""
 _open: Counter[Path] = Counter()
 """Connections of this process to sound catalogs; what they write changes a file's time."""
 _wrote: set[Path] = set()

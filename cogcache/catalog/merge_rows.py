@@ -26,7 +26,7 @@ from cogcache.settings import WorkShare
 from cogcache.system import scratch_folder
 
 OWN: Final = "catalog/"
-"""Begin of the names under which a catalog remembers what concerns itself alone."""
+"""Prefix of the names of values that concern one catalog alone and are not merged."""
 
 
 @dataclass(frozen=True, slots=True)

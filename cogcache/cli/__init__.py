@@ -24,7 +24,7 @@ from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines
 from cogcache.system import check_distribution, machine_error, our_version
 
 BUG = 70
-"""Exit status of an error that nobody foresaw, by its BSD name EX_SOFTWARE."""
+"""Exit status of a bug: EX_SOFTWARE of BSD."""
 
 
 class _Shown(click.ClickException):
@@ -78,7 +78,7 @@ class CogcacheGroup(click.Group):
         return result
 
     def _invoked(self, ctx: click.Context) -> object:
-        """Run the command; one that had to leave damaged rows out does not end with 0."""
+        """Run the command. If damaged rows were left out, its exit status is not 0."""
         try:
             result = super().invoke(ctx)
         except SystemExit as end:

@@ -34,7 +34,7 @@ MODULES: Final = {
 
 
 class Commands(MutableMapping[str, click.Command]):
-    """What a group of click takes for its dictionary of commands."""
+    """The commands, as a mapping that a click group can use in place of a dictionary."""
 
     def __init__(self) -> None:
         self._module_of = {name: module for module, names in MODULES.items() for name in names}

@@ -16,7 +16,7 @@ COMMANDS: Final = {
     "Models": ("models", "plan", "split", "verify-quantization", "verify-model"),
     "Help": ("configs", "help"),
 }
-"""Of the program, by section; what is in none of them comes under "More"."""
+"""The commands by section of the help; those that are missing here come under "More"."""
 SECTIONS: Final = {
     "": "Options",
     "model": "Model and machine",
@@ -31,7 +31,7 @@ SECTIONS: Final = {
     "machines": "Several devices or machines",
 }
 OLD_SPELLINGS: Final = frozenset({"--force", "--features"})
-"""They work, beside what they are called now, and are not shown."""
+"""Former names of options. They still work, and help does not show them."""
 EXAMPLES: Final = {
     "run": "cogcache run clips/ --cache cache --config cogvlm2-caption",
     "extract": "cogcache extract clips/ --cache cache --config cogvlm2-caption",

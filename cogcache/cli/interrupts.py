@@ -20,7 +20,7 @@ _received: list[int] = []
 
 
 def hear() -> None:
-    """Have SIGINT, SIGTERM and SIGHUP end the process by SystemExit: what is open is undone."""
+    """Have SIGINT, SIGTERM and SIGHUP raise SystemExit, so that `finally` blocks run."""
     for number in asking_to_end():
         signal.signal(number, _end)
 
@@ -35,7 +35,7 @@ def hear_if_program() -> None:
 
 
 def pass_by() -> None:
-    """Let signals pass by from here on: all is done, and the exit status stands."""
+    """Ignore signals from here on: the work is done, and the exit status is decided."""
     for number in asking_to_end():
         signal.signal(number, signal.SIG_IGN)
 

@@ -28,7 +28,7 @@ _SAME = {
     "clips": ("feature_key",),
     "failures": ("video_digest", "start_s", "end_s", "stage"),
 }
-"""Columns by which a row is told that several files share."""
+"""Columns that are the same in all rows of one clip or caption that several files hold."""
 _COLUMNS = {
     "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "model", "flags"),
     "clips": (
@@ -168,7 +168,7 @@ def ls(
 def failures(
     cache: Path, stage: Stage | None, reason: str | None, look: Look, shown: Shown
 ) -> None:
-    """List what could not be done, with the reason."""
+    """List clips that failed, with the reason."""
     columns = ("video", "start_s", "end_s", "stage", "reason", "message", "tries")
 
     def rows(catalog: Catalog) -> list[Any]:
@@ -190,7 +190,7 @@ def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:
 
 
 def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:
-    """Add to captions or clips why this version would make them otherwise, or None."""
+    """Add the column `outdated`: why this version would make the row differently, or None."""
     from cogcache.catalog import outdated, why_outdated
 
     why = why_outdated(outdated(catalog.path))

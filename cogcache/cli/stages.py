@@ -255,7 +255,7 @@ def _show(row: CaptionRow, offset_s: float) -> None:
 
 
 def _say_begin(command: str, settings: Settings, cache: Path) -> None:
-    """Say at once what is about to be done: libraries take seconds to load."""
+    """Announce the work at once: importing the libraries takes seconds."""
     click.echo(f"{command}: {settings.model}, cache {cache}", err=True)
 
 
@@ -289,7 +289,7 @@ def _peak_lines(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _print(lines: Sequence[str]) -> None:
-    """Print; where that cannot be, the work is done all the same, and `run` has to go on."""
+    """Print a report. If that fails, the work is done all the same, and `run` goes on."""
     try:
         for line in lines:
             click.echo(line)
@@ -299,7 +299,7 @@ def _print(lines: Sequence[str]) -> None:
 
 
 def _let_go_of_stdout() -> None:
-    """Drop what waits to be written: Python would try again at its end, and call it an error."""
+    """Drop buffered output: Python would try to write it at exit and report an error."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

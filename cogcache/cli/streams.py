@@ -1,4 +1,4 @@
-"""What the command line is run in: streams that may be closed, full or gone, and odd names."""
+"""Standard streams that may be closed, full or gone, and names with control characters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cogcache.system.starter import end_with_starter
 from cogcache.units import printable
 
 REPORTED = logging.getLogger("cogcache.stages.runs.progress")
-"""Tells how far a run is where no bar can: in a log file."""
+"""Reports progress in log files, where there is no progress bar."""
 _DAMAGE = logging.getLogger("cogcache.damage")
-"""Tells of each damaged row of a catalog that was left out."""
+"""Reports each damaged row of a catalog that was left out."""
 
 CHOSEN = logging.getLogger("cogcache.models.quantization.automatic")
 """Tells what `--quantization auto` stands for where that is another kind than everybody has."""
@@ -37,7 +37,7 @@ def make_ready(*, verbose: bool) -> None:
 
 
 def _keep_compiled() -> None:
-    """Have torch keep what it compiles with the user's caches: else it litters ``TMPDIR``."""
+    """Have torch keep compiled code in the user's cache folder; by default it uses ``TMPDIR``."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{home}/cogcache/torchinductor")
 

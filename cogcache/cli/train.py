@@ -78,7 +78,11 @@ DISTILLED = (*TRAINED, "distillation")
     help="Folder for the student's checkpoint.",
 )
 @click.option("--teacher", metavar="MODEL", help="The teacher; else the --model of --config.")
-@click.option("--layers", metavar="N|LIST", help="Layers of the teacher that the student keeps.")
+@click.option(
+    "--layers",
+    metavar="N|LIST",
+    help="Number or list of the layers that the student keeps.",
+)
 @click.option("--student", metavar="MODEL", help="A Llama-like model in place of layers.")
 @click.option(
     "--part",
@@ -96,7 +100,7 @@ def distill(
     settings: Settings,
     **more: Any,
 ) -> None:
-    """Train a smaller model on a teacher's captions and on what it thought at each word.
+    """Train a smaller model on a teacher's captions and its probabilities for each token.
 
     Without --captions-of the teacher captions the cache first; captions that are there stay. Typed
     again, the command goes on where it was ended.

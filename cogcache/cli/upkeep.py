@@ -97,7 +97,7 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
 @click.option(
     "--from-backup",
     is_flag=True,
-    help="Take what cannot be read from the backup of the last run that ended well.",
+    help="Take rows that cannot be read from the backup that the last successful run made.",
 )
 def rebuild(cache: Path, from_backup: bool) -> None:
     """Make the catalog anew from the feature files; keep every caption that is whole.

@@ -37,7 +37,7 @@ _force = click.option(
     "--token",
     envvar="COGCACHE_TOKEN",
     metavar="TEXT",
-    help="What one must know to be let in; needed where others can reach the address.",
+    help="Token that visitors must give; required if others can reach the address.",
 )
 @click.option("--edit", is_flag=True, help="Let captions be reviewed in the pages; needs a token.")
 @click.option(

@@ -1,4 +1,4 @@
-"""What is wrong with a caption, by looking at it alone, and what to change before another try."""
+"""What is wrong with a caption, seen from its text alone, and which settings to change then."""
 
 from __future__ import annotations
 

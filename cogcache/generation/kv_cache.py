@@ -147,7 +147,7 @@ class SlotCache:
         self.reset()
 
     def reset(self) -> None:
-        """Let go of all rows."""
+        """Drop all rows and free their memory."""
         self.lengths: list[int] = []
         self.cache = Cache(layers=[])
         self.end = 0

@@ -88,14 +88,14 @@ class KeptPrefixes:
         return Prefix([(keys.to(device), values.to(device)) for keys, values in pairs])
 
     def keep(self, clip: str, tokens: str, prefix: Prefix) -> None:
-        """Have a prefix written by a thread; at most one waits to be written."""
+        """Write a prefix in a thread; at most one prefix waits to be written."""
         self.wait()
         if not self._full:
             path, fields = self._place(clip, tokens)
             self._writing = self._thread.submit(self._write, path, fields, prefix)
 
     def wait(self) -> None:
-        """Wait until all is written that was to be kept."""
+        """Wait until all prefixes are written."""
         if self._writing is not None:
             self.num_written += self._writing.result()
             self._writing = None

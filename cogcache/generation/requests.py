@@ -1,4 +1,4 @@
-"""What is asked of a language half and what it gives; and transformers' `generate` for rows."""
+"""Requests to a language half and their results; inputs and positions of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that end a caption, wherever the tokens begin and end that hold them."""
+"""Stop texts: they end a caption even if their ends do not fall on ends of tokens."""
 
 from __future__ import annotations
 

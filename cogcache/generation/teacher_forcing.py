@@ -1,4 +1,4 @@
-"""What a language half expects at each place of a caption that is given to it.
+"""The token probabilities of a language half at each place of a given caption.
 
 Imported where models run; it needs torch.
 """

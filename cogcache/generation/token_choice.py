@@ -1,4 +1,4 @@
-"""Which token comes next, row by row, so that no row depends on its neighbours.
+"""Chooses the next token of each row, independently of the other rows.
 
 Imported where rows are decoded; it needs torch and transformers.
 """

@@ -73,7 +73,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """What captions made with it are listed by, behind the model's name."""
+        """Its name in listings, after the model's name."""
         return f"{self.folder.resolve().name}@{self.digest[:8]}"
 
     def check_base(self, language_digest: str) -> None:
@@ -115,7 +115,7 @@ def _name(adapter: str, mtime_ns: int, size_bytes: int) -> str:
 
 
 def with_adapter(identity: HalfIdentity, adapter: str | None) -> HalfIdentity:
-    """Return the identity of a language half with the adapter of a folder, or as it is.
+    """Return the identity of a language half, with the adapter of a folder if there is one.
 
     Raises:
         ConfigError: there is no adapter in the folder, or it is of another half.
@@ -235,7 +235,7 @@ def _in_memory(name: str) -> str:
 
 
 def _check_changes(model: PreTrainedModel, torch: Any) -> None:
-    """See that the model says something else with the adapter than without it."""
+    """Check that the adapter changes the model's logits."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -1,4 +1,4 @@
-"""What each stage will hold in memory, from config and headers alone, before anything is loaded."""
+"""Memory that each stage will need, from config and headers alone, before loading anything."""
 
 from __future__ import annotations
 

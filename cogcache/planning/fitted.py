@@ -1,4 +1,4 @@
-"""Loads a half so that it keeps within the memory it is given, and smaller where that is not so."""
+"""Loads a half to fit a given memory; if memory runs out all the same, loads it smaller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan a user asks for: halves, disk, and what fits into which memory."""
+"""The plan that `cogcache plan` prints: the halves, disk, time, and what fits which memory."""
 
 from __future__ import annotations
 

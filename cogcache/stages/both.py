@@ -25,7 +25,7 @@ from cogcache.video import WHOLE, Span
 
 @dataclass(frozen=True)
 class Hours:
-    """The time that two stages have together; it runs from when this is made."""
+    """The hours that both stages have together, counted from when this object is made."""
 
     most: float | None
     began_s: float = field(default_factory=time.monotonic)
@@ -136,7 +136,7 @@ def run_both(
 
 
 def check_chains(cache: Path, settings: Settings) -> None:
-    """See that captions which prompts need, and no prompt makes, are in the catalog.
+    """Check that the catalog has the captions that prompts name and no prompt of this run makes.
 
     Raises:
         ConfigError: there are none of them.
@@ -206,7 +206,7 @@ def run_stage(
 class _HandedOn:
     """Hands the signals that ask this process to end on to a stage, while a `with` block runs.
 
-    It is entered before the stage starts: a signal in between would end this process alone.
+    It is entered before the stage starts: a signal just before that would stop only this process.
     """
 
     def __init__(self) -> None:

@@ -57,15 +57,15 @@ from cogcache.video import Span
 logger = logging.getLogger(__name__)
 
 Captions = Callable[[Sequence[Task]], Iterator[Made | GivenUp]]
-"""Makes captions; the tasks of a clip are neighbours."""
+"""Makes captions. The tasks of one clip follow each other."""
 
 FEW: Final = 10
-"""So many captions are shown as they come, where that was not said."""
+"""Up to this many new captions are printed as they are made, unless an option says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """What shows captions as they come, and whether it was asked for."""
+    """Prints captions as they are made, if that was asked for or they are few."""
 
     with_: Callable[[CaptionRow, float], None]
     """Takes the row, and the time in seconds that a player shows at its video's first frame."""
@@ -79,7 +79,7 @@ class Show:
 
 
 COMMIT_EVERY_S = 3.0
-"""Finished captions wait at most this long for their transaction."""
+"""Finished captions are written to the catalog after at most this many seconds."""
 
 
 def caption(
@@ -135,7 +135,7 @@ def caption(
 
 
 def _identified(settings: Settings, family: Family, run: OpenedRun) -> StageTwo:
-    """Find out which language half it is, its adapter included."""
+    """Return how captions are made in this run: identifies the language half and its adapter."""
     files = run.catalog.files
     ready_to_identify("caption", family, "language", files, run.timings)
     with run.timings.time("digest"):

@@ -108,7 +108,7 @@ class _Conversion:
     """By type."""
     run: int | None = None
     proven: set[tuple[str, int]] = field(default_factory=set)
-    """Types and numbers of frames that were seen to give the same bits in any grouping."""
+    """Types and numbers of frames for which grouping was tested: it changes no bit."""
 
     def do(self, task: _Task) -> None:
         """Do one file; a damaged one is told and left where it is."""

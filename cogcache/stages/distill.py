@@ -1,4 +1,4 @@
-"""`distill`: a student learns a teacher's captions, and what the teacher thought at each word.
+"""`distill`: a student learns a teacher's captions and its probabilities for each token.
 
 Two processes that never share memory: the teacher's keeps its likeliest tokens in sealed files, the
 student's learns from these and from cached features.
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cogcache.training import Example, Teacher
 
 START: Final = "start"
-"""Folder of the student as it is before it has learnt anything."""
+"""Folder of the untrained student."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def teach(
     choice: StudentChoice,
     catalog_path: Path | None = None,
 ) -> list[str]:
-    """Have the teacher think about captions, and keep what it thinks.
+    """Run the teacher over captions, and keep its likeliest tokens with their probabilities.
 
     Args:
         cache: folder of the cache.
@@ -137,7 +137,7 @@ def study(
     choice: StudentChoice,
     catalog_path: Path | None = None,
 ) -> Trained:
-    """Have a student learn; typed again, it goes on where it was ended.
+    """Train a student. Run the same command again to go on where it stopped.
 
     Args:
         cache: folder of the cache.
@@ -191,7 +191,7 @@ class ChosenStudent:
         return made.at(self.teacher_family.cache_point)
 
     def _make(self) -> None:
-        """Write the student as it is before it has learnt anything."""
+        """Write the untrained student."""
         checkpoint = self.teacher_family.checkpoint
         if (other := self.choice.checkpoint) is not None:
             decoder = read_decoder(other)

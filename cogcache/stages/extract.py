@@ -117,7 +117,7 @@ class _Extraction:
                     # scenes lasts as long as that takes.
                     if clip is not None or finding.is_searching:
                         self._make(chain([clip], ours))
-                # What other runs had in hand is made by now, or theirs no more.
+                # Other runs have finished these clips by now, or have given them up.
                 while held := self.sharing.shared.wait_for_others():
                     self._make(self.sharing.shared.ours(held.values()))
                 self.writer.note_held()

@@ -64,7 +64,7 @@ def train(
     selection: Selection,
     catalog_path: Path | None = None,
 ) -> Trained:
-    """Train an adapter on captions of a cache; typed again, it goes on where it was ended.
+    """Train an adapter on captions of a cache. Run it again to go on where it stopped.
 
     Args:
         cache: folder of the cache.
@@ -97,7 +97,7 @@ class TrainingJob:
     kept: list[Chosen] = field(default_factory=list)
     held: list[Chosen] = field(default_factory=list)
     student: Student | None = None
-    """Who learns, where that is not the model itself."""
+    """The model that is trained, if it is not the one that made the captions."""
 
     def work(self, run: OpenedRun) -> Trained:
         """Do all of a run that is open: choose captions, then train until the end or a stop."""
@@ -223,7 +223,7 @@ class TrainingJob:
 
 
 class Student(Protocol):
-    """Who learns in place of the model whose captions they are."""
+    """The model that is trained in place of the one that made the captions."""
 
     settings: Mapping[str, Any]
     """What makes it another student, for the run's record."""

@@ -1,4 +1,4 @@
-"""Which clips an earlier reader showed otherwise, told from the index of a file.
+"""Tells from the index of a file which clips an earlier version read with other frames.
 
 Until version 2 of the reader, decord read first, a packet was taken for a frame, and time stamps
 were believed. Features that were made so of certain files are of other frames than the key says,
@@ -30,7 +30,7 @@ SEARCHED_BY_KEYS = frozenset({"matroska", "flv", "avi"})
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the reader of before made of a file that is not what a player shows."""
+    """How the earlier reader's frames of a file differ from what a player shows."""
 
     since_s: float
     """Clips that end by then are as they were."""

@@ -33,7 +33,7 @@ def check_readable(path: Path) -> None:
 
 
 def state_of(path: Path) -> FileState:
-    """Return what tells a file that can be read from all others, and from what it will become.
+    """Return size and time of change of a readable file: they differ once it is changed.
 
     Raises:
         VideoError: as `check_file`.
@@ -96,7 +96,7 @@ def unreadable(path: Path, error: OSError) -> VideoError:
 
 
 class _Endable(io.FileIO):
-    """A file whose reading ends once nobody waits for it."""
+    """A file that stops being read when its reader is asked to end."""
 
     def __init__(self, path: Path, ending: Event | None) -> None:
         super().__init__(path)

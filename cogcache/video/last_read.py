@@ -1,4 +1,4 @@
-"""What was made of the last file, kept until another one comes or this one changes."""
+"""A result computed from the last file, kept until another file comes or this one changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Last(threading.local, Generic[Value]):
         self._last: tuple[Hashable, Value] | None = None
 
     def of(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Return the value of a key; made if it is not the last one, which is let go of first."""
+        """Return the value of a key; a new key drops the last value, then makes its own."""
         if self._last is None or self._last[0] != key:
             self._last = None
             self._last = key, make()

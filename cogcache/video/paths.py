@@ -1,4 +1,4 @@
-"""From what a user names to video files: folders, globs, lists; and the digest of a file."""
+"""Turns what a user names into video files: folders, globs, lists, URLs."""
 
 from __future__ import annotations
 

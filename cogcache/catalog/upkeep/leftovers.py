@@ -1,4 +1,4 @@
-"""What processes left in a cache that were killed: cleared away, or brought to its end.
+"""What killed processes left in a cache: removed, or finished.
 
 Each command that writes to a cache calls `tidy` first. Those that only read say what lies there.
 """
@@ -20,7 +20,7 @@ REMOVAL: Final = "removal"
 
 
 def tidy(store: FeatureStore) -> None:
-    """Clear away what dead processes left in a cache, and end what they had begun.
+    """Remove what dead processes left in a cache, and finish what they had begun to delete.
 
     Files of living processes stay.
 
@@ -91,6 +91,6 @@ def being_removed(store: FeatureStore) -> set[str]:
 
 
 def keys_of(content: Mapping[str, Any]) -> list[str]:
-    """Return the feature keys that a note names; what is none is passed by."""
+    """Return the feature keys that a note names; other entries are ignored."""
     keys = content.get("keys", [])
     return [key for key in keys if isinstance(key, str) and len(key) == 64]

@@ -1,4 +1,4 @@
-"""What a checkpoint may say of itself before anything is built or read after it.
+"""Bounds on what a checkpoint's small files may claim, checked before anything is built.
 
 A checkpoint may come from anybody, and a model on meta takes memory and time for each of its
 layers. So what its small files say is bounded: by itself, and by the tensors that there are.
@@ -70,7 +70,7 @@ def blamed_on(checkpoint: Path) -> Iterator[None]:
 
 
 def check_files(folder: Path, files: Iterable[Path]) -> None:
-    """Refuse small files that are none: a pipe would never end, a huge one fill the memory.
+    """Refuse small files that are pipes or huge: reading them would not end or fill the memory.
 
     Raises:
         CheckpointError: one is.
@@ -225,7 +225,7 @@ def check_shard_name(shard: object, path: Path) -> None:
 
 
 def check_ids(ids: Iterable[object], folder: Path) -> None:
-    """Refuse what is no whole number from 0 on, such as a token has.
+    """Refuse token ids that are not whole numbers from 0 on.
 
     Raises:
         CheckpointError: one is none.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 REWRITTEN = "cogcache-rewritten.json"
-"""What a checkpoint says of itself whose language half is new and whose vision half is not."""
+"""Manifest of a checkpoint with a new language half and the vision half of another."""
 SINGLE = "model.safetensors"
 LEGAL_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", *LEGAL_FILES)

@@ -1,4 +1,4 @@
-"""Safetensors files: what they say they hold, read without torch, and one tensor of one."""
+"""Headers of safetensors files, read without torch, and single tensors."""
 
 from __future__ import annotations
 

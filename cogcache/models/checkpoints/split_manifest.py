@@ -1,4 +1,4 @@
-"""What a split checkpoint says of itself and of its original: `cogcache-split.json`."""
+"""Manifest of a split checkpoint, `cogcache-split.json`: its files and those of its original."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Captions of clips: prompts around features, a clip's prompts behind its video part.
 
-It knows no catalog, so that it serves wherever a language half runs.
+It needs no catalog, so that workers on other machines can use it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts as they are asked about one clip: variables filled in, and what was said of it before."""
+"""Fills a prompt's variables for one clip: times, file name, and earlier captions of the clip."""
 
 from __future__ import annotations
 

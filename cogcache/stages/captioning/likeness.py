@@ -1,4 +1,4 @@
-"""How far captions and expectations of one precision are from those of another."""
+"""How much captions and token probabilities of two precisions differ."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class CaptionActor:
         return WorkerReport.of(self.report, self.monitor)
 
     def close(self) -> None:
-        """Nothing: who has a process of its own ends with it."""
+        """Nothing to do: the process ends."""
 
 
 def _features_of(task: Task, store: FeatureStore) -> ClipTensors | ClipError:

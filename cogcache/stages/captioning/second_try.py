@@ -1,4 +1,4 @@
-"""Looking at a caption: its flags, and asking once more where something is wrong with it."""
+"""Checks a caption: sets its flags, and asks once more if something is wrong with it."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ClipClaims:
         return failed
 
     def failed_since(self, video: Path, key: str) -> bool:
-        """Say whether what has this key has failed in another run since the list was made."""
+        """Say whether a clip or video failed in another run after the list was made."""
         now = self._failures(path_to_text(video)).get(key)
         return now is not None and now != self.failed_before.get(key)
 

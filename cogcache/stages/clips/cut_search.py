@@ -1,4 +1,4 @@
-"""The look at videos that tells how they are cut, beside the making of clips of others.
+"""Finds out how videos are cut into clips, while clips of other videos are encoded.
 
 For segments that is a look at their heads, for scenes a search through all their frames. It runs
 in worker processes of its own, a little ahead of the clips that wait: one thread alone speaks to
@@ -84,7 +84,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         """Videos that other runs search."""
         self._active: dict[Path, _Search] = {}
         self._films: dict[str, _Search] = {}
-        """By digest: all that are not left yet."""
+        """By digest: all that are not finished yet."""
         self._looked_s = 0.0
         self._most_jobs = 2 * self.settings.vision.decode_workers
         self.add(found.work.unsearched)
@@ -134,7 +134,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
     # ---- giving out -------------------------------------------------------------------------
 
     def _begins_another(self) -> bool:
-        """Say whether there is work for the workers in no video that is begun, and a need."""
+        """Say whether another video should be begun: workers are idle and clips are needed."""
         jobs = self._pool.in_flight + sum(len(film.jobs) for film in self._active.values())
         return bool(self._waiting) and jobs < self._most_jobs and self.found.has_room
 
@@ -190,7 +190,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
 
     def _hear(self, job: Film | Piece, result: Any) -> None:
         film = self._active.get(job.video)
-        if film is None:  # another piece of it has failed
+        if film is None:  # another piece of this video has failed
             return
         if isinstance(result, ClipError) and not self.wanted.is_cut:
             # Whoever decodes it says what is wrong.

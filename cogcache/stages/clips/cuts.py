@@ -1,4 +1,4 @@
-"""Which clips each video is cut into; what that takes to know is found once and remembered.
+"""Which clips each video is cut into. What must be known for it is found once and remembered.
 
 Segments need a video's length, which its head tells; scenes need all of its frames. `searching`
 looks at them while clips of other videos are made.

@@ -24,7 +24,7 @@ from cogcache.video import Seen, file_digest, unreadable
 
 _THREADS: Final = 4
 _READ_AHEAD: Final = 16
-"""Videos that may be read, or wait to be, beyond those that were asked for."""
+"""Videos that are read in advance at most."""
 _FORGET_EVERY_S: Final = 5.0
 """It goes through all files that the catalog knows."""
 _ASKING_THREADS: Final = 16

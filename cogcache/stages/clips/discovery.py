@@ -90,7 +90,7 @@ class Finding(AbstractContextManager["Finding"]):
                 return
 
     def _look(self) -> None:
-        """Take what is read and what is found, and go on with both."""
+        """Collect digests that were read and cuts that were found, and start more of both."""
         wait_s = 0.0 if self.found.ready else _WAIT_S
         # A video that is not cut has as many clips as are asked for; of others nobody knows yet.
         coming = self._search.num_left * len(self.wanted.fixed_spans)
@@ -115,7 +115,7 @@ class Finding(AbstractContextManager["Finding"]):
             self._search.add(new.unsearched)
 
     def _tell(self) -> None:
-        """Let others know what may be expected of videos that are not read or not cut yet."""
+        """Estimate the clips of videos that are not read or not cut yet, for `cogcache status`."""
         unread = self._reader.num_left
         counts = self.report.counts
         expected = unread * len(self.wanted.fixed_spans) // self._shard.of

@@ -19,7 +19,7 @@ CLIPS_AHEAD: Final = 64
 
 
 class FoundClips:
-    """What there is to make just now, and what became of videos that have no clips to make.
+    """The clips that can be made now, and what became of videos without clips.
 
     Args:
         work: what was known at the beginning; takes up the copies of what is found.
@@ -45,7 +45,7 @@ class FoundClips:
         return self.has_room_beside(0)
 
     def has_room_beside(self, coming: int) -> bool:
-        """Say whether more clips are needed than are ready and are sure to be, soon."""
+        """Say whether more clips are needed than are ready or certain to come soon."""
         room, shared = CLIPS_AHEAD, self.sharing.shared
         if shared.limit is not None:
             room = min(room, shared.limit - shared.taken)

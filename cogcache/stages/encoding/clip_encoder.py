@@ -1,6 +1,6 @@
 """From prepared clips to feature files: encoded in batches, written by a thread meanwhile.
 
-It knows no catalog, so that it serves wherever a vision half runs.
+It needs no catalog, so that workers on other machines can use it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cogcache.models import ClipTensors
 
 SEALING_AHEAD = 4
-"""Clips that may wait to be sealed; bounds the memory of encoded, unwritten features."""
+"""Clips that may wait to be written: bounds the memory that their features take."""
 
 
 @dataclass(frozen=True, slots=True)

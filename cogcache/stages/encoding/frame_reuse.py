@@ -147,7 +147,7 @@ class FrameReuse:
                 known[frame] = plan.held, len(plan.own)
                 plan.own.append(position)
             plan.places.append(known[frame])
-        if not frames:  # a doubtful decoding shares nothing
+        if not frames:  # frames decoded with errors are not shared
             plan.own = [*range(prepared.num_frames)]
             plan.places = [(plan.held, row) for row in plan.own]
         return plan

@@ -45,7 +45,7 @@ def decoded_ahead(settings: Settings) -> int:
 
 
 class Encoding(Protocol):
-    """Makes the features of clips, here or elsewhere."""
+    """Makes the features of clips, in this process or in others."""
 
     def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
         """Yield what became of clips, as they get done; they are taken up as there is room.
@@ -76,7 +76,7 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
 
     def make(self, clips: Iterable[Clip | None]) -> Iterator[Sequence[Outcome]]:
         """Yield what became of clips, as they get done."""
-        # Before the weights: the workers decode while those are read.
+        # Start decoding first: workers decode while the weights are read.
         prepared = self._prepare(clips)
         encoder = self._loaded()
         batch: list[tuple[Clip, PreparedClip]] = []
@@ -142,7 +142,7 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
                 settings.limits.strict,
             ),
         )
-        # What ends a run early holds on to the generator, and so to its workers, for a while.
+        # An exception keeps the generator, and with it the workers, alive for a while.
         self._open.enter_context(closing(results))
         return (each and (clips_of.pop(each[0]), each[1]) for each in results)
 

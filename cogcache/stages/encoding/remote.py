@@ -166,7 +166,7 @@ class EncodeActor:
         return WorkerReport.of(self.report, self.monitor)
 
     def close(self) -> None:
-        """Nothing: who has a process of its own ends with it."""
+        """Nothing to do: the process ends."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The libraries that a half needs: seconds to load, which are told and booked as what they are."""
+"""Imports torch and transformers: that takes seconds, which a run announces and reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cogcache.stages.runs.report import Timings
 
 
 def load_libraries(command: str, timings: Timings) -> None:
-    """Import torch and transformers, where that has not been done; the time is booked as import."""
+    """Import torch and transformers, once; the report shows the time as import."""
     if "transformers.modeling_utils" in sys.modules:
         return
     logger.info("%s: loading libraries", command)
@@ -28,6 +28,6 @@ def ready_to_identify(
     memory: FileFacts,
     timings: Timings,
 ) -> None:
-    """Load the libraries where a half is to be identified anew: it has to be laid out for that."""
+    """Import the libraries if the digest of a half is not known yet: computing it needs them."""
     if recall(family, half, memory) is None:
         load_libraries(command, timings)

@@ -1,4 +1,4 @@
-"""The begin and the end of a run, the same for every stage: shown, counted, measured, noted."""
+"""Opens and ends a run, for every stage alike: it is announced, measured and written down."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OpenedRun:
         return self._report
 
     def warn_outdated(self, of: Literal["features", "captions"], family: str) -> None:
-        """Say what in the cache this version would make otherwise."""
+        """Warn of what is in the cache and would come out differently in this version."""
         for note in notes_of(outdated(self.catalog.path), of, family):
             logger.warning("%s", note)
 

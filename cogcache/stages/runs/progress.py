@@ -1,4 +1,4 @@
-"""A run as others see it, and when it has to end: its pulse, its rate, its limits."""
+"""What other commands see of a run, and when the run has to stop: its rate and its limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RATE_OVER_S: Final = 300.0
 
 @dataclass(frozen=True)
 class AtWork:
-    """What a stage at work goes by."""
+    """What tells a running stage to stop, and where it is announced."""
 
     stop: Stop
     run: LiveRun
@@ -62,7 +62,7 @@ def announced(cache: Path, command: str, settings: Settings) -> AbstractContextM
 
 
 def _is_read_only(folder: Path) -> bool:
-    """Say whether a disk takes no writing, as after an error of its file system."""
+    """Say whether a disk is read-only, as Linux makes it after an error of its file system."""
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 

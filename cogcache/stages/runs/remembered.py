@@ -1,4 +1,4 @@
-"""Settings that a cache remembers: in its profiles or, made before those were, in its last run."""
+"""Settings that a cache remembers: in its profiles or, if it is older, in its last run."""
 
 from __future__ import annotations
 

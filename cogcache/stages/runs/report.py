@@ -43,7 +43,7 @@ class Counts:
 
     @property
     def settled(self) -> int:
-        """Those of `found` that nothing more is to be done about."""
+        """How many of `found` are finished, one way or another."""
         return self.cached + self.done + self.failed + self.skipped
 
 
@@ -93,9 +93,9 @@ class RunReport:
     planned: StagePlan | None = None
     peak: MemorySample | None = None
     workers_peak: MemorySample | None = None
-    """Of the worker that took most, where not this process loaded the half."""
+    """Of the worker that took most memory, where workers loaded the half."""
     base_bytes: int = 0
-    """What the process held before any weight: the interpreter and its libraries."""
+    """Memory used before weights are loaded: the interpreter and its libraries."""
     bytes_by_shard: Mapping[str, int] = field(default_factory=dict)
     quantization: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ class RunReport:
     stopped: str | None = None
     """Why the run ended before its work did."""
     fault: bool = False
-    """Whether it ended so for something that has to be mended."""
+    """Whether it stopped because of a fault that the user has to mend."""
     error: str | None = None
     """What ended the run, if that was an error."""
     total_s: float = 0.0
@@ -154,7 +154,7 @@ class RunReport:
 
     @property
     def exit_status(self) -> int:
-        """What the command line ends with: 0 done, 1 some failed now, as shells do if stopped."""
+        """Exit status: 0 done, 1 something failed now, 128 + n stopped by signal n."""
         if self.stopped and self.stopped in signal.Signals.__members__:
             return 128 + signal.Signals[self.stopped]
         if self.counts.skipped and self.fail_on_known:

@@ -1,4 +1,4 @@
-"""What running and finished runs say of themselves."""
+"""Rows about runs, running and finished, for `cogcache status` and listings."""
 
 from __future__ import annotations
 
