@@ -15,6 +15,7 @@ from cogcache.cli.filters import SHOWN, catalog_of, look_options, print_absent, 
 from cogcache.cli.judged import sort_option
 from cogcache.cli.options import NamedPath, cache_option
 from cogcache.errors import ConfigError
+from cogcache.units import printable
 
 if TYPE_CHECKING:
     from cogcache.catalog import Selection
@@ -33,6 +34,12 @@ _OPTIONS = (
     click.option("--prefix", default="", metavar="TEXT", help="Put this before each caption."),
     click.option("--suffix", default="", metavar="TEXT", help="Put this after each caption."),
     click.option("--trigger", default="", metavar="WORD", help="Begin each caption with a word."),
+    click.option(
+        "--captions-per-clip",
+        metavar="HOW",
+        help="Of several captions of a clip: all, best:SCORE or random:SEED; else several are "
+        "refused where there is room for one.",
+    ),
     sort_option,
     click.option("--overwrite", is_flag=True, help="Replace an earlier export."),
 )
@@ -46,7 +53,7 @@ def _writing_options(command: Command) -> Command:
         from cogcache.export import Options, Wording
 
         wording = Wording(*(given.pop(name) for name in ("prefix", "suffix", "trigger")))
-        names = ("media", "overwrite", "look", "sort")
+        names = ("media", "overwrite", "look", "captions_per_clip", "sort")
         options = Options(wording, *(given.pop(name) for name in names))
         return command(*args, options=options, **given)
 
@@ -113,7 +120,8 @@ def export(
     """Write captions for others: rows, subtitles, or a folder that a trainer reads.
 
     Formats: jsonl, csv, parquet; txt, vtt, srt; videofolder, cogvideox, finetrainers, musubi,
-    diffusion-pipe, webdataset. `export - --format jsonl` writes to standard output.
+    diffusion-pipe, ai-toolkit, simpletuner, ltx, webdataset. `export - --format jsonl` writes to
+    standard output.
     """
     from cogcache.export import export as write
     from cogcache.export import export_beside, format_of
@@ -180,25 +188,38 @@ def _finish(done: Exported, *, json_: bool = False) -> None:
 
 
 @click.command("import")
-@click.argument("file", type=NamedPath(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source", type=NamedPath(exists=True, path_type=Path))
 @cache_option
 @click.option("--set", "set_", required=True, metavar="NAME", help="Name of the caption set.")
 @click.option("--overwrite", is_flag=True, help="Replace captions that the set has already.")
+@click.option(
+    "--skip-unmatched", is_flag=True, help="Import the others where some fit no clip of the cache."
+)
 @click.option("--json", "json_", is_flag=True, help="Print what was taken as one JSON object.")
-def import_(file: Path, cache: Path, set_: str, overwrite: bool, json_: bool) -> None:
-    """Take captions from a JSONL file, as a set of their own.
+def import_(
+    source: Path, cache: Path, set_: str, overwrite: bool, skip_unmatched: bool, json_: bool
+) -> None:
+    """Take captions from SOURCE, as a set of their own: JSONL, CSV, or a folder of .txt files.
 
-    Each line names its clip as an export does, by feature_key or by video, start_s and end_s, and
-    has a caption. The captions there are stay; the set stands beside them as a model of that name.
+    Each line names its clip as an export does: by feature_key, by video_digest, or by video, which
+    may be relative, with start_s and end_s. A .txt file is of the video of the same name. The
+    captions there are stay; the set stands beside them as a model of that name.
     """
     from dataclasses import asdict
 
     from cogcache.export import import_captions
 
-    done = import_captions(file, catalog_of(cache), set_, overwrite=overwrite)
+    done = import_captions(
+        source, catalog_of(cache), set_, overwrite=overwrite, skip_unmatched=skip_unmatched
+    )
     if json_:
         click.echo(json.dumps({"set": set_, **asdict(done)}))
-        return
+        raise SystemExit(1 if done.unmatched else 0)
     click.echo(f"{done.written:,} captions imported as {set_!r}, {done.same:,} were there already")
     if done.reviews:
         click.echo(f"{done.reviews:,} versions of reviews came with them")
+    for each in done.unmatched[:SHOWN]:
+        click.echo(f"left out: {printable(each)}", err=True)
+    if len(done.unmatched) > SHOWN:
+        click.echo(f"... and {len(done.unmatched) - SHOWN:,} more", err=True)
+    raise SystemExit(1 if done.unmatched else 0)

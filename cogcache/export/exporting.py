@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -27,6 +28,7 @@ from cogcache.export.earlier import as_shown
 from cogcache.export.items import Item, check_one_each, choose_items
 from cogcache.export.names import check_below, names_below
 from cogcache.export.rows import ROWS
+from cogcache.export.several import by_clip, choose_several
 from cogcache.export.sources import Sources
 from cogcache.export.subtitles import SUBTITLES, by_video
 from cogcache.export.target import check_free, whole_file, whole_folder
@@ -43,6 +45,8 @@ ON_STDOUT: Final = (*ROWS, *SUBTITLES)
 _MAX_WORDS: Final = 150
 
 Left: TypeAlias = tuple[str, str]
+Put: TypeAlias = Callable[[int, Path], Placed | None]
+"""Puts the clip of the caption of a number at a path."""
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Options:
     media: Media = "copy"
     overwrite: bool = False
     look: Look = field(default_factory=Look)
+    captions_per_clip: str | None = None
+    """`all`, `best:SCORE` or `random:SEED`; None refuses several where there is room for one."""
     sort: str | None = None
     """Name of the score by which rows are written, the lowest first; `-NAME`: the highest."""
 
@@ -115,6 +121,8 @@ def export(
     chosen = choose_items(catalog, selection, options.wording, options.look)
     items, old = as_shown(catalog, chosen.items)
     rejected = chosen.num_rejected
+    if options.captions_per_clip:
+        items = choose_several(items, options.captions_per_clip, catalog)
     if options.sort:
         items = _sorted(catalog, items, options.sort)
     if format_ in ROWS:
@@ -126,7 +134,8 @@ def export(
         num_written = len(items) - len(left_out)
         left_out = [*old, *left_out]
         return Exported(num_written, chosen.num_empty, chosen.absent, left_out, rejected=rejected)
-    check_one_each(items)
+    if options.captions_per_clip != "all":
+        check_one_each(items)
     with closing(CatalogFile(catalog)) as file:
         placed, left_out = _write_folder(
             items, out.absolute(), format_, options, Sources(file), catalog.parent
@@ -134,7 +143,12 @@ def export(
     notes = _notes(placed, out.absolute(), format_)
     left_out = [*old, *left_out]
     return Exported(
-        len(placed), chosen.num_empty, chosen.absent, left_out, notes, rejected=rejected
+        sum(len(each.items) for each in placed),
+        chosen.num_empty,
+        chosen.absent,
+        left_out,
+        notes,
+        rejected=rejected,
     )
 
 
@@ -248,8 +262,7 @@ def _write_folder(
             layout = LAYOUTS[format_]
             media = root / layout.media
             media.mkdir(parents=True)
-            each = (put(number, media / f"{number:08}.mp4") for number in range(len(items)))
-            placed = [one for one in each if one is not None]
+            placed = _placed(items, media, put, together=layout.takes_several)
             layout.write(root, out, placed)
         if not placed:
             name, reason = left_out[0]
@@ -258,10 +271,44 @@ def _write_folder(
     return placed, left_out
 
 
+def _placed(items: Sequence[Item], media: Path, put: Put, *, together: bool) -> list[Placed]:
+    """Put the clips into a folder; a clip of several captions is made once.
+
+    Where the trainer reads one caption a file, the file is there under a name for each: links to
+    one another, as trainers keep what they make of a caption by the name of the file.
+    """
+    numbers = {id(item): number for number, item in enumerate(items)}
+    found: list[Placed] = []
+    for some in by_clip(items):
+        number = numbers[id(some[0])]
+        first = put(number, media / f"{number:08}.mp4")
+        if first is None:
+            continue
+        if together:
+            found.append(replace(first, others=tuple(some[1:])))
+            continue
+        found.append(first)
+        for item in some[1:]:
+            name = f"{numbers[id(item)]:08}.mp4"
+            _link(media / first.name, media / name)
+            found.append(Placed(name, item, first.facts))
+    return sorted(found, key=lambda each: each.name)
+
+
+def _link(there: Path, also: Path) -> None:
+    if there.is_symlink():
+        also.symlink_to(there.readlink())
+        return
+    try:
+        also.hardlink_to(there)
+    except OSError:  # a disk without links
+        shutil.copyfile(there, also)
+
+
 def _notes(placed: Sequence[Placed], out: Path, format_: str) -> list[str]:
     layout = LAYOUTS.get(format_)
     limit = layout.max_words if layout else _MAX_WORDS
-    long = sum(num_words(each.caption) > limit for each in placed)
+    long = sum(num_words(text) > limit for each in placed for text in each.captions)
     notes = [layout.flags.format(out=out)] if layout else []
     if long:
         notes.append(f"{long} captions have more than {limit} words: the trainer may cut them")

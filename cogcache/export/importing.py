@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from cogcache.catalog import (
     CaptionRow,
@@ -15,30 +14,25 @@ from cogcache.catalog import (
     Catalog,
     CatalogFile,
     ClipRow,
-    Look,
-    Placing,
     carried_tables,
     check_carried,
     take_carried,
     tidy_beside,
 )
 from cogcache.errors import ConfigError
+from cogcache.export.incoming import HINT, lines_of
+from cogcache.export.matching import Matcher
 from cogcache.keys import digest
 
-_HINT: Final = "nothing was imported; lines are those of `cogcache export OUT.jsonl`"
-
-_LATEST_S: Final = 1e9
-"""Thirty years, in seconds: no video is as long."""
-_MAX_TEXT: Final = 2**15
-"""Letters of a caption or a prompt."""
-CaptionPlace: TypeAlias = tuple[str, float, float | None]
+_SHOWN: Final = 20
+"""Lines that fit no clip, of which so many are named in one message."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
     """A line of the file, and the caption that it becomes."""
 
-    number: int
+    where: str
     content: Mapping[str, Any]
     row: CaptionRow
 
@@ -52,12 +46,28 @@ class Imported:
     """Captions that the set had already, word for word."""
     reviews: int = 0
     """Versions of reviews that came with the captions, and are new."""
+    unmatched: list[str] = field(default_factory=list)
+    """Lines that fit no clip and were left out, with the reason."""
 
 
-def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = False) -> Imported:
-    """Add the captions of a JSONL file to the set ``name``: all of them, or none.
+def import_captions(
+    source: Path,
+    catalog: Path,
+    name: str,
+    *,
+    overwrite: bool = False,
+    skip_unmatched: bool = False,
+) -> Imported:
+    """Add the captions of a file or folder to the set ``name``: all of them, or none.
 
     The set stands in the catalog as a model of that name. A clip has one caption a prompt in it.
+
+    Args:
+        source: JSONL, CSV, or a folder of texts beside videos, see `lines_of`.
+        catalog: of the cache.
+        name: of the set.
+        overwrite: replace captions that the set has already.
+        skip_unmatched: leave out what fits no clip; else nothing is imported then.
 
     Raises:
         CatalogError: the catalog cannot be used.
@@ -68,9 +78,11 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
         raise ConfigError(f"{name!r} cannot be the name of a set", "use letters")
     tidy_beside(catalog)
     with Catalog(catalog) as opened, closing(CatalogFile(catalog)) as tables:
-        lines = _rows(file, opened, name)
+        lines, unmatched = _rows(source, opened, name)
+        if unmatched and not skip_unmatched:
+            raise _no_clip(unmatched)
         rows = [each.row for each in lines]
-        carried = _carried(file, tables, opened, lines)
+        carried = _carried(tables, opened, lines)
         there = {row["caption_key"]: row for row in opened.captions.rows(model=name)}
         if any(row["quantization"] != "imported" for row in there.values()):
             raise ConfigError(f"{name!r} is a model that made captions", "name the set otherwise")
@@ -82,12 +94,17 @@ def import_captions(file: Path, catalog: Path, name: str, *, overwrite: bool = F
         written = opened.captions.add(new, replace=True)
         taken = take_carried(tables, carried)
         opened.edits.adopt([*carried])
-        return Imported(written, len(rows) - len(new), taken)
+        return Imported(written, len(rows) - len(new), taken, unmatched)
 
 
-def _carried(
-    file: Path, tables: CatalogFile, catalog: Catalog, lines: Sequence[_Line]
-) -> dict[str, Carried]:
+def _no_clip(unmatched: Sequence[str]) -> ConfigError:
+    first, *others = unmatched
+    told = f" (and {len(others)} more: {'; '.join(others[: _SHOWN - 1])})" if others else ""
+    hint = f"{HINT}; --skip-unmatched imports the others"
+    return ConfigError(f"{first}{told}", hint)
+
+
+def _carried(tables: CatalogFile, catalog: Catalog, lines: Sequence[_Line]) -> dict[str, Carried]:
     """Return the rows of captions that lines bear, by the key of the caption that they go to.
 
     That is the caption that they were exported with, if it is here; else the one of the set.
@@ -96,7 +113,7 @@ def _carried(
     here, known = catalog.captions.known(named), carried_tables(tables)
     found: dict[str, Carried] = {}
     for line in lines:
-        rows = check_carried(known, line.content, f"{file}, line {line.number}")
+        rows = check_carried(known, line.content, line.where)
         key = line.content.get("caption_key")
         if rows:
             found[key if key in here else line.row["caption_key"]] = rows
@@ -107,81 +124,21 @@ def _is_same(row: CaptionRow, there: CaptionRow | None) -> bool:
     return there is not None and there["caption"] == row["caption"]
 
 
-def _rows(file: Path, catalog: Catalog, name: str) -> list[_Line]:
-    by_key = {clip["feature_key"]: clip for clip in catalog.clips.rows()}
-    lines = [*_lines(file)]
-    by_place = {}
-    if any(line.get("feature_key") is None for _, line in lines):
-        by_place = _by_place(catalog, [*by_key.values()])
+def _rows(source: Path, catalog: Catalog, name: str) -> tuple[list[_Line], list[str]]:
+    """Return what lines become, and what fits no clip, with the reason."""
+    matcher, unmatched = Matcher(catalog), []
     rows: dict[str, _Line] = {}
-    for number, line in lines:
-        # A key that is not here is that of other bytes, or of other features: the name and the
-        # times of its line may be those of another video by now.
-        key = line.get("feature_key")
-        clip = by_key.get(by_place.get(_place(line), "") if key is None else str(key))
-        if clip is None:
-            raise ConfigError(f"{file}, line {number}: the cache has no such clip", _HINT)
-        row = _row(clip, line, name)
+    for line in lines_of(source):
+        clip = matcher.find(line)
+        if isinstance(clip, str):
+            unmatched.append(f"{line.where}: {clip}")
+            continue
+        row = _row(clip, line.content, name)
         if row["caption_key"] in rows:
-            problem = f"{file}, line {number}: a second caption of the same clip and prompt"
-            raise ConfigError(problem, _HINT)
-        rows[row["caption_key"]] = _Line(number, line, row)
-    return [*rows.values()]
-
-
-def _by_place(catalog: Catalog, clips: Sequence[ClipRow]) -> dict[CaptionPlace, str]:
-    """Return the keys of clips by the names of the files that hold their videos now.
-
-    Where a file is gone, its last name counts; where another video has that name, it does not.
-    """
-    found = Placing(catalog.holders(), Look("keep")).each(clips, ("feature_key",))
-    return {_place(row): row["feature_key"] for row in found.rows if row["video"] is not None}
-
-
-def _lines(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8", _HINT) from error
-    for number, text in enumerate(lines, 1):
-        if text.strip():
-            row, fault = _parsed(text)
-            if fault:
-                raise ConfigError(f"{file}, line {number}: {fault}", _HINT)
-            yield number, row
-
-
-def _parsed(text: str) -> tuple[dict[str, Any], str]:
-    """Return a line's row, and what is wrong with it."""
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        return {}, str(error)
-    except RecursionError:
-        return {}, "it is nested too deep"
-    return (row, _fault(row)) if isinstance(row, dict) else ({}, "it is no JSON object")
-
-
-def _fault(row: Mapping[str, Any]) -> str:
-    if not isinstance(row.get("caption"), str) or not row["caption"].strip():
-        return "it has no caption"
-    for name in ("start_s", "end_s"):
-        value = row.get(name)
-        if not isinstance(value, int | float | None):
-            return f"{name} is no number"
-        if value is not None and not 0 <= value <= _LATEST_S:  # NaN is in no bounds
-            return f"{name} is no time in a video"
-    for name in ("prompt_name", "prompt"):
-        if not isinstance(row.get(name, ""), str):
-            return f"{name} is no text"
-    longest = max(len(row.get(name, "")) for name in ("caption", "prompt_name", "prompt"))
-    return f"it has a text of more than {_MAX_TEXT} letters" if longest > _MAX_TEXT else ""
-
-
-def _place(row: Mapping[str, Any] | ClipRow) -> CaptionPlace:
-    end_s = row.get("end_s")
-    start_s, end = float(row.get("start_s") or 0), None if end_s is None else float(end_s)
-    return str(row.get("video")), start_s, end
+            problem = f"{line.where}: a second caption of the same clip and prompt"
+            raise ConfigError(problem, HINT)
+        rows[row["caption_key"]] = _Line(line.where, line.content, row)
+    return [*rows.values()], unmatched
 
 
 def _row(clip: ClipRow, line: Mapping[str, Any], name: str) -> CaptionRow:

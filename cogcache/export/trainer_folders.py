@@ -25,6 +25,18 @@ class Placed:
     name: str
     item: Item
     facts: ClipFacts
+    others: tuple[Item, ...] = ()
+    """Further captions of the clip, where the trainer reads several of a file."""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """All its captions."""
+        return self.item, *self.others
+
+    @property
+    def captions(self) -> list[str]:
+        """All its captions, each on one line."""
+        return [one_line(item.caption) for item in self.items]
 
     @property
     def caption(self) -> str:
@@ -46,6 +58,8 @@ class Layout:
     """What its reader takes."""
     max_words: int
     """About as many words as the trainer's text encoder reads; it cuts the rest silently."""
+    takes_several: bool = False
+    """Whether its reader takes several captions of one file."""
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -55,7 +69,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def _beside(folder: Path, placed: list[Placed]) -> None:
     for each in placed:
-        write_lines((folder / each.name).with_suffix(".txt"), [each.caption])
+        write_lines((folder / each.name).with_suffix(".txt"), each.captions)
 
 
 def _cogvideox(root: Path, out: Path, placed: list[Placed]) -> None:
@@ -95,7 +109,13 @@ def _musubi(root: Path, out: Path, placed: list[Placed]) -> None:
 
 
 def _diffusion_pipe(root: Path, out: Path, placed: list[Placed]) -> None:
-    _beside(root / "videos", placed)
+    if any(each.others for each in placed):
+        # With this file there, its reader passes all .txt by.
+        several = {each.name: each.captions for each in placed}
+        text = json.dumps(several, indent=2, ensure_ascii=False)
+        write_lines(root / "videos" / "captions.json", [text])
+    else:
+        _beside(root / "videos", placed)
     write_lines(
         root / "dataset.toml",
         [
@@ -111,6 +131,59 @@ def _diffusion_pipe(root: Path, out: Path, placed: list[Placed]) -> None:
             "num_repeats = 1",
         ],
     )
+
+
+def _ai_toolkit(root: Path, out: Path, placed: list[Placed]) -> None:
+    _beside(root / "videos", placed)
+    write_lines(
+        root / "dataset.yaml",
+        [
+            "datasets:",
+            f"  - folder_path: {_toml(out / 'videos')}",
+            '    caption_ext: "txt"',
+            "    num_frames: 33",
+            "    resolution: [512]",
+        ],
+    )
+
+
+def _simpletuner(root: Path, out: Path, placed: list[Placed]) -> None:
+    _beside(root / "videos", placed)
+    # Without the split a caption is one text; with it each line of a file is a caption.
+    several = any(each.others for each in placed)
+    clips = {
+        "id": "clips",
+        "type": "local",
+        "dataset_type": "video",
+        "instance_data_dir": str(out / "videos"),
+        "caption_strategy": "textfile",
+        "metadata_backend": "discovery",
+        "disable_multiline_split": not several,
+        "resolution": 480,
+        "resolution_type": "pixel_area",
+        "minimum_image_size": 0,
+        "crop": False,
+        "repeats": 0,
+        "cache_dir_vae": str(out / "cache" / "vae"),
+        "video": {"num_frames": 49, "min_frames": 49},
+    }
+    texts = {
+        "id": "texts",
+        "type": "local",
+        "dataset_type": "text_embeds",
+        "default": True,
+        "cache_dir": str(out / "cache" / "text"),
+    }
+    text = json.dumps([clips, texts], indent=2, ensure_ascii=False)
+    write_lines(root / "multidatabackend.json", [text])
+
+
+def _ltx(root: Path, out: Path, placed: list[Placed]) -> None:
+    with (root / "metadata.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(
+            json_line({"caption": each.caption, "media_path": f"videos/{each.name}"})
+            for each in placed
+        )
 
 
 def _videofolder(root: Path, out: Path, placed: list[Placed]) -> None:
@@ -161,6 +234,25 @@ LAYOUTS: Final[dict[str, Layout]] = {
     ),
     "musubi": Layout("videos", _musubi, "--dataset_config {out}/dataset.toml", FFMPEG, 340),
     "diffusion-pipe": Layout(
-        "videos", _diffusion_pipe, 'dataset = "{out}/dataset.toml"', FFMPEG, 340
+        "videos", _diffusion_pipe, 'dataset = "{out}/dataset.toml"', FFMPEG, 340, takes_several=True
+    ),
+    "ai-toolkit": Layout(
+        "videos", _ai_toolkit, "datasets of the job's config: {out}/dataset.yaml", FFMPEG, 340
+    ),
+    "simpletuner": Layout(
+        "videos",
+        _simpletuner,
+        "--data_backend_config {out}/multidatabackend.json",
+        FFMPEG,
+        340,
+        takes_several=True,
+    ),
+    "ltx": Layout(
+        "videos",
+        _ltx,
+        "preprocess_dataset.py {out}/metadata.jsonl --caption-column caption"
+        " --video-column media_path",
+        DECORD,
+        170,
     ),
 }

@@ -18,11 +18,13 @@ FLAGS = (
     "no_end",
     "looping",
     "over_context",
+    "too_long",
+    "too_short",
     "invalid_json",
     "from_flagged",
     "gaps",
 )
-"""What a caption may be flagged with; the first four are seen by looking at it alone."""
+"""What a caption may be flagged with; the first six are seen by looking at it alone."""
 
 
 def flags_of(
@@ -49,6 +51,8 @@ def flags_of(
         "looping": _has_loop(token_ids, limits.loop_phrases)
         or _repeats_word(text, limits.loop_words),
         "over_context": over_context,
+        "too_long": limits.max_words is not None and num_words(text) > limits.max_words,
+        "too_short": bool(text) and num_words(text) < limits.min_words,
     }
     return tuple(flag for flag, is_so in found.items() if is_so)
 
@@ -57,16 +61,23 @@ def changes_for(flags: Sequence[str], generation: Generation) -> dict[str, Any]:
     """Return which settings of `generation` another try should change; none where none helps.
 
     A loop is broken by making said tokens less likely, which lets a caption end as well. An empty
-    caption is drawn, since the likeliest one is empty. One that has no end gets twice the room.
+    caption is drawn, since the likeliest one is empty, and so is one that is too long or too short.
+    One that has no end gets twice the room.
     Where the context is used up nothing helps but fewer frames.
     """
     if "looping" in flags:
         return {"repetition_penalty": round(max(1.0, generation.repetition_penalty) + 0.15, 4)}
-    if "empty" in flags:
+    if {"empty", "too_long", "too_short"} & {*flags}:
         return {"do_sample": True, "seed": (generation.seed + 1) % 2**63}
     if "no_end" in flags and "over_context" not in flags:
         return {"max_new_tokens": 2 * generation.max_new_tokens}
     return {}
+
+
+def num_words(text: str) -> int:
+    """Return the number of words of a text; of scripts without blanks, that of its letters."""
+    spaced = len(re.findall(r"[^\W\u0e00-\u0eff\u3040-\u9fff]+", text))
+    return spaced + len(re.findall(r"[\u0e01-\u0eff\u3040-\u9fff]", text))
 
 
 def _has_loop(token_ids: Sequence[int], repeats: int) -> bool:

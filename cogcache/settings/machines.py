@@ -93,6 +93,10 @@ class Limits(Table):
     `looping`."""
     loop_words: Annotated[int, Field(ge=2)] = 4
     """Times in a row that one word does."""
+    max_words: Annotated[int | None, Field(ge=1), NoneIfZero] = None
+    """Words above which a caption bears the flag `too_long` and is made once more; 0 for no end."""
+    min_words: Annotated[int, Field(ge=0)] = 0
+    """Words below which a caption bears the flag `too_short` and is made once more."""
     fail_on_known: bool = False
     """End with exit status 1 for clips that failed in earlier runs, too, and are left out."""
     strict: bool = False

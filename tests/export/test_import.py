@@ -143,3 +143,83 @@ def test_the_command_imports(catalog, edited):
     arguments = ["import", str(edited(louder)), "--cache", str(catalog.parent), "--set", "edited"]
     done = CliRunner().invoke(main, arguments)
     assert (done.exit_code, done.stdout[:19]) == (0, "3 captions imported")
+
+
+def test_a_table_that_export_wrote_is_taken_back(catalog, tmp_path):
+    table = tmp_path / "out.csv"
+    export(catalog, table, "csv", Selection(models=("tiny",)), Options())
+    assert import_captions(table, catalog, "table").written == 3
+    assert captions(catalog, "table") == captions(catalog, "tiny")
+
+
+def test_a_folder_of_texts_is_taken_by_the_names_of_the_videos(catalog, tmp_path):
+    films = tmp_path / "films" / "test set"
+    (films / "b.txt").write_text("一个蓝色的圆圈 again.\n")
+    (films / "val.1.txt").write_text("A text\nof two lines.")
+    assert import_captions(films, catalog, "beside").written == 2
+    elsewhere = tmp_path / "texts" / "test set"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "b.txt").write_text("By its name.")
+    assert import_captions(tmp_path / "texts", catalog, "named").written == 1
+    assert captions(catalog, "named") == ["By its name."]
+
+
+def test_a_text_beside_a_video_that_is_not_in_the_cache_is_of_that_video(catalog, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "b.mkv").write_bytes(b"another video of the same name")
+    (other / "b.txt").write_text("Of another video.")
+    with pytest.raises(ConfigError, match="no such clip"):
+        import_captions(other, catalog, "wrong")
+
+
+@pytest.mark.parametrize("named", ["relative", "digest", "ending"])
+def test_lines_name_videos_by_digest_or_by_names_relative_to_the_file(catalog, tmp_path, named):
+    films = tmp_path / "films"
+    digest = next(row["video_digest"] for row in clips(catalog) if row["video"].endswith("b.mkv"))
+    row = {
+        "relative": {"media_path": "test set/b.mkv"},
+        "digest": {"video_digest": digest},
+        "ending": {"file_name": "test set/b.mkv"},
+    }[named]
+    folder = films if named == "relative" else tmp_path
+    (folder / "lines.jsonl").write_text(json.dumps(row | {"text": "Found."}))
+    assert import_captions(folder / "lines.jsonl", catalog, "lines").written == 1
+    assert captions(catalog, "lines") == ["Found."]
+
+
+def clips(catalog):
+    with Catalog(catalog) as opened:
+        return opened.clips.rows()
+
+
+def test_lines_that_fit_no_clip_are_listed_and_the_others_taken_where_that_is_asked(
+    catalog, edited, tmp_path
+):
+    file = edited(louder)
+    lines = file.read_text().splitlines()
+    lines += [json.dumps({"video": name, "caption": "x"}) for name in ("/no/1.mp4", "no/2.mp4")]
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"line 4: .*and 1 more: .*line 5"):
+        import_captions(file, catalog, "some")
+    assert captions(catalog, "some") == []
+    words = ["import", str(file), "--set", "some", "--cache", str(catalog.parent)]
+    done = CliRunner().invoke(main, [*words, "--skip-unmatched"])
+    assert done.exit_code == 1
+    assert done.output.count("the cache has no such clip") == 2
+    assert len(captions(catalog, "some")) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a,b\n1,2\n", "no column `caption`"),
+        ("video,caption\nx\n", "not as many cells"),
+        ("video,caption,start_s\nx,y,soon\n", "could not convert"),
+        ("video,caption\nx,\n", "has no caption"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_where(catalog, tmp_path, text, fault):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ConfigError, match=fault):
+        import_captions(tmp_path / "t.csv", catalog, "t")
