@@ -74,7 +74,7 @@ def main() -> None:
 def of_captions(folder: Path) -> list[str]:
     """Return what grounding and swap find, and what they cost beside making the captions."""
     scenes = made_scenes(folder / "videos", NUM_CLIPS)
-    cache, settings = folder / "cache", settings_of()
+    cache, settings = folder / "cache", settings_of(folder / "prefixes")
     extract([str(folder / "videos")], cache, settings)
     started = time.perf_counter()
     caption(cache, settings)
@@ -95,9 +95,10 @@ def of_captions(folder: Path) -> list[str]:
     ]
 
 
-def settings_of() -> Settings:
+def settings_of(keep_prefix: Path | None = None) -> Settings:
     """Return the settings of all runs: the bundled model in bf16, one prompt."""
     given = {"model": "tiny", "quantization": "none", "device": "cpu", "decode_workers": 1}
+    given |= {"keep_prefix": str(keep_prefix)} if keep_prefix else {}
     return load_settings(None, {**given, "prompts": {"detail": PROMPT}})
 
 

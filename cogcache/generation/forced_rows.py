@@ -99,9 +99,11 @@ class ForcedRows:
 
     def _sharing(self, captions: Sequence[Forced]) -> list[list[int]]:
         """Return the numbers of captions that have all up to the end of the video in common."""
+        digests = {id(each.row): each for each in captions}
+        found = {key: self._digest(each) for key, each in digests.items()}
         groups: dict[tuple[str, str], list[int]] = {}
         for number, each in enumerate(captions):
-            groups.setdefault((each.clip, self._digest(each)), []).append(number)
+            groups.setdefault((each.clip, found[id(each.row)]), []).append(number)
         return [*groups.values()]
 
     def _digest(self, each: Forced) -> str:
@@ -124,9 +126,11 @@ class ForcedRows:
         if not self._shares:
             return [log_probabilities(self.model, self.family, c.row, c.tokens) for c in captions]
         prefix = self._prefix(captions[0])
-        whole = [_with_tokens(each) for each in captions]
-        positions = [laid_out(request, self.family, self.model)[1] for request in whole]
-        tails = [request.row.sequences["input_ids"][prefix.length :] for request in whole]
+        positions = self._positions(captions)
+        tails = [
+            torch.cat((each.row.sequences["input_ids"][prefix.length :], _ids(each)))
+            for each in captions
+        ]
         width = max(len(tail) for tail in tails)
         ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
         before = torch.ones(len(tails), prefix.length, dtype=torch.long)
@@ -145,6 +149,23 @@ class ForcedRows:
             )
         return list(output.logits)
 
+    def _positions(self, captions: Sequence[Forced]) -> list[Tensor]:
+        """Return where the tokens of rows stand, [..., 1, L] each.
+
+        Captions of one prompt are laid out once, with the longest: what comes later in a row does
+        not move what stands before it.
+        """
+        longest: dict[int, Forced] = {}
+        for each in captions:
+            known = longest.get(id(each.row))
+            if known is None or len(each.tokens) > len(known.tokens):
+                longest[id(each.row)] = each
+        found = {
+            key: laid_out(_with_tokens(each), self.family, self.model)[1]
+            for key, each in longest.items()
+        }
+        return [found[id(each.row)][..., : each.row.length + len(each.tokens)] for each in captions]
+
     def _prefix(self, each: Forced) -> Prefix:
         tokens = self._digest(each)
         if not each.clip:  # words without a clip: a prompt's are the same for all captions
@@ -160,8 +181,12 @@ def _request(each: Forced) -> Request:
     return Request(each.row, each.clip, 0, Generation())
 
 
+def _ids(each: Forced) -> Tensor:
+    return torch.tensor(list(each.tokens), dtype=torch.long)
+
+
 def _with_tokens(each: Forced) -> Request:
-    own = torch.tensor(list(each.tokens), dtype=torch.long)
+    own = _ids(each)
     sequences = {
         name: torch.cat((values, own if name == "input_ids" else torch.zeros_like(own)))
         for name, values in each.row.sequences.items()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SUPPORT_EPOCH: Final = 1
 _LEAST_WORDS: Final = 3
+_LEAST_DOUBT: Final = 0.1
+"""Nats a token: a caption that is surer than this without its clip has little to gain by it."""
 QUESTION: Final = 'Is this true of the video: "{claim}"? Answer with yes or no.'
 _ANSWERS: Final = {"yes": ("Yes", "yes"), "no": ("No", "no")}
 
@@ -63,17 +65,30 @@ class Supported:
     blind: Tensor
 
     @property
-    def grounding(self) -> float:
-        """Mean log probability of the tokens with the clip, minus without it."""
+    def gain(self) -> float:
+        """Mean log probability of the tokens with the clip, minus without it, in nats."""
         return float((self.own - self.blind).mean())
 
+    @property
+    def grounding(self) -> float:
+        """`gain` as a share of what there was to gain: 1 where the clip makes the caption certain.
+
+        Some captions are easier to guess than others: as a share, they can be compared.
+        """
+        return _gained(float(self.own.mean()), float(self.blind.mean()))
+
     def swap(self, others: Sequence[float]) -> float:
-        """How far the caption's mean log probability is above that behind other clips.
+        """How far the caption's mean log probability is above that behind other clips, as a share.
 
         Args:
             others: the means behind these.
         """
-        return float(self.own.mean()) - sum(others) / len(others)
+        return _gained(float(self.own.mean()), sum(others) / len(others))
+
+
+def _gained(own: float, before: float) -> float:
+    """Return how much of the way from a mean log probability to 0 another has gone."""
+    return (own - before) / max(-before, _LEAST_DOUBT)
 
 
 class Supporter:
@@ -98,11 +113,15 @@ class Supporter:
         self.family, self.layout = family, layout
         self.rows = ForcedRows(model, family, rows_at_once, kept)
         self._blind: dict[tuple[str, str], Tensor] = {}
+        self._tokens: dict[tuple[str, str], list[int]] = {}
 
     def tokens(self, features: ClipTensors, caption: Claimed) -> list[int]:
         """Return a caption's tokens, without the one that ends it."""
-        ids = self.family.answer_ids(features, caption.prompt, self.layout, caption.text)
-        return ids[:-1] if ids and ids[-1] in self.family.stop_ids else ids
+        key = caption.prompt, caption.text
+        if key not in self._tokens:  # the same behind every clip
+            ids = self.family.answer_ids(features, caption.prompt, self.layout, caption.text)
+            self._tokens[key] = ids[:-1] if ids and ids[-1] in self.family.stop_ids else ids
+        return self._tokens[key]
 
     def behind(
         self, feature_key: str, features: ClipTensors, captions: Sequence[Claimed]
@@ -127,10 +146,9 @@ class Supporter:
         Equal captions are forced once.
         """
         new = {(c.prompt, c.text): c for c in captions if (c.prompt, c.text) not in self._blind}
-        forced = [
-            Forced(self.family.text_row(c.prompt, self.layout), "", self.tokens(features, c))
-            for c in new.values()
-        ]
+        prompts = {c.prompt for c in new.values()}
+        rows = {prompt: self.family.text_row(prompt, self.layout) for prompt in prompts}
+        forced = [Forced(rows[c.prompt], "", self.tokens(features, c)) for c in new.values()]
         values = self.rows.token_log_probabilities(forced)
         self._blind |= dict(zip(new, values, strict=True))
         return [self._blind[each.prompt, each.text] for each in captions]

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
@@ -135,13 +136,22 @@ class _Support:
                 entry.own = tokens, values
             else:
                 entry.others.append(float(values.mean()))
-        if own and "grounding" in self.wanted:
-            blind = supporter.blind(features, [entry.claimed for entry in own])
-            for entry, values in zip(own, blind, strict=True):
-                entry.blind = values
+        if "grounding" in self.wanted:
+            self._read_blind(features, own)
         if "questions" in self.wanted:
             for entry in own:
                 self._keep_questions(entry, supporter.affirmed(key, features, entry.claimed))
+
+    def _read_blind(self, features: ClipTensors, own: Sequence[Entry]) -> None:
+        """Read captions behind their prompts alone, with those that will be asked for next."""
+        assert self._supporter is not None
+        if any(entry.blind is None for entry in own):
+            here = {entry.claimed.caption_key: entry for entry in own}
+            waiting = (each for each in self.open.items() if each[1].blind is None)
+            some = [*(here | dict(islice(waiting, 4 * _ROWS))).values()]
+            blind = self._supporter.blind(features, [entry.claimed for entry in some])
+            for entry, values in zip(some, blind, strict=True):
+                entry.blind = values
 
     def _loaded(self, key: str, features: ClipTensors, entries: Sequence[Entry]) -> Supporter:
         from cogcache.quality import Supporter
@@ -178,7 +188,8 @@ class _Support:
         supported = Supported(tokens, own, entry.blind if entry.blind is not None else own)
         if "grounding" in self.wanted and entry.blind is not None:
             least = least_supported(self.family, supported)
-            details = {"least": [[word, round(gain, 3), place] for word, gain, place in least]}
+            details: dict[str, Any] = {"gain": round(supported.gain, 4)}
+            details |= {"least": [[word, round(gain, 3), place] for word, gain, place in least]}
             self._enter(entry, "grounding", supported.grounding, details)
         if "swap" in self.wanted and entry.others:
             self._enter(entry, "swap", supported.swap(entry.others), {"others": len(entry.others)})

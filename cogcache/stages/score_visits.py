@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cogcache.stages.score import Scorable
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A caption whose clip, or some of the other clips, have not been read yet."""
 
