@@ -66,6 +66,20 @@ class BoundedProtocol(H11Protocol):
         self._check_task.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, and break off the answer to one whose body turns out so.
+
+        uvicorn would go on with both, on one connection, and log a traceback.
+        """
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        super().send_400_response(msg)
+
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         self._since_s = time.monotonic()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -79,8 +80,9 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        app = await self._refusal(Request(scope, receive)) or self.app
-        await app(scope, receive, send_guarded)
+        with suppress(ClientDisconnect):  # before all of the request was there
+            app = await self._refusal(Request(scope, receive)) or self.app
+            await app(scope, receive, send_guarded)
 
     async def _refusal(self, request: Request) -> Response | None:
         if self.token is None:

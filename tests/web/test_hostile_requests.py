@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -192,3 +192,34 @@ def test_a_log_repeats_nothing():
         for message in ("bad request %s", "bad request %s", "another %s", "bad request %s")
     ]
     assert [shown.filter(record) for record in records] == [True, False, True, False]
+
+
+CHUNKED = b"POST /token HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n"
+BROKEN = {
+    "chunk_without_size": CHUNKED + b"\r\nzzz\r\n",
+    "chunk_of_boundless_size": CHUNKED + b"\r\nffffffffffffffffff\r\n",
+    "chunks_without_end": CHUNKED + b"\r\n" + b"1\r\na\r\n" * 9000,
+    "two_lengths": CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\nGET /runs HTTP/1.1\r\n\r\n",
+    "second_request_hidden_in_the_body": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+    b"\r\nGET /runs HTTP/1.1\r\nHost: evil\r\n\r\n",
+    "what_follows_is_no_request": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\0\0\0\r\n\r\n",
+    "body_that_is_broken_off": b"POST /token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n",
+    "header_line_of_a_megabyte": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 2**20,
+    "address_of_a_megabyte": b"GET /" + b"x" * 2**20,
+    "connect": b"CONNECT evil:80 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nabc",
+    "upgrade": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nabc",
+    "no_letters": bytes(range(256)),
+}
+
+
+def test_requests_that_are_broken_inside_leave_no_traceback(collection, tmp_path):
+    log = tmp_path / "log"
+    with served(collection, log, 1.0) as port:
+        for request in BROKEN.values():
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                with suppress(OSError):
+                    sock.sendall(request)
+                    sock.shutdown(socket.SHUT_WR)
+                assert dropped(sock, 20)
+        assert b"200 OK" in asked(port)
+    assert "Traceback" not in log.read_text(errors="replace")
