@@ -91,7 +91,7 @@ NAMES = [
     "tokenizer_a_pipe",
     "generation_config_deep",
 ]
-"""What the suite tries; `make fuzz` tries them all."""
+"""What the suite tries; the slow test tries them all."""
 
 
 def tried(model: Path, names: list[str]) -> dict[str, list[str]]:

@@ -200,14 +200,14 @@ BROKEN = {
     "chunk_of_boundless_size": CHUNKED + b"\r\nffffffffffffffffff\r\n",
     "chunks_without_end": CHUNKED + b"\r\n" + b"1\r\na\r\n" * 9000,
     "two_lengths": CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\nGET /runs HTTP/1.1\r\n\r\n",
-    "second_request_hidden_in_the_body": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
+    "second_request_in_the_body": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
     b"\r\nGET /runs HTTP/1.1\r\nHost: evil\r\n\r\n",
     "what_follows_is_no_request": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n\0\0\0\r\n\r\n",
-    "body_that_is_broken_off": b"POST /token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n",
+    "broken_off": b"POST /token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n",
     "header_line_of_a_megabyte": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 2**20,
     "address_of_a_megabyte": b"GET /" + b"x" * 2**20,
     "connect": b"CONNECT evil:80 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nabc",
-    "upgrade": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nabc",
+    "upgrade": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: h2c\r\n\r\nabc",
     "no_letters": bytes(range(256)),
 }
 
