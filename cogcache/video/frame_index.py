@@ -26,7 +26,7 @@ from cogcache.video.display import Display, display_of
 from cogcache.video.earlier_reader import Change, Found, change_of
 from cogcache.video.file_state import state_of
 from cogcache.video.last_read import Last
-from cogcache.video.packets import HIDDEN, NONE, SHOWN, Packets, PacketTable
+from cogcache.video.packets import HIDDEN, NONE, SECOND_FIELD, SHOWN, Packets, PacketTable
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -204,7 +204,10 @@ def _stamps(packets: Packets) -> NDArray[np.int64]:
 
 
 def _times(video: OpenVideo, packets: Packets, stamps: NDArray[np.int64]) -> _Times:
-    fps = _frame_rate(video.stream, np.unique(stamps[stamps != NONE]))
+    unique = np.unique(stamps[stamps != NONE])
+    # Containers count the two fields of a frame as two pictures, where each has its packet.
+    counted_twice = packets.count(SECOND_FIELD) > 0
+    fps = (_measured_rate if counted_twice else _frame_rate)(video.stream, unique)
     # AVI numbers its packets in the order of decoding, whatever it calls those numbers.
     counted = video.container.format.name == "avi"
     if (stamps == NONE).any() or (counted and len(np.unique(stamps)) != len(stamps)):
@@ -272,5 +275,9 @@ def _frame_rate(stream: VideoStream, stamps: NDArray[np.int64]) -> float:
     for rate in (stream.average_rate, stream.guessed_rate):
         if rate is not None and rate > 0:
             return float(rate)
+    return _measured_rate(stream, stamps)
+
+
+def _measured_rate(stream: VideoStream, stamps: NDArray[np.int64]) -> float:
     span_s = float((stamps[-1:] - stamps[:1]).sum() * (stream.time_base or 0))
     return (len(stamps) - 1) / span_s if span_s > 0 else 25.0

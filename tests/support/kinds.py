@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 from av.stream import Disposition
+from fields import write_fields
 from videos import picture, remux, write_video
 
 Make = Callable[[Path], object]
@@ -166,7 +167,10 @@ SPECIAL: dict[str, Make] = {
        for n in (0, 90, 180, 270)},
     "not square.mkv": coded("libx264", pixel_ratio="4/3"),
     "not square.mp4": coded("libx264", pixel_ratio="2/3"),
+    "open gop.mkv": coded("libx264", **OPEN_GOP),
     "interlaced.mp4": coded("libx264", **INTERLACED),
+    **{f"fields.{end}": partial(write_fields, apart=False) for end in ("mkv", "mp4")},
+    "fields.ts": partial(write_fields, apart=True),
     "ten bits.mp4": coded("libx265", pix_fmt="yuv420p10le"),
     "hdr.mkv": coloured(9, light=(9, 14)), "hdr.mp4": coloured(9, light=(9, 16)),
     "p3.mp4": coloured(1, light=(12, 13)), "full range.mov": coloured(1, 2, "yuvj420p"),
@@ -184,6 +188,7 @@ SOON = (
     "b frames.ts", "mpeg4 b.avi", "open gop.mp4", "variable.mkv", "edit list.mp4", "scaled.mov",
     "joined.ts", "twice.mkv", "turned 90.mp4", "mirrored 270.mp4", "not square.mkv",
     "full range.mov", "709.mp4", "odd size.mp4", "late.mkv", "hdr.mp4", "p3.mp4",
-    "unknown colours.mp4", "begun late.mp4", "joined.mkv", "cover first.mkv", "two tracks.mp4",
+    "unknown colours.mp4", "open gop.mkv", "fields.ts", "fields.mkv", "begun late.mp4",
+    "joined.mkv", "cover first.mkv", "two tracks.mp4",
 )  # fmt: skip
 """Those that the quick tests take."""

@@ -70,6 +70,18 @@ def test_decord_gives_the_same_frames_where_it_may_read(name, tmp_path):
     assert differ.mean() < 2 if name in OTHERWISE else not differ.any()
 
 
+@pytest.mark.parametrize("name", ["fields.ts", "fields.mkv", "fields.mp4"])
+def test_two_fields_are_one_frame(name, tmp_path):
+    path = tmp_path / name
+    ALL[name](path)
+    index = index_frames(path)
+    np.testing.assert_allclose(index.times_s, np.arange(40) / 25, atol=1e-3)
+    assert index.fps == pytest.approx(25, rel=0.01)
+    clip = read_clip(path, Sampling(), 0.5, 1.5)
+    assert clip.frame_indices.tolist() == numbers_in(clip.frames)
+    assert index.change is not None
+
+
 def test_frames_with_one_time_stamp_are_both_there(tmp_path):
     path = tmp_path / "twice.mkv"
     ALL["twice.mkv"](path)
