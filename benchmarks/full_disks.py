@@ -99,7 +99,9 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commands", nargs="*", default=[*COMMANDS])
+    parser.add_argument("--free", type=int, action="append", metavar="BYTES", help="size to try")
     given = parser.parse_args()
+    sizes = given.free or FREE_BYTES
     if os.geteuid():
         print("full disks are left out: to mount one takes root")
         return
@@ -111,7 +113,7 @@ def main() -> None:
         for name in given.commands:
             try:
                 with small_disk(aside / "disk") as disk:
-                    statuses = hold(name, disk, aside)
+                    statuses = hold(name, disk, aside, sizes)
                 print(f"{name}: {len(statuses)} sizes, ended with {statuses}", flush=True)
             except AssertionError as error:
                 faults += 1
