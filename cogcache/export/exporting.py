@@ -35,7 +35,7 @@ from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.trainer_folders import FFMPEG, LAYOUTS, Placed
 from cogcache.export.webdataset import write_tars
 from cogcache.export.wording import Wording, num_words
-from cogcache.system import is_url, seal
+from cogcache.system import is_url, noted, remove_dead, seal
 from cogcache.units import printable
 from cogcache.video import VIDEO_SUFFIXES
 
@@ -185,8 +185,11 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
     for path in texts:
         if path.exists() and not options.overwrite:
             raise ConfigError(f"{path} exists already", "replace it with --overwrite")
-    for path, text in texts.items():
-        seal(path, text.encode())
+    folders = sorted({path.parent for path in texts})
+    remove_dead(folders)
+    with noted(catalog.parent, "temporary", folders=[str(folder.absolute()) for folder in folders]):
+        for path, text in texts.items():
+            seal(path, text.encode())
     left_out = [*old, *left_out]
     rejected = chosen.num_rejected
     return Exported(len(items), chosen.num_empty, chosen.absent, left_out, rejected=rejected)

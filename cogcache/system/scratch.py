@@ -143,7 +143,8 @@ def noted(cache: Path | None, kind: str, **facts: Any) -> Iterator[None]:
 
     Args:
         cache: folder of the cache; None, or one that cannot be written, keeps no note.
-        kind: ``temporary``, with ``paths`` that are to be removed, or what another module finishes.
+        kind: ``temporary``, with ``paths`` that are to be removed, or ``folders`` whose temporary
+            files are; or what another module finishes.
         facts: what is needed to finish it.
     """
     note = _write_note(cache, {"kind": kind, **facts})
@@ -168,18 +169,23 @@ def sweep(cache: Path) -> list[Path]:
     """Remove what dead processes noted in a cache as temporary; return the paths of it."""
     removed = []
     for note, content in notes(cache, "temporary", dead=True):
-        listed = content.get("paths")
-        texts = listed if isinstance(listed, list) else []
-        paths = [Path(text) for text in texts if isinstance(text, str) and "\0" not in text]
         # A note may lie: nothing but temporary names is touched.
-        ours = [path for path in paths if _is_temporary(path)]
+        ours = [path for path in _listed(content, "paths") if _is_temporary(path)]
         removed += [path for path in ours if os.path.lexists(path) and _remove(path)]
+        removed += remove_dead(_listed(content, "folders"))
         _forget(note)
     for note in CachePaths(cache).working.glob(f"*{_NOTE}"):
         if is_dead(note) and not note.stat().st_size:  # its writer died at it
             _forget(note)
     sweep_temporary()
     return removed
+
+
+def _listed(content: Mapping[str, Any], name: str) -> list[Path]:
+    """Return the paths that a note lists; what is none is passed by."""
+    listed = content.get(name)
+    texts = listed if isinstance(listed, list) else []
+    return [Path(text) for text in texts if isinstance(text, str) and "\0" not in text]
 
 
 def temporary_place() -> Path:
@@ -204,9 +210,11 @@ def sweep_temporary() -> None:
 def left_behind(cache: Path) -> list[Path]:
     """Return what dead processes left: notes, and what they name."""
     found = [path for path in sorted(CachePaths(cache).working.glob(f"*{_NOTE}")) if is_dead(path)]
-    found += [Path(p) for _, c in notes(cache, "temporary", dead=True) for p in c.get("paths", [])]
+    dead = [content for _, content in notes(cache, "temporary", dead=True)]
+    found += [path for content in dead for path in _listed(content, "paths")]
+    noted_folders = [folder for content in dead for folder in _listed(content, "folders")]
     paths = CachePaths(cache)
-    folders = (cache, paths.quarantine, *paths.features.glob("??"))
+    folders = (cache, paths.quarantine, *paths.features.glob("??"), *noted_folders)
     found += [path for folder in folders for path in folder.glob(f".*{PARTIAL}") if is_dead(path)]
     return [path for path in found if os.path.lexists(path)]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cogcache.errors import TrainingError
 from cogcache.models import sync_file
-from cogcache.system import make_folder, put_right, sync_folder, temporary_name
+from cogcache.system import make_folder, remove_dead, sync_folder, temporary_name
 from cogcache.training.lora import trained_parameters
 
 TRAINED, OPTIMIZER, STATE, PLACE = (
@@ -53,7 +53,7 @@ def write(out: Path, trainer: Any) -> Path:
     folder = folder_of(out, trainer.state.global_step)
     make_folder(folder.parent)
     if not folder.exists():
-        put_right(folder)
+        remove_dead([folder.parent])
         partial = temporary_name(folder)
         try:
             partial.mkdir()

@@ -12,7 +12,7 @@ from cogcache.errors import ConfigError, QuantizationError, TrainingError
 from cogcache.keys import digest
 from cogcache.models import RECORD, Kind
 from cogcache.settings import Settings
-from cogcache.system import make_folder, seal, version_of
+from cogcache.system import make_folder, remove_dead, seal, version_of
 from cogcache.training.examples import Chosen
 
 LIBRARIES: Final = ("cogcache", "torch", "transformers", "peft", "bitsandbytes")
@@ -109,6 +109,7 @@ def begin(out: Path, record: Record, names: Mapping[str, str]) -> bool:
         ConfigError: the folder holds something else.
         TrainingError: the run there has other data or settings; says which.
     """
+    remove_dead([out])  # of a run that was killed at its first word
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         make_folder(out.absolute())
         record.write(out)

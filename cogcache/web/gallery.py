@@ -86,7 +86,7 @@ def write_gallery(
         pictured = [_with_picture(store, browser, clip) for clip in shown]
     template, more = environment().get_template("gallery.html"), len(clips) > limit
     page = template.render(title=title, clips=pictured, more=more, style=_style())
-    seal(out, page.encode(errors="replace"))
+    seal(out, page.encode(errors="replace"), cache=cache)
     return Written(len(shown), placed.absent)
 
 

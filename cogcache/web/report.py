@@ -66,7 +66,7 @@ def write_report(cache: Path, out: Path, runs: Sequence[int] = ()) -> Path:
     with Browser(CachePaths(cache).catalog) as browser:
         findings, learnt = find(browser, runs), _learnt(browser)
     picture = draw(findings, "svg" if kind == "html" else kind)
-    seal(out, _page(findings, picture, learnt) if kind == "html" else picture)
+    seal(out, _page(findings, picture, learnt) if kind == "html" else picture, cache=cache)
     return out
 
 

@@ -152,3 +152,25 @@ def test_no_other_module_makes_temporary_files_that_nobody_would_clear_away():
     package = Path(scratch.__file__).parents[1]
     makers = {path.name for path in package.rglob("*.py") if "tempfile" in path.read_text()}
     assert makers == {"scratch.py", "spool.py"}  # the spool has a folder that stays
+
+
+def test_a_folder_that_a_dead_process_noted_is_cleared_of_its_temporary_files(tmp_path):
+    cache, videos = tmp_path / "cache", tmp_path / "videos"
+    (cache / "working").mkdir(parents=True)
+    videos.mkdir()
+    (videos / "a.srt").write_text("a subtitle")
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from cogcache.system.scratch import noted, temporary_name\n"
+        "cache, out = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "with noted(cache, 'temporary', folders=[str(out.parent)]):\n"
+        "    temporary_name(out).write_text('half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", program, str(cache), str(videos / "b.srt")]
+    subprocess.run(command, check=False)
+    assert len([*videos.iterdir()]) == 2
+    assert len(scratch.left_behind(cache)) == 2
+    assert len(scratch.sweep(cache)) == 1
+    assert [path.name for path in videos.iterdir()] == ["a.srt"]
+    assert not [*(cache / "working").iterdir()]
