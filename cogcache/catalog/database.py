@@ -35,10 +35,14 @@ _JSON_COLUMNS: Final = frozenset(
 _PARSE: Final = json.JSONDecoder().raw_decode
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed")
+_SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed", "Could not decode")
 NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
 _TAKE_OUT: Final = "`cogcache verify` names them, and `cogcache verify --fix` takes them out"
 _REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # without the finer part
 
 
 class CatalogFile:
@@ -92,7 +96,7 @@ class CatalogFile:
             self._prepare()
         except sqlite3.OperationalError as error:
             self._close_connection()
-            if error.sqlite_errorcode & 0xFF not in NO_ROOM or not self.path.is_file():
+            if _code(error) not in NO_ROOM or not self.path.is_file():
                 raise
             # A log and its index take room, which a full disk has not; reading needs neither.
             try:
@@ -168,7 +172,7 @@ class CatalogFile:
             try:
                 self._conn.execute("PRAGMA journal_mode = WAL")
             except sqlite3.OperationalError as error:
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                busy = _code(error) == sqlite3.SQLITE_BUSY
                 if not busy or time.monotonic() > ends_s:
                     raise
                 time.sleep(0.01)
@@ -227,8 +231,7 @@ class CatalogFile:
             if isinstance(error, _BUGS):
                 raise
             problem = f"the catalog {self.path} cannot be used: {error}"
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the finer part
-            if code in _DAMAGED or str(error).startswith(_SAID_OF_DAMAGE):
+            if _code(error) in _DAMAGED or str(error).startswith(_SAID_OF_DAMAGE):
                 raise DamagedCatalogError(problem, _REBUILD) from error
             # SQLite does not say which it was: it gives no error number of the system.
             hint = "see that its disk, and that of TMPDIR, is writable and has space, and that "

@@ -204,7 +204,7 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
     try:
         conn.execute("INSERT INTO captions_fts (captions_fts, rank) VALUES ('integrity-check', 1)")
     except sqlite3.DatabaseError as error:
-        code = error.sqlite_errorcode & 0xFF
+        code = _code(error)
         if code not in (*_DAMAGED, sqlite3.SQLITE_READONLY):
             raise
         if code == sqlite3.SQLITE_READONLY:
@@ -214,7 +214,7 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
         try:
             differing = conn.execute(sql).fetchone()[0]
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+            if _code(error) not in _DAMAGED:
                 raise
             found.append(f"{table} cannot be read: {error}")
         else:
@@ -250,6 +250,11 @@ def make_sums_anew(conn: sqlite3.Connection) -> None:
     for table, statement in migrations.SUMS.items():
         conn.execute(f"DELETE FROM {table}")
         conn.execute(statement)
+
+
+def _code(error: sqlite3.Error) -> int:
+    # What Python itself says of a text that is no UTF-8 has no number, and is damage.
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)) & 0xFF
 
 
 def others_at_work(path: Path) -> bool:

@@ -284,3 +284,15 @@ def test_rows_of_an_older_catalog_get_checksums_but_for_those_whose_key_is_anoth
     with Catalog(path) as catalog:
         said = {row["caption_key"] for row in catalog.captions.rows()}
     assert said == set(keys[1:])
+
+
+def test_a_schema_that_is_no_text_is_told_as_damage(whole, tmp_path):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    path = cache / "catalog.sqlite"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"CREATE TABLE memory") + 13] = 0xFF
+    path.write_bytes(content)
+    with pytest.raises(CogcacheError):
+        caption_rows(path)
+    assert verify(cache)
+    assert rebuild(cache).saved["captions"]
