@@ -53,8 +53,10 @@ class Part:
     first: int
     stop: int
     """Frames ``[first, stop)``."""
+    begin_s: float
+    """When the first of them is shown, as far as the clip goes, from the video's first frame."""
     end_s: float
-    """When the last of them ends, as far as the clip goes, from the video's first frame."""
+    """When the last of them ends, so counted."""
 
     @property
     def times_s(self) -> NDArray[np.float64]:
@@ -66,7 +68,7 @@ class Part:
     @property
     def length_s(self) -> float:
         """How long the frames are shown."""
-        return max(self.end_s - float(self.index.times_s[self.first]), 1 / CLOCK)
+        return max(self.end_s - self.begin_s, 1 / CLOCK)
 
 
 def part_of(source: Path, start_s: float, end_s: float | None) -> Part:
@@ -78,10 +80,9 @@ def part_of(source: Path, start_s: float, end_s: float | None) -> Part:
     index = index_frames(source)
     first, stop = bounds(index.times_s, start_s, end_s, index.end_s)
     until_s = index.end_s if end_s is None else min(end_s, index.end_s)
-    if start_s > float(index.times_s[first]) and first + 1 == stop:
-        # It stands still through the clip, and is shown for as long as that.
-        until_s += float(index.times_s[first]) - start_s
-    return Part(source, index, first, stop, until_s)
+    # A frame that began before stands still through the clip.
+    begin_s = max(float(index.times_s[first]), start_s if first + 1 == stop else 0.0)
+    return Part(source, index, first, stop, begin_s, until_s)
 
 
 def encode(part: Part, path: Path, *, sound: bool) -> Encoded:
@@ -99,7 +100,7 @@ def encode(part: Part, path: Path, *, sound: bool) -> Encoded:
 
     with (
         av.open(str(path), "w", format="mp4") as out,
-        open_sound(part.source, part.index, part.first, part.length_s, wanted=sound) as heard,
+        open_sound(part.source, part.index, part.begin_s, part.length_s, wanted=sound) as heard,
     ):
         writer = _Writer(out, part, heard)
         for number, frame in _each(part):

@@ -32,9 +32,9 @@ Samples = NDArray[np.float32]
 
 @contextmanager
 def open_sound(
-    source: Path, index: FrameIndex, first: int, length_s: float, *, wanted: bool
+    source: Path, index: FrameIndex, begin_s: float, length_s: float, *, wanted: bool
 ) -> Iterator[Sound | None]:
-    """Open the sound that goes with the frames from `first` on; None where there is none."""
+    """Open the sound from `begin_s` after the first frame on; None where there is none."""
     import av
 
     if not wanted or index.packets.is_spliced:  # its times begin anew elsewhere than the pictures'
@@ -48,8 +48,8 @@ def open_sound(
             metadata_errors="replace",
         ) as container,
     ):
-        begin_s = (container.start_time or 0) / 1e6 + index.offset_s + float(index.times_s[first])
-        sound = Sound(container, begin_s, length_s)
+        first_s = (container.start_time or 0) / 1e6 + index.offset_s
+        sound = Sound(container, first_s + begin_s, length_s)
         yield sound if sound.has_any else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import av
 import numpy as np
 import pytest
@@ -62,6 +64,21 @@ def test_an_exported_clip_keeps_the_sound_of_its_time(tmp_path):
     encode(part_of(source, *SPAN), made, sound=False)
     with av.open(made) as container:
         assert not container.streams.audio
+
+
+def test_a_clip_in_which_a_frame_stands_still_has_the_sound_of_its_own_time(tmp_path):
+    source, made = tmp_path / "a.mkv", tmp_path / "clip.mp4"
+    pictures = write_video(tmp_path / "pictures.mkv", times_s=[0.0, 0.1, 0.2, 6.0])
+    tone = "aevalsrc=if(gt(t\\,2)\\,sin(2*PI*440*t)\\,0):d=6"  # from 2 s on
+    command = ["ffmpeg", "-v", "error", "-i", str(pictures), "-f", "lavfi", "-i", tone]
+    subprocess.run([*command, "-c:v", "copy", "-c:a", "flac", str(source)], check=True)
+    loud = {}
+    for span in ((1.0, 2.0), (3.0, 4.0)):
+        encode(part_of(source, *span), made, sound=True)
+        with av.open(made) as container:
+            heard = [each.to_ndarray() for each in container.decode(audio=0)]
+        loud[span] = float(np.abs(np.concatenate(heard, axis=1)).mean())
+    assert loud[1.0, 2.0] < 0.01 < 0.1 < loud[3.0, 4.0]
 
 
 def test_a_last_frame_that_is_held_is_exported_as_long_as_its_clip_shows_it(tmp_path):
