@@ -3,8 +3,9 @@
     python -m benchmarks.pages [--clips 100000] [--folder DIR]
 
 Half as many videos as clips, two captions a clip of 30 to 90 words out of 57, one in a hundred
-flagged; 300 failures and 200 runs of 600 samples of memory. The words are few, so that most fit
-most captions: the worst case of a search. A catalog that is in the folder already is used as it is.
+flagged, half of one prompt's accepted; 300 failures and 200 runs of 600 samples of memory. The
+words are few, so that most fit most captions: the worst case of a search. A catalog that is in the
+folder already is used as it is.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from starlette.testclient import TestClient
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.rows import RunEnd
+from cogcache.review.reviews import Reviews
 from cogcache.store.store import FeatureStore
 from cogcache.web.app import create_app
 from cogcache.web.browse import Browser
+from cogcache.web.editing import Editing
 
 BATCH = 10_000
 ROUNDS = 15
+TOKEN = "for the benchmark alone"
 MODEL = "THUDM/cogvlm2-llama3-caption"
 TEXT = """a red circle slowly crosses the white field man walks dog beach sun sky blue car street
 rain people dance stage light green tree house river boat wind snow mountain camera pans left right
@@ -58,6 +62,9 @@ def fill(path: Path, num_clips: int) -> None:
             catalog.failures.add(failure(number, reason))
         for number in range(200):
             add_run(catalog, ("extract", "caption")[number % 2], rng)
+        reviews = Reviews(catalog, author="benchmark")
+        keys = [key(f"caption {number} default") for number in range(0, num_clips, 2)]
+        reviews.accept([*reviews.of_keys(keys).values()])
 
 
 def video(number: int) -> Any:
@@ -163,10 +170,17 @@ def measure(cache: Path, num_clips: int) -> None:
         "runs": {"url": "/runs"},
         "a run": {"url": "/runs/100"},
         "figures": {"url": "/figures"},
+        "review, first": {"url": "/review"},
+        "review, in the middle": {"url": "/review", "params": {"at": num_clips}},
+        "review, not reviewed yet": {"url": "/review", "params": {"state": "unreviewed"}},
+        "review, by words": {"url": "/review", "params": {"q": "red boat"}},
+        "review, a prompt": {"url": "/review", "params": {"prompt": "short", "at": num_clips}},
     }
     print("| page | whole answer, median ms | slowest query, CPU ms: median | worst |")
     print("| --- | --- | --- | --- |")
-    with TestClient(create_app(cache), base_url="http://localhost") as client:
+    app = create_app(cache, TOKEN, Editing(TOKEN, "benchmark"))
+    admitted = {"authorization": f"Bearer {TOKEN}"}
+    with TestClient(app, base_url="http://localhost", headers=admitted) as client:
         for name, request in pages.items():
             whole, queries = [], []
             client.get(**request)

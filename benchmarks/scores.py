@@ -44,7 +44,7 @@ from cogcache.stages.extract import extract
 from cogcache.stages.score import Scored, ScoreRequest, score
 
 PROMPT = QUESTIONS["detail"][0]
-NUM_CLIPS, NUM_WRONG, NUM_OTHERS = 300, 60, 4
+NUM_CLIPS, NUM_WRONG, NUM_OTHERS = 300, 60, 2
 ATTRIBUTES = {
     "color": COLORS,
     "shape": SHAPES,
@@ -84,7 +84,7 @@ def of_captions(folder: Path) -> list[str]:
     started = time.perf_counter()
     done = scored(cache, settings, "claims")
     scored_s = time.perf_counter() - started
-    generated = seconds_of(cache, "caption", "generate")
+    generated = seconds_of(cache, "caption", "generate") - seconds_of(cache, "caption", "load")
     forced = seconds_of(cache, "score", "score")
     return [
         *table(cache, wrong),

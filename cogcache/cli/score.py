@@ -25,7 +25,7 @@ SCORED = ("model", "sampling", "vision", "language", "limits")
 @cache_option
 @catalog_option
 @click.option(
-    "--others", type=click.IntRange(1), default=4, metavar="N",
+    "--others", type=click.IntRange(1), default=2, metavar="N",
     help="Clips before which `swap` puts each caption.",
 )  # fmt: skip
 @click.option(

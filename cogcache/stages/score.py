@@ -67,7 +67,7 @@ class ScoreRequest:
 
     names: tuple[str, ...] = ("text", "clips")
     selection: Selection = field(default_factory=Selection)
-    others: int = 4
+    others: int = 2
     semantic_model: str = ""
     static: float = _STATIC
     alike: float = _NEARLY_SAME

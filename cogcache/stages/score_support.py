@@ -97,6 +97,7 @@ class _Support:
                 if isinstance(features, ClipError):
                     self._fail(key, todo[key], features)
                 else:
+                    self._load(features, todo[key])
                     with self.work.report.split.time("score"):
                         self._read(key, features, todo[key])
                 bar.update(self._complete(todo.pop(key)))
@@ -127,7 +128,8 @@ class _Support:
                 yield ahead[0], ahead[1].result()
 
     def _read(self, key: str, features: ClipTensors, entries: Sequence[Entry]) -> None:
-        supporter = self._supporter or self._loaded(key, features, entries)
+        supporter = self._supporter
+        assert supporter is not None
         claimed = [entry.claimed for entry in entries]
         forced = supporter.behind(key, features, claimed)
         own = [entry for entry in entries if entry.caption.feature_key == key]
@@ -153,16 +155,17 @@ class _Support:
             for entry, values in zip(some, blind, strict=True):
                 entry.blind = values
 
-    def _loaded(self, key: str, features: ClipTensors, entries: Sequence[Entry]) -> Supporter:
+    def _load(self, features: ClipTensors, entries: Sequence[Entry]) -> None:
+        """Load the language half, when the first clip comes."""
         from cogcache.quality import Supporter
 
+        if self._supporter is not None:
+            return
         row = self.family.row(features, entries[0].claimed.prompt, self.layout)
         decoder = self.half.load(row.length)
-        rows = min(_ROWS, getattr(decoder, "rows_at_once", 1) or 1)
-        self._supporter = Supporter(
-            self.half.model, self.family, self.layout, max(rows, 1), self.half.kept
-        )
-        return self._supporter
+        rows = max(min(_ROWS, getattr(decoder, "rows_at_once", 1)), 1)
+        model, kept = self.half.model, self.half.kept
+        self._supporter = Supporter(model, self.family, self.layout, rows, kept)
 
     # ---- what comes of it -------------------------------------------------------------------
 
