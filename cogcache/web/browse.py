@@ -163,7 +163,7 @@ class Browser:
         A clip whose features two models have made is one.
         """
         if self.value("SELECT count(DISTINCT model || ' ' || family) FROM shown_clip_totals") > 1:
-            return self._clips_of_several(number)
+            return _clips_of_several(self, number)
         sql = """SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
                 clips.end_s, clips.model, caption, prompt_name, quantization, flags
             FROM (SELECT feature_key AS place FROM shown_clips
@@ -175,20 +175,6 @@ class Browser:
             ORDER BY clips.video, clips.start_s"""
         return self.page(self.num_clips(), number, sql, {})
 
-    def _clips_of_several(self, number: int) -> Page:
-        clip = "video_digest, start_s, end_s"
-        total = self.value(f"SELECT count(*) FROM (SELECT DISTINCT {clip} FROM shown_clips)")
-        sql = f"""SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
-                clips.end_s, clips.model, caption, prompt_name, quantization, flags
-            FROM (SELECT min(feature_key) AS place FROM shown_clips GROUP BY {clip}
-                ORDER BY min(video), start_s LIMIT :limit OFFSET :offset)
-            JOIN whole_clips AS clips ON clips.feature_key = place
-            LEFT JOIN whole_captions AS captions ON captions.id = (
-                SELECT min(id) FROM shown_captions AS own WHERE own.video_digest = clips.video_digest
-                AND own.start_s = clips.start_s AND own.end_s IS clips.end_s)
-            ORDER BY clips.video, clips.start_s"""
-        return self.page(total, number, sql, {})
-
     def num_clips(self) -> int:
         """Return how many clips there are."""
         return self.value("SELECT sum(clips) FROM shown_clip_totals")
@@ -199,7 +185,7 @@ class Browser:
         total = self.value(f"SELECT sum(captions) FROM shown_caption_totals WHERE {where}", values)
         sets = f"SELECT DISTINCT model, quantization FROM shown_caption_totals WHERE {where}"
         if wanted.prompt and not wanted.flag and len(self.rows(sets, values)) > 1:
-            return self._clips_with(where, values, number)
+            return _clips_with(self, where, values, number)
         # Left to itself, SQLite walks the whole table for the sake of its order.
         few = wanted.flag and not self._file.misfits
         source = "main.captions INDEXED BY captions_flagged" if few else "shown_captions"
@@ -208,24 +194,6 @@ class Browser:
             FROM whole_captions WHERE {where} AND id IN (
                 SELECT id FROM {source} WHERE {where}
                 ORDER BY id LIMIT :limit OFFSET :offset)
-            ORDER BY id"""
-        return self.page(total, number, sql, values)
-
-    def _clips_with(self, where: str, values: Mapping[str, str], number: int) -> Page:
-        """Return a page of the clips that have captions of several sets, a row each.
-
-        What is shown of a clip is an edited caption where there is one, else the oldest.
-        """
-        clip = "video_digest, start_s, end_s, iif(video_digest IS NULL, feature_key, '')"
-        total = self.value(
-            f"SELECT count(*) FROM (SELECT DISTINCT {clip} FROM shown_captions WHERE {where})", values
-        )
-        shown = f"ifnull(min(iif(quantization = '{EDITED}', id, NULL)), min(id))"
-        sql = f"""SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
-                prompt_name, quantization, flags
-            FROM whole_captions WHERE id IN (
-                SELECT {shown} FROM shown_captions WHERE {where}
-                GROUP BY {clip} ORDER BY min(id) LIMIT :limit OFFSET :offset)
             ORDER BY id"""
         return self.page(total, number, sql, values)
 
@@ -314,6 +282,42 @@ class Browser:
         if rest:
             return found, int(found[-1]["id"])
         return found, int(seen[-1]["id"]) if len(seen) == SCANNED else None
+
+
+def _clips_of_several(browser: Browser, number: int) -> Page:
+    clip = "video_digest, start_s, end_s"
+    total = browser.value(f"SELECT count(*) FROM (SELECT DISTINCT {clip} FROM shown_clips)")
+    sql = f"""SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
+            clips.end_s, clips.model, caption, prompt_name, quantization, flags
+        FROM (SELECT min(feature_key) AS place FROM shown_clips GROUP BY {clip}
+            ORDER BY min(video), start_s LIMIT :limit OFFSET :offset)
+        JOIN whole_clips AS clips ON clips.feature_key = place
+        LEFT JOIN whole_captions AS captions ON captions.id = (
+            SELECT min(id) FROM shown_captions AS own
+            WHERE own.video_digest = clips.video_digest AND own.start_s = clips.start_s
+            AND own.end_s IS clips.end_s)
+        ORDER BY clips.video, clips.start_s"""
+    return browser.page(total, number, sql, {})
+
+
+def _clips_with(browser: Browser, where: str, values: Mapping[str, str], number: int) -> Page:
+    """Return a page of the clips that have captions of several sets, a row each.
+
+    What is shown of a clip is an edited caption where there is one, else the oldest.
+    """
+    clip = "video_digest, start_s, end_s, iif(video_digest IS NULL, feature_key, '')"
+    total = browser.value(
+        f"SELECT count(*) FROM (SELECT DISTINCT {clip} FROM shown_captions WHERE {where})",
+        values,
+    )
+    shown = f"ifnull(min(iif(quantization = '{EDITED}', id, NULL)), min(id))"
+    sql = f"""SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
+            prompt_name, quantization, flags
+        FROM whole_captions WHERE id IN (
+            SELECT {shown} FROM shown_captions WHERE {where}
+            GROUP BY {clip} ORDER BY min(id) LIMIT :limit OFFSET :offset)
+        ORDER BY id"""
+    return browser.page(total, number, sql, values)
 
 
 def _row(row: sqlite3.Row) -> BrowseRow:
