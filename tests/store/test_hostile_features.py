@@ -8,16 +8,19 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hostile_features import CHANGES, seal_anew
+from hostile_features import CHANGES as HARMFUL
+from hostile_features import seal_anew
+from odd_features import CHANGES as ODD
 
 from cogcache.store import FeatureStore
 
+CHANGES = HARMFUL | {f"odd_{name}": change for name, change in ODD.items()}
 PROVE = """
 import resource, sys
 from pathlib import Path
 from cogcache.errors import CorruptFeaturesError
 from cogcache.store import FeatureStore
-import h5py, hdf5plugin
+import h5py, hdf5plugin, torch
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 # Of what comes on top of what is loaded: 256 MiB.
 pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -45,7 +48,7 @@ def said(tmp_path_factory):
         store.write(key, {"x": torch.zeros(4)}, {"family": "tiny"})
         change(store.path_of(key))
         if name != "mostly_a_hole" and "pipe" not in name:
-            with suppress(AttributeError, KeyError, OSError, TypeError, ValueError):
+            with suppress(AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError):
                 seal_anew(store.path_of(key))  # where there is something that can be sealed
         names[key] = name
     command = [sys.executable, "-c", PROVE, str(store.root)]
