@@ -2,6 +2,7 @@
 
 CogcacheError
 ├── ConfigError (ValueError)            a setting, an option, a TOML key
+│   └── NothingChosenError              no caption passes the filters; exit status 1
 ├── CheckpointError                     a model's folder, index or shard
 │   ├── MissingShardError (FileNotFoundError)
 │   ├── TruncatedShardError
@@ -63,6 +64,12 @@ def _rebuild(kind: type[CogcacheError], fields: dict[str, object]) -> CogcacheEr
 
 class ConfigError(CogcacheError, ValueError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+class NothingChosenError(ConfigError):
+    """No caption passes the filters that were given."""
+
+    exit_status = 1
 
 
 class CheckpointError(CogcacheError):

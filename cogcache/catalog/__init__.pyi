@@ -58,10 +58,17 @@ from .search.embedding import Embedder as Embedder
 from .search.full_text import CaptionSearch as CaptionSearch
 from .search.queries import MIN_PREFIX as MIN_PREFIX
 from .search.queries import has_unspaced as has_unspaced
+from .search.selection import Listed as Listed
 from .search.selection import Selection as Selection
+from .search.selection import passing as passing
 from .search.selection import warn_of_unscored as warn_of_unscored
 from .search.semantic import SemanticIndex as SemanticIndex
 from .search.semantic import fused_search as fused_search
+from .upkeep.forgotten import KEPT_DAYS as KEPT_DAYS
+from .upkeep.forgotten import Forgetting as Forgetting
+from .upkeep.forgotten import forget as forget
+from .upkeep.forgotten import kept_captions as kept_captions
+from .upkeep.forgotten import take_back as take_back
 from .upkeep.leftovers import tidy as tidy
 from .upkeep.leftovers import tidy_beside as tidy_beside
 from .upkeep.merge import merge as merge

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 from uuid import uuid4
 
+from cogcache.catalog.cuts import Cuts
 from cogcache.catalog.database import CatalogFile, excluded, insertion
 from cogcache.catalog.file_facts import FileFacts
 from cogcache.catalog.holders import Holders
@@ -50,7 +51,8 @@ __all__ = [
 def _each_file(row: type, joins: str) -> str:
     """Return what to select from so that a video that several files hold has a row for each."""
     path = "coalesce(files.path, row.video) AS video"
-    columns = (path if name == "video" else f"row.{name}" for name in row.__annotations__)
+    names = (name for name in row.__annotations__ if name != "cut")
+    columns = (path if name == "video" else f"row.{name}" for name in names)
     return f"(SELECT {', '.join(columns)} FROM {joins})"
 
 
@@ -74,9 +76,12 @@ class Clips:
         self._file = file
 
     def add(self, clips: Iterable[ClipRow]) -> None:
-        """Add many clips in one transaction. Their videos must be there."""
+        """Add many clips in one transaction, then how they were cut. Their videos must be there."""
         made: dict[str, object] = {"created_at": _now(), "run": None}
-        self._file.upsert("clips", "feature_key", ({**made, **clip} for clip in clips))
+        rows: list[dict[str, object]] = [{**made, **clip} for clip in clips]
+        cuts = [(str(row["feature_key"]), str(row.pop("cut"))) for row in rows if "cut" in row]
+        self._file.upsert("clips", "feature_key", rows)
+        Cuts(self._file).add(cuts)
 
     def rows(
         self,
@@ -350,6 +355,7 @@ class Catalog:
         self._file = CatalogFile(path)
         self.files = FileFacts(self._file)
         self.clips = Clips(self._file)
+        self.cuts = Cuts(self._file)
         self.captions = Captions(self._file)
         self.failures = Failures(self._file)
         self.runs = Runs(self._file)

@@ -18,12 +18,13 @@ from cogcache.catalog import integrity
 from cogcache.catalog.file_uris import BUSY_S, connected, make_as_asked, readable, uri_of
 from cogcache.catalog.foreign import deadline, harden, misfit_rows
 from cogcache.catalog.integrity import Noted
+from cogcache.catalog.rows import NEXT_NUMBERS
 from cogcache.catalog.schema import check_schema
 from cogcache.catalog.whole_rows import Damage, guard, is_guarded, is_whole
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint
 
-VERSION: Final = 9
+VERSION: Final = 11
 """Number of the last step of `migrations`; a higher one is of a catalog of a newer cogcache."""
 Row: TypeAlias = Mapping[str, object]
 
@@ -355,7 +356,8 @@ class CatalogFile:
 
 def insertion(table: str, row: Row) -> str:
     """Return the statement that adds ``row``, its values named parameters."""
-    return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(f':{n}' for n in row)})"
+    values = NEXT_NUMBERS.get(table, {}) | {name: f":{name}" for name in row}
+    return f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
 
 
 def excluded(columns: Iterable[str]) -> str:

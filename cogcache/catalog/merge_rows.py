@@ -240,8 +240,12 @@ _STATEMENTS: Final = (
         ON CONFLICT (feature_key) DO UPDATE SET {_taken("video model decoder created_at run")}
         WHERE clips.run IS NULL AND excluded.run IS NOT NULL
         AND clips.size_bytes = excluded.size_bytes""",
-    f"""INSERT INTO main.captions ({_listed(_CAPTION)}, run)
-        SELECT {_columns(_CAPTION, "o")}, {_OUR_RUN} FROM other.captions o WHERE true ORDER BY o.id
+    # Numbers of deleted captions are not given again, see `insertion`.
+    f"""INSERT INTO main.captions (id, {_listed(_CAPTION)}, run)
+        SELECT row_number() OVER (ORDER BY o.id) + (SELECT ifnull(max(number), 0) FROM (
+            SELECT max(id) AS number FROM main.captions
+            UNION ALL SELECT max(id) FROM main.forgotten)),
+        {_columns(_CAPTION, "o")}, {_OUR_RUN} FROM other.captions o WHERE true ORDER BY o.id
         ON CONFLICT (caption_key) DO UPDATE SET {_taken(f"{_CAPTION} run")}
         WHERE {_EARLIER.format(one="excluded", other="captions")}""",
     f"""INSERT INTO main.failures ({_listed(_FAILURE)}, run)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from sqlite3 import Connection
 from typing import Final
 
+from cogcache.catalog.later_migrations import STEPS
 from cogcache.catalog.review_tables import REVIEW_TABLES
 from cogcache.catalog.whole_rows import TABLES, Checksums, Damage, columns_of, define, key_fits
 
@@ -355,6 +356,7 @@ MIGRATIONS: Final[tuple[tuple[str, Callable[[Connection], None]], ...]] = (
     ("0007_offsets", _offsets),
     ("0008_checksums", _checksums),
     ("0009_reviews", _reviews),
+    *STEPS,
 )
 _NOTED: Final = (
     """CREATE TABLE IF NOT EXISTS _sqlite_migrations (

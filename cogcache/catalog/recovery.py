@@ -58,6 +58,9 @@ def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[Video
         "decoder": told["decoder"],
         "settings": {field.name: told[field.name] for field in fields(FeatureKey)},
     }
+    if told.get("cut") is not None:
+        clip["cut"] = told["cut"]
+        _check("cuts", {"cut": clip["cut"]})
     _check("videos", video)
     _check("clips", {**clip, "settings": json.dumps(clip["settings"])})
     return video, clip

@@ -22,6 +22,14 @@ Stage: TypeAlias = Literal["extract", "caption"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 """In the order in which they run."""
 
+NEXT_NUMBERS: Final[dict[str, dict[str, str]]] = {
+    "captions": {
+        "id": """(SELECT max(number) + 1 FROM (
+            SELECT max(id) AS number FROM captions UNION ALL SELECT max(id) FROM forgotten))"""
+    }
+}
+"""SQL of numbers of new rows. That of a caption is higher than those of deleted ones, which may
+come back: SQLite would give such a number again, and the older one would pass for the newer."""
 _FILE: Final = "file:"
 
 
@@ -60,6 +68,9 @@ class ClipRow(TypedDict):
     """The fields of the feature key."""
     created_at: NotRequired[str]
     run: NotRequired[int | None]
+    cut: NotRequired[str]
+    """How its video was cut, see `Clips.cut` of the settings; `clip` for a part that was named.
+    Only of a row to add: one clip may come of several cuts, see `Catalog.cuts`."""
 
 
 class CaptionRow(TypedDict):

@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 32
 _MAX_INTEGER: Final = 2**63 - 1
 _MAX_REAL: Final = 1e15
 _UNSPACED: Final = re.compile(f"[{UNSPACED}]")
+_CUT: Final = re.compile(r"[a-z0-9:.,+-]{1,200}")
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,6 +78,10 @@ def _time(value: object) -> bool:
 
 def _none_or(check: Check) -> Check:
     return lambda value: value is None or check(value)
+
+
+def _cut(value: object) -> bool:
+    return isinstance(value, str) and _CUT.fullmatch(value) is not None
 
 
 def _stage(value: object) -> bool:
@@ -189,6 +194,24 @@ def _training(value: object) -> bool:
 
 _SPAN: Final[dict[str, Check]] = {"video": _name, "start_s": _real, "end_s": _none_or(_real)}
 
+_CAPTION: Final[dict[str, Check]] = {
+    "caption_key": _text(256, empty=False),
+    "feature_key": _key,
+    **_SPAN,
+    "prompt_name": _word,
+    "prompt": _text(MAX_TEXT),
+    "caption": _caption,
+    "model": _word,
+    "quantization": _word,
+    "flags": _json(_flags),
+    "num_tokens": _integer,
+    "seconds": _real,
+    "settings": _json(_mapping),
+    "created_at": _time,
+    "run": _none_or(_integer),
+    "video_digest": _none_or(_name),
+}
+
 COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
     "files": {
         "path": _name,
@@ -238,24 +261,9 @@ COLUMNS: Final[Mapping[str, Mapping[str, Check]]] = {
         "created_at": _time,
         "run": _none_or(_integer),
     },
-    "captions": {
-        "id": _integer,
-        "caption_key": _text(256, empty=False),
-        "feature_key": _key,
-        **_SPAN,
-        "prompt_name": _word,
-        "prompt": _text(MAX_TEXT),
-        "caption": _caption,
-        "model": _word,
-        "quantization": _word,
-        "flags": _json(_flags),
-        "num_tokens": _integer,
-        "seconds": _real,
-        "settings": _json(_mapping),
-        "created_at": _time,
-        "run": _none_or(_integer),
-        "video_digest": _none_or(_name),
-    },
+    "captions": {"id": _integer, **_CAPTION},
+    "forgotten": {"id": _none_or(_integer), "forgotten_at": _time, **_CAPTION},
+    "cuts": {"feature_key": _key, "cut": _cut},
     "failures": {
         **_SPAN,
         "stage": _stage,

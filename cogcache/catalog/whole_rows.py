@@ -73,6 +73,8 @@ TABLES: Final = (
     Table("captions", ("caption_key",), number="id", merged=False),
     Table("edits", ("uid",), exported_as="edits", since=9),
     Table("scores", ("name", "feature_key", "caption_key"), merged=False, since=9),
+    Table("forgotten", ("caption_key", "forgotten_at"), since=10),
+    Table("cuts", ("feature_key", "cut"), since=11),
 )
 
 

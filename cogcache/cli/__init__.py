@@ -14,13 +14,13 @@ import signal
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from cogcache.cli.commands import Commands
 from cogcache.cli.help import CONTEXT, write_commands
-from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines
+from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines, say
 from cogcache.system import check_distribution, machine_error, our_version
 
 BUG = 70
@@ -34,6 +34,12 @@ class _Shown(click.ClickException):
 
     def format_message(self) -> str:
         return printable_lines(super().format_message())
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        problem, hint, what_to_do = self.format_message().partition("\nHint: ")
+        say(f"Error: {problem}", "red")
+        if hint:
+            say(f"Hint: {what_to_do}", "green")
 
 
 class CogcacheGroup(click.Group):

@@ -24,6 +24,7 @@ MODULES: Final = {
     "topics": ("configs", "help"),
     "doctor": ("doctor",),
     "demo": ("demo",),
+    "forget": ("forget",),
     "upkeep": ("status", "verify", "gc", "rebuild", "merge"),
     "convert": ("convert",),
     "verify_quantization": ("verify-quantization",),

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from cogcache.cli.options import NamedPath
+from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:
     from cogcache.selftest import Demonstration
+
+
+NEXT = """To try on your own videos, of which tiny knows nothing:
+  cogcache configs                                    models and settings to start from
+  cogcache plan clips/ --config qwen2.5-vl            what one takes on this machine
+  cogcache run clips/ --cache cache --config qwen2.5-vl"""
 
 
 @click.command()
@@ -20,11 +27,19 @@ if TYPE_CHECKING:
     default=None,
     help="Keep clips and cache there; else a temporary one.",
 )
-def demo(folder: Path | None) -> None:
+@click.option("--only-clips", is_flag=True, help="Make the clips in --folder, and no more.")
+def demo(folder: Path | None, only_clips: bool) -> None:
     """Caption a dozen made-up clips in two stages and compare with the truth."""
-    from cogcache.selftest import demonstrate
+    from cogcache.selftest import demonstrate, make_clips
     from cogcache.system import scratch_folder
 
+    if only_clips:
+        if folder is None:
+            raise ConfigError("--only-clips makes clips to keep", "say where: --folder demo")
+        clips = make_clips(folder / "clips")
+        click.echo(f"{len(clips)} clips in {folder / 'clips'}")
+        click.echo(f"  next: cogcache run {folder / 'clips'} --cache cache --model tiny")
+        return
     with scratch_folder() as temporary:
         shown = demonstrate(folder or temporary)
     _print_demonstration(shown)
@@ -49,6 +64,7 @@ def _print_demonstration(shown: Demonstration) -> None:
         split = {part: float(str(seconds)) for part, seconds in row["split"].items()}
         parts = ", ".join(f"{part} {format_seconds(s)}" for part, s in split.items())
         click.echo(f"  {row['command']}: {parts}")
+    click.echo(f"\n{NEXT}")
 
 
 def _rows(shown: Demonstration) -> list[dict[str, str]]:

@@ -60,6 +60,14 @@ _OPTIONS = (
     ),
     click.option("--no-flags", is_flag=True, help="Only captions without any flag."),
     *JUDGED,
+    click.option(
+        "--cut",
+        "cuts",
+        multiple=True,
+        metavar="NAME",
+        help="Only clips that were cut so: whole, segment:24, scenes, or clip for parts that were "
+        "named. Repeatable.",
+    ),
 )
 _NAMES = (
     "folders",
@@ -72,12 +80,21 @@ _NAMES = (
     "flags",
     "no_flags",
     *JUDGED_NAMES,
+    "cuts",
 )
+_OF_CAPTIONS = ("prompts", "flags", "no_flags", *JUDGED_NAMES)
+"""Filters that failures know nothing of."""
 
 
 def selection_options(command: Command) -> Command:
     """Give a command the filters; it is called with ``selection: Selection`` for all of them."""
     return _with_filters(command, _OPTIONS)
+
+
+def selection_options_of_failures(command: Command) -> Command:
+    """Give a command those filters that choose among failures, as `selection_options` does."""
+    chosen = zip(_NAMES, _OPTIONS, strict=True)
+    return _with_filters(command, [option for name, option in chosen if name not in _OF_CAPTIONS])
 
 
 def selection_options_beside_model(command: Command) -> Command:
@@ -111,7 +128,8 @@ def _with_filters(command: Command, options: Sequence[Callable[[Command], Comman
 
         # Where `prompts` are what is asked, the filter's names have another name.
         names = {"prompts": "prompt_names"} if "prompt_names" in given else {}
-        chosen = {name: given.pop(names.get(name, name)) for name in _NAMES}
+        taken = {name: names.get(name, name) for name in _NAMES}
+        chosen = {name: given.pop(own) for name, own in taken.items() if own in given}
         return command(*args, selection=Selection(**judged(chosen)), **given)
 
     decorated: Command = with_selection
@@ -128,6 +146,7 @@ def selection_arguments(selection: Selection) -> list[str]:
         "--captions-of": selection.models,
         "--flag": selection.flags,
         **judged_several(selection),
+        "--cut": selection.cuts,
     }
     single = {
         "--since": selection.since,

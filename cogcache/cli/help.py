@@ -12,8 +12,8 @@ COMMANDS: Final = {
     "Look": ("ls", "search", "diff", "failures", "status", "serve", "gallery", "report"),
     "Correct": ("score", "review", "replace"),
     "Hand on": ("export", "import"),
-    "Care": ("verify", "gc", "convert", "rebuild", "merge", "doctor"),
     "Models": ("models", "plan", "split", "verify-quantization", "verify-model"),
+    "Care": ("verify", "forget", "gc", "convert", "rebuild", "merge", "doctor"),
     "Help": ("configs", "help"),
 }
 """The commands by section of the help; those that are missing here come under "More"."""
@@ -46,6 +46,7 @@ EXAMPLES: Final = {
     "serve": "cogcache serve --cache cache",
     "verify": "cogcache verify --cache cache --fix",
     "gc": "cogcache gc --cache cache",
+    "forget": "cogcache forget --cache cache --prompt-name weather",
 }
 
 

@@ -78,6 +78,8 @@ def judged(given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a score is not written as NAME=X.
     """
     fields = dict(given)
+    if "prefer" not in fields:  # a listing of what nobody judges
+        return fields
     names = (name.strip() for name in (fields["prefer"] or "").split(","))
     fields["prefer"] = tuple(name for name in names if name)
     least = [_least(text) for text in fields["min_scores"]]

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.filters import (
+    catalog_of,
+    look_options,
+    print_absent,
+    selection_options,
+    selection_options_of_failures,
+)
 from cogcache.cli.judged import sort_option
 from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
@@ -19,7 +25,7 @@ from cogcache.errors import ConfigError
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Catalog, Look, Selection, Stage
+    from cogcache.catalog import Catalog, Listed, Look, Selection, Stage
 
 _WHERE_THERE_IS_ANY = ("outdated", "state", "tags")
 """Columns that a table shows only where a row has something in them."""
@@ -32,7 +38,7 @@ _SAME = {
 _COLUMNS = {
     "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "model", "flags"),
     "clips": (
-        "video", "start_s", "end_s", "num_frames", "size_bytes", "model", "decoder", "note",
+        "video", "start_s", "end_s", "num_frames", "size_bytes", "model", "cuts", "note",
     ),
     "runs": (
         "run", "command", "model", "started_at", "status",
@@ -127,8 +133,8 @@ def ls(
     """
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
-    if selection.where()[0] and what != "captions":
-        raise click.UsageError("these filters choose among captions: leave out " + what)
+    if selection.where()[0] and what == "runs":
+        raise click.UsageError("these filters choose among captions and clips: leave out runs")
 
     from cogcache.cli.times import with_notes
     from cogcache.stages import state_of
@@ -148,7 +154,7 @@ def ls(
         found = [row for row in found if row["flags"]] if flagged else found
         if what == "clips":
             found = with_notes(catalog, found)
-        found = _with_outdated(catalog, found)
+        found = _with_cuts(catalog, _with_outdated(catalog, found))
         found = _with_reviews(catalog, found) if what == "captions" else found
         placed = _placed(catalog, found, _SAME[what], look)
         return catalog.scores.order(placed, shown.sort) if shown.sort else placed
@@ -164,15 +170,24 @@ def ls(
 @click.option("--stage", type=click.Choice(["extract", "caption"]), help="Only of this stage.")
 @click.option("--reason", metavar="NAME", help="Only with this reason, such as not_a_video.")
 @shown_options
+@selection_options_of_failures
 @look_options
 def failures(
-    cache: Path, stage: Stage | None, reason: str | None, look: Look, shown: Shown
+    cache: Path,
+    stage: Stage | None,
+    reason: str | None,
+    selection: Selection,
+    look: Look,
+    shown: Shown,
 ) -> None:
     """List clips that failed, with the reason."""
+    from cogcache.catalog import passing
+
     columns = ("video", "start_s", "end_s", "stage", "reason", "message", "tries")
 
     def rows(catalog: Catalog) -> list[Any]:
-        found = catalog.failures.rows(stage=stage)
+        rows = catalog.failures.rows(stage=stage)
+        found = passing(catalog.path, "failures", selection, rows)
         found = [row for row in found if reason in (None, row["reason"])]
         return _placed(catalog, found, _SAME["failures"], look)
 
@@ -180,13 +195,17 @@ def failures(
 
 
 def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:
-    """Return clips, or the captions that pass the filters."""
-    found: list[Any] = getattr(catalog, what).rows()
-    where, values = selection.where()
-    if not where:
-        return found
-    passing = catalog.captions.passing(where, values)
-    return [row for row in found if row["id"] in passing]
+    """Return the clips or captions that pass the filters."""
+    from cogcache.catalog import passing
+
+    listed: Listed = "clips" if what == "clips" else "captions"
+    return [*passing(catalog.path, listed, selection, getattr(catalog, what).rows())]
+
+
+def _with_cuts(catalog: Catalog, rows: list[Any]) -> list[Any]:
+    """Add to captions or clips the cuts that their clips came of, as far as they are known."""
+    cuts = catalog.cuts.of({row["feature_key"] for row in rows})
+    return [{**row, "cuts": cuts.get(row["feature_key"], [])} for row in rows]
 
 
 def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.options import NamedPath, cache_option, settings_options
+from cogcache.cli.toy import say_what_toy_knows
 from cogcache.settings import Settings, leaves
 from cogcache.units import format_clock, printable
 from cogcache.video import Span
@@ -123,7 +124,9 @@ def extract(
     """
     _say_begin("extract", settings, cache)
     request = _request(videos, cache, settings, asked, stage="extract")
-    _finish(_done(request), request, json_=json_)
+    report = _done(request)
+    say_what_toy_knows(settings, cache)
+    _finish(report, request, json_=json_)
 
 
 @click.command()
@@ -144,6 +147,7 @@ def caption(
     --scenes, among the clips of a video.
     """
     _say_begin("caption", settings, cache)
+    say_what_toy_knows(settings, cache)
     request = _request(videos, cache, settings, asked, stage="caption")
     _finish(_done(request, quiet=json_), request, json_=json_)
 
@@ -176,6 +180,8 @@ def run(
     reports: dict[str, dict[str, Any]] = {}
 
     def tell(stage: str, result: StageResult) -> None:
+        if stage == "extract":
+            say_what_toy_knows(settings, cache)
         if result.report:
             reports[stage] = result.report
             _print([] if json_ else result.report["lines"])

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import click
+
 from cogcache.system.starter import end_with_starter
 from cogcache.units import printable
 
@@ -34,6 +36,16 @@ def make_ready(*, verbose: bool) -> None:
         told.setLevel(logging.INFO)
     _DAMAGE.filters[:] = [DAMAGED_ROWS]
     DAMAGED_ROWS.told.clear()
+
+
+def say(text: str, color: str) -> None:
+    """Print on stderr, in colour where that is a terminal; without, where ``NO_COLOR`` is set."""
+    click.echo(click.style(text, fg=color), err=True, color=_colors_wanted())
+
+
+def _colors_wanted() -> bool | None:
+    """Return False where ``NO_COLOR`` forbids them, see https://no-color.org; else None."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def _keep_compiled() -> None:

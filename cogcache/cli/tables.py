@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +14,7 @@ from tabulate import tabulate
 from cogcache.units import format_bytes, printable
 
 Rows = Iterable[Mapping[str, Any]]
-NARROWEST = 12
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 
 def as_json(rows: Rows) -> str:
@@ -24,14 +24,40 @@ def as_json(rows: Rows) -> str:
 
 
 def as_table(rows: Rows, columns: Sequence[str]) -> str:
-    """Return the given columns of rows as a table as wide as the terminal; long texts wrap."""
+    """Return the given columns of rows as a table as wide as the terminal; long texts wrap.
+
+    Names are not broken but behind a slash. Where they leave no room for a table, each row is a
+    paragraph with a line a column.
+    """
     cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
     if not cells:
         return "nothing to list"
     widths = _widths([list(columns), *cells])
+    if widths is None:
+        return _as_paragraphs(cells, columns)
     # tabulate's own wrapping takes texts for values: "False" would become True, "1,000" an error.
     wrapped = [[_wrapped(*pair) for pair in zip(row, widths, strict=True)] for row in cells]
-    return tabulate(wrapped, headers=list(columns), disable_numparse=True)
+    titles = [_wrapped(*pair, behind="_") for pair in zip(columns, widths, strict=True)]
+    used = [max(map(_width, column)) for column in zip(titles, *wrapped, strict=True)]
+    rules = ["-" * width for width in used]
+    # The titles go as a row: tabulate would keep two more blanks free beside each of them.
+    lines = [titles, rules, *wrapped]
+    return str(tabulate(lines, tablefmt="plain", disable_numparse=True))
+
+
+def _as_paragraphs(cells: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
+    """Return rows one below the other: a name that is longer than the terminal stays whole."""
+    indent = max(map(len, columns)) + 2
+    room = max(1, shutil.get_terminal_size((120, 24)).columns - indent)
+    following = "\n" + " " * indent
+    return "\n\n".join(
+        "\n".join(
+            f"{name:{indent}}{_wrapped(text, room).replace(chr(10), following)}"
+            for name, text in zip(columns, row, strict=True)
+            if text
+        )
+        for row in cells
+    )
 
 
 def side_by_side(rows: Rows) -> list[dict[str, Any]]:
@@ -53,6 +79,8 @@ def _cell(column: str, value: object) -> str:
         value = min(value, os.path.relpath(value), key=len)
     if column.endswith("_bytes") and isinstance(value, int):
         return format_bytes(value)
+    if column.endswith("_at") and isinstance(value, str) and _TIME.match(value):
+        return value[:19].replace("T", " ")
     return _text(value)
 
 
@@ -66,18 +94,48 @@ def _text(value: object) -> str:
     return "" if value is None else printable(str(value))
 
 
-def _wrapped(text: str, width: int) -> str:
-    # A name is never broken: a path may be, behind a slash.
-    parts = text.replace("/", "/\0 ") if " " not in text else text
-    lines = textwrap.wrap(parts, width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines).replace("/\0 ", "/").replace("/\0", "/")
+def _pieces(text: str, behind: str) -> list[str]:
+    """Return the pieces of a text that stay whole, each with the blank or sign that ends it.
+
+    A text without blanks is a name: it may be broken behind one sign alone.
+    """
+    return re.findall(r"[^ ]* ?" if " " in text else f"[^{behind}]*{behind}?", text)[:-1]
 
 
-def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
-    """Share the terminal's width: narrow columns keep theirs, wide ones divide the rest."""
-    wanted = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    room = shutil.get_terminal_size((120, 24)).columns - 2 * len(wanted)
-    while sum(wanted) > room and max(wanted) > NARROWEST:
-        widest = wanted.index(max(wanted))
-        wanted[widest] = max(NARROWEST, wanted[widest] - max(1, (sum(wanted) - room) // 2))
+def _wrapped(text: str, width: int, behind: str = "/") -> str:
+    """Return a text in lines of a width, filled with its pieces."""
+    lines = [""]
+    for piece in _pieces(text, behind):
+        if lines[-1] and len(f"{lines[-1]}{piece}".rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
+def _least(text: str, behind: str = "/") -> int:
+    """Return the width that a text needs at least: that of its longest piece."""
+    return max((len(piece.rstrip()) for piece in _pieces(text, behind)), default=0)
+
+
+def _widths(cells: Sequence[Sequence[str]]) -> list[int] | None:
+    """Share the terminal's width: narrow columns keep theirs, wide ones divide the rest.
+
+    Returns:
+        A width a column; None where the names in them leave no room.
+    """
+    titles, *rows = cells
+    columns = range(len(titles))
+    wanted = [max(len(row[i]) for row in cells) for i in columns]
+    least = [max(_least(titles[i], behind="_"), *(_least(row[i]) for row in rows)) for i in columns]
+    room = shutil.get_terminal_size((120, 24)).columns - 2 * (len(wanted) - 1)
+    if sum(least) > room:
+        return None
+    while sum(wanted) > room:
+        widest = max(columns, key=lambda i: wanted[i] if wanted[i] > least[i] else 0)
+        step = max(1, (sum(wanted) - room) // 4)
+        wanted[widest] = max(least[widest], wanted[widest] - step)
     return [max(1, width) for width in wanted]

@@ -25,7 +25,7 @@ from cogcache.catalog import (
 from cogcache.errors import ConfigError, MissingVideosError, VideoError
 from cogcache.export.clip_files import Media, place
 from cogcache.export.earlier import as_shown
-from cogcache.export.items import Item, check_one_each, choose_items
+from cogcache.export.items import Item, check_one_cut, check_one_each, choose_items
 from cogcache.export.names import check_below, names_below
 from cogcache.export.rows import ROWS
 from cogcache.export.several import by_clip, choose_several
@@ -113,8 +113,8 @@ def export(
     Raises:
         CacheError: the disk is full or cannot be written.
         CatalogError: the catalog cannot be used.
-        ConfigError: ``out`` may not be replaced, no caption passes, or the format has no room
-            for what was chosen.
+        ConfigError: ``out`` may not be replaced, or the format has no room for what was chosen.
+        NothingChosenError: no caption passes.
         MissingVideosError: no file holds any of the videos, or one of them and this is an error.
     """
     check_free(out, overwrite=options.overwrite)
@@ -130,6 +130,7 @@ def export(
             ROWS[format_](items, path)
         return Exported(len(items), chosen.num_empty, chosen.absent, old, rejected=rejected)
     if format_ in SUBTITLES:
+        check_one_cut(catalog, items)
         left_out = _write_subtitles(items, out, format_, options, catalog.parent)
         num_written = len(items) - len(left_out)
         left_out = [*old, *left_out]
@@ -167,11 +168,13 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
     Raises:
         CacheError: a folder cannot be written.
         CatalogError: the catalog cannot be used.
-        ConfigError: a file is there already, or no caption passes.
+        ConfigError: a file is there already, or a video was cut in several ways.
+        NothingChosenError: no caption passes.
         MissingVideosError: as for `export`.
     """
     chosen = choose_items(catalog, selection, options.wording, options.look)
     items, old = as_shown(catalog, chosen.items)
+    check_one_cut(catalog, items)
     texts: dict[Path, str] = {}
     left_out: list[Left] = []
     for some in by_video(items):

@@ -15,7 +15,7 @@ import h5py
 from h5py import h5d, h5p, h5s
 
 from cogcache.catalog import Absent, Catalog, Look, PlacedRows, Placing, Selection, missing_videos
-from cogcache.errors import ConfigError
+from cogcache.errors import NothingChosenError
 from cogcache.export.items import select_items
 from cogcache.export.lasting_file import LastingFile
 from cogcache.export.target import check_free, whole_file
@@ -51,9 +51,10 @@ def pack(
 
     Raises:
         CacheError: features are missing, or the disk is full.
-        ConfigError: ``out`` may not be replaced, or no clip was chosen.
+        ConfigError: ``out`` may not be replaced.
         CorruptFeaturesError: a feature file is damaged.
         MissingVideosError: no file holds any of the videos, or one of them and this is an error.
+        NothingChosenError: no clip was chosen.
     """
     check_free(out, overwrite=overwrite)
     store = FeatureStore.open(cache)
@@ -97,7 +98,7 @@ def _chosen(
     if not placed.rows and absent:
         raise missing_videos(absent)
     if not placed.rows:
-        raise ConfigError("no clip was chosen", "see what there is: `cogcache ls clips`")
+        raise NothingChosenError("no clip was chosen", "see what there is: `cogcache ls clips`")
     return PlacedRows(placed.rows, absent), captions
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from cogcache.catalog import (
     EDITED,
     Absent,
+    Catalog,
     CatalogFile,
     Holders,
     Look,
@@ -25,7 +26,7 @@ from cogcache.catalog import (
     text_to_path,
     warn_of_unscored,
 )
-from cogcache.errors import ConfigError
+from cogcache.errors import ConfigError, NothingChosenError
 from cogcache.export.wording import Wording
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ COLUMNS: Final = (
 OF_VIDEO: Final = ("video_digest", "duration_s", "fps", "width", "height", "offset_s")
 """Of the video's bytes; they follow in a row. `video` is the file that has them now."""
 
+_UNKNOWN_CUT: Final = "a way that is not known"
 _QUERY: Final = """
 SELECT {columns}, c.video_digest, v.duration_s, v.fps, v.width, v.height, v.total_num_frames,
     v.offset_s, k.settings AS clip_settings
@@ -124,7 +126,7 @@ def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Lo
 
     Raises:
         CatalogError: the catalog cannot be used.
-        ConfigError: no caption passes.
+        NothingChosenError: no caption passes.
         MissingVideosError: no file holds the bytes of any, or of one and this is to be an error.
     """
     chosen = select_items(catalog, selection, wording, look)
@@ -156,7 +158,7 @@ def _current(catalog: Path, items: list[Item]) -> list[Item]:
     return kept
 
 
-def _none_passes(catalog: Path, selection: Selection) -> ConfigError:
+def _none_passes(catalog: Path, selection: Selection) -> NothingChosenError:
     """Return the error to show where filters leave nothing: names that are not there are told."""
     with closing(CatalogFile(catalog)) as file:
         for option, column, asked in (
@@ -166,7 +168,8 @@ def _none_passes(catalog: Path, selection: Selection) -> ConfigError:
             there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM shown_captions")]
             if asked and not {*asked} & {*there}:
                 problem = f"no caption has {option} {', '.join(asked)}"
-                return ConfigError(problem, f"there are {', '.join(sorted(there)) or 'none'}")
+                known = ", ".join(sorted(there)) or "none"
+                return NothingChosenError(problem, f"there are {known}")
     return no_caption(selection, _rejected_in(catalog, selection))
 
 
@@ -175,15 +178,15 @@ def _rejected_in(catalog: Path, selection: Selection) -> int:
         return 0 if selection.include_rejected else _num_rejected(file, selection)
 
 
-def no_caption(selection: Selection, num_rejected: int) -> ConfigError:
+def no_caption(selection: Selection, num_rejected: int) -> NothingChosenError:
     """Return the error to show where nothing passes."""
     if num_rejected:
         problem = f"all {num_rejected} captions that pass the filters were rejected"
-        return ConfigError(problem, "take them with --include-rejected")
+        return NothingChosenError(problem, "take them with --include-rejected")
     if selection.min_scores:
         problem = "no caption passes the filters, or none was scored"
-        return ConfigError(problem, "score them: `cogcache score`")
-    return ConfigError("no caption passes the filters", "see what there is: `cogcache ls`")
+        return NothingChosenError(problem, "score them: `cogcache score`")
+    return NothingChosenError("no caption passes the filters", "see what there is: `cogcache ls`")
 
 
 def select_items(
@@ -233,6 +236,37 @@ def _item(row: dict[str, Any], names: tuple[str, ...], wording: Wording) -> Item
     shown |= {"caption": wording.around(row["caption"]), "flags": json.loads(row["flags"])}
     video = {name: row[name] for name in row.keys() - {*COLUMNS}}
     return Item(shown | {name: row[name] for name in OF_VIDEO}, names=names, **video)
+
+
+def check_one_cut(catalog: Path, items: Iterable[Item]) -> None:
+    """Refuse captions of one video that was cut in several ways: their cues would overlap.
+
+    Raises:
+        ConfigError: there are; says how the video was cut.
+    """
+    videos: dict[str, list[Item]] = {}
+    for item in items:
+        videos.setdefault(item.video_digest or item.row["video"], []).append(item)
+    keys = {item.row["feature_key"] for some in videos.values() for item in some}
+    with Catalog(catalog) as opened:
+        cuts = opened.cuts.of(keys)
+    several: list[tuple[str, set[str]]] = []
+    for some in videos.values():
+        found = [_cuts_of(item, cuts) for item in some]
+        if not set.intersection(*found):
+            several.append((some[0].row["video"], set.union(*found)))
+    if several:
+        video, names = several[0]
+        more = f", as are {len(several) - 1} others" if len(several) > 1 else ""
+        problem = f"{video} is cut in several ways{more}: {', '.join(sorted(names))}"
+        ways = [f"--cut {name}" for name in sorted(names - {_UNKNOWN_CUT})]
+        raise ConfigError(problem, f"choose one of: {'; '.join(ways)}")
+
+
+def _cuts_of(item: Item, cuts: Mapping[str, list[str]]) -> set[str]:
+    """Return the cuts that a caption's clip came of; a video as a whole is one."""
+    whole = item.span == (0, None)
+    return {*cuts.get(item.row["feature_key"], ["whole" if whole else _UNKNOWN_CUT])}
 
 
 def check_one_each(items: Iterable[Item]) -> None:

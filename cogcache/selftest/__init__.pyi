@@ -1,7 +1,10 @@
 from .demonstration import MIN_SHARE as MIN_SHARE
 from .demonstration import Demonstration as Demonstration
 from .demonstration import demonstrate as demonstrate
+from .demonstration import make_clips as make_clips
 from .doctor import examine as examine
 from .measure import NUM_CLIPS as NUM_CLIPS
 from .measure import measure as measure
+from .shapes import FPS as FPS
+from .shapes import SIDE as SIDE
 from .verify_model import ModelCheck as ModelCheck

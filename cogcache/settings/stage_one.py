@@ -92,6 +92,25 @@ class Clips(Table):
     min_scene_s: Annotated[float, Field(ge=0)] = 2.0
     """Seconds: a scene shorter than that joins the one before it."""
 
+    @property
+    def cut(self) -> str:
+        """What clips that are cut so are called: `whole`, `segment:24` or `scenes`.
+
+        Settings that differ from the defaults follow: `segment:24,overlap:4`.
+        """
+        segment = f"segment:{self.segment_s:g}" if self.segment_s else ""
+        overlap = f"overlap:{self.overlap_s:g}" if self.overlap_s else ""
+        if not self.scenes:
+            return ",".join(filter(None, (segment or "whole", overlap)))
+        parts = [
+            "scenes" if self.scene_detector == "adaptive" else f"scenes:{self.scene_detector}",
+            f"threshold:{self.scene_threshold:g}" if self.scene_threshold else "",
+            "" if self.min_scene_s == 2.0 else f"min:{self.min_scene_s:g}",
+            segment,
+            overlap,
+        ]
+        return ",".join(filter(None, parts))
+
     @model_validator(mode="after")
     def _overlap_is_shorter_than_a_clip(self) -> Self:
         if self.overlap_s and self.overlap_s >= (self.segment_s or 0):

@@ -1,12 +1,14 @@
-"""Which captions are meant: the filters that search and export share."""
+"""Which captions are meant: the filters that listings, search, export and training share."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.holders import in_folder
@@ -26,6 +28,31 @@ logger = logging.getLogger(__name__)
 _DURATION = """ifnull(c.end_s, (
     SELECT v.duration_s FROM whole_videos v WHERE v.digest = c.video_digest
 )) - c.start_s"""
+
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
+Listed: TypeAlias = Literal["captions", "clips", "failures"]
+_MADE_AT: Final = {"captions": "created_at", "clips": "created_at", "failures": "last_at"}
+_OF_CAPTIONS: Final = {
+    "prompts": "--prompt-name",
+    "flags": "--flag",
+    "no_flags": "--no-flags",
+    "quantizations": "quantization=",
+    "prefer": "--prefer",
+    "states": "--state",
+    "tags": "--tag",
+    "min_scores": "--min-score",
+    "drop_duplicates": "--drop-duplicates",
+}
+"""Filters that clips and failures know nothing of."""
+
+
+NAMES: Final[dict[Listed, tuple[str, ...]]] = {
+    "captions": ("id",),
+    "clips": ("feature_key",),
+    "failures": ("video", "start_s", "end_s", "stage"),
+}
+"""Columns by which a row is known in its catalog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +97,8 @@ class Selection:
     """Leave out clips that are near-duplicates of another that stays."""
     include_rejected: bool = False
     """Whether what takes captions out of the cache takes rejected ones, too."""
+    cuts: tuple[str, ...] = ()
+    """How videos were cut: `whole`, `segment:24`, `scenes`, or `clip` for parts that were named."""
 
     def __post_init__(self) -> None:
         for day in (self.since, self.until):
@@ -79,17 +108,29 @@ class Selection:
         if self.no_flags and self.flags:
             raise ConfigError("--no-flags and --flag leave nothing", "give one of the two")
 
-    def where(self) -> tuple[str, dict[str, Any]]:
-        """Return an SQL condition over ``captions c`` and its values; "" lets all pass."""
+    def where(self, listed: Listed = "captions") -> tuple[str, dict[str, Any]]:
+        """Return an SQL condition over ``captions c`` and its values; "" lets all pass.
+
+        Args:
+            listed: what is chosen; ``c`` may stand for clips or failures as well.
+
+        Raises:
+            ConfigError: a filter is of captions, and these are not chosen.
+        """
         values: dict[str, Any] = {}
+        if listed != "captions":
+            self._check_fits(listed)
+        made_at = f"c.{_MADE_AT[listed]}"
+        by_run = listed == "failures"
         tests = [
             _any_of([_in_folder(n, folder, values) for n, folder in enumerate(self.folders)]),
             _among("c.prompt_name", self.prompts, values),
-            _among("c.model", self.models, values),
+            _by_model(self.models, values) if by_run else _among("c.model", self.models, values),
+            _of_cuts(self.cuts, values),
             _among("c.quantization", self.quantizations, values),
             _among("c.run", self.runs, values),
-            _compare("c.created_at >= :since", "since", self.since, values),
-            _compare("c.created_at < :until", "until", _day_after(self.until), values),
+            _compare(f"{made_at} >= :since", "since", self.since, values),
+            _compare(f"{made_at} < :until", "until", _day_after(self.until), values),
             _compare(f"{_DURATION} >= :shortest", "shortest", self.min_duration_s, values),
             _compare(f"{_DURATION} <= :longest", "longest", self.max_duration_s, values),
             # The index of flagged captions is used only where the query says as much.
@@ -101,6 +142,11 @@ class Selection:
             preferred(self.prefer, values),
         ]
         return " AND ".join(test for test in tests if test), values
+
+    def _check_fits(self, listed: Listed) -> None:
+        for name, option in _OF_CAPTIONS.items():
+            if getattr(self, name):
+                raise ConfigError(f"{option} chooses among captions, not {listed}", "leave it out")
 
     def usable(self) -> tuple[str, dict[str, Any]]:
         """Return what `where` does, for what takes captions out: rejected ones do not pass."""
@@ -136,6 +182,27 @@ def warn_of_unscored(file: CatalogFile, selection: Selection) -> None:
     number = file.query(f"SELECT count(*) FROM captions c WHERE {where}", values)[0][0]
     if number:
         logger.warning("%d captions are left out as they were not scored: `cogcache score`", number)
+
+
+def _by_model(models: tuple[str, ...], values: dict[str, Any]) -> str:
+    """Return a test of whether the run of a failure was of one of the models."""
+    test = _among("model", models, values)
+    return f"c.run IN (SELECT run FROM whole_runs WHERE {test})" if test else ""
+
+
+def _of_cuts(cuts: tuple[str, ...], values: dict[str, Any]) -> str:
+    """Return a test of whether a clip came of one of the cuts.
+
+    Of clips that an earlier version made it may not be known: those of whole videos are `whole`.
+    """
+    if not cuts:
+        return ""
+    test = _among("cut", cuts, values)
+    known = f"c.feature_key IN (SELECT feature_key FROM whole_cuts WHERE {test})"
+    if "whole" not in cuts:
+        return known
+    return f"""({known} OR c.start_s = 0 AND c.end_s IS NULL AND NOT EXISTS (
+        SELECT 1 FROM whole_cuts WHERE feature_key = c.feature_key))"""
 
 
 def _check_day(day: str | None) -> None:
@@ -183,3 +250,29 @@ def _in_folder(number: int, folder: Path, values: dict[str, Any]) -> str:
 def _has_flag(number: int, flag: str, values: dict[str, Any]) -> str:
     values[f"flag_{number}"] = flag
     return f"EXISTS (SELECT 1 FROM json_each(c.flags) WHERE value = :flag_{number})"
+
+
+def passing(
+    catalog: Path, listed: Listed, selection: Selection, rows: Sequence[Row]
+) -> Sequence[Row]:
+    """Return the rows of captions, clips or failures that pass the filters.
+
+    Args:
+        catalog: the catalog's file.
+        listed: what the rows are.
+        selection: the filters.
+        rows: with the columns of `NAMES`; one may stand there for each file of its video.
+
+    Raises:
+        CatalogError: the catalog cannot be read.
+        ConfigError: a filter is of captions, and these are not chosen.
+    """
+    where, values = selection.where(listed)
+    if not where:
+        return rows
+    names = NAMES[listed]
+    columns = ", ".join(f"c.{name}" for name in names)
+    with closing(CatalogFile(catalog)) as file:
+        found = file.query(f"SELECT {columns} FROM {listed} c WHERE {where}", values)
+    known = {tuple(row) for row in found}
+    return [row for row in rows if tuple(row[name] for name in names) in known]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.rows import names_url, path_to_text, text_to_path
+from cogcache.catalog.upkeep.forgotten import expire
 from cogcache.catalog.upkeep.leftovers import remove_features, removing, tidy
 from cogcache.errors import CatalogError, VideoError
 from cogcache.store import FeatureStore
@@ -39,7 +40,8 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
 
     Args:
         cache: folder of the cache.
-        remove: delete them for good. Their captions stay.
+        remove: delete them for good. Their captions stay; captions that were deleted more than
+            thirty days ago are gone for good.
 
     Raises:
         CacheError: the folder is no cache.
@@ -59,6 +61,8 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
         keys = [each.feature_key for each in unused]
         with removing(store, keys):
             remove_features(store, keys)
+        with suppress(CatalogError):  # there may be no room for that, and it can wait
+            expire(cache / "catalog.sqlite")
     return unused
 
 

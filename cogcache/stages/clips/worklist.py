@@ -34,6 +34,8 @@ class Clip:
     key: FeatureKey
     seen: Seen | None = None
     """What the file was when its digest was taken; None for objects of a store."""
+    cut: str = "whole"
+    """How the video is cut."""
 
     @property
     def span(self) -> Span:
@@ -120,7 +122,7 @@ class Worklist:
             there: keys of features that are in the store.
         """
         for video, video_digest, span in spans:
-            clip = Clip(video, wanted.key(video_digest, span), self.seen.get(video))
+            clip = Clip(video, wanted.key(video_digest, span), self.seen.get(video), wanted.cut)
             key = clip.key.digest
             if self.holders.setdefault(key, video) != video:
                 self.copies.setdefault(key, []).append(video)
@@ -136,6 +138,7 @@ class Worklist:
         damaged = list_sealed(self.cached, store, catalog)
         self.cached = [clip for clip in self.cached if clip not in damaged]
         self.missing += damaged
+        catalog.cuts.add((clip.key.digest, clip.cut) for clip in self.cached)
 
     def _spans(
         self, digests: Mapping[Path, str], wanted: Wanted, catalog: Catalog
@@ -193,6 +196,11 @@ class Wanted:
     def fixed_spans(self) -> Sequence[Span]:
         """The clips that every video has; none where it is cut."""
         return () if self.is_cut else list(dict.fromkeys(self.spans)) or [WHOLE]
+
+    @cached_property
+    def cut(self) -> str:
+        """How videos are cut; `clip` where parts are named."""
+        return "clip" if self.spans else self.settings.clips.cut
 
     def failure_key(self, video_digest: str) -> str:
         """Return the key under which it is known that a video cannot be cut."""
@@ -311,4 +319,5 @@ def clip_row(clip: Clip, model: str, run: int) -> ClipRow:
         "decoder": "",
         "settings": clip.key.fields(),
         "run": run,
+        "cut": clip.cut,
     }

@@ -126,6 +126,7 @@ def seal_clip(
         **prepared.facts,
         "video": path_to_text(clip.video),
         "model": settings.model,
+        "cut": clip.cut,
         "texts": dict(features.texts),
         "versions": versions(),
     }

@@ -79,6 +79,7 @@ class ClipWriter:
         copies = self.copies.get(key, ())
         failure = Failure(clip.span, error, "extract", key, clip.key.video_digest)
         note_failure(self.catalog, self.report, [clip.video, *copies], failure)
+        self.catalog.cuts.add([(key, clip.cut)])
         self.claims.release(key)
         self._failed.append((key, failure, len(copies)))
 
