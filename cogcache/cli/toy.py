@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cogcache.cli.streams import say
+from cogcache.system import CachePaths
 
 if TYPE_CHECKING:
     from cogcache.settings import Settings
@@ -28,9 +29,10 @@ def _has_others(cache: Path) -> bool:
     from cogcache.catalog import Catalog
     from cogcache.selftest import FPS, SIDE
 
-    if not (cache / "catalog.sqlite").is_file():
+    path = CachePaths(cache).catalog
+    if not path.is_file():
         return False
-    with Catalog(cache / "catalog.sqlite") as catalog:
+    with Catalog(path) as catalog:
         digests = {row["video_digest"] for row in catalog.clips.rows(model=TOY)}
         videos = catalog.files.videos(digests=digests)
     own = (SIDE, SIDE, FPS)

@@ -62,7 +62,7 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
         with removing(store, keys):
             remove_features(store, keys)
         with suppress(CatalogError):  # there may be no room for that, and it can wait
-            expire(cache / "catalog.sqlite")
+            expire(CachePaths(cache).catalog)
     return unused
 
 
