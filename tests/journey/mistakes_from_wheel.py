@@ -35,8 +35,8 @@ def make_things() -> None:
     shutil.copy("a.mp4", "old/b.mp4")
     cogcache.extract("old", "moved", settings)
     cogcache.caption("moved", settings)
-    Path("new").mkdir()
-    Path("old/b.mp4").rename("new/b.mp4")
+    Path("elsewhere").mkdir()
+    Path("old/b.mp4").rename("elsewhere/b.mp4")
     cogcache.extract("a.mp4", "cache", settings)
     cogcache.caption("cache", settings)
     cogcache.extract("a.mp4", "empty", settings)
@@ -53,6 +53,7 @@ def typed(line: str, missing: list[str]) -> dict[str, object]:
         mock.patch.dict(sys.modules, hidden),
         mock.patch("importlib.util.find_spec", _without(missing)),
         mock.patch("cogcache.cli.web.find_spec", _without(missing)),
+        mock.patch("cogcache.catalog.search.embedding.find_spec", _without(missing)),
     ):
         done = runner.invoke(main, line.split())
     return {"typed": line, "status": done.exit_code, "said": done.output}

@@ -27,8 +27,7 @@ MISSING = [
 """Nothing is misused, and what was asked for is not there: exit status 1."""
 MORE = [
     ("extract a.mp4 --cache new-one", "no model was named"),
-    ("extract a.mp4 --cache cache --model tiny --devices cuda:0", "there is no cuda device here"),
-    ("caption --cache cache --model THUDM/cogvlm2-llama3-caption", "--model tiny"),
+    ("extract a.mp4 --cache fresh --model tiny --devices cuda:0", "there is no cuda device here"),
     ("forget --cache cache", "which captions to forget"),
     ("export film.vtt --cache cache --cut segment:24", "no caption passes"),
 ]

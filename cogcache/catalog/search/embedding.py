@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ class Embedder:
     """
 
     def __init__(self, model: str) -> None:
+        if find_spec("sentence_transformers") is None:  # before anything is downloaded for it
+            raise ConfigError("search by meaning needs sentence-transformers", _HINT)
         self.folder = Path(model) if Path(model).is_dir() else _download(model)
         self._weights = sorted(self.folder.rglob("*.safetensors"))
         if not self._weights or not (self.folder / "modules.json").is_file():

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.search.selection import Selection
 from cogcache.catalog.whole_rows import columns_of
 from cogcache.errors import ConfigError
 
@@ -24,6 +23,13 @@ _LISTED: Final = (
     "c.video, c.start_s, c.end_s, c.prompt_name, c.caption, c.model, c.quantization, c.flags,"
     " c.created_at, c.feature_key, c.caption_key, c.video_digest"
 )
+
+
+class Filters(Protocol):
+    """What chooses captions, such as a `Selection`."""
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """Return an SQL condition over ``captions c`` and its values."""
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Forgetting:
     """Captions that were deleted for good: thirty days are over."""
 
 
-def forget(catalog: Path, selection: Selection, *, remove: bool = False) -> Forgetting:
+def forget(catalog: Path, selection: Filters, *, remove: bool = False) -> Forgetting:
     """List the captions that pass the filters, and delete them if asked.
 
     All of them are deleted, or none: on a full disk SQLite has no room for its log, and the
@@ -69,7 +75,7 @@ def forget(catalog: Path, selection: Selection, *, remove: bool = False) -> Forg
     return done
 
 
-def kept_captions(catalog: Path, selection: Selection) -> Forgetting:
+def kept_captions(catalog: Path, selection: Filters) -> Forgetting:
     """List the deleted captions that can be taken back, those deleted last first."""
     where, values = selection.where()
     sql = f"""SELECT {_LISTED}, c.forgotten_at FROM whole_forgotten c
@@ -78,7 +84,7 @@ def kept_captions(catalog: Path, selection: Selection) -> Forgetting:
         return Forgetting([_row(row) for row in file.query(sql, values)])
 
 
-def take_back(catalog: Path, selection: Selection) -> Forgetting:
+def take_back(catalog: Path, selection: Filters) -> Forgetting:
     """Put deleted captions back: those that pass the filters, or those that were deleted last.
 
     A caption that has been made again since stays as it is, and the deleted one stays among the
