@@ -134,13 +134,13 @@ COMMANDS: dict[str, Command] = {
         lambda f: ["train", _on(f), f"--out={f / 'out'}", "--model=tiny", *_LEARNT],
         _edit_real_captions,
         real=True,
-        passed_by=("training.json", "README.md", "*.jsonl"),
+        passed_by=("cogcache-training.json", "README.md", "*.jsonl"),
     ),
     "distill": Command(
         lambda f: ["distill", _on(f), f"--out={f / 'out'}", "--model=tiny", "--layers=1", *_LEARNT],
         _edit_real_captions,
         real=True,
-        passed_by=("training.json", "README.md", "*.jsonl"),
+        passed_by=("cogcache-training.json", "README.md", "*.jsonl"),
     ),
     "split": Command(
         lambda f: ["split", "tiny", _out(f, "out"), "--quantization=nf4"],

@@ -144,7 +144,8 @@ def type_in(folder: Path, arguments: list[str], told: Path) -> None:
     from cogcache.cli import main
 
     tqdm.set_lock(threading.RLock())  # its own one is shared, and may have died held
-    os.environ |= {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1", "COGCACHE_MODEL": ""}
+    os.environ |= {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+    os.environ.pop("COGCACHE_MODEL", None)
     tempfile.tempdir = None
     null = os.open(os.devnull, os.O_RDWR)
     errors = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

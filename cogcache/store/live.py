@@ -153,6 +153,9 @@ def forget_dead(root: Path) -> list[str]:
 
 def _begins(root: Path, name: str, now_s: float) -> bool:
     """Say whether a run is writing its file for the first time just now."""
+    known = _NAME.fullmatch(name)
+    if known and known["host"] == machine() and not _runs(int(known["pid"])):
+        return False  # it was killed while it wrote
     try:
         return abs(now_s - (CachePaths(root).working / f"{name}.new").stat().st_mtime) < 2 * BEAT_S
     except FileNotFoundError:

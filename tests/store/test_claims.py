@@ -272,3 +272,14 @@ def test_runs_at_once_share_the_work(shared):
     assert len(found) == 2
     for counts in found:
         assert sum(int(done) > 0 for done in counts.split(", ")) > 1
+
+
+def test_what_a_run_was_writing_when_it_was_killed_is_removed_at_once(tmp_path):
+    (tmp_path / "working").mkdir()
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    names = {pid: f"{machines.machine()}.{pid}.{'0' * 32}" for pid in (ended.stdout.strip(), 1)}
+    for name in names.values():
+        (tmp_path / "working" / f"{name}.new").write_text("")
+    remove_dead_claims(tmp_path)
+    assert [path.stem for path in (tmp_path / "working").iterdir()] == [names[1]]
