@@ -228,7 +228,7 @@ CHANGES: Final = (
     Change(
         "captions",
         3,
-        ("qwen2_5_omni_thinker",),
+        ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
         "the rate of the frames was not the published one",
     ),
     Change(

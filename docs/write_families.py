@@ -31,34 +31,26 @@ PARTS = {
     "long.": "positions of 60 s",
 }
 """Tensors of a golden, and what is compared by them."""
-_AMID = (
-    "transformers 5.3 and later count the text behind a video from its height and width alone "
-    "(huggingface/transformers#45381): text stands amid the video. cogcache counts by itself"
-)
-_AROUND = (
-    "transformers 5.20 and later leave the video's outer marks around the frames' own: two ids too "
-    "many. cogcache replaces all three"
-)
-_NONE = "nothing"
-DIFFERS = {
-    "qwen2_vl": _AMID,
-    "qwen2_5_vl": f"{_AMID}. The rate is that of the authors' own utility: frames taken / all "
-    "frames × fps",
-    "qwen2_5_omni_thinker": "the rate, as for `qwen2_5_vl`",
-    "qwen3_vl": _AROUND,
-    "qwen3_vl_moe": _AROUND,
-    "qwen3_5": _AROUND,
-    "qwen3_5_moe": _AROUND,
-    "ernie4_5_vl_moe": _AMID,
-    "llava_next_video": "today's processor cannot be loaded with files as published "
-    "(huggingface/transformers#42142). cogcache names the class of its video processor",
-    "smolvlm": "today's processor makes frames smaller and blows them up again. cogcache keeps "
-    "`video_sampling.video_size`",
-    "glm4v": "4.53 resized without antialiasing, later releases resize with it. This is left so: "
-    "features differ by up to 10 %, and tokens may",
+DONE = {
+    "glm4v": "left so: 4.53 resized without it, every later release and every other family with "
+    "it; features differ by up to 10 %, and tokens may",
+    "gemma4": "left so: it is a correction (huggingface/transformers#46850)",
 }
-"""What today's release or the published one does otherwise, and what cogcache does about it."""
-NOT_COMPARED: dict[str, str] = {}
+"""What is done about it, where it is not what the release did."""
+SOURCES = {
+    "qwen2_vl": "huggingface/transformers#45381",
+    "qwen2_5_vl": "huggingface/transformers#45381; the rate is that of qwen-vl-utils",
+    "qwen2_5_omni_thinker": "the rate is that of qwen-omni-utils",
+    "qwen3_omni_moe_thinker": "the rate is that of qwen-omni-utils",
+    "ernie4_5_vl_moe": "huggingface/transformers#45381",
+    "llava_next_video": "huggingface/transformers#42142",
+}
+"""Where that is told, or whose rule is followed."""
+NOT_COMPARED = {
+    "gemma4": "its release let pictures attend across the sliding window, later ones do not",
+    "lfm3_vl": "its release is today's",
+    "minimax_m3_vl": "its release leaves it to the user to resize frames to whole patches",
+}
 """Why no golden of a family's release is in the suite, beside that nobody has made one."""
 FRAMES = {
     "qwen2_frames": "2 a second, 4 to 768, an even number",
@@ -100,14 +92,23 @@ def frames(rule: PublishedRule | None, name: str) -> str:
     return "refused: its release takes none" if rule is None else FRAMES[rule.frames.__name__]
 
 
+def differs(name: str) -> str:
+    """Return what newer releases make of the same input, and what is done about it."""
+    release = RELEASES[name]
+    if not release.otherwise:
+        return "nothing" if release.golden else "not known"
+    done = DONE.get(name, "cogcache does as published")
+    source = f" ({SOURCES[name]})" if name in SOURCES else ""
+    return f"{release.otherwise}{source}; {done}"
+
+
 def row_of(name: str) -> str:
     """Return a family's line."""
     release = RELEASES[name].transformers
     path = GOLDENS / name / "golden.json"
     if path.is_file() and json.loads(path.read_text())["transformers"] != release:
         sys.exit(f"the golden of {name} is not of transformers {release}")
-    differs = DIFFERS.get(name, _NONE if RELEASES[name].golden else "not known")
-    told = (f"`{name}`", release, compared(name), differs, frames(RULES.get(name), name))
+    told = (f"`{name}`", release, compared(name), differs(name), frames(RULES.get(name), name))
     return f"| {' | '.join(told)} |\n"
 
 

@@ -55,6 +55,8 @@ _MARKS: Final = "two tokens too many stand around a video"
 _FILES: Final = "the processor cannot be loaded with its files as published"
 _SHRUNK: Final = "frames are made smaller and blown up again"
 _SMOOTH: Final = "frames are resized with antialiasing"
+_NAMES: Final = "files that bear the release's own names of classes cannot be loaded"
+_WINDOW: Final = "attention both ways within a picture ends at the sliding window"
 
 RELEASES: Final[Mapping[str, Release]] = {
     "cogvlm2": Release("4.43.4", golden=True, remote_code=True),
@@ -68,28 +70,28 @@ RELEASES: Final[Mapping[str, Release]] = {
     "internvl": Release("4.52.4", golden=True),
     "smolvlm": Release("4.50.3", golden=True, otherwise=_SHRUNK),
     "video_llama_3": Release("5.0.0", golden=True),
-    "cohere_compass": Release("5.16.1"),
-    "ernie4_5_vl_moe": Release("5.0.0", otherwise=_AMID),
+    "cohere_compass": Release("5.16.1", golden=True),
+    "ernie4_5_vl_moe": Release("5.0.0", golden=True, otherwise=f"{_AMID}; {_NAMES}"),
     "exaone4_5": Release("5.8.1", golden=True),
-    "gemma3": Release("4.50.3"),
-    "gemma4": Release("5.5.4"),
+    "gemma3": Release("4.50.3", golden=True),
+    "gemma4": Release("5.5.4", otherwise=_WINDOW),
     "glm46v": Release("5.0.0", golden=True),
     "glm4v_moe": Release("4.56.2", golden=True),
     "glm_ocr": Release("5.1.0", golden=True),
-    "idefics3": Release("4.46.3"),
-    "lfm2_vl": Release("4.57.6"),
+    "idefics3": Release("4.46.3", golden=True),
+    "lfm2_vl": Release("4.57.6", golden=True),
     "lfm3_vl": Release("5.23.0"),
     "llava": Release("4.36.2"),
-    "minicpmv4_6": Release("5.7.0"),
-    "minicpmv4_7": Release("5.18.0"),
+    "minicpmv4_6": Release("5.7.0", golden=True),
+    "minicpmv4_7": Release("5.18.0", golden=True),
     "minimax_m3_vl": Release("5.12.1"),
     "mistral3": Release("4.50.3", golden=True),
     "molmo2": Release("5.20.2", golden=True),
-    "qwen2_5_omni_thinker": Release("4.52.4", golden=True),
+    "qwen2_5_omni_thinker": Release("4.52.4", golden=True, otherwise=_RATE),
     "qwen3_5": Release("5.2.0", golden=True, otherwise=_MARKS),
-    "qwen3_5_moe": Release("5.2.0", otherwise=_MARKS),
-    "qwen3_omni_moe_thinker": Release("4.57.6"),
-    "qwen3_vl_moe": Release("4.57.6", otherwise=_MARKS),
+    "qwen3_5_moe": Release("5.2.0", golden=True, otherwise=_MARKS),
+    "qwen3_omni_moe_thinker": Release("4.57.6", golden=True, otherwise=_RATE),
+    "qwen3_vl_moe": Release("4.57.6", golden=True, otherwise=_MARKS),
 }
 """By family: all that `cogcache models` lists."""
 

@@ -21,12 +21,16 @@ from cogcache.models.derived.times import FrameTimes
 from cogcache.models.family import ClipTensors
 from cogcache.models.registry import family_of
 
-FAMILIES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.json"))
+JUDGES = {
+    path.parent.name: f"transformers-{json.loads(path.read_text())['transformers']}"
+    for path in sorted(GOLDENS.glob("*/golden.json"))
+}
+"""The release that made each family's golden; tests bear its name."""
 LONG = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers, about files of its earlier releases
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(k, id=f"{k}-{v}") for k, v in JUDGES.items()])
 def test_pixels_ids_features_positions_logits_and_tokens_are_the_releases(name, tmp_path):
     golden = Golden.read(name)
     assert differences(golden, made(golden, golden.checkpoint(tmp_path / name))) == []
@@ -42,7 +46,7 @@ def position_inputs(name):
     return tensors, config, torch.isin(tensors["input_ids"], ids)
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", [pytest.param(k, id=f"{k}-{JUDGES[k]}") for k in LONG])
 def test_positions_of_a_long_video_are_the_releases(name):
     tensors, config, slots = position_inputs(name)
     found = positions_of(slots, grids_of(RULES[name], tensors, config))

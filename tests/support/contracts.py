@@ -28,7 +28,7 @@ from cogcache.generation.decoder import Decoder, can_decode
 from cogcache.generation.requests import Request, last_position
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.derived.frame_texts import whole_placeholder
-from cogcache.models.derived.positions import GRID
+from cogcache.models.derived.positions import GRID, RATE_ALONE
 from cogcache.models.derived.positions import left_padded as padded_positions
 from cogcache.models.derived.times import FrameTimes
 from cogcache.models.family import ClipTensors, Family, PromptRow
@@ -171,17 +171,21 @@ class Lab:
         """Return positions and rates as they were published, where the family has such."""
         rule = getattr(self.family, "position_rule", None)
         if rule is None:
-            return {}
+            rate, seconds = RATE_ALONE.get(self.animal.name), self._seconds(clips)
+            return {rate: torch.tensor(seconds)} if rate in inputs else {}
         given = {name: inputs[name] for name in (GRID, rule.rate) if name in inputs}
         if rule.rate in given:
-            seconds = [2 / FrameTimes.of_clip(each).sampled_fps for each in clips]
-            given[rule.rate] = torch.tensor(seconds)
+            given[rule.rate] = torch.tensor(self._seconds(clips))
         places = []
         for index, mask in enumerate(inputs["attention_mask"].bool()):
             own = {f"extra.{name}": each[index : index + 1] for name, each in given.items()}
             ids = {"input_ids": inputs["input_ids"][index][mask]}
             places.append(self.family.positions(PromptRow(ClipTensors(own), ids)))
         return given | {"position_ids": padded_positions(places)}
+
+    def _seconds(self, clips: Sequence[ClipFrames]) -> list[float]:
+        """Return the published seconds from one row of patches to the next, of each clip."""
+        return [2 / FrameTimes.of_clip(each).sampled_fps for each in clips]
 
     def processed_words(self, question: str) -> dict[str, Tensor]:
         """Run the processor on a prompt about nothing."""

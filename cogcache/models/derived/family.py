@@ -130,7 +130,7 @@ class DerivedFamily(Family):
 
     def with_rate(self, clip: ClipTensors) -> ClipTensors:
         """Return a clip's inputs or features with the published rate of its frames."""
-        rate = self.position_rule.rate if self.position_rule else None
+        rate = self.position_rule.rate if self.position_rule else mrope.RATE_ALONE.get(self.name)
         return with_rate(clip, rate, self.config) if rate else clip
 
     @property

@@ -63,6 +63,11 @@ RULES: Mapping[str, PositionRule] = {
 """By family. One that is not here has positions on a line, or a scheme of today's release alone."""
 
 
+RATE_ALONE: Mapping[str, str] = {"qwen3_omni_moe_thinker": "video_second_per_grid"}
+"""Name of the input with the rate, of families whose positions transformers counts as published:
+not cut off to whole numbers. Only the rate is ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Feature rows of one video or frame, in the order of their slots: time, height, width.

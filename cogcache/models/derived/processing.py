@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cogcache.errors import ConfigError
@@ -24,6 +22,7 @@ from cogcache.models.derived.conversation import (
 from cogcache.models.derived.explainer import Explainer
 from cogcache.models.derived.frame_texts import whole_placeholder
 from cogcache.models.derived.pixels import size_within
+from cogcache.models.derived.processor_files import load_processor
 from cogcache.models.derived.times import FrameTimes
 from cogcache.settings import PixelLimits
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from cogcache.video import ClipFrames
 
-VIDEO_FILE = "video_preprocessor_config.json"
 VIDEO_ARGUMENTS = ("video_metadata", "do_sample_frames")
 """Without the first a processor invents times, without the second it drops frames."""
 SLOT = re.compile(r"(image|video)_(token|patch)_(id|index)")
@@ -314,51 +312,6 @@ def _around_answer(
     lead, found, behind = told.removeprefix(asked).partition(caption)
     fits = told.startswith(asked) and found and not lead.strip()
     return (lead, behind) if fits else ("", behind if found else "")
-
-
-def load_processor(folder: Path, family: str) -> Any:
-    """Return a checkpoint's processor, as the files were meant that the family came with.
-
-    Args:
-        folder: of the checkpoint.
-        family: name of the family, which is the config's `model_type`.
-    """
-    from transformers import AutoProcessor
-
-    if family == "llava_next_video":
-        return _llava_next_video(folder)
-    processor = AutoProcessor.from_pretrained(folder)
-    if family == "smolvlm":
-        # Newer releases put the size of pictures in its place: frames lose detail on the way.
-        own = read_json(folder / "preprocessor_config.json").get("video_sampling", {})
-        if (size := own.get("video_size")) and not (folder / VIDEO_FILE).is_file():
-            processor.video_processor.size = type(processor.video_processor.size)(**size)
-    return processor
-
-
-def _llava_next_video(folder: Path) -> Any:
-    """Load LLaVA-NeXT-Video's processor part by part.
-
-    The class of its video processor is not in the files as they were published, and transformers
-    guesses the name of the whole processor, without end (huggingface/transformers#42142).
-    """
-    from transformers import (
-        AutoImageProcessor,
-        AutoTokenizer,
-        LlavaNextVideoProcessor,
-        LlavaNextVideoVideoProcessor,
-    )
-
-    settings = read_json(folder / "processor_config.json")
-    parts = {
-        "video_processor": LlavaNextVideoVideoProcessor.from_pretrained(folder),
-        "image_processor": AutoImageProcessor.from_pretrained(folder),
-        "tokenizer": AutoTokenizer.from_pretrained(folder),
-    }
-    template = LlavaNextVideoProcessor.get_processor_dict(folder)[0].get("chat_template")
-    known = inspect.signature(LlavaNextVideoProcessor.__init__).parameters
-    others = {name: settings[name] for name in settings if name in known and name not in parts}
-    return LlavaNextVideoProcessor(**parts, **{"chat_template": template, **others})
 
 
 def metadata(clip: ClipFrames) -> VideoMetadata:

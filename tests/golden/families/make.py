@@ -30,8 +30,10 @@ QUESTION = "What moves here, and where to?"
 FPS, SECONDS, HEIGHT, WIDTH = 25.0, 12, 60, 88
 TAKEN = (0, 25, 50, 75, 112, 150, 200, 275)
 """Of the frames of a clip of 12 seconds; not evenly, so that times matter."""
-FEWER = {"qwen2_5_omni_thinker": (0, 75, 150, 275)}
+FEWER = {"qwen2_5_omni_thinker": (0, 75, 150, 275), "qwen3_omni_moe_thinker": (0, 75, 150, 275)}
 """Where pictures cannot be as small."""
+TIED = ("gemma3", "lfm2_vl")
+"""Published so, and their first releases save them so whatever is asked."""
 NEW_TOKENS = 8
 MOST_PIXELS = 4096
 """About as many pixel values are kept, evenly spaced."""
@@ -41,6 +43,7 @@ RELEASES = {
     "idefics3": "4.46.3",
     "qwen2_5_omni_thinker": "4.52.4",
     "glm4v_moe": "4.56.2",
+    "qwen3_omni_moe_thinker": "4.57.6",
     "qwen3_vl_moe": "4.57.6",
     "lfm2_vl": "4.57.6",
     "ernie4_5_vl_moe": "5.0.0",
@@ -64,6 +67,7 @@ ANIMALS = {
 }
 TOKENIZERS = {
     "qwen2_5_omni_thinker": "Qwen2TokenizerFast",
+    "qwen3_omni_moe_thinker": "Qwen2TokenizerFast",
     "qwen3_vl_moe": "Qwen2TokenizerFast",
     "qwen3_5": "Qwen2Tokenizer",
     "qwen3_5_moe": "Qwen2Tokenizer",
@@ -115,8 +119,9 @@ def adapted(animal: zoo.Animal) -> zoo.Animal:
     def written(ids: Any) -> dict[str, Any]:
         told = older(config(ids))
         if animal.name == "qwen3_vl_moe":
-            # Newer releases turn the experts of old files round, and tell by their shape.
-            told["text_config"]["moe_intermediate_size"] = 32
+            # Newer releases turn the experts of old files round, and tell by their shape: with 32
+            # or 64 one of the two matrices would be square, and stay as it is.
+            told["text_config"]["moe_intermediate_size"] = 96
         return told
 
     changed = replace(animal, config=written)
@@ -147,10 +152,10 @@ def as_class(tokenizer: Any, animal: zoo.Animal) -> Any:
         return getattr(transformers, wanted).from_pretrained(folder)
 
 
-def omni_processor(tokenizer: Any, chat_template: str) -> Any:
+def omni_processor(tokenizer: Any, chat_template: str, name: str = "Qwen2_5OmniProcessor") -> Any:
     sizes = {"min_pixels": 16 * 16, "max_pixels": 64 * 64}
     common = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, **sizes}
-    return transformers.Qwen2_5OmniProcessor(
+    return getattr(transformers, name)(
         image_processor=transformers.Qwen2VLImageProcessor(**common),
         video_processor=transformers.Qwen2VLVideoProcessor(**common),
         feature_extractor=transformers.WhisperFeatureExtractor(feature_size=128),
@@ -159,7 +164,19 @@ def omni_processor(tokenizer: Any, chat_template: str) -> Any:
     )
 
 
-OWN_PROCESSORS = {"qwen2_5_omni_thinker": omni_processor}
+def omni_moe_processor(tokenizer: Any, chat_template: str) -> Any:
+    return omni_processor(tokenizer, chat_template, "Qwen3OmniMoeProcessor")
+
+
+def lfm2_processor(tokenizer: Any, chat_template: str) -> Any:
+    """As published: without thumbnails 4.57 makes no room for a picture of one tile."""
+    processor = zoo_wide.lfm2_processor(tokenizer, chat_template)
+    processor.image_processor.use_thumbnail = True
+    return processor
+
+
+OMNI = {"qwen2_5_omni_thinker": omni_processor, "qwen3_omni_moe_thinker": omni_moe_processor}
+OWN_PROCESSORS = {**OMNI, "lfm2_vl": lfm2_processor}
 
 
 def processed(animal: zoo.Animal, processor: Any) -> Any:
@@ -175,7 +192,7 @@ def processed(animal: zoo.Animal, processor: Any) -> Any:
     if not animal.takes_videos:
         return processor(text=[text], images=[list(pictures)], return_tensors="pt")
     video = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
-    if animal.name == "qwen2_5_omni_thinker":
+    if animal.name in OMNI:
         # qwen_omni_utils gives the frames; the rate is what qwen_vl_utils calls it.
         fps = len(pictures) / (FPS * SECONDS) * FPS
         return processor(text=[text], videos=[list(pictures)], fps=fps, return_tensors="pt")
@@ -279,9 +296,8 @@ def main(name: str, out: Path) -> None:
     torch.set_num_threads(1)
     folder, animal = out / name, adapted(ANIMALS[name])
     shutil.rmtree(folder, ignore_errors=True)
-    # Gemma's were published so, and the first release saves them so whatever is asked.
-    checkpoint = animal.write(folder / "checkpoint", tied=name == "gemma3")
-    if name == "qwen2_5_omni_thinker":
+    checkpoint = animal.write(folder / "checkpoint", tied=name in TIED)
+    if name in OMNI:
         _as_published(checkpoint)
     cls = getattr(transformers, animal.model)
     half = cls.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
