@@ -14,7 +14,7 @@ from cogcache.settings import Settings
 @click.argument("model")
 @click.argument("out", type=NamedPath(path_type=Path))
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
-@settings_options("language")
+@settings_options("language", model_needed=False)  # it is named as MODEL
 def split(model: str, out: Path, revision: str | None, settings: Settings) -> None:
     """Write the halves of MODEL to the folder OUT, the language half quantised already.
 

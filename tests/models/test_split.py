@@ -393,3 +393,11 @@ def test_the_command_says_what_it_wrote(plain, tmp_path):
     assert "nf4: 14 of 15 linear layers" in said
     settings = json.loads((tmp_path / "out" / MANIFEST).read_text())["quantized"]["settings"]
     assert settings == {"kind": "nf4", "double_quant": False, "compute_dtype": "bfloat16"}
+
+
+def test_the_model_to_split_is_named_by_the_argument_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("COGCACHE_MODEL", raising=False)
+    done = CliRunner().invoke(main, ["split", str(tmp_path / "none"), str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "no model was named" not in done.output
+    assert str(tmp_path / "none") in done.output
