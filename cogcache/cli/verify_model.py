@@ -51,6 +51,7 @@ def verify_model(
 
     from cogcache.selftest import ModelCheck
 
+    click.echo(f"looking at {model} …", err=True)
     named = settings.model_copy(update={"model": model})
     check = ModelCheck(named, clips, reference_python, dtype, offload)
     opening = check.opening()

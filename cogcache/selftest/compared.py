@@ -49,7 +49,7 @@ def compare(clip: str, ours: Tensors, theirs: Tensors, dtype: str) -> list[Compa
         "ids": lambda: _ids(ours["input_ids"], theirs["input_ids"]),
         "positions": lambda: _positions(ours, theirs),
         "pixels": lambda: _pixels(ours, theirs),
-        "features": lambda: _near(ours["features"], theirs["features"], limit),
+        "features": lambda: _near(ours.get("features"), theirs["features"], limit),
         "first logits": lambda: _near(ours["logits"][:1], theirs["logits"][:1], limit),
         "tokens": lambda: _tokens(ours["tokens"], theirs, NARROW[dtype]),
     }
@@ -59,7 +59,12 @@ def compare(clip: str, ours: Tensors, theirs: Tensors, dtype: str) -> list[Compa
     ]
 
 
-_NEEDS: Final = {"ids": "input_ids", "positions": "positions", "pixels": "pixels"}
+_NEEDS: Final = {
+    "ids": "input_ids",
+    "positions": "positions",
+    "pixels": "pixels",
+    "features": "features",
+}
 
 
 def _are_same(ours: Tensors, theirs: Tensors, name: str) -> bool:
@@ -119,7 +124,9 @@ def _pixels(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
     return most <= PIXELS and max(mean, shift) <= PIXELS_MEAN, found
 
 
-def _near(ours: Tensor, theirs: Tensor, limit: float) -> tuple[bool, str]:
+def _near(ours: Tensor | None, theirs: Tensor, limit: float) -> tuple[bool, str]:
+    if ours is None:
+        return False, "the two stages give none"
     if ours.shape != theirs.shape:
         return False, f"shape {list(ours.shape)}, not {list(theirs.shape)}"
     finite = theirs.isfinite() & ours.isfinite()

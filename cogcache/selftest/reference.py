@@ -254,8 +254,8 @@ def recorded(
         new_tokens: how many are generated; nothing ends a text before.
 
     Returns:
-        `input_ids` [L], `positions` [3, L] and `next_position` [3, 1] where the decoder is given
-        them, `features` [slots, D], `logits` [new_tokens, V] and `tokens` [new_tokens].
+        `input_ids` [L], `logits` [new_tokens, V] and `tokens` [new_tokens]; `positions` [3, L],
+        `next_position` [3, 1] and `features` [slots, D] where the decoder is given them.
     """
     import torch
 
@@ -281,7 +281,8 @@ def recorded(
     out = {"logits": torch.cat([each[:1] for each in raw]).float()}
     out["tokens"] = made.sequences[0, -len(raw) :].long()
     out["input_ids"] = inputs["input_ids"][0].long()
-    out["features"] = at_slots(seen[0]["inputs_embeds"][0], is_slot).float()
+    if seen[0].get("inputs_embeds") is not None:
+        out["features"] = at_slots(seen[0]["inputs_embeds"][0], is_slot).float()
     for name, call in (("positions", seen[0]), ("next_position", seen[1])):
         place = call.get("position_ids")
         if place is not None:

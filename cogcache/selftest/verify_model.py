@@ -37,7 +37,7 @@ from cogcache.selftest.both_halves import (
 from cogcache.selftest.compared import Compared, compare
 from cogcache.selftest.other_python import OtherPython
 from cogcache.selftest.shapes import SIDE, draw_scene, write_clip
-from cogcache.selftest.whole_memory import Needed, needed
+from cogcache.selftest.whole_memory import NOTHING_QUANTISED, Needed, needed
 from cogcache.settings import Settings
 from cogcache.system import in_own_process, scratch_folder
 
@@ -171,7 +171,7 @@ class ModelCheck:
     def _exact(self) -> Settings:
         """Return the settings with nothing quantised, in the type that was chosen."""
         dtype = self.needed.dtype
-        language = {"quantization": "none", "head_quantization": "none", "compute_dtype": dtype}
+        language = {**NOTHING_QUANTISED, "compute_dtype": dtype}
         tables = {
             "vision": self.settings.vision.model_copy(update={"vision_dtype": dtype}),
             "language": self.settings.language.model_copy(update=language),

@@ -14,6 +14,8 @@ from cogcache.units import format_bytes
 
 DTYPES: Final = ("float32", "bfloat16")
 """The first that fits is taken: differences are told from roundings best in the first."""
+NOTHING_QUANTISED: Final = {"quantization": "none", "head_quantization": "none", "adapter": None}
+"""Settings of the language half with which it is the checkpoint's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +108,7 @@ def _in(
     settings: Settings, dtype: str, frames: int, size: tuple[int, int], offload: bool
 ) -> Needed:
     device = pick_device(settings.device)
-    plain = settings.language.model_copy(
-        update={"quantization": "none", "head_quantization": "none", "compute_dtype": dtype}
-    )
+    plain = settings.language.model_copy(update={**NOTHING_QUANTISED, "compute_dtype": dtype})
     vision = settings.vision.model_copy(update={"vision_dtype": dtype, "frames_per_batch": frames})
     exact = settings.model_copy(
         update={"vision": vision, "language": plain, "device": device, "memory": _PLENTY}
