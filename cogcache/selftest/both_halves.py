@@ -19,7 +19,7 @@ from cogcache.selftest.reference import pixels_of, recorded
 from cogcache.settings import Settings
 from cogcache.store import FeatureStore
 from cogcache.system import pick_device
-from cogcache.video import read_clip
+from cogcache.video import ClipFrames, read_clip
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,10 @@ class Work:
     question: str
     new_tokens: int
 
+    def frames_of(self, family: Family, name: str) -> ClipFrames:
+        """Decode the frames of a clip that are taken."""
+        return read_clip(self.clips[name], family.frames_of(self.settings.sampling))
+
 
 def run_vision_half(work: Work) -> None:
     """Run stage one: pixels and a feature file of each clip."""
@@ -57,8 +61,8 @@ def run_vision_half(work: Work) -> None:
     family = open_family(work.settings)
     half = Fitted(VisionLoader(family, work.settings), lambda notes: None)
     store = FeatureStore.create_or_open(work.folder / "cache")
-    for name, video in work.clips.items():
-        prepared = family.prepare(read_clip(video, work.settings.sampling), torch.float32)
+    for name in work.clips:
+        prepared = family.prepare(work.frames_of(family, name), torch.float32)
         save_file(pixels_of(prepared.tensors), work.folder / f"{name}.pixels.safetensors")
         inputs = _cast(prepared, half.model.dtype)
         batch = work.settings.vision.frames_per_batch
@@ -88,8 +92,8 @@ def run_own_whole(work: Work) -> None:
     dtype = getattr(torch, work.settings.vision.vision_dtype)
     model = load_whole(WholeModel.of(family.checkpoint, **overrides), dtype=dtype)
     model.to(pick_device(work.settings.device))
-    for name, video in work.clips.items():
-        inputs = family.prepare(read_clip(video, work.settings.sampling), dtype)
+    for name in work.clips:
+        inputs = family.prepare(work.frames_of(family, name), dtype)
         [features] = family.encode(model, [inputs], work.settings.vision.frames_per_batch)
         _record(model, family, _row(family, features, work), work, f"{name}.reference")
 
@@ -148,8 +152,9 @@ def write_frames(work: Work) -> dict[str, dict[str, Any]]:
     from safetensors.torch import save_file
 
     told = {}
-    for name, video in work.clips.items():
-        clip = read_clip(video, work.settings.sampling)
+    family = open_family(work.settings)
+    for name in work.clips:
+        clip = work.frames_of(family, name)
         frames = {"frames": torch.from_numpy(clip.frames.copy())}
         save_file(frames, work.folder / f"{name}.frames.safetensors")
         told[name] = {

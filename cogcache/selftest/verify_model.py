@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from cogcache.models import (
     minor_of,
     open_family,
 )
-from cogcache.planning import look_at
+from cogcache.planning import published_count
 from cogcache.selftest.both_halves import (
     OURS,
     Work,
@@ -36,17 +37,20 @@ from cogcache.selftest.both_halves import (
 )
 from cogcache.selftest.compared import Compared, compare
 from cogcache.selftest.other_python import OtherPython
-from cogcache.selftest.shapes import SIDE, draw_scene, write_clip
+from cogcache.selftest.shapes import FPS, SIDE, draw_scene, write_clip
 from cogcache.selftest.whole_memory import NOTHING_QUANTISED, Needed, needed
 from cogcache.settings import Settings
 from cogcache.system import in_own_process, scratch_folder
+from cogcache.video import probe
 
 QUESTION: Final = "Please describe this video in detail."
 NEW_TOKENS: Final = 32
 MADE_UP: Final = 2
 """Clips that are drawn where none is given."""
 SHORT: Final = 32
-"""Frames of the shortest of these, at eight a second."""
+LONGER: Final = 16
+"""Frames of the shortest of these, and how many more the next has; eight are a second."""
+MADE_UP_S: Final = (SHORT + LONGER) / FPS
 OWN: Final = "cogvlm2"
 """Its published code is remote code, which is not run."""
 Say = Callable[[str], None]
@@ -103,12 +107,17 @@ class ModelCheck:
         return needed(self.settings, self.dtype, frames, size, offload=self.offload)
 
     def _largest(self) -> tuple[tuple[int, int], int]:
-        """Return the size and the number of frames that are planned for."""
-        frames = self.settings.sampling.max_frames
+        """Return the largest size and number of frames of the clips."""
         if not self.clips:
-            return (SIDE, SIDE), frames
-        seen = look_at([str(each) for each in self.clips], self.settings.clips)
-        return seen.size, frames
+            return (SIDE, SIDE), self._frames_of(MADE_UP_S, FPS)
+        infos = [probe(path) for path in self.clips]
+        size = max(((info.width, info.height) for info in infos), key=prod)
+        return size, max(self._frames_of(info.duration_s, info.fps) for info in infos)
+
+    def _frames_of(self, duration_s: float, fps: float) -> int:
+        if self.settings.sampling.strategy == "published":
+            return published_count(self.settings, duration_s, fps)
+        return self.settings.sampling.max_frames
 
     def opening(self) -> list[str]:
         """Return what is to be said beforehand: who judges, and what it takes.
@@ -219,5 +228,5 @@ def _made_up(folder: Path) -> dict[str, Path]:
 
     clips = {f"made-up-{number}": folder / f"{number}.mp4" for number in range(MADE_UP)}
     for number, path in enumerate(clips.values()):
-        write_clip(draw_scene(np.random.default_rng(number), SHORT + 16 * number), path)
+        write_clip(draw_scene(np.random.default_rng(number), SHORT + LONGER * number), path)
     return clips
