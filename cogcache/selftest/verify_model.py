@@ -84,6 +84,9 @@ class ModelCheck:
         if family.name == OWN and self.python is not None:
             problem = "the published code of CogVLM2-Video is remote code, which is never run"
             raise ConfigError(problem, "leave out --reference-python")
+        if family.name == OWN and self.offload:
+            problem = "CogVLM2-Video in one piece cannot wait on the disk"
+            raise ConfigError(problem, "leave out --offload, and give it the memory that it takes")
         return family
 
     @cached_property

@@ -155,10 +155,14 @@ def test_an_unfit_python_is_refused_with_how_to_make_a_fit_one(glm4v, tmp_path, 
     assert "Traceback" not in output
 
 
-def test_remote_code_is_refused():
-    status, _, output = verified("tiny", f"--reference-python={sys.executable}")
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(f"--reference-python={sys.executable}", "remote code"), ("--offload", "cannot wait")],
+)
+def test_what_the_flagship_cannot_is_refused(option, said):
+    status, _, output = verified("tiny", option)
     assert status == 2
-    assert "remote code" in output
+    assert said in output
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(glm4v):
