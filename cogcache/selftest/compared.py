@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -11,17 +11,38 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-PIXELS: Final = 0.2
-"""Most that a pixel may differ, after normalising: resizes of Pillow and torchvision do by up to
-nine of 256 levels, in few places."""
-PIXELS_MEAN: Final = 1e-3
-SAME_PIXELS: Final = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Most that features and logits may be apart, relative to the whole, where pixels are the same."""
-OTHER_PIXELS: Final = {"float32": 2e-2, "bfloat16": 5e-2}
-"""The same where pixels differ by as much as they may."""
-NARROW: Final = {"float32": 1e-3, "bfloat16": 5e-2}
-"""A token was chosen narrowly where the next one's logit is nearer than this, in standard
-deviations: another order of additions may choose the other, and all behind it is another text."""
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may differ.
+
+    Args:
+        pixels: most, after normalising. Resizes of Pillow and torchvision differ by up to nine of
+            256 levels, in few places.
+        pixels_mean: most on average.
+        features: most, relative to the whole, where pixels are not the same bits.
+        logits: the same of logits.
+        same_pixels: the same of both, where pixels are the same bits.
+        narrow: a token was chosen narrowly where the next one's logit is nearer than this, in
+            standard deviations: another order of additions may choose the other, and all behind
+            it is another text.
+    """
+
+    pixels: float = 0.2
+    pixels_mean: float = 1e-3
+    features: float = 2e-2
+    logits: float = 2e-2
+    same_pixels: float = 1e-3
+    narrow: float = 1e-3
+
+
+LIMITS: Final = {
+    "float32": Limits(),
+    "bfloat16": Limits(features=5e-2, logits=5e-2, same_pixels=5e-2, narrow=5e-2),
+}
+"""By the type of the weights."""
+OTHER_RESIZE: Final = Limits(0.5, 5e-3, 0.1, 0.15, 5e-2, 0.1)
+"""Where frames are known to be resized in another way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +55,24 @@ class Compared:
     found: str
 
 
-def compare(clip: str, ours: Tensors, theirs: Tensors, dtype: str) -> list[Compared]:
+def compare(clip: str, ours: Tensors, theirs: Tensors, limits: Limits) -> list[Compared]:
     """Compare what two runs were given and gave.
 
     Args:
         clip: its name.
         ours: of the two stages; see `reference.recorded` and `reference.pixels_of`.
         theirs: of the model in one piece. What it does not have is not compared.
-        dtype: of the weights.
+        limits: what may differ.
     """
-    same_pixels = _are_same(ours, theirs, "pixels") if "pixels" in theirs else True
-    limit = (SAME_PIXELS if same_pixels else OTHER_PIXELS)[dtype]
+    if "pixels" not in theirs or _are_same(ours, theirs, "pixels"):
+        limits = replace(limits, features=limits.same_pixels, logits=limits.same_pixels)
     checks: dict[str, Callable[[], tuple[bool, str]]] = {
         "ids": lambda: _ids(ours["input_ids"], theirs["input_ids"]),
         "positions": lambda: _positions(ours, theirs),
-        "pixels": lambda: _pixels(ours, theirs),
-        "features": lambda: _near(ours.get("features"), theirs["features"], limit),
-        "first logits": lambda: _near(ours["logits"][:1], theirs["logits"][:1], limit),
-        "tokens": lambda: _tokens(ours["tokens"], theirs, NARROW[dtype]),
+        "pixels": lambda: _pixels(ours, theirs, limits),
+        "features": lambda: _near(ours.get("features"), theirs["features"], limits.features),
+        "first logits": lambda: _near(ours["logits"][:1], theirs["logits"][:1], limits.logits),
+        "tokens": lambda: _tokens(ours["tokens"], theirs, limits.narrow),
     }
     left_out = {name for name, key in _NEEDS.items() if key not in theirs}
     return [
@@ -110,7 +131,7 @@ def _positions(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
     return True, f"{len(a)} tokens, the next at {after[1][-1]}"
 
 
-def _pixels(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
+def _pixels(ours: Tensors, theirs: Tensors, limits: Limits) -> tuple[bool, str]:
     a, b = ours["pixels"], theirs["pixels"]
     counts = [int(each["pixels_count"]) for each in (ours, theirs)]
     if counts[0] != counts[1]:
@@ -121,7 +142,7 @@ def _pixels(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
     most, mean = float(far.max()), float(far.mean())
     shift = abs(float(ours["pixels_mean"] - theirs["pixels_mean"]))
     found = f"at most {most:.1e} apart, on average {mean:.1e}"
-    return most <= PIXELS and max(mean, shift) <= PIXELS_MEAN, found
+    return most <= limits.pixels and max(mean, shift) <= limits.pixels_mean, found
 
 
 def _near(ours: Tensor | None, theirs: Tensor, limit: float) -> tuple[bool, str]:

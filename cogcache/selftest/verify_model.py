@@ -35,7 +35,7 @@ from cogcache.selftest.both_halves import (
     write_frames,
     write_job,
 )
-from cogcache.selftest.compared import Compared, compare
+from cogcache.selftest.compared import LIMITS, OTHER_RESIZE, Compared, Limits, compare
 from cogcache.selftest.other_python import OtherPython
 from cogcache.selftest.shapes import FPS, SIDE, draw_scene, write_clip
 from cogcache.selftest.whole_memory import NOTHING_QUANTISED, Needed, needed
@@ -133,14 +133,28 @@ class ModelCheck:
     def _judge(self) -> list[str]:
         if self.family.name == OWN:
             return ["judge: our own model in one piece; the published code is not run"]
-        version, release = self.other.versions["transformers"], self.release
-        lines = [f"judge: transformers {version}, torch {self.other.versions['torch']}"]
-        if release is None or minor_of(version) == release.minor:
-            return lines
-        lines[0] += f"; {self.family.name} was published with {release.transformers}"
-        if release.otherwise and self.python is None:
-            lines.append(f"  newer releases do otherwise: {release.otherwise}")
-        return [*lines, *(f"  {line}" for line in self.other.making())]
+        versions, release = self.other.versions, self.release
+        first = f"judge: transformers {versions['transformers']}, torch {versions['torch']}"
+        if release is None:
+            return [first]
+        known = f"  newer releases do otherwise: {release.otherwise}"
+        if self._is_release_itself:
+            left = "so does cogcache: pixels, and what comes of them, may differ somewhat"
+            return [first, f"{known}; {left}"] if release.left_so else [first]
+        first += f"; {self.family.name} was published with {release.transformers}"
+        said = [known] if release.otherwise and self.python is None else []
+        return [first, *said, *(f"  {line}" for line in self.other.making())]
+
+    @property
+    def _is_release_itself(self) -> bool:
+        """Whether the judge is the release that the family was published with."""
+        judge, release = self.other.versions["transformers"], self.release
+        return release is not None and minor_of(judge) == release.minor
+
+    def _limits(self) -> Limits:
+        if self.family.name == OWN or self.release is None or not self.release.left_so:
+            return LIMITS[self.needed.dtype]
+        return OTHER_RESIZE if self._is_release_itself else LIMITS[self.needed.dtype]
 
     def closing(self, found: Sequence[Compared]) -> str:
         """Return what came of it, in a line."""
@@ -150,7 +164,7 @@ class ModelCheck:
         if self.family.name == OWN or release is None:
             return "not the same"
         version = self.other.versions["transformers"]
-        if minor_of(version) == release.minor:
+        if self._is_release_itself:
             return f"not the same as transformers {version}, which the family was published with"
         judge = f"transformers {release.transformers} decides for {self.family.name}"
         return f"not the same as transformers {version}; {judge}: see above"
@@ -222,7 +236,7 @@ class ModelCheck:
         theirs = load_file(work.folder / f"{name}.reference.safetensors")
         if self.family.name == OWN:  # the same code laid these out: they would say nothing
             theirs = {key: theirs[key] for key in ("features", "logits", "tokens")}
-        return compare(name, ours, theirs, self.needed.dtype)
+        return compare(name, ours, theirs, self._limits())
 
 
 def _made_up(folder: Path) -> dict[str, Path]:

@@ -19,7 +19,7 @@ from published import Golden
 from cogcache.cli import main
 from cogcache.models.derived import positions
 from cogcache.selftest import other_python, reference, verify_model
-from cogcache.selftest.compared import compare
+from cogcache.selftest.compared import LIMITS, OTHER_RESIZE, compare
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about files of early releases
 WHAT = ["ids", "positions", "pixels", "features", "first logits", "tokens"]
@@ -208,18 +208,28 @@ FAULTS = {
 
 @pytest.mark.parametrize("what", WHAT)
 def test_each_thing_that_differs_is_told_from_the_others(what):
-    assert all(row.same for row in compare("clip", RUN, RUN, "float32"))
-    found = compare("clip", RUN | FAULTS[what], RUN, "float32")
+    assert all(row.same for row in compare("clip", RUN, RUN, LIMITS["float32"]))
+    found = compare("clip", RUN | FAULTS[what], RUN, LIMITS["float32"])
     assert [row.what for row in found if not row.same] == [what]
 
 
 def test_a_placeholder_that_the_release_repeats_in_the_model_is_the_same():
     theirs = RUN | {"input_ids": torch.tensor([5, 7, 6])}
-    assert all(row.same for row in compare("clip", RUN, theirs, "float32"))
+    assert all(row.same for row in compare("clip", RUN, theirs, LIMITS["float32"]))
 
 
 def test_a_token_that_was_chosen_narrowly_may_be_the_other_one():
     logits = RUN["logits"].clone()
     logits[7] = torch.tensor([0.0, 1.0, 1.0 - 1e-5])
     theirs = RUN | {"logits": logits}
-    assert all(row.same for row in compare("clip", RUN | FAULTS["tokens"], theirs, "float32"))
+    assert all(
+        row.same for row in compare("clip", RUN | FAULTS["tokens"], theirs, LIMITS["float32"])
+    )
+
+
+def test_where_frames_are_known_to_be_resized_otherwise_more_may_differ_but_no_ids():
+    changed = RUN | FAULTS["pixels"] | {"features": torch.eye(3) * 1.05}
+    assert all(row.same for row in compare("clip", changed, RUN, OTHER_RESIZE))
+    assert not all(row.same for row in compare("clip", changed, RUN, LIMITS["float32"]))
+    found = compare("clip", changed | FAULTS["ids"], RUN, OTHER_RESIZE)
+    assert [row.what for row in found if not row.same] == ["ids"]
