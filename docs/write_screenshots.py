@@ -14,16 +14,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from cogcache.catalog.catalog import Catalog
+from cogcache.review.reviews import Reviews
 from cogcache.selftest.demonstration import make_clips
 from cogcache.selftest.shapes import QUESTIONS
+from cogcache.settings.settings import load_settings
 from cogcache.stages.both import run_stage
+from cogcache.stages.score import ScoreRequest, score
 from cogcache.web.browse import Browser
+from cogcache.web.editing import Editing
 from cogcache.web.report import write_report
 from tests.support.browser import chromium, served
 
 DOCS = Path(__file__).parent
 PROMPTS = ("detail", "summary", "color")
 COLORS = 128
+TOKEN = "for these pictures alone"
 
 
 def main() -> None:
@@ -40,6 +46,9 @@ def main() -> None:
         with served(cache) as address:
             for name, (path, dark) in pages.items():
                 save(name, take(address + path, dark=dark))
+        correct(cache)
+        with served(cache, TOKEN, Editing(TOKEN, "Ada")) as address:
+            save("web-review", take(f"{address}/review?at=1&token={TOKEN}", dark=False))
         write_report(cache, DOCS / "report.png")
         save("report", (DOCS / "report.png").read_bytes())
 
@@ -49,12 +58,23 @@ def make_cache(folder: Path) -> Path:
     make_clips(folder / "clips")
     (folder / "clips" / "torn.mp4").write_bytes(b"no video at all")
     prompts = [f"--prompt={name}={QUESTIONS[name][0]}" for name in PROMPTS]
-    run_stage(["extract", str(folder / "clips"), f"--cache={folder / 'cache'}"])
+    run_stage(["extract", str(folder / "clips"), f"--cache={folder / 'cache'}", "--model=tiny"])
     for kind in ("nf4", "none"):
-        arguments = [f"--quantization={kind}", "--max-new-tokens=64", *prompts]
+        arguments = ["--model=tiny", f"--quantization={kind}", "--max-new-tokens=64", *prompts]
         if status := run_stage(["caption", f"--cache={folder / 'cache'}", *arguments]):
             sys.exit(status)
     return folder / "cache"
+
+
+def correct(cache: Path) -> None:
+    """Score the captions, and edit the first."""
+    given = {"model": "tiny", "quantization": "none"}
+    score(cache, load_settings(None, given), ScoreRequest(("text", "model")))
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        reviews = Reviews(catalog, author="Ada")
+        first = reviews.chosen(numbers=[1])[0]
+        reviews.edit(first, first.text.replace("move", "drift"))
+        reviews.tag(reviews.chosen(numbers=[1]), ["checked"])
 
 
 def take(address: str, *, dark: bool) -> bytes:
