@@ -17,6 +17,28 @@ PROGRAMS = [
     path for name in ("cogcache", "tiny_training", "docs") for path in (ROOT / name).rglob("*.py")
 ]
 MAX_LINES = 400
+MIN_LINES = 40
+SHORTER = {
+    "__main__.py": "`python -m cogcache`",
+    "cli/doctor.py": "a command has a module",
+    "cli/printing.py": "all listings share it, and it imports no tables until there are rows",
+    "cli/split.py": "a command has a module",
+    "export/wording.py": "what stands around a caption, for every format",
+    "generation/stop_texts.py": "needs no torch: settings of both ways to decode share it",
+    "models/cogvlm2/weight_names.py": "importing it registers the names with transformers",
+    "models/derived/internvl.py": "a family that differs from the rule has a module",
+    "models/derived/video_llama_3.py": "a family that differs from the rule has a module",
+    "settings/toml_files.py": "read by settings and by prompts, which import each other one way",
+    "stages/captioning/quantization.py": "imports no torch, for runs that have nothing to do",
+    "stages/encoding/stage_one.py": "this process and workers share it; neither imports the other",
+    "stages/runs/failures.py": "the clips' search and the writer share it",
+    "stages/runs/libraries.py": "the one place that imports torch for a stage",
+    "system/host.py": "claims and temporary names both begin with it",
+    "system/hub.py": "the one place that asks the hub",
+    "system/package_files.py": "settings and pages that come with the package",
+    "video/last_read.py": "the index and the reading keep one file each by it",
+}
+"""Modules of fewer than `MIN_LINES` lines, fronts aside, and why they are no part of another."""
 MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_PARAMETERS = 50, 200, 7
 LONGER = {
     "models/family.py Family": "the contract of all families: half of it is docstrings",
@@ -51,6 +73,15 @@ def text_files() -> list[Path]:
 def test_no_module_is_longer_than_a_reader_can_hold(path):
     num_lines = path.read_text().count("\n")
     assert num_lines <= MAX_LINES
+
+
+def test_a_short_module_has_a_reason():
+    lengths = {
+        path.relative_to(ROOT / "cogcache").as_posix(): path.read_text().count("\n")
+        for path in MODULES
+        if path.name != "__init__.py"
+    }
+    assert {name for name, length in lengths.items() if length < MIN_LINES} == {*SHORTER}
 
 
 def beyond_bounds(path: Path) -> set[str]:
