@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -184,7 +184,9 @@ class Holders:
         sizes = self._sizes if changed else set()
         # Of a size that no video of the catalog has, a file can be none of them.
         to_read = [name for name, stat in changed.items() if {stat.st_size, 0} & sizes]
-        for name in tqdm(to_read, "reading changed videos", unit="file", disable=None, delay=2):
+        # A bar without anything to show takes as long as a listing of a small cache.
+        bar = partial(tqdm, desc="reading changed videos", unit="file", disable=None, delay=2)
+        for name in bar(to_read) if to_read else ():
             try:
                 found[name] = _digest(text_to_path(name))
             except VideoError as error:

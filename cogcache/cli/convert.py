@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from cogcache.cli.options import cache_option, settings_options
+from cogcache.cli.cache_option import cache_option
+from cogcache.cli.options import settings_options
 from cogcache.settings import Settings, leaves
 
 _CHOICES = {leaf.name: leaf.choices for leaf in leaves("vision") if leaf.choices}

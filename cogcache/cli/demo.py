@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cogcache.cli.options import NamedPath
+from cogcache.cli.cache_option import NamedPath
 from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:

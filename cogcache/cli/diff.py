@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
-from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:

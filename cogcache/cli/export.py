@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import NamedPath, cache_option
 from cogcache.cli.filters import SHOWN, catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.judged import sort_option
-from cogcache.cli.options import NamedPath, cache_option
 from cogcache.errors import ConfigError
 from cogcache.units import printable
 

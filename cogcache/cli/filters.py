@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import NamedPath
 from cogcache.cli.judged import JUDGED, JUDGED_NAMES, judged, judged_several
-from cogcache.cli.options import NamedPath
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
 from cogcache.units import printable
@@ -214,10 +214,10 @@ def catalog_of(cache: Path) -> Path:
         CacheError: the folder is no cache.
         ConfigError: it has no catalog yet.
     """
-    from cogcache.store import FeatureStore
+    from cogcache.store import check_cache
     from cogcache.system import CachePaths
 
-    FeatureStore.open(cache)
+    check_cache(cache)
     if not CachePaths(cache).catalog.is_file():
         raise ConfigError(f"{cache} has no catalog yet", "make one with `cogcache extract`")
     return CachePaths(cache).catalog

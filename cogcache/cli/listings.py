@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import (
     catalog_of,
     look_options,
@@ -19,7 +20,6 @@ from cogcache.cli.filters import (
     selection_options_of_failures,
 )
 from cogcache.cli.judged import sort_option
-from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.units import format_bytes
@@ -136,18 +136,11 @@ def ls(
     if selection.where()[0] and what == "runs":
         raise click.UsageError("these filters choose among captions and clips: leave out runs")
 
-    from cogcache.cli.times import with_notes
-    from cogcache.stages import state_of
-    from cogcache.store import live_runs
-
     if what == "runs":
-
-        def runs(catalog: Catalog) -> list[Any]:
-            live = live_runs(cache)
-            return [{**row, "status": state_of(row, live)} for row in catalog.runs.rows()]
-
-        _list(cache, runs, _COLUMNS[what], shown)
+        _list(cache, _run_rows, _COLUMNS[what], shown)
         return
+
+    from cogcache.cli.times import with_notes
 
     def rows(catalog: Catalog) -> list[Any]:
         found = _found(catalog, what, selection)
@@ -192,6 +185,15 @@ def failures(
         return _placed(catalog, found, _SAME["failures"], look)
 
     _list(cache, rows, columns, shown)
+
+
+def _run_rows(catalog: Catalog) -> list[Any]:
+    """Return the runs, with what those that have not ended are doing."""
+    from cogcache.stages import state_of
+    from cogcache.store import live_runs
+
+    live = live_runs(catalog.path.parent)
+    return [{**row, "status": state_of(row, live)} for row in catalog.runs.rows()]
 
 
 def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from cogcache.cli.cache_option import NamedPath
 from cogcache.cli.help import SettingOption
 from cogcache.errors import ConfigError
 from cogcache.settings import (
@@ -26,16 +27,6 @@ from cogcache.settings import (
 from cogcache.system import package_file
 
 Command = Callable[..., Any]
-
-
-class NamedPath(click.Path):
-    """A path that was named: an empty text, which an unset variable leaves, is none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path."""
-        if value == "":
-            self.fail("it is empty; a variable that is not set may have left it so", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 _FILE = NamedPath(exists=True, dir_okay=False, path_type=Path)
@@ -62,16 +53,6 @@ _ALIASES = {
     "decode_memory_gib": ["--decode-memory"],
     "recycle_growth_gib": ["--recycle-growth"],
 }
-
-cache_option = click.option(
-    "--cache",
-    type=NamedPath(file_okay=False, path_type=Path),
-    required=True,
-    envvar="COGCACHE_CACHE",
-    metavar="DIR",
-    help="Folder of the cache: features and catalog; or set COGCACHE_CACHE.",
-)
-"""``--cache DIR``, handed to the command as ``cache: Path``."""
 
 
 def settings_options(

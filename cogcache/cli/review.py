@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, selection_options
 from cogcache.cli.help import dressed
 from cogcache.cli.judged import sort_option
-from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.units import printable

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, selection_options_beside_model
-from cogcache.cli.options import cache_option, settings_options
+from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.cli.search import DEFAULT_MODEL
 from cogcache.cli.stages import catalog_option

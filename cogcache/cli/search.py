@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
 from cogcache.cli.judged import sort_option
-from cogcache.cli.options import cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from cogcache.cli.options import NamedPath, settings_options
+from cogcache.cli.cache_option import NamedPath
+from cogcache.cli.options import settings_options
 from cogcache.settings import Settings
 
 

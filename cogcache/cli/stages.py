@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.options import NamedPath, cache_option, settings_options
+from cogcache.cli.cache_option import NamedPath, cache_option
+from cogcache.cli.options import settings_options
 from cogcache.cli.toy import say_what_toy_knows
 from cogcache.settings import Settings, leaves
 from cogcache.units import format_clock, printable

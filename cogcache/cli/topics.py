@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cogcache.cli.options import NamedPath
+from cogcache.cli.cache_option import NamedPath
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.system import package_file, package_files

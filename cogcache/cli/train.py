@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.cache_option import NamedPath, cache_option
 from cogcache.cli.filters import (
     catalog_of,
     selection_arguments,
     selection_options_beside_model,
 )
-from cogcache.cli.options import NamedPath, as_arguments, cache_option, settings_options
+from cogcache.cli.options import as_arguments, settings_options
 from cogcache.cli.stages import STAGE_TWO as CAPTIONED
 from cogcache.cli.stages import catalog_option
 from cogcache.settings import Settings

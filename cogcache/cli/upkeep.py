@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.options import NamedPath, cache_option
+from cogcache.cli.cache_option import NamedPath, cache_option
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:

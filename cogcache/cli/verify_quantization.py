@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.options import cache_option, settings_options
+from cogcache.cli.cache_option import cache_option
+from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option
 from cogcache.settings import Settings
 

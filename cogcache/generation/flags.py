@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cogcache.settings import Generation, Limits
+if TYPE_CHECKING:  # the command line names the flags, and needs no settings for that
+    from cogcache.settings import Generation, Limits
 
 FEWEST_TOKENS = 3
 """Shorter phrases are words: they have to come more often."""
@@ -44,7 +45,10 @@ def flags_of(
         over_context: whether it was cut off because the context has no room for more.
         limits: how often what has to come for a loop; None for the defaults.
     """
-    limits = limits or Limits()
+    if limits is None:
+        from cogcache.settings import Limits
+
+        limits = Limits()
     found = {
         "empty": not text,
         "no_end": not ended,

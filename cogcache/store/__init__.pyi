@@ -11,6 +11,7 @@ from .format import tensor_digest as tensor_digest
 from .live import LiveRun as LiveRun
 from .live import live_runs as live_runs
 from .mark import MARK as MARK
+from .mark import check_cache as check_cache
 from .mark import read_mark as read_mark
 from .profiles import add_profile as add_profile
 from .profiles import read_profiles as read_profiles

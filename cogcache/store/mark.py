@@ -45,6 +45,17 @@ def _found_in(root: Path) -> list[str]:
     return [name for name in names if name not in _IGNORED and not name.startswith(f".{MARK}.")]
 
 
+def check_cache(root: Path) -> str | None:
+    """Return where the features of a cache lie; None: in its own folder. Reads only its mark.
+
+    Raises:
+        CacheError: there is no cache in the folder, or it is of another format.
+    """
+    if not root.is_dir():
+        raise CacheError(f"there is no cache in {root}", "make one with `cogcache extract`")
+    return read_mark(root)
+
+
 def read_mark(root: Path) -> str | None:
     """Return where the features of a cache lie; None: in its own folder.
 

@@ -15,7 +15,7 @@ from cogcache.errors import CacheError
 from cogcache.keys import Field
 from cogcache.store import reader, writer
 from cogcache.store.format import Bits
-from cogcache.store.mark import CACHE_FORMAT, is_free, read_mark, write_mark
+from cogcache.store.mark import CACHE_FORMAT, check_cache, is_free, write_mark
 from cogcache.store.places import KEY, feature_files
 from cogcache.store.quarantine import Quarantine
 from cogcache.store.reader import StoredFeatures
@@ -49,9 +49,7 @@ class FeatureStore:
         Raises:
             CacheError: there is none, or it is of another format.
         """
-        if not root.is_dir():
-            raise CacheError(f"there is no cache in {root}", "make one with `cogcache extract`")
-        return cls(root, read_mark(root))
+        return cls(root, check_cache(root))
 
     @classmethod
     def create_or_open(cls, root: Path, features: str | None = None) -> FeatureStore:

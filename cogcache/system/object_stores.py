@@ -5,7 +5,6 @@ Who asks is what the stores' own libraries find in the environment; nothing of i
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import random
@@ -257,7 +256,7 @@ def _reason(error: Exception) -> str:
     # By name: the libraries of the stores need not be there.
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     theirs = modules & {"aiohttp", "botocore", "aiobotocore", "s3fs", "gcsfs", "fsspec", "requests"}
-    if theirs or isinstance(error, OSError | asyncio.TimeoutError):
+    if theirs or isinstance(error, OSError):
         return "fetch_failed"
     return "bug"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cogcache.catalog import Catalog
-from cogcache.store import FeatureStore, live_runs
+from cogcache.store import check_cache, live_runs
 from cogcache.system import CachePaths
 from cogcache.units import format_bytes, format_seconds
 
@@ -18,7 +18,7 @@ def statuses(cache: Path) -> list[dict[str, Any]]:
     Raises:
         CacheError: the folder is no cache.
     """
-    FeatureStore.open(cache)
+    check_cache(cache)
     if rows := live_runs(cache):
         return rows
     if not CachePaths(cache).catalog.is_file():

@@ -1,0 +1,32 @@
+"""The option that names the cache, for commands with settings and for those without any.
+
+Kept apart from the other options: these need the settings, whose import takes as long as a listing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class NamedPath(click.Path):
+    """A path that was named: an empty text, which an unset variable leaves, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("it is empty; a variable that is not set may have left it so", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+cache_option = click.option(
+    "--cache",
+    type=NamedPath(file_okay=False, path_type=Path),
+    required=True,
+    envvar="COGCACHE_CACHE",
+    metavar="DIR",
+    help="Folder of the cache: features and catalog; or set COGCACHE_CACHE.",
+)
+"""``--cache DIR``, handed to the command as ``cache: Path``."""
