@@ -60,7 +60,7 @@ class CogcacheGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands by what they are for."""
-        write_commands(self, ctx, formatter)
+        write_commands(formatter)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; the one place where our errors become click's."""

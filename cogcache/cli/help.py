@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 import click
 
 COMMANDS: Final = {
-    "Make": ("run", "extract", "caption", "train", "distill", "demo"),
-    "Look": ("ls", "search", "diff", "failures", "status", "serve", "gallery", "report"),
-    "Correct": ("score", "review", "replace"),
-    "Hand on": ("export", "import"),
-    "Models": ("models", "plan", "split", "verify-quantization", "verify-model"),
-    "Care": ("verify", "forget", "gc", "convert", "rebuild", "merge", "doctor"),
-    "Help": ("configs", "help"),
+    "Make": {
+        "run": "Both stages, each in a process of its own.",
+        "extract": "Stage one: encode VIDEOS with the vision half and cache the features.",
+        "caption": "Stage two: caption from the cache with the language half alone.",
+        "train": "Train the language half on captions of the cache; the vision half is not loaded.",
+        "distill": "Train a smaller model on a teacher's captions and its probabilities for each token.",
+        "demo": "Caption a dozen made-up clips in two stages and compare with the truth.",
+    },
+    "Look": {
+        "ls": "List captions (the default), clips or runs.",
+        "search": "Find captions, the best first.",
+        "diff": "Show two sets of captions beside each other, where they differ.",
+        "failures": "List clips that failed, with the reason.",
+        "status": "Show the runs at work on a cache: how far, how fast, how much memory.",
+        "serve": "Show clips, captions, failures, runs and figures in a browser.",
+        "gallery": "Write captions beside their pictures into one HTML file, OUT, to send round.",
+        "report": "Draw memory, time, throughput, lengths and failures into OUT: .png, .svg or .html.",
+    },
+    "Correct": {
+        "score": "Score captions and clips: numbers that say which ones to look at.",
+        "review": "Accept, reject, tag and edit captions; every step can be undone.",
+        "replace": "Replace OLD by NEW in captions, as edits; every change is shown first.",
+    },
+    "Hand on": {
+        "export": "Write captions for others: rows, subtitles, or a folder that a trainer reads.",
+        "import": "Take captions from SOURCE, as a set of their own: JSONL, CSV, or a folder of .txt files.",
+    },
+    "Models": {
+        "models": "List the families of models, or say what CHECKPOINT is and what a clip of it takes.",
+        "plan": "Say what each stage will take: memory, disk and time, from headers and config alone.",
+        "split": "Write the halves of MODEL to the folder OUT, the language half quantised already.",
+        "verify-quantization": "Compare the quantised language half with the unquantised one, on clips of a cache.",
+        "verify-model": "Compare MODEL in one piece with its two stages: ids, positions, pixels, features, tokens.",
+    },
+    "Care": {
+        "verify": "Check every feature file against its checksum and against the catalog.",
+        "forget": "List the captions that pass the filters; with --yes, delete them.",
+        "gc": "List cached features whose video no file holds any more.",
+        "convert": "Turn features into those of another cache point or compression, without decoding a video.",
+        "rebuild": "Make the catalog anew from the feature files; keep every caption that is whole.",
+        "merge": "Take what other caches hold over into one; SOURCES are left as they are.",
+        "doctor": "Check the installation, decoders, 4-bit arithmetic, disk and device.",
+    },
+    "Help": {
+        "configs": "List the settings to start from, or copy those called NAME to the file TARGET.",
+        "help": "Show a page of the docs: `cogcache help long-videos`; without TOPIC, list them.",
+    },
 }
-"""The commands by section of the help; those that are missing here come under "More"."""
+"""The commands by section of the help, each with the first sentence of its own help.
+
+They stand here so that `--help` need not import the commands, and with them the settings.
+"""
 SECTIONS: Final = {
     "": "Options",
     "model": "Model and machine",
@@ -95,24 +137,11 @@ def _without_old(names: str) -> str:
     return names
 
 
-def write_commands(group: click.Group, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-    """Write the commands of a group by section, each with its whole summary."""
-    listed = {name for names in COMMANDS.values() for name in names}
-    more = [name for name in group.list_commands(ctx) if name not in listed]
-    for title, names in {**COMMANDS, "More": more}.items():
-        rows = list(_rows(group, ctx, names))
-        if rows:
-            with formatter.section(title):
-                formatter.write_dl(rows)
-
-
-def _rows(
-    group: click.Group, ctx: click.Context, names: Iterable[str]
-) -> Iterable[tuple[str, str]]:
-    for name in names:
-        command = group.get_command(ctx, name)
-        if command is not None and not command.hidden:
-            yield name, command.get_short_help_str(limit=500)
+def write_commands(formatter: click.HelpFormatter) -> None:
+    """Write the commands by section, each with its whole summary."""
+    for title, summaries in COMMANDS.items():
+        with formatter.section(title):
+            formatter.write_dl([*summaries.items()])
 
 
 def dressed(command: click.Command) -> click.Command:

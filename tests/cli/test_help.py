@@ -73,3 +73,9 @@ def test_help_loads_nothing_heavy():
     code += " assert not {'torch', 'h5py', 'sqlite3'} & {*sys.modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_each_command_with_the_first_sentence_of_its_own_help():
+    listed = {name: said for said_of in COMMANDS.values() for name, said in said_of.items()}
+    shown = {name: each for name, each in main.commands.items() if not each.hidden}
+    assert listed == {name: each.get_short_help_str(limit=500) for name, each in shown.items()}
