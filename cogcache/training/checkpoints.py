@@ -86,7 +86,7 @@ def _fill(folder: Path, trainer: Any) -> None:
 
 
 def _remove_older(out: Path, newest: Path, best_step: int | None) -> None:
-    """Keep the newest checkpoint and the best one."""
+    """Delete all checkpoints but the newest and the best."""
     kept = {newest, folder_of(out, best_step) if best_step else newest}
     for folder in (out / "checkpoints").glob("step-????????"):
         if folder not in kept:

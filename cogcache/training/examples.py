@@ -1,4 +1,4 @@
-"""Captions to learn from: which they are, and how stage two's own code lays them out."""
+"""Chooses captions to train on, and lays them out with the code of stage two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Chosen:
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Its name in messages."""
         return f"{self.clip}, prompt {self.prompt_name!r}"
 
     @property

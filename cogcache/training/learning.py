@@ -222,7 +222,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What came of a run."""
+    """The result of a training run."""
 
     record: Record
     sampler: Sampler

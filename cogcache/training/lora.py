@@ -1,4 +1,4 @@
-"""What of a language half is trained: LoRA matrices beside its layers, or its decoder itself.
+"""Makes a language half trainable: LoRA matrices beside its layers, or its whole decoder.
 
 Imported where models are trained; it needs torch and peft.
 """

@@ -1,4 +1,4 @@
-"""What a run leaves: what it was trained on, the adapter, and a page that says what it is."""
+"""The files that a training run leaves: its record, the adapter, and a README."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Record:
         held: Sequence[Chosen],
         more: Mapping[str, Any] | None = None,
     ) -> Record:
-        """Return the record of a run that is about to begin."""
+        """Return the record of a new run."""
         language = settings.language
         wanted = {
             **settings.training.model_dump(exclude={"report_to", "samples"}),
@@ -71,7 +71,7 @@ class Record:
 
     @property
     def data_digest(self) -> str:
-        """A digest of all that is learnt from."""
+        """Digest of the captions that are trained on."""
         return digest({"train": dict(self.train), "held": dict(self.held)})
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _differences(there: Mapping[str, Any], record: Record, names: Mapping[str, str]) -> list[str]:
-    """Say in what a run in a folder differs from the one that is asked for."""
+    """Return how the run in a folder differs from the one that was asked for."""
     found = [
         f"{name} was {there.get(name)}, is {now} now"
         for name, now in (("model", record.model), ("language_digest", record.language_digest))

@@ -25,9 +25,9 @@ from cogcache.training.examples import Example
 from cogcache.training.loss import Batch, Collator, logits_of, token_losses
 
 EPOCH: Final = 1
-"""Raised when what is kept of a teacher changes."""
+"""Part of the key; raised whenever the content of these files changes."""
 _LEAST: Final = 1e-8
-"""Probabilities below this count as this: the logarithm of nothing is no number."""
+"""Smaller probabilities are raised to this: the logarithm of 0 is not finite."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ class Teacher:
         return digest({**fields, "tokens": digest({"ids": example.answer})})
 
     def knows(self, example: Example) -> bool:
-        """Say whether the thoughts about a caption are kept."""
+        """Say whether the probabilities for a caption are stored."""
         return self.key(example) in self._store
 
     def read(self, example: Example) -> Thoughts:
