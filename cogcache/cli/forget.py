@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.filters import catalog_of, selection_options
 from cogcache.cli.cache_option import cache_option
+from cogcache.cli.filters import catalog_of, selection_options
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 
