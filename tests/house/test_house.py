@@ -20,9 +20,11 @@ MAX_LINES = 400
 MIN_LINES = 40
 SHORTER = {
     "__main__.py": "`python -m cogcache`",
+    "cli/cache_option.py": "needs no settings, as all other options do",
     "cli/doctor.py": "a command has a module",
     "cli/printing.py": "all listings share it, and it imports no tables until there are rows",
     "cli/split.py": "a command has a module",
+    "cli/toy.py": "said by both commands that are shown videos",
     "export/wording.py": "what stands around a caption, for every format",
     "generation/stop_texts.py": "needs no torch: settings of both ways to decode share it",
     "models/cogvlm2/weight_names.py": "importing it registers the names with transformers",
