@@ -20,6 +20,7 @@ from cogcache.catalog.foreign import deadline, harden, misfit_rows
 from cogcache.catalog.integrity import Noted
 from cogcache.catalog.rows import NEXT_NUMBERS
 from cogcache.catalog.schema import check_schema
+from cogcache.catalog.values import json_text
 from cogcache.catalog.whole_rows import Damage, guard, is_guarded, is_whole
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint
@@ -372,7 +373,7 @@ def cells_of(row: Row) -> dict[str, Any]:
 
 def _cell(name: str, value: object) -> object:
     if name in _JSON_COLUMNS:
-        value = json.dumps(value, ensure_ascii=False, default=dict)
+        value = json_text(value)
     if isinstance(value, str):
         # SQLite holds UTF-8 only, and a message may quote a file name that is not.
         return value.encode(errors="backslashreplace").decode()

@@ -304,3 +304,20 @@ def test_a_clip_of_a_video_that_is_not_there_is_left_out_of_a_merge(tmp_path):
     merged = merge([tmp_path / "cache"], tmp_path / "into")
     assert merged.misfits == 1
     assert merged.adopted == 1
+
+
+def test_a_run_that_reports_no_numbers_is_no_strangers(tmp_path):
+    make_cache(tmp_path, 1)
+    path, moved = tmp_path / "cache" / "catalog.sqlite", tmp_path / "moved.sqlite"
+    with Catalog(path) as catalog:
+        report = {"training": {"loss": float("nan"), "best": float("-inf"), "samples": []}}
+        run = catalog.runs.start("train", "tiny", {"name": "NaN"})
+        catalog._file.write(
+            "UPDATE runs SET report = :report WHERE run = :run", {"report": report, "run": run}
+        )
+    shutil.copyfile(path, moved)
+    with Catalog(moved) as catalog:
+        assert not catalog._file.misfits
+        (row,) = catalog.runs.rows()
+    assert row["report"]["training"] == {"loss": None, "best": None, "samples": []}
+    assert row["settings"] == {"name": "NaN"}
