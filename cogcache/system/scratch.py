@@ -147,6 +147,8 @@ def noted(cache: Path | None, kind: str, **facts: Any) -> Iterator[None]:
             files are; or what another module finishes.
         facts: what is needed to finish it.
     """
+    if cache is not None:
+        sweep(cache)  # of one that was killed at the same
     note = _write_note(cache, {"kind": kind, **facts})
     try:
         yield
@@ -175,8 +177,9 @@ def sweep(cache: Path) -> list[Path]:
         removed += remove_dead(_listed(content, "folders"))
         _forget(note)
     for note in CachePaths(cache).working.glob(f"*{_NOTE}"):
-        if is_dead(note) and not note.stat().st_size:  # its writer died at it
-            _forget(note)
+        with suppress(FileNotFoundError):  # another command sweeps, too
+            if is_dead(note) and not note.stat().st_size:  # its writer died at it
+                _forget(note)
     sweep_temporary()
     return removed
 
