@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cogcache.catalog.database import NO_ROOM
-from cogcache.catalog.file_uris import uri_of
+from cogcache.catalog.file_uris import make_as_asked, uri_of
 from cogcache.errors import CatalogError
 from cogcache.system import CachePaths, sync_folder, temporary_name
 
@@ -35,6 +35,7 @@ def back_up(catalog: Path) -> None:
     path = CachePaths(catalog.parent).catalog_backup
     partial = temporary_name(path)
     try:
+        make_as_asked(partial)
         with (
             closing(sqlite3.connect(uri_of(catalog), uri=True)) as ours,
             closing(sqlite3.connect(partial)) as copy,

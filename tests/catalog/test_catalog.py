@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cogcache.catalog.backup import back_up
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import VERSION
 from cogcache.catalog.migrations import MIGRATIONS
@@ -475,6 +476,7 @@ def test_the_umask_says_who_may_write_to_the_catalog(tmp_path, umask):
     try:
         with Catalog(tmp_path / "catalog.sqlite") as catalog:
             catalog.files.remember("a", {})
+            back_up(catalog.path)
             modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     finally:
         os.umask(before)
