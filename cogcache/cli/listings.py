@@ -25,7 +25,7 @@ from cogcache.errors import ConfigError
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from cogcache.catalog import Catalog, Listed, Look, Selection, Stage
+    from cogcache.catalog import Absent, Catalog, Listed, Look, Selection, Stage
 
 _WHERE_THERE_IS_ANY = ("outdated", "state", "tags")
 """Columns that a table shows only where a row has something in them."""
@@ -46,6 +46,10 @@ _COLUMNS = {
     ),
 }  # fmt: skip
 """Columns of each listing, for a reader; --json has all."""
+
+
+_AT_A_TIME = 64
+"""Rows whose files are looked at at once, where few are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ def ls(
             found = with_notes(catalog, found)
         found = _with_cuts(catalog, _with_outdated(catalog, found))
         found = _with_reviews(catalog, found) if what == "captions" else found
-        placed = _placed(catalog, found, _SAME[what], look)
+        limit = None if shown.sort or side_by_side else shown.limit
+        placed = _placed(catalog, found, _SAME[what], look, limit)
         return catalog.scores.order(placed, shown.sort) if shown.sort else placed
 
     if side_by_side:
@@ -182,7 +187,7 @@ def failures(
         rows = catalog.failures.rows(stage=stage)
         found = passing(catalog.path, "failures", selection, rows)
         found = [row for row in found if reason in (None, row["reason"])]
-        return _placed(catalog, found, _SAME["failures"], look)
+        return _placed(catalog, found, _SAME["failures"], look, shown.limit)
 
     _list(cache, rows, columns, shown)
 
@@ -229,13 +234,38 @@ def _with_reviews(catalog: Catalog, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def _placed(catalog: Catalog, rows: list[Any], same: tuple[str, ...], look: Look) -> list[Any]:
-    """Return rows under the names that their videos have now; say which are left out."""
+def _placed(
+    catalog: Catalog, rows: list[Any], same: tuple[str, ...], look: Look, limit: int | None
+) -> list[Any]:
+    """Return rows under the names that their videos have now; say which are left out.
+
+    Args:
+        catalog: knows the files.
+        rows: under the names that they bore.
+        same: columns by which a row is told that several files share.
+        look: how files are looked at.
+        limit: so many rows are enough, the first by the names that they bore; None: all.
+    """
     from cogcache.catalog import Placing
 
-    found = Placing(catalog.holders(check=look.check), look).each(rows, same)
-    print_absent(found.absent)
-    return sorted(found.rows, key=lambda row: (row["video"] or "", row["start_s"]))
+    placing = Placing(catalog.holders(check=look.check), look)
+    size = len(rows) if limit is None else limit
+    rows = rows if limit is None else sorted(rows, key=_order)
+    found: dict[tuple[object, ...], Any] = {}
+    absent: list[Absent] = []
+    for first in range(0, len(rows), max(size, _AT_A_TIME)):
+        placed = placing.each(rows[first : first + max(size, _AT_A_TIME)], same)
+        absent += placed.absent
+        for row in placed.rows:
+            found.setdefault((row["video"], *(row[name] for name in same)), row)
+        if len(found) >= size:
+            break
+    print_absent(absent)
+    return sorted(found.values(), key=_order)
+
+
+def _order(row: Any) -> tuple[str, float]:
+    return row["video"] or "", row["start_s"]
 
 
 @click.command()

@@ -403,3 +403,13 @@ def test_an_edited_caption_of_bytes_that_are_gone_is_not_given_to_those_at_its_n
     done = films.run("import", str(films.out), "--set", "mine")
     assert done.exit_code == 2
     assert "the cache has no such clip" in done.stderr
+
+
+def test_only_the_files_of_the_rows_that_are_shown_are_looked_at(films, monkeypatch):
+    monkeypatch.setattr("cogcache.cli.listings._AT_A_TIME", 1)
+    films.path("b").unlink()
+    films.path("c").unlink()
+    listed = films.run("ls", "--limit", "1", "--json")
+    assert_true(json.loads(listed.stdout), 1)
+    assert GONE not in listed.stderr
+    assert GONE in films.run("ls", "--limit", "2", "--json").stderr
