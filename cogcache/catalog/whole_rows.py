@@ -224,11 +224,13 @@ def add_column(conn: sqlite3.Connection, table: Table, declaration: str) -> None
 def key_fits(caption_key: str | bytes, settings: str | bytes) -> bool:
     """Say whether a caption's key is the digest of its settings, see `cogcache.keys`.
 
-    Where there are no settings, nothing speaks against the key.
+    Where there are no settings, nothing speaks against the key. That a caption was tried twice
+    stands beside what its key is made of.
     """
     try:
         key = caption_key.decode() if isinstance(caption_key, bytes) else caption_key
         fields = json.loads(settings)
+        fields.pop("retried", None)
         return not fields or digest(fields) == key
     except (ValueError, TypeError, AttributeError, CogcacheError):
         return False

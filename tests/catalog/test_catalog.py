@@ -17,7 +17,9 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import VERSION
 from cogcache.catalog.migrations import MIGRATIONS
 from cogcache.catalog.rows import RunEnd, path_to_text, text_to_path
+from cogcache.catalog.whole_rows import key_fits
 from cogcache.errors import CatalogError
+from cogcache.keys import digest as key_of
 
 VIDEO = {
     "digest": "11" * 32,
@@ -497,3 +499,10 @@ def test_captions_of_before_say_which_bytes_they_are_of(filled):
     filled.captions.note_videos()
     (row,) = filled.captions.rows()
     assert row["video_digest"] == CLIP["video_digest"]
+
+
+def test_the_key_of_a_caption_that_was_tried_twice_fits_what_it_is_made_of():
+    fields = {"prompt": "What moves?", "epoch": 1}
+    twice = {**fields, "retried": {"because": ["no_end"], "changes": {"max_new_tokens": 8}}}
+    assert key_fits(key_of(fields), json.dumps(twice))
+    assert not key_fits(key_of(fields), json.dumps({**twice, "epoch": 2}))
