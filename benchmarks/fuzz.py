@@ -154,8 +154,9 @@ def rows(folder: Path, chance: random.Random, changes: int) -> int:
                 sql = f"UPDATE {table} SET {name} = ? WHERE rowid = ?"
                 with file.transaction() as conn:
                     conn.execute(sql, [chance.choice(ODD_VALUES), chance.randrange(1, 4)])
-        check_shown(copy)
-        for part in folder.glob(f"{copy.name}*"):
+        # Elsewhere it is a stranger's: of one that this process wrote itself it knows all.
+        check_shown(copy.rename(folder / f"moved-{number}.sqlite"))
+        for part in folder.glob(f"*-{number}.sqlite*"):
             part.unlink()
     return count
 
