@@ -37,13 +37,13 @@ _JSON_COLUMNS: Final = frozenset(
 _PARSE: Final = json.JSONDecoder().raw_decode
 _LIST: Final = "(SELECT value FROM json_each(:{0}))"  # any number of values for one parameter
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed", "Could not decode")
+_SAID_OF_DAMAGE: Final = ("vtable constructor failed", "malformed", "Could not decode", "'utf-8'")
 NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL})
 _TAKE_OUT: Final = "`cogcache verify` names them, and `cogcache verify --fix` takes them out"
 _REBUILD: Final = "`cogcache rebuild` makes it anew, with the captions that can be read"
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # without the finer part
 
 
@@ -229,7 +229,7 @@ class CatalogFile:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if isinstance(error, _BUGS):
                 raise
             problem = f"the catalog {self.path} cannot be used: {error}"

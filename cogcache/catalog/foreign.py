@@ -208,7 +208,8 @@ def cleansed(copy: Path) -> Counter[str]:
                 conn.execute(f"DELETE FROM {table} WHERE rowid = ?", [number])
             lost = [conn.execute(statement).rowcount for statement in DANGLING]
             conn.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
+    # SQLite quotes what it cannot read of a schema, which may be no text.
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise CatalogError(f"{copy.name} cannot be read as a catalog: {error}", _HINT) from error
     return Counter(table for table, _ in wrong) + Counter(clips=lost[0])
 

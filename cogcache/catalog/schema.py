@@ -22,6 +22,7 @@ from cogcache.errors import DamagedCatalogError
 MAX_OBJECTS: Final = 1000
 """Tables, indexes, views and triggers; a catalog of today has some sixty."""
 _HINT: Final = "`cogcache rebuild` on its cache makes the catalog anew"
+_BYTES: Final = ", ".join(f"CAST({name} AS BLOB)" for name in ("name", "type", "tbl_name", "sql"))
 _QUOTES: Final = re.compile(r'[\s"`\[\]]')
 _PLAIN_TABLE: Final = re.compile(r"CREATE\s+TABLE\b", re.IGNORECASE)
 _ACTS: Final = re.compile(r"\b(CHECK|AS|COLLATE)\b", re.IGNORECASE)
@@ -40,20 +41,16 @@ class SchemaObject(NamedTuple):
     """What makes it, without blanks and quotes, which libraries set differently."""
 
 
-def _object(kind: object, table: object, sql: object) -> SchemaObject:
-    text = _QUOTES.sub("", str(sql or "")).casefold()
-    return SchemaObject(str(kind), str(table).casefold(), text)
+def _object(kind: str, table: str, sql: str) -> SchemaObject:
+    return SchemaObject(kind, table.casefold(), _QUOTES.sub("", sql).casefold())
 
 
 def _objects(conn: sqlite3.Connection) -> dict[str, tuple[SchemaObject, str]]:
     """Return what a catalog is made of by name, and the SQL of each as it stands there."""
-    rows = conn.execute(
-        f"SELECT name, type, tbl_name, sql FROM main.sqlite_master LIMIT {MAX_OBJECTS + 1}"
-    )
-    return {
-        str(name).casefold(): (_object(kind, table, sql), str(sql or ""))
-        for name, kind, table, sql in map(tuple, rows)
-    }
+    # As bytes: of a damaged schema they may be no text.
+    rows = conn.execute(f"SELECT {_BYTES} FROM main.sqlite_master LIMIT {MAX_OBJECTS + 1}")
+    texts = ([(each or b"").decode(errors="replace") for each in row] for row in rows)
+    return {name.casefold(): (_object(kind, table, sql), sql) for name, kind, table, sql in texts}
 
 
 def made_by_migrations(version: int) -> Mapping[str, SchemaObject]:
@@ -117,11 +114,11 @@ def what_acts(conn: sqlite3.Connection, version: int) -> list[tuple[str, str]]:
         The kind and the name of each, in the order in which they can be dropped.
     """
     wanted = made_by_migrations(version)
-    sql = "SELECT type, name, sql FROM main.sqlite_master WHERE type <> 'table' ORDER BY 1 DESC"
+    sql = "SELECT name, type, sql IS NOT NULL FROM main.sqlite_master WHERE type <> 'table'"
     return [
         (str(kind), str(name))
-        for kind, name, made in conn.execute(sql).fetchall()
-        if kind in ("trigger", "view") or (made and str(name).casefold() not in wanted)
+        for name, kind, is_made in conn.execute(f"{sql} ORDER BY type DESC").fetchall()
+        if kind in ("trigger", "view") or (is_made and str(name).casefold() not in wanted)
     ]
 
 

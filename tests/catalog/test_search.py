@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from cogcache.catalog import migrations
 from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.database import insertion
 from cogcache.catalog.search import queries
 from cogcache.catalog.search.full_text import MAX_RANKED, CaptionSearch
 from cogcache.catalog.search.selection import Selection
@@ -228,7 +227,7 @@ def test_index_and_queries_set_the_same_letters_apart():
     letters = [chr(n) for n in range(1, sys.maxunicode + 1) if not 0xD800 <= n < 0xE000]
     connection.execute("CREATE TABLE letters (letter TEXT)")
     connection.executemany("INSERT INTO letters VALUES (?)", [(c,) for c in letters])
-    pattern = f"[{migrations._UNSPACED}]"
+    pattern = f"[{migrations.UNSPACED}]"
     rows = connection.execute("SELECT letter FROM letters WHERE letter GLOB ?", [pattern])
     assert {row[0] for row in rows} == {c for c in letters if queries.has_unspaced(c)}
     connection.close()
@@ -240,7 +239,9 @@ def test_a_catalog_of_the_first_version_is_indexed_when_opened(found, cache):
     migrations.apply(connection, stop_before="0002_search")
     for row in (caption(1, ENGLISH), caption(2, CHINESE)):
         cells = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()}
-        connection.execute(insertion("captions", cells), cells)
+        names = ", ".join(cells)
+        places = ", ".join(f":{name}" for name in cells)
+        connection.execute(f"INSERT INTO captions ({names}) VALUES ({places})", cells)
     connection.execute("PRAGMA user_version = 1")
     connection.execute(f"PRAGMA application_id = {0x636F6763}")
     connection.close()

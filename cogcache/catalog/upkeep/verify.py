@@ -122,7 +122,7 @@ def misfits_of(store: FeatureStore, path: Path, *, fix: bool) -> list[Finding]:
     try:
         with closing(ForeignCatalog(path)) as catalog:
             found = [*catalog.misfits()]
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return []  # SQLite's own check says what is wrong with the file
     except CatalogError as error:
         return [Finding("catalog_damaged", None, path, f"{error.problem}; {_REBUILD}")]
