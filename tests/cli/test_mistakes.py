@@ -132,7 +132,8 @@ def test_what_was_written_and_taken_is_told_as_one_object(made, monkeypatch):
     told = here("export", "told.jsonl", "--cache=cache", "--json")
     assert json.loads(told.stdout)["captions"] == 1
     taken = here("import", "told.jsonl", "--cache=cache", "--set=mine", "--json")
-    assert json.loads(taken.stdout) == {"set": "mine", "written": 1, "same": 0}
+    expected = {"set": "mine", "written": 1, "same": 0, "reviews": 0, "unmatched": []}
+    assert json.loads(taken.stdout) == expected
 
 
 def test_captions_are_listed_by_the_filters_of_search_few_columns_and_few_rows(made, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,19 @@ def test_an_old_catalog_is_read_and_found_in_order(old):
     assert verify(cache) == []
     with sqlite3.connect(cache / "catalog.sqlite") as rows:
         assert dict(rows.execute("SELECT caption_key, caption FROM captions")) == CAPTIONS
+
+
+def test_an_old_caption_that_was_tried_twice_is_whole_after_the_upgrade(old):
+    cache = old / "cache"
+    retried = {"reason": "looping", "repetition_penalty": 1.15}
+    with closing(sqlite3.connect(cache / "catalog.sqlite")) as rows, rows:
+        rows.execute(
+            "UPDATE captions SET settings = json_set(settings, '$.retried', json(?)) WHERE id"
+            " = (SELECT min(id) FROM captions)",
+            [json.dumps(retried)],
+        )
+    before = feature_files(cache)
+    again = caption(cache, settings_of_then())
+    assert (again.counts.cached, again.counts.done) == (4, 0)
+    assert verify(cache) == []
+    assert feature_files(cache) == before
