@@ -147,6 +147,8 @@ def _shown(request: Request, queue: Queue, row: BrowseRow) -> dict[str, Any]:
 
 def _place(queue: Queue, number: int) -> tuple[int, int] | None:
     """Return the place in the queue, and its length; None where counting takes too long."""
+    if queue.wanted.state:
+        return None  # each caption's newest version would be looked up, and reviews change it
     try:
         return queue.count(number), queue.count()
     except CatalogError:
