@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from cogcache.catalog.backup import back_up
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.search.full_text import CaptionSearch
@@ -186,7 +187,8 @@ def test_export_and_import_leave_them_where_they_are(cache, tmp_path):
     assert len(take_back(path_of(cache), Selection()).captions) == 3
 
 
-def test_on_a_full_disk_they_are_listed_and_none_is_lost(cache, tmp_path):
+@pytest.mark.parametrize("backed_up", [False, True], ids=["no backup", "a backup gives way"])
+def test_on_a_full_disk_they_are_listed_and_none_is_lost(cache, tmp_path, backed_up):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -194,13 +196,15 @@ def test_on_a_full_disk_they_are_listed_and_none_is_lost(cache, tmp_path):
         pytest.skip("needs leave to mount a disk")
     try:
         shutil.copytree(cache, disk / "cache")
+        if backed_up:
+            back_up(disk / "cache/catalog.sqlite")
         with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
         how = ("forget", "--cache", disk / "cache", "--prompt-name", "color")
         assert "3 captions" in run(*how).stdout
         done = run(*how, "--yes")
-        assert done.exit_code in (0, 2), done.stderr
+        assert done.exit_code == 0 if backed_up else done.exit_code in (0, 2), done.stderr
         assert "Traceback" not in done.stderr
         (disk / "filler").unlink()
         there = told(disk / "cache") | kept_texts(disk / "cache")

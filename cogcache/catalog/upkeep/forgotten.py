@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, Final, Protocol
 
+from cogcache.catalog.backup import with_room
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.whole_rows import columns_of
 from cogcache.errors import ConfigError
@@ -47,8 +48,8 @@ class Forgetting:
 def forget(catalog: Path, selection: Filters, *, remove: bool = False) -> Forgetting:
     """List the captions that pass the filters, and delete them if asked.
 
-    All of them are deleted, or none: on a full disk SQLite has no room for its log, and the
-    catalog stays as it was.
+    All of them are deleted, or none. On a full disk SQLite has no room for its log: then the
+    catalog's backup gives way, and where there is none, the catalog stays as it was.
 
     Args:
         catalog: the catalog's file.
@@ -65,14 +66,18 @@ def forget(catalog: Path, selection: Filters, *, remove: bool = False) -> Forget
         hint = "name them: --prompt-name, --model, --cut; `cogcache ls` lists what there is"
         raise ConfigError("it is not said which captions to forget", hint)
     chosen = f"SELECT {_LISTED}, c.id FROM whole_captions c WHERE {where} ORDER BY c.id"
-    with closing(CatalogFile(catalog)) as file:
-        if not remove:
-            return Forgetting([_row(row) for row in file.query(chosen, values)])
-        with file.transaction() as conn:
+
+    def delete() -> Forgetting:
+        with closing(CatalogFile(catalog)) as file, file.transaction() as conn:
             done = Forgetting([_row(row) for row in conn.execute(chosen, values)])
             _move(conn, [row["id"] for row in done.captions])
             done.expired = _expire(conn)
-    return done
+        return done
+
+    if remove:
+        return with_room(catalog.parent, delete)
+    with closing(CatalogFile(catalog)) as file:
+        return Forgetting([_row(row) for row in file.query(chosen, values)])
 
 
 def kept_captions(catalog: Path, selection: Filters) -> Forgetting:
