@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -39,8 +40,12 @@ def make_ready(*, verbose: bool) -> None:
 
 
 def say(text: str, color: str) -> None:
-    """Print on stderr, in colour where that is a terminal; without, where ``NO_COLOR`` is set."""
-    click.echo(click.style(text, fg=color), err=True, color=_colors_wanted())
+    """Print on stderr, in colour where that is a terminal; without, where ``NO_COLOR`` is set.
+
+    If the terminal is gone, nothing is said: the work goes on, or ends by its signal.
+    """
+    with suppress(OSError):
+        click.echo(click.style(text, fg=color), err=True, color=_colors_wanted())
 
 
 def _colors_wanted() -> bool | None:

@@ -111,9 +111,11 @@ class Told(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.rows = 0
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.rows += 1
+        self.said.add(record.getMessage())
 
 
 @pytest.fixture
@@ -237,7 +239,8 @@ def test_a_row_whose_json_cannot_be_read_is_left_out_of_an_export_and_of_what_is
         conn.execute("UPDATE clips SET family = 'cogvlm2', settings = '{broken'")
         conn.execute("UPDATE captions SET settings = '{broken' WHERE id = 1")
     said = exported(path)
-    assert told.rows == NUM_CLIPS  # the caption, and the clips of all others
+    # All clips, and the caption; a catalog that is opened twice may tell of each twice.
+    assert len(told.said) == NUM_CLIPS + 1
     assert set(said) < set(truth)
 
 
@@ -270,8 +273,10 @@ def test_rows_of_an_older_catalog_get_checksums_but_for_those_whose_key_is_anoth
             "UPDATE captions SET settings = '{\"a\": 1}' WHERE caption_key = :k", {"k": keys[0]}
         )
         with file.reading() as conn:
-            for name in ("current_edits", "rejected_captions"):
-                conn.execute(f"DROP VIEW temp.{name}")
+            views = conn.execute("SELECT name FROM temp.sqlite_schema WHERE type = 'view'")
+            for (name,) in views.fetchall():
+                if not name.startswith("whole_"):
+                    conn.execute(f"DROP VIEW temp.{name}")
             for table in TABLES:
                 name = table.name
                 conn.execute(f"DROP VIEW temp.whole_{name}")

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from cogcache.cli import main
-from cogcache.cli.options import cache_option, settings_options
+from cogcache.cli.cache_option import cache_option
+from cogcache.cli.options import settings_options
 from cogcache.errors import ConfigError
 from cogcache.settings.settings import TABLES, Settings, leaves, load_settings
 from cogcache.stages.both import StageRequest

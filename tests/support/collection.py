@@ -97,6 +97,7 @@ def _add_clip(
         "run": 1,
     }
     catalog.clips.add([row])
+    catalog.cuts.add([(key, "clip")])
 
 
 def _captions(

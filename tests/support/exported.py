@@ -52,6 +52,7 @@ def add_caption(
     clip = {"feature_key": key, "video_digest": digest, "video": str(video), "start_s": start_s}
     clip |= {"end_s": end_s, "family": "f", "model": "tiny", "num_frames": 4, "size_bytes": 9}
     catalog.clips.add([clip | {"decoder": "pyav", "settings": {}}])
+    catalog.cuts.add([(key, "clip")])
     number = len(catalog.captions.rows())
     row = {"caption_key": f"{number:064x}", "feature_key": key, "video": str(video)}
     row |= {"start_s": start_s, "end_s": end_s, "prompt_name": "default", "prompt": "Describe."}

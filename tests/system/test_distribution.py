@@ -55,7 +55,7 @@ def installed(tmp_path, monkeypatch):
 
 def test_the_distribution_is_cogcache_video_and_its_extras_are_those_of_the_table():
     assert PROJECT["name"] == DISTRIBUTION
-    assert {*PROJECT["optional-dependencies"]} == {*EXTRAS, "dev"}
+    assert {*PROJECT["optional-dependencies"]} == {*EXTRAS, "dev", "site"}
 
 
 def test_the_version_is_that_of_the_new_name(installed):

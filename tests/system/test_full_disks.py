@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from benchmarks.commands import COMMANDS
 from benchmarks.full_disks import filled, hold, small_disk
 from benchmarks.growth import write_clip
 from benchmarks.made_up_cache import NUM_CLIPS, write_cache
-from benchmarks.torture_commands import ended, in_child, type_in
 from cogcache.catalog.upkeep.verify import verify
 
 CLIPS = 40
@@ -40,10 +38,15 @@ def disk(tmp_path) -> Iterator[Path]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["gc", "import", "export csv"])
-def test_a_command_on_a_full_disk_tells_so_leaves_nothing_and_goes_on_with_room(
-    name, disk, tmp_path
-):
-    assert len(hold(name, disk, tmp_path, sizes=(0, 16384))) == 2
+def test_a_command_on_a_full_disk_tells_so_leaves_nothing_and_goes_on_with_room(name, tmp_path):
+    # In a process of its own: children of one that has threads, as tests leave them, may crash.
+    command = [sys.executable, "-m", "benchmarks.full_disks", name, "--free=0", "--free=16384"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "are left out" in done.stdout:
+        pytest.skip("needs leave to mount a disk")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name}: 2 sizes" in done.stdout
 
 
 READERS = (
@@ -65,8 +68,8 @@ def files_of(disk: Path) -> list[Path]:
 @pytest.mark.timeout(600)
 def test_what_only_reads_needs_no_room_with_a_log_beside_the_catalog(disk, tmp_path):
     cache = disk / "cache"
-    pid = in_child(lambda: write_cache(disk))
-    assert ended(pid) == 0
+    write_cache(disk)
+    (cache / "working").mkdir(exist_ok=True)  # every run leaves it
     with closing(sqlite3.connect(cache / "catalog.sqlite")) as conn:
         conn.execute("UPDATE clips SET size_bytes = size_bytes")
         conn.commit()
@@ -77,12 +80,11 @@ def test_what_only_reads_needs_no_room_with_a_log_beside_the_catalog(disk, tmp_p
     (cache / "catalog.sqlite-shm").unlink()
     assert (cache / "catalog.sqlite-wal").stat().st_size
     before = files_of(disk)
-    told = tmp_path / "told"
     with filled(disk, 0):
         for reader in (*READERS, ("export", f"{tmp_path / 'out.jsonl'}")):
-            typed = partial(type_in, disk, [*reader, f"--cache={cache}"], told)
-            status = ended(in_child(typed))
-            assert status == 0, f"{reader}: {told.read_text()}"
+            command = [sys.executable, "-m", "cogcache", *reader, f"--cache={cache}"]
+            done = subprocess.run(command, cwd=disk, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{reader}: {done.stdout}{done.stderr}"
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == NUM_CLIPS
     assert files_of(disk) == before
 
