@@ -198,8 +198,8 @@ class _Times:
 
 def _stamps(packets: Packets) -> NDArray[np.int64]:
     """Return the time stamps of the frames that are shown, in the order of the file."""
-    is_shown = np.array(packets.kinds, np.int8) == SHOWN
-    shown: NDArray[np.int64] = np.array(packets.pts, np.int64)[is_shown]
+    is_shown = np.asarray(packets.kinds, np.int8) == SHOWN
+    shown: NDArray[np.int64] = np.asarray(packets.pts, np.int64)[is_shown]
     return shown
 
 
@@ -226,15 +226,16 @@ def _offset_s(video: OpenVideo, stamps: NDArray[np.int64]) -> float:
 
 def _shown(times: _Times, packets: Packets, unit_s: float) -> tuple[tuple[float, float], ...]:
     """Return from when to when frames are shown, each until the next but for `MAX_HELD_S`."""
-    kinds = np.array(packets.kinds, np.int8)
-    last = int(np.argmax(np.where(kinds == SHOWN, np.array(packets.pts, np.int64), NONE)))
+    kinds = np.asarray(packets.kinds, np.int8)
+    last = int(np.argmax(np.where(kinds == SHOWN, np.asarray(packets.pts, np.int64), NONE)))
     held_s = max(packets.durations[last] * unit_s, 1 / times.fps)
-    # As Python's numbers: a clip's end is told in them.
-    starts = [float(each) for each in times.times_s]
-    end_s = starts[-1] + min(held_s, MAX_HELD_S)
-    jumps = np.flatnonzero(np.diff(times.times_s.astype(np.float64)) > MAX_HELD_S)
-    begins = [starts[0], *(starts[jump + 1] for jump in jumps)]
-    ends = [*(starts[jump] + MAX_HELD_S for jump in jumps), end_s]
+    starts = times.times_s
+    jumps = np.flatnonzero(np.diff(starts.astype(np.float64)) > MAX_HELD_S)
+    # As Python's numbers: a clip's end is told in them. Of these few frames alone: a list of all
+    # takes 32 bytes a frame, and films have many.
+    begins = [float(starts[0]), *(float(starts[jump + 1]) for jump in jumps)]
+    end_s = float(starts[-1]) + min(held_s, MAX_HELD_S)
+    ends = [*(float(starts[jump]) + MAX_HELD_S for jump in jumps), end_s]
     return tuple(zip(begins, ends, strict=True))
 
 

@@ -80,7 +80,7 @@ class Packets:
         self._pictures = Pictures(stream.codec_context.name, stream.codec_context.extradata)
         self.pts, self.raw_pts = array("q"), array("q")
         """Times as they go on over joints, and as the file has them."""
-        self.dts, self.places, self.sizes = array("q"), array("q"), array("q")
+        self.dts, self.places, self.sizes = array("q"), array("q"), array("i")
         self.kinds = array("b")
         self.durations = array("q")
         self.keys, self.idr = array("q"), array("q")
@@ -157,10 +157,10 @@ class Packets:
             by_time: whether time stamps tell in which order frames are shown.
             in_order: whether they are shown in the order in which they are coded.
         """
-        kinds, pts = np.array(self.kinds, np.int8), np.array(self.pts, np.int64)
+        kinds, pts = np.asarray(self.kinds, np.int8), np.asarray(self.pts, np.int64)
         numbers = _numbers(kinds, pts if by_time else None) if by_time or in_order else None
-        keys = np.array(self.keys or [0], np.int64)
-        dts = np.array(self.dts, np.int64)
+        keys = np.asarray(self.keys or [0], np.int64)
+        dts = np.asarray(self.dts, np.int64)
         if numbers is None:
             keys, firsts = keys[:1] * 0, np.zeros(1, np.int64)
         else:
@@ -170,8 +170,8 @@ class Packets:
         stamps = pts[keys] if by_time else dts[keys]
         return PacketTable(
             numbers=numbers,
-            places=np.array(self.places, np.int64),
-            sizes=np.array(self.sizes, np.int32),
+            places=np.asarray(self.places, np.int64),
+            sizes=np.asarray(self.sizes, np.int32),
             dts=dts,
             entries=keys,
             entry_numbers=firsts,
