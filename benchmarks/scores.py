@@ -15,10 +15,8 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 
@@ -29,14 +27,14 @@ from cogcache.selftest.shapes import (
     COLORS,
     COUNTS,
     DIRECTIONS,
-    FPS,
     QUESTIONS,
     SHAPES,
-    SIDE,
     SPEEDS,
     Scene,
     draw_scene,
-    render,
+    pictures_of,
+    write_clip,
+    write_pictures,
 )
 from cogcache.settings.settings import Settings, load_settings
 from cogcache.stages.caption import caption
@@ -124,7 +122,7 @@ def made_scenes(folder: Path, number: int, seed: int = 11) -> dict[str, Scene]:
     for index in range(number):
         scene = draw_scene(np.random.default_rng(seed * 1000 + index))
         scenes[f"{index:04}.mp4"] = scene
-        write(pictures(scene), folder / f"{index:04}.mp4")
+        write_clip(scene, folder / f"{index:04}.mp4")
     return scenes
 
 
@@ -232,34 +230,16 @@ def write_clips(folder: Path) -> dict[str, list[tuple[str, ...]]]:
         if index < 30:
             scene = replace(scene, velocity=(0.0, 0.0))
             truth["still"].append((name,))
-        shown = pictures(scene)
-        write(shown, folder / f"{name}.mp4")
+        shown = pictures_of(scene)
+        write_pictures(shown, folder / f"{name}.mp4")
         if 30 <= index < 60:
-            write(shown, folder / f"copy{index:03}.mp4", crf="30")
+            write_pictures(shown, folder / f"copy{index:03}.mp4", crf=30)
             truth["copy"].append((name, f"copy{index:03}"))
         if 60 <= index < 90:
             brighter = np.clip(shown[2:].astype(int) + 4, 0, 255).astype(np.uint8)
-            write(brighter, folder / f"near{index:03}.mp4", crf="26")
+            write_pictures(brighter, folder / f"near{index:03}.mp4", crf=26)
             truth["near"].append((name, f"near{index:03}"))
     return truth
-
-
-def pictures(scene: Scene) -> np.ndarray:  # type: ignore[type-arg]
-    """Return the frames of a scene: uint8 [T, S, S, 3]."""
-    times = [index / FPS for index in range(scene.num_frames)]
-    return np.rint(render([scene], times)[0]).astype(np.uint8)
-
-
-def write(shown: np.ndarray, path: Path, crf: str = "18") -> None:  # type: ignore[type-arg]
-    """Write frames as H.264."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": crf, "threads": "1"})
-        stream.width = stream.height = SIDE
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = Fraction(1, FPS)
-        for picture in shown:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from marked_tables import with_table, write_or_check
 from safetensors import safe_open
 
 from cogcache.models.derived.sampling import RULES, PublishedRule
@@ -115,21 +115,8 @@ def row_of(name: str) -> str:
 def page_of(text: str) -> str:
     """Return ``text`` with the table written anew."""
     body = HEAD + "".join(row_of(entry.name) for entry in FAMILIES)
-    mark = r"(?<=<!-- table: releases -->\n).*?(?=<!-- end -->)"
-    text, found = re.subn(mark, lambda _: body, text, flags=re.DOTALL)
-    if found != 1:
-        sys.exit(f"{PAGE.name} should have one mark <!-- table: releases -->, not {found}")
-    return text
-
-
-def main() -> None:
-    """Write the page, or compare it."""
-    text = PAGE.read_text()
-    if "--check" not in sys.argv:
-        PAGE.write_text(page_of(text))
-    elif page_of(text) != text:
-        sys.exit(f"{PAGE.name} is not what the code says: run `make docs`")
+    return with_table(text, PAGE, "releases", body)
 
 
 if __name__ == "__main__":
-    main()
+    write_or_check(PAGE, page_of)

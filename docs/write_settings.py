@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
+
+from marked_tables import with_table, write_or_check
 
 from cogcache.settings.settings import TABLES, Leaf, Settings, leaves
 
@@ -36,21 +36,9 @@ def page_of(text: str) -> str:
     for name in TABLES:
         about = "" if name == "model" else Settings.model_fields[name].annotation.__doc__
         body = f"{about}\n\n{table_of(name)}".lstrip()
-        mark = rf"(?<=<!-- table: {name} -->\n).*?(?=<!-- end -->)"
-        text, found = re.subn(mark, body.replace("\\", r"\\"), text, flags=re.DOTALL)
-        if found != 1:
-            sys.exit(f"{PAGE.name} should have one mark <!-- table: {name} -->, not {found}")
+        text = with_table(text, PAGE, name, body)
     return text
 
 
-def main() -> None:
-    """Write the page, or compare it."""
-    text = PAGE.read_text()
-    if "--check" not in sys.argv:
-        PAGE.write_text(page_of(text))
-    elif page_of(text) != text:
-        sys.exit(f"{PAGE.name} is not what the code says: run `make docs`")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(PAGE, page_of)

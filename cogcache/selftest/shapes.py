@@ -275,10 +275,21 @@ def _distance(shape: str, x: Floats, y: Floats, radius: Floats) -> Floats:
 
 def write_clip(scene: Scene, path: Path) -> None:
     """Write a scene as an H.264 video (4:2:0, ``FPS`` frames a second, ``SIDE`` pixels square)."""
+    write_pictures(pictures_of(scene), path)
+
+
+def pictures_of(scene: Scene) -> npt.NDArray[np.uint8]:
+    """Return the frames of a scene: uint8 [T, SIDE, SIDE, 3]."""
     times = [index / FPS for index in range(scene.num_frames)]
-    pictures = np.rint(render([scene], times)[0]).astype(np.uint8)
+    pictures: npt.NDArray[np.uint8] = np.rint(render([scene], times)[0]).astype(np.uint8)
+    return pictures
+
+
+def write_pictures(pictures: npt.NDArray[np.uint8], path: Path, crf: int = 18) -> None:
+    """Write frames, uint8 [T, SIDE, SIDE, 3], as `write_clip` does; a higher ``crf`` loses more."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "18", "threads": "1"})
+        options = {"crf": str(crf), "threads": "1"}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, FPS)

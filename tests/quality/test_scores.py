@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.scores import auc, pictures, settings_of, write
+from benchmarks.scores import auc, settings_of
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
@@ -25,7 +25,7 @@ from cogcache.quality.clips import look_at
 from cogcache.quality.duplicates import clusters
 from cogcache.quality.texts import TextRow, claims_of, distinct, repetition, score_texts
 from cogcache.review.reviews import Reviews
-from cogcache.selftest.shapes import QUESTIONS, draw_scene
+from cogcache.selftest.shapes import QUESTIONS, draw_scene, pictures_of, write_pictures
 from cogcache.stages.extract import extract
 from cogcache.stages.score import ScoreRequest, score
 from cogcache.store.store import FeatureStore
@@ -120,9 +120,9 @@ def made(tmp_path_factory) -> Path:
     scenes = {f"{n:02}": draw_scene(np.random.default_rng(n), 32) for n in range(NUM)}
     scenes["still"] = replace(scenes["00"], velocity=(0.0, 0.0))
     for name, scene in scenes.items():
-        write(pictures(scene), folder / "videos" / f"{name}.mp4")
-    write(pictures(scenes["05"]), folder / "videos" / "copy.mp4", crf="28")
-    write(np.full((16, 112, 112, 3), 4, np.uint8), folder / "videos" / "black.mp4")
+        write_pictures(pictures_of(scene), folder / "videos" / f"{name}.mp4")
+    write_pictures(pictures_of(scenes["05"]), folder / "videos" / "copy.mp4", crf=28)
+    write_pictures(np.full((16, 112, 112, 3), 4, np.uint8), folder / "videos" / "black.mp4")
     extract([str(folder / "videos")], folder / "cache", settings_of())
     truths = {name: scene.answer("detail") for name, scene in scenes.items()}
     truths |= {"02": truths["03"], "03": truths["02"]}
