@@ -49,7 +49,7 @@ def rows_a_step(model: PreTrainedModel, most: int, depends_on: Mapping[str, Fiel
     machine |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     name = digest({**machine, "model": dict(depends_on)})
     file = folder() / "rows" / f"{name}.json"
-    return best(_remembered(file, _candidates(most), layer))
+    return best(_remembered(file, _candidates(most), layer, model.dtype))
 
 
 def folder() -> Path:
@@ -88,14 +88,16 @@ def _largest(model: PreTrainedModel) -> nn.Linear | None:
     return max(in_memory, key=lambda each: each.in_features * each.out_features, default=None)
 
 
-def _remembered(file: Path, candidates: Sequence[int], layer: nn.Linear) -> dict[int, float]:
+def _remembered(
+    file: Path, candidates: Sequence[int], layer: nn.Linear, dtype: torch.dtype
+) -> dict[int, float]:
     """Return the seconds of each number of rows: what a file says, and what it lacks measured."""
     known: dict[int, float] = {}
     with suppress(OSError, ValueError, TypeError, AttributeError):
         known = {int(rows): float(spent) for rows, spent in json.loads(file.read_text()).items()}
     missing = [rows for rows in candidates if rows not in known]
     if missing:
-        known |= measured(layer, missing)
+        known |= measured(layer, missing, dtype)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             seal(file, json.dumps(known).encode())
@@ -104,10 +106,16 @@ def _remembered(file: Path, candidates: Sequence[int], layer: nn.Linear) -> dict
     return {rows: known[rows] for rows in candidates}
 
 
-def measured(layer: nn.Linear, counts: Sequence[int]) -> dict[int, float]:
-    """Return the seconds of a product with each number of rows, the least of three."""
+def measured(layer: nn.Linear, counts: Sequence[int], dtype: torch.dtype) -> dict[int, float]:
+    """Return the seconds of a product with each number of rows, the least of three.
+
+    Args:
+        layer: on the CPU.
+        counts: numbers of rows.
+        dtype: of hidden states: what the layer is given as the model runs.
+    """
     with torch.inference_mode():
-        inputs = {rows: torch.ones(rows, layer.in_features).bfloat16() for rows in counts}
+        inputs = {rows: torch.ones(rows, layer.in_features, dtype=dtype) for rows in counts}
         return {rows: min(_times(layer, given)) for rows, given in inputs.items()}
 
 

@@ -27,7 +27,7 @@ def timed(monkeypatch, tmp_path) -> list[list[int]]:
     """Numbers of rows in the order in which they were measured; one row is the fastest."""
     asked: list[list[int]] = []
 
-    def measured(_: object, counts: list[int]) -> dict[int, float]:
+    def measured(_: object, counts: list[int], __: object) -> dict[int, float]:
         asked.append(list(counts))
         return {rows: 1.0 if rows == 1 else 2.0 * rows for rows in counts}
 
@@ -91,12 +91,27 @@ def test_nothing_is_measured_where_blocks_wait_elsewhere(timed):
     assert not timed
 
 
-@pytest.mark.parametrize("kind", ["none", "nf4", "int4"])
-def test_products_of_each_kind_can_be_measured(kind):
-    half = load_half("tiny", "language", quantization=Quantization(kind=kind)).model
-    found = tuner.measured(tuner._largest(half), [1, 4])
-    assert found.keys() == {1, 4}
-    assert min(found.values()) > 0
+@pytest.mark.parametrize(
+    ("kind", "compute_dtype"),
+    [
+        ("none", "bfloat16"),
+        ("none", "float32"),
+        ("nf4", "bfloat16"),
+        ("nf4", "float32"),
+        ("int8", "bfloat16"),
+        ("int4", "bfloat16"),
+    ],
+)
+def test_products_of_each_kind_are_measured_with_what_the_model_gives_them(
+    monkeypatch, tmp_path, kind, compute_dtype
+):
+    asked = Quantization(kind=kind, compute_dtype=compute_dtype)
+    half = load_half("tiny", "language", quantization=asked).model
+    monkeypatch.setattr(tuner, "processor", lambda: AVX2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert rows_a_step(half, 4, MODEL) in (1, 2, 4)
+    [file] = tmp_path.rglob("*.json")
+    assert min(json.loads(file.read_text()).values()) > 0
 
 
 def test_the_folder_is_the_users_cache(monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from checkpoints import MINI
@@ -28,7 +26,6 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.fixture
 def on_avx2(monkeypatch):
     monkeypatch.setattr(raised, "processor", lambda: AVX2)
-    monkeypatch.setattr(raised, "attention_is_faster", lambda: True)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -46,22 +43,6 @@ def test_a_raised_product_is_that_of_float32_rounded_once(shape, has_bias):
     assert relative(found, exact) <= 1.01 * relative(functional.linear(inputs, weight, bias), exact)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_raised_attention_is_that_of_float32(on_avx2, masked):
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 4, 40, 16).bfloat16()
-    mask = torch.zeros(40, 40).bfloat16().masked_fill_(torch.ones(40, 40).triu(1).bool(), -1e4)
-    mask = mask if masked else None
-    with Raised():
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    wide = (each.double() for each in (query, key, value))
-    exact = functional.scaled_dot_product_attention(
-        *wide, attn_mask=mask.double() if masked else None
-    )
-    assert found.dtype == torch.bfloat16
-    assert relative(found, exact) < 2**-7
-
-
 def count_raised(monkeypatch) -> list[int]:
     rows: list[int] = []
     product = raised.linear
@@ -71,7 +52,7 @@ def count_raised(monkeypatch) -> list[int]:
         return product(input, *others)
 
     monkeypatch.setattr(raised, "linear", counted)
-    monkeypatch.setitem(raised._RAISED, functional.linear, raised._Way(counted, lambda: True))
+    monkeypatch.setitem(raised._RAISED, functional.linear, counted)
     return rows
 
 
@@ -84,6 +65,15 @@ def test_few_rows_and_other_types_are_let_be(monkeypatch, rows, dtype):
     with Raised():
         functional.linear(inputs, weight)
     assert not found
+
+
+def test_a_row_is_the_same_whatever_rows_are_beside_it_where_few_are_raised():
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(200, 64).bfloat16(), torch.randn(96, 64).bfloat16()
+    with Raised(fewest_rows=1):
+        whole = functional.linear(inputs, weight)
+        for count in (1, 2, 3, 5, 11, FEWEST_ROWS - 1, FEWEST_ROWS + 1):
+            assert torch.equal(functional.linear(inputs[-count:], weight), whole[-count:]), count
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +101,6 @@ def test_features_differ_from_those_of_bf16_by_no_more_than_bf16_does(
     rows = count_raised(monkeypatch)
     found = features(halves[torch.bfloat16], clip)
     assert rows, "nothing was raised"
-    monkeypatch.setattr(raised, "raised_products", lambda *_: nullcontext())
     monkeypatch.setattr(raised, "processor", lambda: Processor("", "other", "", False, False))
     plain, exact = features(halves[torch.bfloat16], clip), features(halves[torch.float32], clip)
     assert relative(found, plain) < BOUND

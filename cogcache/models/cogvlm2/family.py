@@ -95,10 +95,10 @@ class CogVLM2Family(Family):
         """
         import torch
 
-        from cogcache.models.halves.raised import raised_products
+        from cogcache.models.halves.raised import raised_features
 
         pixels = [clip.tensors["pixel_values_videos"] for clip in clips]
-        with torch.inference_mode(), raised_products(model):
+        with torch.inference_mode(), raised_features(model):
             encoded = [
                 model.get_video_features(batch.to(model.device)).pooler_output
                 for batch in torch.split(torch.cat(pixels), frames_per_batch)
@@ -110,9 +110,9 @@ class CogVLM2Family(Family):
         """Return `features` behind the projector, boi and eoi added."""
         import torch
 
-        from cogcache.models.halves.raised import raised_products
+        from cogcache.models.halves.raised import raised_features
 
-        with torch.inference_mode(), raised_products(model):
+        with torch.inference_mode(), raised_features(model):
             projected = model.model.project(features.tensors[FEATURES].to(model.device))
         return ClipTensors({FEATURES: projected.cpu()}, features.texts)
 

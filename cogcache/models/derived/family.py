@@ -342,12 +342,12 @@ class DerivedFamily(Family):
     def _encode_one(self, model: PreTrainedModel, clip: ClipTensors) -> ClipTensors:
         import torch
 
-        from cogcache.models.halves.raised import raised_products
+        from cogcache.models.halves.raised import raised_features
 
         modality, given = parts.feature_call(model, clip.tensors)
         function = getattr(model.base_model, f"get_{modality}_features")
         moved = {name: tensor.to(model.device) for name, tensor in given.items()}
-        with torch.inference_mode(), raised_products(model):
+        with torch.inference_mode(), raised_features(model):
             tensors = self.cached(self.call(function, moved), clip.tensors)
         slots = json.loads(clip.texts["slots"])
         count = parts.num_rows(parts.nested(parts.FEATURES, tensors))

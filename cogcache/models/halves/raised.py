@@ -8,11 +8,8 @@ rounded to bf16 as before.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +26,6 @@ FEWEST_ROWS = 32
 """Below this reading the weight takes most of the time, and in bf16 there is half as much of it."""
 SCALES_TOGETHER = 256
 """Scales that bitsandbytes quantises together."""
-CLEARLY = 0.8
-"""Share of the other's time that a way must take to be called faster."""
 WEIGHT_ROWS = 512
 """Rows of a weight that are float32 at once: 8 MiB for 4,096 columns, which caches hold."""
 
@@ -47,14 +42,33 @@ def raised_products(
         model: a half, or the whole model.
         num_rows: tokens of the pass, over all rows of a batch.
     """
-    if num_rows < FEWEST_ROWS or model.device.type != "cpu" or processor().multiplies_bf16:
-        return nullcontext()
-    is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    return nullcontext() if is_compiled else Raised()
+    return Raised() if num_rows >= FEWEST_ROWS and _is_raised(model) else nullcontext()
+
+
+def raised_features(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Return the same context for the vision half: there products of few rows are raised too.
+
+    How many rows a product has follows from the frames that are encoded together. Were the few let
+    be, a frame's features would depend on the frames beside it.
+    """
+    return Raised(fewest_rows=1) if _is_raised(model) else nullcontext()
+
+
+def _is_raised(model: PreTrainedModel) -> bool:
+    if model.device.type != "cpu" or processor().multiplies_bf16:
+        return False
+    return all(module._compiled_call_impl is None for module in model.modules())
 
 
 class Raised(TorchFunctionMode):
-    """Within it linear products and attention of bf16 with enough rows are taken in float32."""
+    """Within it linear products of bf16 with enough rows are taken in float32.
+
+    Attention is not: in float32 it was no faster on any processor it was measured on.
+    """
+
+    def __init__(self, fewest_rows: int = FEWEST_ROWS) -> None:
+        super().__init__()
+        self.fewest_rows = fewest_rows
 
     def __torch_function__(
         self,
@@ -65,15 +79,14 @@ class Raised(TorchFunctionMode):
     ) -> Any:
         """Take the calls that are meant, and let all others be."""
         kwargs = kwargs or {}
-        way = _RAISED.get(func) or _RAISED.get(str(func))
-        if way is not None and args and _is_meant(args[0]) and way.is_faster():
-            return way.product(*args, **kwargs)
+        product = _RAISED.get(func) or _RAISED.get(str(func))
+        if product is not None and args and self._is_meant(args[0]):
+            return product(*args, **kwargs)
         return func(*args, **kwargs)
 
-
-def _is_meant(first: Tensor) -> bool:
-    is_bf16 = first.dtype == torch.bfloat16 and first.device.type == "cpu"
-    return is_bf16 and first.numel() >= FEWEST_ROWS * first.shape[-1]
+    def _is_meant(self, first: Tensor) -> bool:
+        is_bf16 = first.dtype == torch.bfloat16 and first.device.type == "cpu"
+        return is_bf16 and first.numel() >= self.fewest_rows * first.shape[-1]
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,13 +101,16 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bfloat16 [..., out].
     """
     rows = input.reshape(-1, input.shape[-1]).float()
+    num_rows = len(rows)
+    if num_rows < FEWEST_ROWS:  # kernels for few rows add up in another order
+        rows = functional.pad(rows, (0, 0, 0, FEWEST_ROWS - num_rows))
     product = torch.empty(len(rows), len(weight), dtype=torch.bfloat16)
     columns, parts = torch.split(product, WEIGHT_ROWS, dim=1), torch.split(weight, WEIGHT_ROWS)
     biases = [None] * len(parts) if bias is None else torch.split(bias, WEIGHT_ROWS)
     for column, part, addend in zip(columns, parts, biases, strict=True):
         raised = rows @ part.float().T
         column.copy_(raised if addend is None else raised.add_(addend))
-    return product.view(*input.shape[:-1], len(weight))
+    return product[:num_rows].view(*input.shape[:-1], len(weight))
 
 
 def four_bits(
@@ -129,47 +145,8 @@ def four_bits(
     return linear(input, weight, bias)
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any
-) -> Tensor:
-    """Attend as `torch.nn.functional.scaled_dot_product_attention` does, in float32."""
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
-    raised = functional.scaled_dot_product_attention(
-        query.float(), key.float(), value.float(), attn_mask, **settings
-    )
-    return raised.bfloat16()
-
-
-@cache
-def attention_is_faster() -> bool:
-    """Say whether attention in float32 is the faster one here, from 256 tokens of 8 heads.
-
-    Products of weights always are where this is asked. Some processors do attention in bf16 by
-    instructions that the other products get no use of, so it is timed, in some hundredths of a
-    second.
-    """
-    tokens = torch.ones(1, 8, 256, 64, dtype=torch.bfloat16)
-    plain = partial(functional.scaled_dot_product_attention, tokens, tokens, tokens)
-    raised = partial(attention, tokens, tokens, tokens)
-    return min(map(_seconds, [raised] * 3)) < CLEARLY * min(map(_seconds, [plain] * 3))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-@dataclass(frozen=True)
-class _Way:
-    product: Callable[..., Tensor]
-    is_faster: Callable[[], bool]
-
-
-_RAISED: dict[Any, _Way] = {
-    functional.linear: _Way(linear, lambda: True),
-    functional.scaled_dot_product_attention: _Way(attention, attention_is_faster),
+_RAISED: dict[Any, Callable[..., Tensor]] = {
+    functional.linear: linear,
     # By its name: it is there only once bitsandbytes is imported.
-    "bitsandbytes.gemm_4bit.default": _Way(four_bits, lambda: True),
+    "bitsandbytes.gemm_4bit.default": four_bits,
 }

@@ -197,12 +197,17 @@ def _is_stored_as(module: Any, quantization: Quantization) -> bool:
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Every tensor in memory, the scales of quantised weights included."""
+    """Every tensor in memory, the scales of quantised weights included.
+
+    Of layers that were put aside small tables stay; they were counted with their block.
+    """
     from torch import Tensor
 
     yield from model.parameters()
     yield from model.buffers()
     for _, module in linear_layers(model):
+        if not module.weight.numel():
+            continue
         state = getattr(module.weight, "quant_state", None)
         while state is not None:
             yield from (value for value in vars(state).values() if isinstance(value, Tensor))
