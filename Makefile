@@ -10,7 +10,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs site screenshots bench torture fuzz matrix tiny clean
+.PHONY: help install demo test check format docs site screenshots recordings bench torture fuzz matrix tiny clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ site: $(INSTALLED) ## Build the docs as a site in build/site; a dead link is an 
 
 screenshots: $(INSTALLED) ## Take the pictures of the docs anew (needs chromium and chromium-driver)
 	$(BIN)/python -m docs.write_screenshots
+
+recordings: $(INSTALLED) ## Take the pictures of terminals in the docs anew
+	$(BIN)/python docs/write_recordings.py
 
 bench: $(INSTALLED) ## Measure: what captions cost from the cache, then the slow tests
 	$(BIN)/python -m benchmarks.table --wall --threads $$(nproc) --add benchmarks/table.json

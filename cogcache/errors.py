@@ -39,6 +39,13 @@ class CogcacheError(Exception):
     Attributes:
         exit_status: what a command ends with: 2 for misuse and the machine's faults, 1 where
             something is missing that was asked for.
+
+    Example:
+        >>> try:
+        ...     load_settings(None, {"max_frame": 12})
+        ... except CogcacheError as error:
+        ...     print(error.hint)
+        did you mean max_frames under [sampling]?
     """
 
     exit_status: ClassVar[int] = 2

@@ -77,6 +77,9 @@ class Cache:
 
         Raises:
             CogcacheError: the stage could not do its work; its own message is on stderr.
+
+        Example:
+            >>> Cache("cache").extract("clips/", model="tiny", max_frames=12)  # doctest: +SKIP
         """
         return self._stage("extract", videos, settings)
 
@@ -95,6 +98,9 @@ class Cache:
 
         Raises:
             CogcacheError: the stage could not do its work; its own message is on stderr.
+
+        Example:
+            >>> rows = Cache("cache").caption({"color": "What color is it?"})  # doctest: +SKIP
         """
         if isinstance(prompts, Mapping):
             named = dict(prompts)
@@ -110,6 +116,10 @@ class Cache:
 
         Args:
             filters: of `cogcache.Catalog`'s captions: `video`, `prompt_name`, `model`.
+
+        Example:
+            >>> for row in Cache("cache").captions(prompt_name="color"):  # doctest: +SKIP
+            ...     print(row["video"], row["caption"])
         """
         with Catalog(self._catalog()) as catalog:
             return Captions([dict(row) for row in catalog.captions.rows(**filters)])
@@ -123,6 +133,9 @@ class Cache:
 
         Raises:
             ConfigError: the cache has no features of this clip, or of several settings.
+
+        Example:
+            >>> Cache("cache").features("clips/clip-00.mp4")["features"].shape  # doctest: +SKIP
         """
         name = path_to_text(Path(video).absolute())
         with Catalog(self._catalog()) as catalog:

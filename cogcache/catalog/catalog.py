@@ -346,8 +346,9 @@ class Catalog:
         CatalogError: it is no catalog, is of a newer version, or cannot be opened.
 
     Example:
-        >>> with Catalog(CachePaths(cache).catalog) as catalog:
-        ...     texts = [row["caption"] for row in catalog.captions.rows()]
+        >>> with Catalog(Path("catalog.sqlite")) as catalog:
+        ...     [row["caption"] for row in catalog.captions.rows()]
+        []
     """
 
     def __init__(self, path: Path) -> None:

@@ -137,6 +137,8 @@ def ls(
     """
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
+    if side_by_side and shown.columns:
+        raise click.UsageError("--side-by-side has columns of its own: leave out --columns")
     if selection.where()[0] and what == "runs":
         raise click.UsageError("these filters choose among captions and clips: leave out runs")
 
@@ -158,7 +160,7 @@ def ls(
         return catalog.scores.order(placed, shown.sort) if shown.sort else placed
 
     if side_by_side:
-        _print_side_by_side(cache, rows, json_=shown.json_)
+        _print_side_by_side(cache, rows, shown)
     else:
         _list(cache, rows, _COLUMNS[what], shown)
 
@@ -325,20 +327,20 @@ def _with_units(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: value and format_bytes(value) for name, value in named.items()}
 
 
-def _print_side_by_side(cache: Path, rows: Callable[[Catalog], list[Any]], *, json_: bool) -> None:
+def _print_side_by_side(cache: Path, rows: Callable[[Catalog], list[Any]], how: Shown) -> None:
     from cogcache.catalog import Catalog
     from cogcache.cli.tables import side_by_side
     from cogcache.cli.times import as_players_show
 
     with Catalog(catalog_of(cache)) as catalog:
         found = rows(catalog)
-    clips = side_by_side(found if json_ else as_players_show(found))
+    clips = side_by_side(found if how.json_ else as_players_show(found))[: how.limit]
     prompts = dict.fromkeys(name for clip in clips for name in clip["captions"])
     shown = [
         {**clip, **{f"{name}:": text for name, text in clip["captions"].items()}} for clip in clips
     ]
     columns = ("video", "start_s", "end_s", *(f"{name}:" for name in prompts))
-    print_rows(clips if json_ else shown, columns, json_=json_)
+    print_rows(clips if how.json_ else shown, columns, json_=how.json_)
 
 
 def _list(

@@ -137,6 +137,10 @@ def get_family(name: str) -> type[Family]:
 
     Raises:
         UnknownFamilyError: there is none of this name.
+
+    Example:
+        >>> get_family("qwen2_5_vl").__name__
+        'DerivedFamily'
     """
     for entry in FAMILIES:
         if entry.name == name:

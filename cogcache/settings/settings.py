@@ -46,7 +46,13 @@ Prompts = Annotated[
 
 
 class Settings(Table):
-    """All that a run can be told. Made by `load_settings`."""
+    """All that a run can be told. Made by `load_settings`.
+
+    Example:
+        >>> settings = load_settings(None, {"model": "tiny", "quantization": "none"})
+        >>> settings.language.quantization, settings.sampling.max_frames
+        ('none', 24)
+    """
 
     model: str = ""
     """Model to caption with: a checkpoint's folder, a Hugging Face hub id, or `tiny`, which knows
@@ -133,6 +139,11 @@ def load_settings(
 
     Raises:
         ConfigError: the file cannot be read; a key is unknown, of the wrong type or out of range.
+
+    Example:
+        >>> settings = load_settings(None, {"max_frames": 12, "prompts": {"short": "In a word?"}})
+        >>> settings.sampling.max_frames, dict(settings.prompts)
+        (12, {'short': 'In a word?'})
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     chosen: Any = given.pop("prompt_set", ())

@@ -109,6 +109,9 @@ def caption(
     Raises:
         CogcacheError: a setting, the checkpoint or the cache is not usable.
         QuantizationError: the language half is not quantised as asked.
+
+    Example:
+        >>> report = caption("cache", load_settings(None, {"model": "tiny"}))  # doctest: +SKIP
     """
     cache = Path(cache)
     videos = [videos] if isinstance(videos, str | Path) else videos
@@ -119,18 +122,15 @@ def caption(
         stage = _identified(choice.settings, family, run)
         listed = partial(list_all, stage, run.catalog, videos, spans)
         with run.timings.time("digest"):
-            run.warn_outdated("captions", family.name)
             work = listed()
         report = run.begin(Counts(found=work.num_found, cached=work.num_cached))
         if work.missing or follow:
             cost_of_going_on(settings, choice).say()
-            most = settings.limits.limit
-            following = Following(cache, listed, work, report.counts, most, follow)
+            following = Following(cache, listed, work, report.counts, settings.limits.limit, follow)
             with run.working() as at:
                 _Captioning(stage, store, run, at, show).make(following)
             work = following.last
-        if not report.stopped:
-            note_refused(work, run.catalog, report)
+        note_refused(work, run.catalog, report)
     return report
 
 
@@ -139,6 +139,7 @@ def _identified(settings: Settings, family: Family, run: OpenedRun) -> StageTwo:
     files = run.catalog.files
     ready_to_identify("caption", family, "language", files, run.timings)
     with run.timings.time("digest"):
+        run.warn_outdated("captions", family.name)
         identity = identify(family, "language", files)
         return StageTwo(settings, family, with_adapter(identity, settings.language.adapter))
 
@@ -147,8 +148,10 @@ def note_refused(work: CaptionList, catalog: Catalog, report: RunReport) -> None
     """Note the captions that were wanted and cannot be made, when all others are.
 
     They are those whose prompt cannot be filled in, and those that wait for one of these, or for
-    one of a clip that failed.
+    one of a clip that failed. Of a run that was stopped this is not known yet.
     """
+    if report.stopped:
+        return
     refused = {clip["feature_key"] for clip, _ in work.refused}
     for row in catalog.failures.rows(stage="caption"):
         if (

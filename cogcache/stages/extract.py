@@ -28,7 +28,7 @@ from cogcache.stages.encoding.local import Encoding, LocalEncoding
 from cogcache.stages.encoding.stage_one import StageOne
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.libraries import ready_to_identify
-from cogcache.stages.runs.opened import open_run
+from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.remembered import remember
 from cogcache.stages.runs.report import Counts, RunReport
@@ -62,6 +62,9 @@ def extract(
 
     Raises:
         CogcacheError: a setting, the checkpoint or the cache is not usable.
+
+    Example:
+        >>> report = extract("clips/", "cache", load_settings())  # doctest: +SKIP
     """
     cache = Path(cache)
     some = [videos] if isinstance(videos, str | Path) else videos
@@ -77,14 +80,20 @@ def extract(
             wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
             work = list_work(paths, wanted, store, run.catalog)
             run.warn_outdated("features", family.name)
-        counts = Counts()
-        work.add_to(counts)
-        report = run.begin(counts)
-        for bad in work.failures:
-            note_failure(run.catalog, report, [bad.video], Failure(WHOLE, bad.error))
+        report = _begun(run, work)
         if work.missing or work.unsearched or work.unread:
             with run.working() as at:
                 _Extraction(wanted, store, run.catalog, report, at).run(work)
+    return report
+
+
+def _begun(run: OpenedRun, work: Worklist) -> RunReport:
+    """Begin the report with what was found; note the videos that could not be read."""
+    counts = Counts()
+    work.add_to(counts)
+    report = run.begin(counts)
+    for bad in work.failures:
+        note_failure(run.catalog, report, [bad.video], Failure(WHOLE, bad.error))
     return report
 
 

@@ -34,6 +34,11 @@ class FeatureStore:
     Opening it is cheap: no file but ``cogcache.toml`` is read. Any number of processes may read
     and write one store at a time: equal keys mean equal features, so that two writers
     do not disturb each other.
+
+    Example:
+        >>> store = FeatureStore.create_or_open(Path("cache"))
+        >>> [store.describe(key)["video"] for key in store]
+        []
     """
 
     def __init__(self, root: Path, features: str | None = None) -> None:

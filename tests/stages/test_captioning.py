@@ -117,6 +117,11 @@ def test_captions_of_several_prompts_are_listed_side_by_side(cache):
     assert [sorted(clip["captions"]) for clip in listed] == [["color", "detail"]] * NUM_CLIPS
     said = {(clip["video"], *each) for clip in listed for each in clip["captions"].items()}
     assert said == {(row["video"], row["prompt_name"], row["caption"]) for row in rows}
+    few = json.loads(CliRunner().invoke(main, [*arguments, "--json", "--limit", "2"]).output)
+    assert few == listed[:2]
+    refused = CliRunner().invoke(main, [*arguments, "--columns", "video"])
+    assert refused.exit_code == 2
+    assert "leave out --columns" in refused.output
 
 
 def test_a_drawn_caption_that_is_empty_is_drawn_anew_with_other_random_numbers(cache):

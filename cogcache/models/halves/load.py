@@ -131,6 +131,10 @@ def load_half(
         CheckpointError: a shard is missing or cut short, a tensor is missing or misshapen.
         UnknownFamilyError: the architecture is not one that can be split.
         QuantizationError: what was loaded is not what was asked for.
+
+    Example:
+        >>> load_half("tiny", "vision").half
+        'vision'
     """
     started = time.perf_counter()
     whole = model if isinstance(model, WholeModel) else WholeModel.of(Checkpoint.open(model))

@@ -79,7 +79,13 @@ class RunState:
 
 @dataclass
 class RunReport:
-    """What one run of one stage did; `report_lines` words it for a reader."""
+    """What one run of one stage did; `report_lines` words it for a reader.
+
+    Example:
+        >>> report = extract("clips/", "cache", settings)  # doctest: +SKIP
+        >>> report.counts.failed, report.total_s  # doctest: +SKIP
+        (0, 12.8)
+    """
 
     run: int
     command: str
