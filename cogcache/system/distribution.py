@@ -27,7 +27,7 @@ EXTRAS: Final = {
     "web": "`serve` and `gallery`: pages for a browser",
     "nvml": "the memory of NVIDIA GPUs as the driver counts it",
 }
-"""What each extra is for. The README's table and `doctor` are made from it."""
+"""What each extra is for. `doctor` is made from it; docs/first-captions.md has the same table."""
 _OUR_SUMMARY: Final = "Caption videos in two stages"
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from cogcache.cli import main
 from cogcache.settings.settings import TABLES, leaves
+from cogcache.system.distribution import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 SHOWN = sorted(name for name, command in main.commands.items() if not command.hidden)
@@ -41,6 +42,11 @@ def test_the_tables_are_those_of_the_code(page):
 @pytest.mark.parametrize("leaf", leaves(*TABLES), ids=lambda leaf: leaf.name)
 def test_every_setting_is_in_the_docs_with_its_option(leaf):
     assert f"| `{leaf.name}` | `{leaf.option}" in DOCS["settings.md"]
+
+
+def test_the_table_of_extras_is_that_of_the_code():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", DOCS["first-captions.md"], re.MULTILINE)
+    assert dict(rows) == EXTRAS
 
 
 def test_the_names_in_the_file_tree_exist():
