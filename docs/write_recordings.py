@@ -1,5 +1,7 @@
 """Takes the pictures of terminals in the docs: `make recordings`. Needs some minutes, and rich.
 
+With names, such as `demo`, those alone; a later one needs what an earlier one has made.
+
 Each command runs as it stands, with the bundled model, in a folder of its own. What it prints goes
 into an SVG file; long outputs are shortened, and the picture says so.
 """
@@ -37,7 +39,7 @@ class Recording:
 
 
 RECORDINGS: Final = (
-    Recording("demo", ("cogcache demo --folder demo 2> log.txt",), 8, 13),
+    Recording("demo", ("cogcache demo --folder demo 2> log.txt",), 16, 13),
     Recording(
         "two-stages",
         (
@@ -64,7 +66,8 @@ def main() -> None:
     """Run the commands and write the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         for recording in RECORDINGS:
-            write(recording, Path(folder))
+            if not sys.argv[1:] or recording.name in sys.argv[1:]:
+                write(recording, Path(folder))
 
 
 def write(recording: Recording, folder: Path) -> None:
@@ -91,6 +94,7 @@ def printed_by(command: str, folder: Path) -> list[str]:
         sys.exit(f"{command}\n{done.stdout}")
     # Of a line that is written over, such as a progress bar, the last state.
     lines = [line.rpartition("\r")[2].rstrip() for line in done.stdout.splitlines()]
+    lines = [line.replace(f"{folder}/", "") for line in lines]
     return [line for line in lines if not TIMES.match(line)]
 
 

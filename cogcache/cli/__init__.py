@@ -112,7 +112,7 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
 )  # fmt: skip
 @click.option("--verbose", "-v", is_flag=True, help="Log what is done on the way.")
 def main(verbose: bool) -> None:
-    """Caption videos in two stages: encode once, caption for ever."""
+    """Caption videos in two stages: encode each video once, caption it with any prompt."""
     make_ready(verbose=verbose)
     if (told := check_distribution()) is not None:
         click.echo(told, err=True)
