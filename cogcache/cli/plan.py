@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,17 @@ from cogcache.settings import Sampling, Settings
 from cogcache.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from cogcache.planning import Job, TrainingPlan
+    from cogcache.planning import (
+        Job,
+        LanguageChoice,
+        Plan,
+        PlannedDisk,
+        PlannedHalf,
+        PlannedHours,
+        PlannedMemory,
+        TrainingPlan,
+        VisionChoice,
+    )
 
 PLANNED = (
     *("model", "sampling", "clips", "vision", "language", "generation"),
@@ -97,15 +108,13 @@ def plan(
     job = _job(clips, settings, seen.fps if seen else USUAL_FPS)
     made = make_plan(settings, job)
     if seen:
-        made["videos"] = seen.words()
+        made = replace(made, videos=seen.words())
     if measure:
-        made["hours"] = _measured(settings, job, clips.duration_s or float(job.frames))
-    lines = [] if json_ else _lines(made)
+        hours = _measured(settings, job, clips.duration_s or float(job.frames))
+        made = replace(made, hours=hours)
     if train:
-        planned = _training(settings, made["clip"]["row_tokens"])
-        made["training"] = planned.as_dict()
-        lines += ["", *planned.lines()]
-    click.echo(json.dumps(made, indent=2) if json_ else "\n".join(lines))
+        made = replace(made, training=_training(settings, made.clip.row_tokens))
+    click.echo(json.dumps(made.as_dict(), indent=2) if json_ else "\n".join(_lines(made)))
 
 
 def _job(asked: Asked, settings: Settings, fps: float) -> Job:
@@ -126,13 +135,13 @@ def frames_of(duration_s: float | None, sampling: Sampling) -> int:
     return min(round(duration_s * (sampling.fps or 1.0)) + 1, sampling.max_frames)
 
 
-def _measured(settings: Settings, job: Job, duration_s: float) -> dict[str, Any]:
-    from cogcache.planning import measured_row
+def _measured(settings: Settings, job: Job, duration_s: float) -> PlannedHours:
+    from cogcache.planning import measured_hours
     from cogcache.selftest import NUM_CLIPS, measure
 
     width, height = job.size
     source = f"measured here just now, on {NUM_CLIPS} made-up clips of {width}x{height}"
-    return measured_row(measure(settings, job.size, duration_s), job.clips, source)
+    return measured_hours(measure(settings, job.size, duration_s), job.clips, source)
 
 
 def _training(settings: Settings, row_tokens: int) -> TrainingPlan:
@@ -147,109 +156,108 @@ def _training(settings: Settings, row_tokens: int) -> TrainingPlan:
     return plan_training(family, settings, kind, rows, labels)
 
 
-def _lines(made: dict[str, Any]) -> list[str]:
+def _lines(made: Plan) -> list[str]:
     from cogcache.cli.tables import as_table
 
     columns = ("memory", "vision", "frames_per_batch", "vision_peak", "language", "language_peak")
-    memories = made["memories"]
+    memories = made.memories
     lines = [
-        f"{made['model']}: the whole model in bf16 is {format_bytes(made['whole_bytes'])}",
-        *(_half(half) for half in made["halves"]),
-        *(_disk(disk) for disk in made["disk"] if disk["features_bytes"] is not None),
-        *([f"  {made['videos']}"] if "videos" in made else []),
-        f"  {made['clip']['reason']}",
-        *_hours(made["hours"]),
-        *(f"  {over}" for over in [made["clip"]["over_context"]] if over),
+        f"{made.model}: the whole model in bf16 is {format_bytes(made.whole_bytes)}",
+        *(_half(half) for half in made.halves),
+        *(_disk(disk, disk.clip_features_bytes) for disk in made.disk if disk.clip_features_bytes),
+        *([f"  {made.videos}"] if made.videos else []),
+        f"  {made.clip.reason}",
+        *_hours(made.hours),
+        *([f"  {made.clip.over_context}"] if made.clip.over_context else []),
         "",
         as_table([_row(memory) for memory in memories], columns),
+        *(["", *_reasons(memories[0])] if len(memories) == 1 else _too_small(memories)),
     ]
-    if len(memories) == 1:
-        return [*lines, "", *_reasons(memories[0])]
-    return [*lines, *_too_small(memories)]
+    return [*lines, "", *made.training.lines()] if made.training else lines
 
 
-def _hours(hours: dict[str, Any]) -> list[str]:
+def _hours(hours: PlannedHours) -> list[str]:
     parts = [
-        f"{format_seconds(hours[f'{half}_s_a_clip'])} a clip, "
-        f"{format_seconds(3600 * hours[f'{half}_hours'])} for {hours['clips']:,} clips"
+        f"{format_seconds(hours.clip_s(half))} a clip, "
+        f"{format_seconds(3600 * hours.hours(half))} for {hours.clips:,} clips"
         for half in ("vision", "language")
     ]
     return [
         f"  time of stage one: {parts[0]}; of stage two: {parts[1]}",
-        f"    {hours['unit_costs']}",
+        f"    {hours.unit_costs}",
     ]
 
 
-def _half(half: dict[str, Any]) -> str:
-    text = f"  {half['half']} half, {half['precision']}: {format_bytes(half['weights_bytes'])}"
-    if half.get("of_it_quantisation_bytes"):
-        text += f", {format_bytes(half['of_it_quantisation_bytes'])} of it scales and tables, "
-        text += f"{format_bytes(half['of_it_not_quantised_bytes'])} not quantised"
-    return text + (" (as asked)" if half["asked"] else "")
+def _half(half: PlannedHalf) -> str:
+    text = f"  {half.half} half, {half.precision}: {format_bytes(half.weights_bytes)}"
+    if half.parts and half.parts.quantisation_bytes:
+        text += f", {format_bytes(half.parts.quantisation_bytes)} of it scales and tables, "
+        text += f"{format_bytes(half.parts.not_quantised_bytes)} not quantised"
+    return text + (" (as asked)" if half.is_asked else "")
 
 
-def _disk(disk: dict[str, Any]) -> str:
+def _disk(disk: PlannedDisk, clip_bytes: int) -> str:
     return (
-        f"  {disk['cache_point']} features: {format_bytes(disk['features_bytes_a_clip'])} a clip "
-        f"before compression; of {disk['clips']:,} clips {format_bytes(disk['features_bytes'])}, "
-        f"their captions {format_bytes(disk['captions_bytes'])}; with --keep-prefix "
-        f"{format_bytes(disk['keep_prefix_bytes'])} besides"
+        f"  {disk.cache_point} features: {format_bytes(clip_bytes)} a clip "
+        f"before compression; of {disk.clips:,} clips {format_bytes(clip_bytes * disk.clips)}, "
+        f"their captions {format_bytes(disk.captions_bytes)}; with --keep-prefix "
+        f"{format_bytes(disk.prefix_bytes)} besides"
     )
 
 
-def _row(memory: dict[str, Any]) -> dict[str, Any]:
-    vision, language = memory["vision"], memory["language"]
+def _row(memory: PlannedMemory) -> dict[str, Any]:
+    vision, language = memory.vision, memory.language
     return {
-        "memory": memory["memory"],
-        "vision": _placed(vision, "blocks") if vision["fits"] else "does not fit",
-        "frames_per_batch": vision["frames_per_batch"] if vision["fits"] else None,
-        "vision_peak": format_bytes(vision["peak_bytes"]) if vision["fits"] else None,
-        "language": _language(language) if language["fits"] else "does not fit",
-        "language_peak": format_bytes(language["peak_bytes"]) if language["fits"] else None,
+        "memory": memory.name,
+        "vision": _placed(vision, "blocks") if vision.fits else "does not fit",
+        "frames_per_batch": vision.frames_per_batch if vision.fits else None,
+        "vision_peak": format_bytes(vision.plan.peak_bytes) if vision.fits else None,
+        "language": _language(language) if language.fits else "does not fit",
+        "language_peak": format_bytes(language.plan.peak_bytes) if language.fits else None,
     }
 
 
-def _placed(stage: dict[str, Any], what: str) -> str:
-    resident, total = stage["resident_layers"], stage["num_layers"]
+def _placed(choice: VisionChoice | LanguageChoice, what: str) -> str:
+    resident, total = choice.resident_layers, choice.num_layers
     return "resident" if resident == total else f"{resident} of {total} {what} resident"
 
 
-def _language(stage: dict[str, Any]) -> str:
-    text = f"{stage['clips_per_batch']} rows"
-    if stage["embedding_waits"]:
+def _language(choice: LanguageChoice) -> str:
+    text = f"{choice.clips_per_batch} rows"
+    if choice.embedding_waits:
         text += ", embedding elsewhere"
-    if stage["resident_layers"] < stage["num_layers"]:
-        text += f", {_placed(stage, 'layers')}"
+    if choice.resident_layers < choice.num_layers:
+        text += f", {_placed(choice, 'layers')}"
     return text
 
 
-def _reasons(memory: dict[str, Any]) -> list[str]:
-    parts = ("weights", "activations", "logits", "cache")
+def _reasons(memory: PlannedMemory) -> list[str]:
     lines = []
     for half in ("vision", "language"):
-        stage = memory[half]
-        sizes = ", ".join(
-            f"{part} {format_bytes(stage[f'{part}_bytes'])}"
-            for part in parts
-            if stage.get(f"{part}_bytes")
-        )
-        lines.append(f"{half}: {stage['reason']}")
-        lines.append(f"  {sizes}")
-        if not stage["fits"]:
-            lines.append(
-                f"  does not fit: {format_bytes(stage['smallest_bytes'])} or more would do"
-            )
-    margin = f"{format_bytes(memory['margin_bytes'])} are left free"
-    lines.append(f"margin: {margin}: {memory['margin_reason']}")
-    lines.append(f"cache point: {memory['cache_point']}: {memory['cache_point_reason']}")
+        choice = memory.choice(half)
+        plan = choice.plan
+        parts = {
+            "weights": plan.weights_bytes,
+            "activations": plan.activations_bytes,
+            "logits": plan.logits_bytes,
+            "cache": plan.cache_bytes,
+        }
+        sizes = (f"{part} {format_bytes(size)}" for part, size in parts.items() if size)
+        lines += [f"{half}: {choice.reason}", f"  {', '.join(sizes)}"]
+        if not choice.fits:
+            needed = format_bytes(memory.least_bytes[half])
+            lines.append(f"  does not fit: {needed} or more would do")
+    margin = f"{format_bytes(memory.margin_bytes)} are left free"
+    lines.append(f"margin: {margin}: {memory.margin_reason}")
+    lines.append(f"cache point: {memory.cache_point}: {memory.cache_point_reason}")
     return lines
 
 
-def _too_small(memories: list[dict[str, Any]]) -> list[str]:
+def _too_small(memories: Sequence[PlannedMemory]) -> list[str]:
     lines = [""]
     for memory in memories:
         for number, half in (("one", "vision"), ("two", "language")):
-            if not memory[half]["fits"]:
-                needed = format_bytes(memory[half]["smallest_bytes"])
-                lines.append(f"{memory['memory']}: stage {number} needs {needed} or more")
+            if not memory.choice(half).fits:
+                needed = format_bytes(memory.least_bytes[half])
+                lines.append(f"{memory.name}: stage {number} needs {needed} or more")
     return lines if len(lines) > 1 else []

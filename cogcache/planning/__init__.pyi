@@ -1,5 +1,6 @@
 from .choices import LanguageChoice as LanguageChoice
 from .choices import StagePlan as StagePlan
+from .choices import VisionChoice as VisionChoice
 from .choices import usable_bytes as usable_bytes
 from .choices import whole_bytes as whole_bytes
 from .clip import published_count as published_count
@@ -12,9 +13,14 @@ from .fitted import LanguageLoader as LanguageLoader
 from .fitted import LoadNotes as LoadNotes
 from .fitted import VisionLoader as VisionLoader
 from .fitted import memory_for as memory_for
-from .hours import measured_row as measured_row
+from .hours import PlannedHours as PlannedHours
+from .hours import measured_hours as measured_hours
 from .plan import Job as Job
 from .plan import make_plan as make_plan
+from .planned import Plan as Plan
+from .planned import PlannedDisk as PlannedDisk
+from .planned import PlannedHalf as PlannedHalf
+from .planned import PlannedMemory as PlannedMemory
 from .training import TrainingPlan as TrainingPlan
 from .training import plan_training as plan_training
 from .training import too_little as too_little

@@ -62,26 +62,51 @@ class ClipWork:
         return read_s + self.prompts * new_s
 
 
-def hours_row(work: ClipWork, costs: UnitCosts, clips: int) -> dict[str, Any]:
-    """Return the plan's row of times: seconds a clip, hours of all, and what they rest on."""
-    vision_s, language_s = work.vision_s(costs), work.language_s(costs)
-    return {
-        "clips": clips,
-        "vision_s_a_clip": vision_s,
-        "vision_hours": vision_s * clips / 3600,
-        "language_s_a_clip": language_s,
-        "language_hours": language_s * clips / 3600,
-        "unit_costs": f"at {costs.words()}; --measure tries it here",
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedHours:
+    """How long both stages take."""
+
+    clips: int
+    vision_s_a_clip: float
+    language_s_a_clip: float
+    unit_costs: str
+    """What the seconds follow from, in words."""
+
+    def hours(self, half: str) -> float:
+        """Return the hours that the stage of a half takes for all clips."""
+        return self.clip_s(half) * self.clips / 3600
+
+    def clip_s(self, half: str) -> float:
+        """Return the seconds that the stage of a half takes for one clip."""
+        return self.vision_s_a_clip if half == "vision" else self.language_s_a_clip
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row of times that `--json` prints."""
+        return {
+            "clips": self.clips,
+            "vision_s_a_clip": self.vision_s_a_clip,
+            "vision_hours": self.hours("vision"),
+            "language_s_a_clip": self.language_s_a_clip,
+            "language_hours": self.hours("language"),
+            "unit_costs": self.unit_costs,
+        }
 
 
-def measured_row(seconds: Mapping[str, float], clips: int, source: str) -> dict[str, Any]:
-    """Return the row of times that were measured, by stage."""
-    return {
-        "clips": clips,
-        "vision_s_a_clip": seconds["extract"],
-        "vision_hours": seconds["extract"] * clips / 3600,
-        "language_s_a_clip": seconds["caption"],
-        "language_hours": seconds["caption"] * clips / 3600,
-        "unit_costs": source,
-    }
+def planned_hours(work: ClipWork, costs: UnitCosts, clips: int) -> PlannedHours:
+    """Return the time that follows from what one unit of work costs."""
+    return PlannedHours(
+        clips=clips,
+        vision_s_a_clip=work.vision_s(costs),
+        language_s_a_clip=work.language_s(costs),
+        unit_costs=f"at {costs.words()}; --measure tries it here",
+    )
+
+
+def measured_hours(seconds: Mapping[str, float], clips: int, source: str) -> PlannedHours:
+    """Return the time that follows from the seconds of a clip, measured by stage."""
+    return PlannedHours(
+        clips=clips,
+        vision_s_a_clip=seconds["extract"],
+        language_s_a_clip=seconds["caption"],
+        unit_costs=source,
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,15 @@ from cogcache.planning.choices import (
 )
 from cogcache.planning.clip import DEFAULT_SIZE, PlannedClip, Size, planned_clip
 from cogcache.planning.estimates import positions_of, prefix_bytes
-from cogcache.planning.hours import TWO_CORES, ClipWork, hours_row
+from cogcache.planning.hours import TWO_CORES, ClipWork, planned_hours
+from cogcache.planning.planned import (
+    ClipTokens,
+    LanguageParts,
+    Plan,
+    PlannedDisk,
+    PlannedHalf,
+    PlannedMemory,
+)
 from cogcache.settings import Settings
 from cogcache.system import free_bytes, pick_device, sample
 from cogcache.units import GIB, format_bytes, parse_bytes
@@ -149,19 +157,21 @@ class _Memory:
         """Return the size at which `usable` may be planned with."""
         return whole_bytes(usable, on_device=self.on_device) + self.held_bytes
 
-    def facts(self) -> dict[str, Any]:
-        """Return the size, and what is left free of it and why."""
+    @property
+    def margin_bytes(self) -> int:
+        """Return what is left free."""
+        return self.size_bytes - max(self.usable, 0)
+
+    @property
+    def margin_reason(self) -> str:
+        """Say why it is left free."""
         held = f"{format_bytes(self.held_bytes)} of the process itself, and "
         driver = f"{format_bytes(DEVICE_CONTEXT_BYTES)} of the driver's own, and "
         reason = driver if self.on_device else held if self.held_bytes else ""
-        return {
-            "memory_bytes": self.size_bytes,
-            "margin_bytes": self.size_bytes - max(self.usable, 0),
-            "margin_reason": f"{reason}5% for fragments of the allocator",
-        }
+        return f"{reason}5% for fragments of the allocator"
 
 
-def make_plan(settings: Settings, job: Job) -> dict[str, Any]:
+def make_plan(settings: Settings, job: Job) -> Plan:
     """Plan both stages for the memory that `settings` give, or for the usual cards.
 
     Args:
@@ -169,8 +179,8 @@ def make_plan(settings: Settings, job: Job) -> dict[str, Any]:
         job: the clips that are planned for.
 
     Returns:
-        `model`, `halves` (each at every precision), `clip`, `disk` (for each cache point),
-        `hours`, and `memories`, what was chosen for each memory and why. Bytes are whole numbers.
+        The halves at every precision, the clip, the disk at each cache point, the hours, and what
+        was chosen for each memory and why.
 
     Raises:
         CogcacheError: there is no such checkpoint, or it is a split of other precisions.
@@ -180,33 +190,18 @@ def make_plan(settings: Settings, job: Job) -> dict[str, Any]:
     points = {point: _Model(family.at(point), settings, job) for point in family.cache_points}
     model = points[family.at(settings.vision.cache_point).cache_point]
     model.check_stored()
-    rows = []
-    for name, memory in _memories(model).items():
-        chosen = {point: each.choices(memory.usable) for point, each in points.items()}
-        vision, language = chosen[model.family.cache_point]
-        rows.append(
-            {
-                "memory": name,
-                **memory.facts(),
-                "vision": _stage(vision, memory) | {"frames_per_batch": vision.frames_per_batch},
-                "language": _stage(language, memory)
-                | {
-                    "clips_per_batch": language.clips_per_batch,
-                    "embedding_waits": language.embedding_waits,
-                    "logits_bytes": language.plan.logits_bytes,
-                },
-                **_cache_point(model.family.cache_point, chosen),
-            }
-        )
-    return {
-        "model": settings.model,
-        "whole_bytes": 2 * (model.vision.num_parameters + model.language.num_parameters),
-        "halves": _halves(model),
-        "clip": _clip(model),
-        "disk": [_disk(each) for each in points.values()],
-        "hours": hours_row(model.work, TWO_CORES, job.clips),
-        "memories": rows,
-    }
+    return Plan(
+        model=settings.model,
+        whole_bytes=2 * (model.vision.num_parameters + model.language.num_parameters),
+        halves=(*_vision_halves(model), *_language_halves(model)),
+        clip=_clip(model),
+        disk=tuple(_disk(each) for each in points.values()),
+        hours=planned_hours(model.work, TWO_CORES, job.clips),
+        memories=tuple(
+            _in_memory(name, memory, points, model.family.cache_point)
+            for name, memory in _memories(model).items()
+        ),
+    )
 
 
 def _with_kind(settings: Settings, family: Family) -> Settings:
@@ -235,23 +230,32 @@ def _memories(model: _Model) -> dict[str, _Memory]:
     return usual | {f"free here ({device})": _Memory(free_bytes(device), device != "cpu")}
 
 
-def _stage(choice: VisionChoice | LanguageChoice, memory: _Memory) -> dict[str, Any]:
-    """What was chosen for one stage, in bytes."""
-    return {
-        "fits": choice.fits,
-        "resident_layers": choice.resident_layers,
-        "num_layers": choice.num_layers,
-        **asdict(choice.plan),
-        "peak_bytes": choice.plan.peak_bytes,
-        "smallest_bytes": memory.least(choice.smallest_bytes),
-        "reason": choice.reason,
-    }
+def _in_memory(
+    name: str, memory: _Memory, points: Mapping[str, _Model], asked: str
+) -> PlannedMemory:
+    """Choose for one memory: at the cache point asked for, told which one would suit best."""
+    chosen = {point: each.choices(memory.usable) for point, each in points.items()}
+    (vision, language), (best, reason) = chosen[asked], _cache_point(asked, chosen)
+    return PlannedMemory(
+        name=name,
+        memory_bytes=memory.size_bytes,
+        margin_bytes=memory.margin_bytes,
+        margin_reason=memory.margin_reason,
+        vision=vision,
+        language=language,
+        least_bytes={
+            "vision": memory.least(vision.smallest_bytes),
+            "language": memory.least(language.smallest_bytes),
+        },
+        cache_point=best,
+        cache_point_reason=reason,
+    )
 
 
 def _cache_point(
     asked: str, chosen: Mapping[str, tuple[VisionChoice, LanguageChoice]]
-) -> dict[str, Any]:
-    """Say which cache point suits a memory, and why."""
+) -> tuple[str, str]:
+    """Return the cache point that suits a memory best, and why."""
 
     def fit(point: str) -> tuple[bool, int]:
         vision, language = chosen[point]
@@ -263,56 +267,51 @@ def _cache_point(
         reason = "the family has no other"
     elif best != asked:
         reason = f"more of the halves stays in this memory than with {asked}"
-    return {"cache_point": best, "cache_point_reason": reason}
+    return best, reason
 
 
-def _halves(model: _Model) -> list[dict[str, Any]]:
-    """Each half at each precision."""
-    rows = [
-        {
-            "half": "vision",
-            "precision": dtype,
-            "weights_bytes": model.vision.num_parameters * item,
-            "asked": dtype == model.settings.vision.vision_dtype,
-        }
-        for dtype, item in ITEM_BYTES.items()
-    ]
+def _vision_halves(model: _Model) -> Iterator[PlannedHalf]:
+    for dtype, item_bytes in ITEM_BYTES.items():
+        yield PlannedHalf(
+            half="vision",
+            precision=dtype,
+            weights_bytes=model.vision.num_parameters * item_bytes,
+            is_asked=dtype == model.settings.vision.vision_dtype,
+        )
+
+
+def _language_halves(model: _Model) -> Iterator[PlannedHalf]:
     language = model.settings.language
     for kind in KINDS:
         for dtype in ITEM_BYTES if kind == "none" else (language.compute_dtype,):
             asked = replace(Quantization.of(language), kind=kind)
             held = model.language_held(asked, dtype)
             plain = model.language_held(Quantization(kind="none"), dtype)
-            is_asked = kind == language.quantization and dtype == language.compute_dtype
-            rows.append(
-                {
-                    "half": "language",
-                    "precision": dtype if kind == "none" else kind,
-                    "weights_bytes": held.total_bytes,
-                    "of_it_embedding_bytes": held.embedding_bytes,
-                    "of_it_head_bytes": held.head_bytes,
-                    "of_it_not_quantised_bytes": held.plain_bytes,
-                    "of_it_quantisation_bytes": held.scale_bytes,
-                    "saved_bytes": plain.total_bytes - held.total_bytes,
-                    "asked": is_asked,
-                }
+            parts = LanguageParts(
+                embedding_bytes=held.embedding_bytes,
+                head_bytes=held.head_bytes,
+                not_quantised_bytes=held.plain_bytes,
+                quantisation_bytes=held.scale_bytes,
+                saved_bytes=plain.total_bytes - held.total_bytes,
             )
-    return rows
+            yield PlannedHalf(
+                half="language",
+                precision=dtype if kind == "none" else kind,
+                weights_bytes=held.total_bytes,
+                is_asked=kind == language.quantization and dtype == language.compute_dtype,
+                parts=parts,
+            )
 
 
-def _clip(model: _Model) -> dict[str, Any]:
-    clip, prompts = model.clip, model.job.prompts
-    tokens, number = clip.row_tokens, f"{prompts} prompts" if prompts > 1 else "1 prompt"
-    size = f" of {clip.size[0]}x{clip.size[1]}" if clip.size else ""
-    return {
-        "frames": clip.frames,
-        "frame_size": f"{clip.size[0]}x{clip.size[1]}" if clip.size else None,
-        "prompts": prompts,
-        "row_tokens": tokens,
-        "reason": f"{clip.frames} frames{size}: {tokens:,} tokens a row; "
-        f"the video part once for {number}",
-        "over_context": _over_context(model, tokens),
-    }
+def _clip(model: _Model) -> ClipTokens:
+    clip = model.clip
+    return ClipTokens(
+        frames=clip.frames,
+        size=clip.size,
+        prompts=model.job.prompts,
+        row_tokens=clip.row_tokens,
+        over_context=_over_context(model, clip.row_tokens),
+    )
 
 
 def _over_context(model: _Model, tokens: int) -> str | None:
@@ -325,16 +324,12 @@ def _over_context(model: _Model, tokens: int) -> str | None:
     return f"{over}: take fewer frames, or fewer --max-new-tokens"
 
 
-def _disk(model: _Model) -> dict[str, Any]:
-    """What N clips take on the disk."""
-    a_clip, clips = model.clip.features_bytes, model.job.clips
-    prefix = prefix_bytes(model.config, model.settings, model.clip.row_tokens)
-    return {
-        "cache_point": model.family.cache_point,
-        "clips": clips,
-        "features_bytes_a_clip": a_clip,
-        "features_bytes": None if a_clip is None else a_clip * clips,
-        "captions_bytes": CAPTION_BYTES * model.job.prompts * clips,
-        "keep_prefix_bytes_a_clip": prefix,
-        "keep_prefix_bytes": prefix * clips,
-    }
+def _disk(model: _Model) -> PlannedDisk:
+    job, clip = model.job, model.clip
+    return PlannedDisk(
+        cache_point=model.family.cache_point,
+        clips=job.clips,
+        clip_features_bytes=clip.features_bytes,
+        captions_bytes=CAPTION_BYTES * job.prompts * job.clips,
+        clip_prefix_bytes=prefix_bytes(model.config, model.settings, clip.row_tokens),
+    )

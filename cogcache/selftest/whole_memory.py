@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -114,12 +113,16 @@ def _in(
         update={"vision": vision, "language": plain, "device": device, "memory": _PLENTY}
     )
     plan = make_plan(exact, Job(frames=frames, size=size))
-    [row] = plan["memories"]
-    halves = [each for each in plan["halves"] if each["asked"]]
-    weights = sum(each["weights_bytes"] for each in halves)
-    activations = max(row["vision"]["activations_bytes"], _beside_weights(row["language"]))
-    blocks = [row[each]["weights_bytes"] // max(1, row[each]["num_layers"]) for each in _HALVES]
-    ends = [half.get(f"of_it_{end}_bytes", 0) for half in halves for end in ("embedding", "head")]
+    [row] = plan.memories
+    halves = [each for each in plan.halves if each.is_asked]
+    weights = sum(each.weights_bytes for each in halves)
+    beside = row.language.plan.peak_bytes - row.language.plan.weights_bytes
+    activations = max(row.vision.plan.activations_bytes, beside)
+    blocks = [
+        choice.plan.weights_bytes // max(1, choice.num_layers)
+        for choice in (row.vision, row.language)
+    ]
+    ends = [each.parts.embedding_bytes + each.parts.head_bytes for each in halves if each.parts]
     memory = memory_for(settings, device)
     if settings.memory == "auto" and device == "cpu":
         memory -= sample().host_bytes  # what the other process holds before any weight
@@ -135,10 +138,5 @@ def _in(
     )
 
 
-_HALVES: Final = ("vision", "language")
 _PLENTY: Final = "100000GiB"
 """Memory in which everything stays: what is planned for it is the whole."""
-
-
-def _beside_weights(stage: Mapping[str, int]) -> int:
-    return stage["activations_bytes"] + stage["cache_bytes"] + stage["logits_bytes"]

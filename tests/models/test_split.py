@@ -177,7 +177,7 @@ def test_the_plan_of_a_split_is_that_of_the_original(pair):
     found, wanted = (
         make_plan(settings_of(m, memory="8GiB"), Job(prompts=2, clips=100)) for m in reversed(pair)
     )
-    assert found["memories"] == wanted["memories"]
+    assert found.memories == wanted.memories
 
 
 def test_what_a_split_does_not_hold_is_not_planned(pair):

@@ -18,7 +18,7 @@ import json
 from cogcache.settings import load_settings
 from cogcache.planning import Job, make_plan
 settings = load_settings(None, {"model": "some/model", "memory": "8GiB"})
-print(json.dumps(make_plan(settings, Job(prompts=4, clips=10))))
+print(json.dumps(make_plan(settings, Job(prompts=4, clips=10)).as_dict()))
 """
 WIDE = Sizes(width=256, inner=512, vocabulary=4096, vision_width=128, vision_inner=512)
 HEADER_BYTES = 100_000
@@ -45,4 +45,4 @@ def test_only_headers_and_small_files_are_fetched_and_the_plan_is_that_of_the_fo
     wanted = make_plan(
         load_settings(None, {"model": str(hub.folder), "memory": "8GiB"}), Job(prompts=4, clips=10)
     )
-    assert found == {**json.loads(json.dumps(wanted)), "model": "some/model"}
+    assert found == {**json.loads(json.dumps(wanted.as_dict())), "model": "some/model"}

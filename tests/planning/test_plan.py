@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from scenes import settings
@@ -18,6 +16,7 @@ from cogcache.planning.choices import LanguageChoice, choose_language, choose_vi
 from cogcache.planning.estimates import frame_bytes
 from cogcache.planning.fitted import VisionLoader
 from cogcache.planning.plan import Job, make_plan
+from cogcache.planning.planned import Plan
 from cogcache.settings.settings import Settings
 from cogcache.system import Processor
 from cogcache.system.memory_monitor import sample
@@ -86,27 +85,27 @@ def test_a_config_without_intermediate_sizes_can_be_planned():
     assert frame_bytes(config, settings()) > 0
 
 
-def plan_of(memory: str, frames: int = 24, **asked: object) -> dict[str, Any]:
+def plan_of(memory: str, frames: int = 24, **asked: object) -> Plan:
     return make_plan(settings(memory=memory, **asked), Job(frames=frames, clips=10))
 
 
 def test_without_a_gpu_the_memory_of_the_process_itself_is_planned_for():
     asked = {"device": "cpu", "vision_dtype": "float32"}
-    [refused] = plan_of("1MiB", **asked)["memories"]
-    enough = refused["vision"]["smallest_bytes"]
-    assert not refused["vision"]["fits"]
+    [refused] = plan_of("1MiB", **asked).memories
+    enough = refused.least_bytes["vision"]
+    assert not refused.vision.fits
     assert enough - sample().host_bytes < 64 * MIB
     given = settings(memory=f"{enough // MIB + 64}MiB", **asked)
     assert VisionLoader(family_of(Checkpoint.open("tiny")), given).first().fits
-    [margin] = (row["margin_reason"] for row in plan_of("8GiB", **asked)["memories"])
+    [margin] = (row.margin_reason for row in plan_of("8GiB", **asked).memories)
     assert "of the process itself" in margin
-    assert "driver" in plan_of("8GiB")["memories"][0]["margin_reason"]
+    assert "driver" in plan_of("8GiB").memories[0].margin_reason
 
 
 def test_rows_that_are_too_long_for_the_context_are_told():
-    assert plan_of("8GiB")["clip"]["over_context"] is None
-    assert "context of 2,048" in plan_of("8GiB", frames=300)["clip"]["over_context"]
-    assert "context of 2,048" in plan_of("8GiB", max_new_tokens=2000)["clip"]["over_context"]
+    assert plan_of("8GiB").clip.over_context is None
+    assert "context of 2,048" in plan_of("8GiB", frames=300).clip.over_context
+    assert "context of 2,048" in plan_of("8GiB", max_new_tokens=2000).clip.over_context
 
 
 def test_products_that_are_raised_are_planned_with_their_inputs_in_float32(tiny, monkeypatch):

@@ -33,8 +33,8 @@ def test_every_family_is_planned_as_large_as_its_features_are(animal, tmp_path):
     for size in ((64, 64), (160, 96)):
         planned = make_plan(settings(model=model), Job(frames=4, clips=1000, size=size))
         made = describe(model, num_frames=4, size=(size[1], size[0]))
-        assert planned["disk"][0]["features_bytes_a_clip"] == made.cached_bytes
-        assert planned["disk"][0]["features_bytes"] == 1000 * made.cached_bytes
+        assert planned.disk[0].clip_features_bytes == made.cached_bytes
+        assert planned.disk[0].features_bytes == 1000 * made.cached_bytes
 
 
 def test_larger_frames_take_more_tokens_and_more_memory(tmp_path):
@@ -43,18 +43,18 @@ def test_larger_frames_take_more_tokens_and_more_memory(tmp_path):
         make_plan(settings(model=model, memory="4GiB"), Job(frames=4, size=size))
         for size in ((64, 64), (256, 256))
     ]
-    small, large = (plan["clip"]["row_tokens"] for plan in plans)
+    small, large = (plan.clip.row_tokens for plan in plans)
     assert large > 4 * small
-    few, many = (plan["memories"][0]["vision"]["activations_bytes"] for plan in plans)
+    few, many = (plan.memories[0].vision.plan.activations_bytes for plan in plans)
     assert many > few
-    assert "4 frames of 256x256" in plans[1]["clip"]["reason"]
+    assert "4 frames of 256x256" in plans[1].clip.reason
 
 
 def test_limits_of_pixels_are_planned_with(tmp_path):
     model = str(QWEN2_VL.write(tmp_path / "model"))
     job = Job(frames=4, size=(256, 256))
-    free = make_plan(settings(model=model), job)["clip"]["row_tokens"]
-    held = make_plan(settings(model=model, max_pixels=64 * 64), job)["clip"]["row_tokens"]
+    free = make_plan(settings(model=model), job).clip.row_tokens
+    held = make_plan(settings(model=model, max_pixels=64 * 64), job).clip.row_tokens
     assert held < free
 
 
@@ -74,11 +74,11 @@ def test_frames_follow_from_the_length_and_the_sampling(duration_s, rule, frames
 
 def test_the_flagship_says_hours_of_both_stages_and_what_they_rest_on(flagship):
     planned = make_plan(settings(model=str(flagship)), Job(frames=24, clips=10_000))
-    hours = planned["hours"]
-    assert 250 < hours["vision_s_a_clip"] < 350  # measured: 300 s on two cores
-    assert 80 < hours["language_s_a_clip"] < 130  # 90 s to read the prompt, and 120 tokens
-    assert hours["vision_hours"] == pytest.approx(hours["vision_s_a_clip"] * 10_000 / 3600)
-    assert "GFLOP/s" in hours["unit_costs"]
+    hours = planned.hours
+    assert 250 < hours.vision_s_a_clip < 350  # measured: 300 s on two cores
+    assert 80 < hours.language_s_a_clip < 130  # 90 s to read the prompt, and 120 tokens
+    assert hours.hours("vision") == pytest.approx(hours.vision_s_a_clip * 10_000 / 3600)
+    assert "GFLOP/s" in hours.unit_costs
 
 
 def test_a_plan_is_made_for_the_videos_that_are_named(tmp_path):

@@ -197,9 +197,9 @@ def test_a_plan_for_the_cpu_is_that_of_the_kind_which_auto_takes_there(monkeypat
     on(monkeypatch, AVX2)
     asked_kinds = {
         device: [
-            half["precision"]
-            for half in make_plan(asked(device=device), Job(clips=10))["halves"]
-            if half["half"] == "language" and half["asked"]
+            half.precision
+            for half in make_plan(asked(device=device), Job(clips=10)).halves
+            if half.half == "language" and half.is_asked
         ]
         for device in ("cpu", "auto")
     }
