@@ -12,7 +12,7 @@ from cogcache.errors import CogcacheError, ConfigError
 from cogcache.settings import NO_MODEL, Settings, known_part, load_settings, parse_prompts
 from cogcache.stages import StageRequest, ask_stage, remembered
 from cogcache.store import FeatureStore
-from cogcache.system import CachePaths, extra_hint
+from cogcache.system import CachePaths, extra_hint, is_url
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +137,7 @@ class Cache:
         Example:
             >>> Cache("cache").features("clips/clip-00.mp4")["features"].shape  # doctest: +SKIP
         """
-        name = path_to_text(Path(video).absolute())
+        name = str(video) if is_url(str(video)) else path_to_text(Path(video).absolute())
         with Catalog(self._catalog()) as catalog:
             rows = [row for row in catalog.clips.rows() if row["start_s"] == start_s]
         keys = {row["feature_key"] for row in rows if row["video"] in (name, str(video))}

@@ -50,6 +50,7 @@ from .rows import VideoRow as VideoRow
 from .rows import is_there as is_there
 from .rows import names_url as names_url
 from .rows import path_to_text as path_to_text
+from .rows import text_to_file as text_to_file
 from .rows import text_to_path as text_to_path
 from .search.comparison import changes as changes
 from .search.comparison import compare as compare

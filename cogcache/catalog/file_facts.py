@@ -6,15 +6,16 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import VideoRow, is_there, names_url, path_to_text, text_to_path
-from cogcache.system import RemoteFacts
+from cogcache.catalog.rows import VideoRow, is_there, names_url, path_to_text, text_to_file
+from cogcache.system import Location, RemoteFacts
 from cogcache.video import file_digest
 
 # What a file system, or a store of objects, says of a file without its being read.
 Stat: TypeAlias = os.stat_result | RemoteFacts
+File = TypeVar("File", bound=Location)
 
 
 class FileFacts:
@@ -37,11 +38,11 @@ class FileFacts:
         among = {"path": paths, "digest": digests}
         return cast(list[VideoRow], self._file.select("videos", "path", among=among))
 
-    def known_digest(self, path: Path, stat: Stat) -> str | None:
+    def known_digest(self, path: Location, stat: Stat) -> str | None:
         """Return the digest of a file that has not changed since it was remembered, or None."""
         return self.digests_of({path: stat}).get(path)
 
-    def digests_of(self, files: Mapping[Path, Stat]) -> dict[Path, str]:
+    def digests_of(self, files: Mapping[File, Stat]) -> dict[File, str]:
         """Return the digests of those files that have not changed since they were remembered."""
         texts = {path_to_text(path): path for path in files}
         known = self.digests_by_name({text: files[path] for text, path in texts.items()})
@@ -57,11 +58,11 @@ class FileFacts:
             if row["inode"] and _identity(files[row["path"]]).items() <= row.items()
         }
 
-    def remember_digest(self, path: Path, stat: Stat, digest: str) -> None:
+    def remember_digest(self, path: Location, stat: Stat, digest: str) -> None:
         """Remember the digest of a file; ``stat`` must be from before its bytes were read."""
         self.remember_digests([(path, stat, digest)])
 
-    def remember_digests(self, files: Iterable[tuple[Path, Stat, str]]) -> None:
+    def remember_digests(self, files: Iterable[tuple[Location, Stat, str]]) -> None:
         """Remember many digests in one transaction."""
         rows = [
             {"path": path_to_text(path), **_identity(stat), "digest": digest}
@@ -123,7 +124,7 @@ class FileFacts:
         for texts in paths.values():
             # Of objects of a store nobody asks here: they count as being there.
             local = (text for text in texts if not names_url(text))
-            absent = [text for text in local if not is_there(text_to_path(text))]
+            absent = [text for text in local if not is_there(text_to_file(text))]
             gone += absent if len(absent) < len(texts) else []
         return self._file.delete("files", "path", gone)
 

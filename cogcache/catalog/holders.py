@@ -24,9 +24,17 @@ from urllib.parse import quote_from_bytes
 
 from tqdm import tqdm
 
-from cogcache.catalog import CatalogFile, FileFacts, Stat, names_url, path_to_text, text_to_path
+from cogcache.catalog import (
+    CatalogFile,
+    FileFacts,
+    Stat,
+    names_url,
+    path_to_text,
+    text_to_file,
+    text_to_path,
+)
 from cogcache.errors import CatalogError, VideoError
-from cogcache.system import RemoteError, facts, is_url
+from cogcache.system import Location, ObjectUrl, RemoteError, facts
 from cogcache.video import file_digest
 
 logger = logging.getLogger(__name__)
@@ -102,7 +110,7 @@ class Holders:
             # a name of its own, under which the missing one may be; or the next one, in a ring.
             new = {self._now[name] for name in names if self._now.get(name)} - self._asked
 
-    def look_in(self, folders: Iterable[Path]) -> None:
+    def look_in(self, folders: Iterable[Location]) -> None:
         """Look at all files in folders, or of these names, that the catalog knows."""
         for folder in folders:
             test, values = in_folder("path", folder, "folder")
@@ -217,9 +225,9 @@ def _stat(name: str) -> Stat | str:
     """Return what a file system or a store says of a file, or why nothing is known of it."""
     try:
         if names_url(name):
-            return facts(text_to_path(name), anew=True)
+            return facts(ObjectUrl(name), anew=True)
         # A path object a file would take longer than the look at it.
-        return os.stat(text_to_path(name) if name.startswith("file:") else name)  # noqa: PTH116
+        return os.stat(text_to_file(name) if name.startswith("file:") else name)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL is in no name
         return GONE
     except OSError as error:
@@ -237,18 +245,18 @@ def _stats(names: Sequence[str]) -> dict[str, Stat | str]:
         return dict(zip(names, chain.from_iterable(found), strict=True))
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Location) -> str:
     """Return the digest of a file that is not as it was.
 
     Raises:
         VideoError: it cannot be read, or lies in a store and would have to be fetched.
     """
-    if is_url(path):
+    if isinstance(path, ObjectUrl):
         raise VideoError("changing", CHANGED_IN_STORE)
     return file_digest(path)
 
 
-def in_folder(column: str, folder: Path, label: str) -> tuple[str, dict[str, str]]:
+def in_folder(column: str, folder: Location, label: str) -> tuple[str, dict[str, str]]:
     """Return an SQL test of whether a column names a folder or what lies in it, and its values.
 
     Args:
@@ -266,7 +274,7 @@ def in_folder(column: str, folder: Path, label: str) -> tuple[str, dict[str, str
     return f"({' OR '.join(tests)})", values
 
 
-def folder_names(folders: Iterable[Path]) -> list[str]:
+def folder_names(folders: Iterable[Location]) -> list[str]:
     """Return folders, or files, as the catalog would name them."""
     return [text for folder in folders for text in sorted(_names_of(folder))]
 
@@ -277,9 +285,9 @@ def is_in(name: str, folders: Sequence[str]) -> bool:
     return not folders or any(inside)
 
 
-def _names_of(folder: Path) -> set[str]:
-    if is_url(folder):
-        return {path_to_text(folder)}
+def _names_of(folder: Location) -> set[str]:
+    if isinstance(folder, ObjectUrl):
+        return {folder.url}
     whole = Path(os.path.abspath(folder))  # noqa: PTH100  # resolve() would follow links
     # A video whose own name is odd has its whole path written in the other way.
     return {path_to_text(whole), "file:" + quote_from_bytes(os.fsencode(whole))}

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog.holders import REPLACED, Holders, Look, folder_names, is_in
 from cogcache.errors import MissingVideosError
+from cogcache.system import Location
 
 Row = dict[str, Any]
 _QUOTED: Final = 3
@@ -53,7 +53,7 @@ class Placing:
         folders: only files in these, or of these names; none: all.
     """
 
-    def __init__(self, holders: Holders, look: Look, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, holders: Holders, look: Look, folders: Sequence[Location] = ()) -> None:
         self._holders, self._look = holders, look
         self._folders = folder_names(folders)
 

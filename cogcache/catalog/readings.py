@@ -13,6 +13,7 @@ from typing import Any, Final, Self, TypeAlias
 from cogcache.catalog.file_facts import FileFacts
 from cogcache.catalog.rows import ClipRow, text_to_path
 from cogcache.keys import Field
+from cogcache.system import ObjectUrl
 
 READER: Final = 2
 """In the sampling of the key of clips that an earlier reader read otherwise."""
@@ -95,7 +96,7 @@ def _unchanged(files: FileFacts, digests: Collection[str]) -> Iterator[tuple[str
     seen = set[str]()
     for digest, text in files.paths_of(digests):
         path = text_to_path(text)
-        if digest in seen:
+        if digest in seen or isinstance(path, ObjectUrl):
             continue
         try:
             stat = path.stat()

@@ -16,6 +16,7 @@ from cogcache.catalog.values import misfits
 from cogcache.errors import CorruptFeaturesError
 from cogcache.keys import FeatureKey
 from cogcache.store import FeatureStore
+from cogcache.system import ObjectUrl
 
 
 def rows_of(store: FeatureStore, key: str, video_size_bytes: int) -> tuple[VideoRow, ClipRow]:
@@ -93,7 +94,8 @@ def adopt(catalog: Catalog, rows: Iterable[tuple[VideoRow, ClipRow]]) -> int:
 
 
 def _size_bytes(video: str) -> int:
+    path = text_to_path(video)
     try:
-        return text_to_path(video).stat().st_size
+        return 0 if isinstance(path, ObjectUrl) else path.stat().st_size
     except OSError:
         return 0

@@ -11,7 +11,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cogcache.errors import ClipError
 from cogcache.keys import Field
-from cogcache.system import is_url, url_of
+from cogcache.system import Location, ObjectUrl, is_url
 
 IMPORTED: Final = "imported"
 """What stands for the quantisation of captions that people wrote or edited."""
@@ -206,7 +206,7 @@ class Failure:
     """Its feature key; None where the video could not even be read."""
     video_digest: str | None = None
 
-    def row(self, video: Path, run: int | None = None) -> FailureRow:
+    def row(self, video: Location, run: int | None = None) -> FailureRow:
         """Return what the catalog notes of it under one file.
 
         Args:
@@ -242,15 +242,15 @@ class RunEnd:
     """Peaks and timeline of memory, bytes read by shard, versions."""
 
 
-def path_to_text(path: Path | str) -> str:
+def path_to_text(path: Location | str) -> str:
     """Return a path as a text that any database, terminal and file can hold.
 
     That is the path itself, or the URL that it stands for; only where it holds bytes that are not
     UTF-8 (or begins with ``file:``), it is ``file:`` and the path's bytes with all odd
     ones as ``%XX``.
     """
-    if is_url(path):
-        return url_of(path)
+    if isinstance(path, ObjectUrl):
+        return path.url
     text = os.fspath(path)
     try:
         text.encode()
@@ -259,8 +259,15 @@ def path_to_text(path: Path | str) -> str:
     return _FILE + quote_from_bytes(os.fsencode(text)) if text.startswith(_FILE) else text
 
 
-def text_to_path(text: str) -> Path:
+def text_to_path(text: str) -> Location:
     """Return the path that ``path_to_text`` was given; a NUL, which no path has, is left out."""
+    if names_url(text):
+        return ObjectUrl(text)
+    return text_to_file(text)
+
+
+def text_to_file(text: str) -> Path:
+    """Return the path of a file of this machine, of which `names_url` is false."""
     if text.startswith(_FILE):
         text = os.fsdecode(unquote_to_bytes(text.removeprefix(_FILE)))
     return Path(text.replace("\0", ""))

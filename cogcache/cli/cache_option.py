@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from cogcache.system import location_of
+
 
 class NamedPath(click.Path):
     """A path that was named: an empty text, which an unset variable leaves, is none."""
@@ -19,6 +21,15 @@ class NamedPath(click.Path):
         if value == "":
             self.fail("it is empty; a variable that is not set may have left it so", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class LocationType(NamedPath):
+    """A folder or a file, or the URL of what lies in a store."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path or the object."""
+        found = super().convert(value, param, ctx)
+        return location_of(found) if isinstance(found, str) else found
 
 
 cache_option = click.option(

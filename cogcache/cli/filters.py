@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogcache.cli.cache_option import NamedPath
+from cogcache.cli.cache_option import LocationType
 from cogcache.cli.judged import JUDGED, JUDGED_NAMES, judged, judged_several
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
@@ -24,7 +24,7 @@ _OPTIONS = (
     click.option(
         "--in",
         "folders",
-        type=NamedPath(path_type=Path),
+        type=LocationType(),
         multiple=True,
         metavar="FOLDER",
         help="Only videos in this folder, at any depth; or one video. Repeatable.",

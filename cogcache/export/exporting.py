@@ -35,7 +35,7 @@ from cogcache.export.target import check_free, whole_file, whole_folder
 from cogcache.export.trainer_folders import FFMPEG, LAYOUTS, Placed
 from cogcache.export.webdataset import write_tars
 from cogcache.export.wording import Wording, num_words
-from cogcache.system import is_url, noted, remove_dead, seal
+from cogcache.system import noted, remove_dead, seal
 from cogcache.units import printable
 from cogcache.video import VIDEO_SUFFIXES
 
@@ -178,7 +178,7 @@ def export_beside(catalog: Path, format_: str, selection: Selection, options: Op
     texts: dict[Path, str] = {}
     left_out: list[Left] = []
     for some in by_video(items):
-        local = [path for path in some[0].paths if not is_url(path)]
+        local = some[0].paths
         left_out += [] if local else [(_name(some[0]), "there is no file to write it beside")]
         for path in (_beside(path, format_) for path in local):
             if path in texts:

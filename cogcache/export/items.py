@@ -22,8 +22,9 @@ from cogcache.catalog import (
     Selection,
     carried_rows,
     missing_videos,
+    names_url,
     outdated,
-    text_to_path,
+    text_to_file,
     warn_of_unscored,
 )
 from cogcache.errors import ConfigError, NothingChosenError
@@ -104,8 +105,8 @@ class Item:
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold the video now."""
-        return [text_to_path(name) for name in self.names]
+        """The files of this machine that hold the video now."""
+        return [text_to_file(name) for name in self.names if not names_url(name)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Final
 
 from cogcache.errors import ConfigError
 from cogcache.export.target import MARK
+from cogcache.system import Location
 
 MAX_PART_BYTES: Final = 180
 """Of one name: file systems take 255, and an ending comes behind it."""
@@ -24,7 +25,7 @@ _TAKEN: Final = {MARK, "con", "prn", "aux", "nul"}
 """Names that are something else: the export's own file, and Windows' devices."""
 
 
-def names_below(paths: Sequence[Path], ending: str) -> list[Path]:
+def names_below(paths: Sequence[Location], ending: str) -> list[Path]:
     """Return a path below a folder for each of ``paths``, each once, and none a folder of another.
 
     They keep the names below the folder that all have in common, without suffixes where
@@ -48,10 +49,10 @@ def names_below(paths: Sequence[Path], ending: str) -> list[Path]:
     return _told_apart(chosen, ending)
 
 
-def _parts(path: Path) -> tuple[str, ...]:
+def _parts(path: Location) -> tuple[str, ...]:
     """Return the names on the way to a path: ``..`` goes up, and stops at the top."""
     parts: list[str] = []
-    for part in path.as_posix().split("/"):
+    for part in (path.as_posix() if isinstance(path, Path) else path.url).split("/"):
         if part == "..":
             del parts[-1:]
         elif part not in ("", "."):

@@ -14,7 +14,6 @@ from pathlib import Path
 from cogcache.catalog import REPLACED, UNKNOWN, CatalogFile, FileFacts
 from cogcache.errors import VideoError
 from cogcache.export.items import Item
-from cogcache.system import is_url
 from cogcache.video import FileState, file_digest, state_of
 
 
@@ -50,11 +49,10 @@ class Sources:
     def _path(self, item: Item) -> Path:
         if item.video_digest is None:
             raise VideoError("missing", UNKNOWN)
-        local = [path for path in item.paths if not is_url(path)]
-        if not local:
+        if not item.paths:
             where = "lies in a store; fetch it" if item.names else "no file holds it any more"
             raise VideoError("missing", where)
-        return local[0]
+        return item.paths[0]
 
     def _digest(self, path: Path) -> str:
         is_reached_by_link = os.path.realpath(path) != os.fspath(path)

@@ -10,6 +10,7 @@ from typing import Final
 from cogcache.errors import ConfigError, VideoError
 from cogcache.planning.clip import Size
 from cogcache.settings import Clips
+from cogcache.system import ObjectUrl
 from cogcache.video import VideoInfo, cut, find_videos, probe
 
 MOST_LOOKED_AT: Final = 200
@@ -55,6 +56,8 @@ def look_at(videos: Sequence[str], clips: Clips) -> Looked:
     step = max(1, len(paths) // MOST_LOOKED_AT)
     infos: list[VideoInfo] = []
     for path in paths[::step]:
+        if isinstance(path, ObjectUrl):  # nothing is fetched for a plan
+            continue
         try:
             infos.append(probe(path))
         except VideoError:  # stage one lists it as a failure

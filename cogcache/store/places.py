@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,16 @@ from typing import Final, Protocol
 from cogcache.errors import CacheError, ConfigError
 from cogcache.system import (
     CachePaths,
+    Location,
+    ObjectUrl,
     RemoteError,
     facts,
     filesystem,
-    path_of_url,
     remove_dead,
     scratch_folder,
     seal,
     sync_folder,
     tried,
-    url_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ Check = Callable[[Path], None]
 class FeatureFiles(Protocol):
     """What the store of features asks of a place for files named by their keys."""
 
-    def path_of(self, key: str) -> Path:
-        """Return where a file lies or would lie: a path, or a URL of `cogcache.system.urls`."""
+    def path_of(self, key: str) -> Location:
+        """Return where a file lies or would lie."""
 
     def has(self, key: str) -> bool:
         """Say whether there is a file of this key."""
@@ -66,7 +66,7 @@ class FeatureFiles(Protocol):
     def remove(self, key: str) -> None:
         """Delete a file for good."""
 
-    def strangers(self) -> list[Path]:
+    def strangers(self) -> Sequence[Location]:
         """Return files in the same place that are not feature files."""
 
     def sweep(self) -> list[Path]:
@@ -151,14 +151,14 @@ class ObjectFiles:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        if url.partition("://")[0] in _SHOWN_IN_PARTS or url_of(path_of_url(url)) != url:
+        if str(ObjectUrl.of(url)).partition("://")[0] in _SHOWN_IN_PARTS:
             raise ConfigError(
                 f"features cannot be kept at {url}", "name a prefix, as s3://bucket/a"
             )
 
-    def path_of(self, key: str) -> Path:
+    def path_of(self, key: str) -> ObjectUrl:
         """See `FeatureFiles`."""
-        return path_of_url(f"{self.url}/{key[:2]}/{key}.h5")
+        return ObjectUrl(f"{self.url}/{key[:2]}/{key}.h5")
 
     def has(self, key: str) -> bool:
         """See `FeatureFiles`."""
@@ -213,14 +213,14 @@ class ObjectFiles:
         with self._errors(key):
             tried(self._url_of(key), lambda: system.rm_file(name))
 
-    def strangers(self) -> list[Path]:
+    def strangers(self) -> list[ObjectUrl]:
         """See `FeatureFiles`."""
         listed = self._listed()  # once: a run at work adds to it
         keys = {name.rpartition("/")[2].removesuffix(".h5") for name in listed}
         ours = {f"{key[:2]}/{key}.h5" for key in keys if KEY.fullmatch(key)}
         others = [name for name in listed if "/".join(name.split("/")[-2:]) not in ours]
         scheme = self.url.partition("://")[0]
-        return sorted(path_of_url(f"{scheme}://{name.lstrip('/')}") for name in others)
+        return sorted(ObjectUrl(f"{scheme}://{name.lstrip('/')}") for name in others)
 
     def sweep(self) -> list[Path]:
         """See `FeatureFiles`."""
@@ -233,7 +233,7 @@ class ObjectFiles:
         except RemoteError as error:
             if error.reason == "missing":
                 return []
-            raise _as_cache_error(Path(self.url), error) from error
+            raise _as_cache_error(ObjectUrl(self.url), error) from error
         return found
 
     def _url_of(self, key: str) -> str:
@@ -247,7 +247,7 @@ class ObjectFiles:
             raise _as_cache_error(self.path_of(key), error) from error
 
 
-def _as_cache_error(path: Path, error: RemoteError) -> CacheError:
+def _as_cache_error(path: ObjectUrl, error: RemoteError) -> CacheError:
     hint = "see that the store can be reached, and what its variables in the environment are"
     return CacheError(f"{path}: {error}", hint)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cogcache.errors import CacheError
 from cogcache.store import reader, writer
 from cogcache.store.format import Bits
 from cogcache.store.store import FeatureStore
 from cogcache.store.writer import Compression
-from cogcache.system import seal
 
 
 def repack(store: FeatureStore, key: str, compression: Compression) -> int | None:
@@ -25,21 +23,22 @@ def repack(store: FeatureStore, key: str, compression: Compression) -> int | Non
         CacheError: the cache holds none of this key, or the disk is full.
         CorruptFeaturesError: the file is damaged; it is left as it is.
     """
-    path = _found(store, key)
-    if writer.packings(path) <= {compression}:
-        return None
-    stored = reader.read(path, key)
-    bits = {name: Bits.of(name, tensor) for name, tensor in stored.tensors.items()}
-    content = writer.encode(key, bits, stored.attributes, stored.thumbnail, compression)
-    if content == path.read_bytes():  # what hardly takes any room once compressed lies there plain
-        return None
+    with store.opened(key) as path:
+        if writer.packings(path) <= {compression}:
+            return None
+        stored = reader.read(path, key)
+        bits = {name: Bits.of(name, tensor) for name, tensor in stored.tensors.items()}
+        content = writer.encode(key, bits, stored.attributes, stored.thumbnail, compression)
+        # What hardly takes any room once compressed lies there plain.
+        if content == path.read_bytes():
+            return None
 
-    def check(partial: Path) -> None:
-        reader.check(partial, key, bits)
-        reader.check_same_seal(path, partial)
+        def check(partial: Path) -> None:
+            reader.check(partial, key, bits)
+            reader.check_same_seal(path, partial)
 
-    seal(path, content, check)
-    return path.stat().st_size
+        store.put(key, content, check)
+    return store.size_bytes(key)
 
 
 def compression_of(store: FeatureStore, key: str) -> Compression:
@@ -48,11 +47,6 @@ def compression_of(store: FeatureStore, key: str) -> Compression:
     Raises:
         CacheError: the cache holds none of this key.
     """
-    packings = writer.packings(_found(store, key)) - {"none"}
+    with store.opened(key) as path:
+        packings = writer.packings(path) - {"none"}
     return next(iter(sorted(packings)), "none")
-
-
-def _found(store: FeatureStore, key: str) -> Path:
-    if key not in store:
-        raise CacheError(f"{store.root} holds no features {key}", "run `cogcache extract` again")
-    return store.path_of(key)

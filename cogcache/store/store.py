@@ -6,7 +6,7 @@ is complete; that it is sound is proven at each reading.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +16,11 @@ from cogcache.keys import Field
 from cogcache.store import reader, writer
 from cogcache.store.format import Bits
 from cogcache.store.mark import CACHE_FORMAT, check_cache, is_free, write_mark
-from cogcache.store.places import KEY, feature_files
+from cogcache.store.places import KEY, Check, feature_files
 from cogcache.store.quarantine import Quarantine
 from cogcache.store.reader import StoredFeatures
 from cogcache.store.writer import Compression
-from cogcache.system import CachePaths, remove_dead, seal
+from cogcache.system import CachePaths, Location, remove_dead, seal
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class FeatureStore:
             )
         return store
 
-    def path_of(self, key: str) -> Path:
+    def path_of(self, key: str) -> Location:
         """Return where the features of ``key`` lie, or would lie.
 
         Raises:
@@ -151,7 +151,7 @@ class FeatureStore:
         if key not in self:
             bits = {name: Bits.of(name, tensor) for name, tensor in tensors.items()}
             content = writer.encode(key, bits, attributes, thumbnail, compression)
-            self._files.put(key, content, lambda copy: reader.check(copy, key, bits))
+            self.put(key, content, lambda copy: reader.check(copy, key, bits))
         return self._files.size_bytes(key)
 
     def take(self, key: str, other: FeatureStore) -> None:
@@ -161,10 +161,10 @@ class FeatureStore:
             CacheError: it cannot be read, or the disk is full or cannot be written.
             CorruptFeaturesError: the file is damaged.
         """
-        with other._found(key) as path:
+        with other.opened(key) as path:
             reader.prove(path, key)
             content = path.read_bytes()
-        self._files.put(key, content, lambda copy: reader.prove(copy, key))
+        self.put(key, content, lambda copy: reader.prove(copy, key))
 
     def read(self, key: str, names: Collection[str] | None = None) -> StoredFeatures:
         """Return the features of ``key``, proven to be what was sealed.
@@ -178,7 +178,7 @@ class FeatureStore:
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
             KeyError: there is no tensor of such a name.
         """
-        with self._found(key) as path:
+        with self.opened(key) as path:
             return reader.read(path, key, names)
 
     def describe(self, key: str) -> dict[str, Field]:
@@ -188,7 +188,7 @@ class FeatureStore:
             CacheError: the cache holds none of this key, or the disk cannot be read.
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
-        with self._found(key) as path:
+        with self.opened(key) as path:
             return reader.describe(path, key)
 
     def outline(self, key: str) -> StoredFeatures:
@@ -198,7 +198,7 @@ class FeatureStore:
             CacheError: the cache holds none of this key, or the disk cannot be read.
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
-        with self._found(key) as path:
+        with self.opened(key) as path:
             return reader.outline(path, key)
 
     def prove(self, key: str) -> None:
@@ -208,16 +208,16 @@ class FeatureStore:
             CacheError: the cache holds none of this key, or the disk cannot be read.
             CorruptFeaturesError: the file is damaged; ``quarantine`` it.
         """
-        with self._found(key) as path:
+        with self.opened(key) as path:
             reader.prove(path, key)
 
-    def strangers(self) -> list[Path]:
+    def strangers(self) -> Sequence[Location]:
         """Return files among the features that are not feature files, without unfinished ones."""
         return self._files.strangers()
 
     def remove(self, key: str) -> int:
         """Delete the features of ``key`` for good; return the bytes that this sets free."""
-        with self._found(key):
+        with self.opened(key):
             size_bytes = self._files.size_bytes(key)
         self._files.remove(key)
         return size_bytes
@@ -226,7 +226,22 @@ class FeatureStore:
         """Copy a file that is about to be replaced to the quarantine; return its place there."""
         return self._quarantine.keep_copy(path, reason)
 
-    def _found(self, key: str) -> AbstractContextManager[Path]:
+    def put(self, key: str, content: bytes, check: Check) -> None:
+        """Write the bytes of a feature file, whole or not at all, over those that are there.
+
+        Args:
+            key: of the features.
+            content: all bytes of the file.
+            check: looks at a copy, and raises where that is not to be kept.
+        """
+        self._files.put(key, content, check)
+
+    def opened(self, key: str) -> AbstractContextManager[Path]:
+        """Return a `with` block's file on this machine with the bytes of a feature file.
+
+        Raises:
+            CacheError: the cache holds none of this key.
+        """
         if self.features is None and key not in self:
             raise CacheError(f"{self.root} holds no features {key}", "run `cogcache extract` again")
         return self._files.opened(key)
@@ -240,7 +255,7 @@ class FeatureStore:
         Raises:
             CacheError: there is no such file, or it cannot be moved.
         """
-        with self._found(key) as path:
+        with self.opened(key) as path:
             target = self._quarantine.place_for(key, reason)
             if self.features is not None:
                 seal(target, path.read_bytes())

@@ -63,6 +63,8 @@ from .spool import Fetching as Fetching
 from .spool import Spool as Spool
 from .starter import end_with_starter as end_with_starter
 from .starter import starter_pipe as starter_pipe
+from .urls import Location as Location
+from .urls import ObjectUrl as ObjectUrl
+from .urls import file_of as file_of
 from .urls import is_url as is_url
-from .urls import path_of_url as path_of_url
-from .urls import url_of as url_of
+from .urls import location_of as location_of

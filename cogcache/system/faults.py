@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cogcache.errors import ClipError, CogcacheError, MachineError
+from cogcache.system.urls import Location
 
 
 def _numbers(*names: str) -> frozenset[int]:
@@ -124,14 +125,14 @@ class DiskWatch:
 
     def __init__(self) -> None:
         self.held: list[tuple[Any, ClipError]] = []
-        self._videos: set[Path] = set()
+        self._videos: set[Location] = set()
 
     @property
     def is_gone(self) -> bool:
         """Whether so many videos were lost in a row that the disk must be the reason."""
         return len(self._videos) >= MOST_IN_A_ROW
 
-    def holds(self, job: Any, video: Path, error: ClipError) -> bool:
+    def holds(self, job: Any, video: Location, error: ClipError) -> bool:
         """Hold a failure back if the disk may be its reason; say whether it is held."""
         if error.reason != DISK_ERROR:
             return False

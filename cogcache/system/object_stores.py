@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO, Final, TypeVar
 
 from cogcache.errors import CacheError, ConfigError, VideoError
 from cogcache.system.distribution import extra_hint
-from cogcache.system.urls import path_of_url, refuse_secrets, url_of
+from cogcache.system.urls import ObjectUrl, refuse_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class RemoteError(Exception):
         self.reason = reason
 
 
-_known: dict[Path, RemoteFacts] = {}
+_known: dict[ObjectUrl, RemoteFacts] = {}
 """What listings told, so that objects are not asked for one by one."""
 
 
@@ -85,7 +84,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     return system, name
 
 
-def find(url: str, suffixes: Collection[str]) -> list[Path]:
+def find(url: str, suffixes: Collection[str]) -> list[ObjectUrl]:
     """Return the objects that a URL stands for: one, those below a prefix, or those of a pattern.
 
     Args:
@@ -105,7 +104,7 @@ def find(url: str, suffixes: Collection[str]) -> list[Path]:
     paths = []
     for each, info in sorted(found.items()):
         name = system._strip_protocol(each)  # of a web server it is the URL as it was
-        path = path_of_url(name if "://" in name else f"{scheme}://{name.lstrip('/')}")
+        path = ObjectUrl.of(name if "://" in name else f"{scheme}://{name.lstrip('/')}")
         if len(found) == 1 or path.suffix.lower() in suffixes:
             _known[path] = _facts(info)
             paths.append(path)
@@ -137,20 +136,20 @@ def _file_info(system: Any, name: str) -> Mapping[str, Any] | None:
     return info if info.get("type") == "file" else None
 
 
-def facts(path: Path, *, anew: bool = False) -> RemoteFacts:
+def facts(path: ObjectUrl, *, anew: bool = False) -> RemoteFacts:
     """Return what a store says of an object; what a listing has told is not asked again.
 
     Raises:
         RemoteError: it is not there, or the store cannot be asked.
     """
     if anew or path not in _known:
-        url = url_of(path)
+        url = path.url
         system, name = filesystem(url)
         _known[path] = _facts(tried(url, lambda: system.info(name)))
     return _known[path]
 
 
-def forget(path: Path) -> None:
+def forget(path: ObjectUrl) -> None:
     """Have an object be asked for when it is next needed."""
     _known.pop(path, None)
 
@@ -178,11 +177,11 @@ def _seconds(time: object) -> float:
     return time if isinstance(time, int | float) else 0.0
 
 
-def fetch(path: Path, target: BinaryIO, ending: Event | None = None) -> str:
+def fetch(path: ObjectUrl, target: BinaryIO, ending: Event | None = None) -> str:
     """Write all bytes of an object to a file; where the connection is lost, go on from there.
 
     Args:
-        path: URL of the object.
+        path: the object.
         target: to write to.
         ending: once it is set, nothing more is fetched.
 
@@ -193,7 +192,7 @@ def fetch(path: Path, target: BinaryIO, ending: Event | None = None) -> str:
         RemoteError: it cannot be had.
         VideoError: it changed meanwhile (``changing``).
     """
-    url, before = url_of(path), facts(path)
+    url, before = path.url, facts(path)
     system, name = filesystem(url)
     digest = hashlib.sha256()
 
@@ -283,7 +282,7 @@ def _shown(error: Exception) -> str:
 
 
 @contextmanager
-def as_video_errors(path: Path) -> Iterator[None]:
+def as_video_errors(path: ObjectUrl) -> Iterator[None]:
     """Turn what a store says into the failure of a video."""
     try:
         yield
@@ -293,4 +292,4 @@ def as_video_errors(path: Path) -> Iterator[None]:
             "forbidden": "check who may read it, and the store's variables in the environment",
         }
         hint = hints.get(error.reason, "see that the store can be reached, then --retry-failed")
-        raise VideoError(error.reason, f"{url_of(path)}: {error}", hint) from error
+        raise VideoError(error.reason, f"{path}: {error}", hint) from error

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, TypeVar
 from cogcache.errors import MachineError, VideoError
 from cogcache.system.object_stores import as_video_errors, facts, fetch
 from cogcache.system.scratch import remove_dead, temporary_name
-from cogcache.system.urls import is_url, url_of
+from cogcache.system.urls import Location, ObjectUrl
 from cogcache.units import GIB, format_bytes
 
 Result = TypeVar("Result")
@@ -42,11 +42,11 @@ class Spool:
         user = os.getuid() if hasattr(os, "getuid") else "user"
         return cls(Path(tempfile.gettempdir(), f"cogcache-spool-{user}"), int(most_gib * GIB))
 
-    def digest(self, video: Path, ending: Event | None = None) -> str:
+    def digest(self, video: ObjectUrl, ending: Event | None = None) -> str:
         """Return the SHA-256 of an object's bytes, which are fetched and kept for a while.
 
         Args:
-            video: its URL, as a path.
+            video: the object.
             ending: once it is set, nothing more is fetched.
 
         Raises:
@@ -55,11 +55,11 @@ class Spool:
         return self._fetch(video, ending).stem.partition("-")[2]
 
     @contextmanager
-    def local(self, video: Path, digest: str = "") -> Iterator[Path]:
+    def local(self, video: ObjectUrl, digest: str = "") -> Iterator[Path]:
         """Yield a file of this machine with the bytes of an object.
 
         Args:
-            video: its URL, as a path.
+            video: the object.
             digest: SHA-256 that its bytes had; "" takes what is there now.
 
         Raises:
@@ -72,7 +72,7 @@ class Spool:
         finally:
             held.path.unlink(missing_ok=True)
 
-    def _held(self, video: Path, digest: str) -> _Held:
+    def _held(self, video: ObjectUrl, digest: str) -> _Held:
         self._make()
         pattern = f"{_begin(video)}-{digest or '*'}{video.suffix}"
         for path in self.folder.glob(pattern):
@@ -80,16 +80,16 @@ class Spool:
                 return _link(path)
         path = self._fetch(video)
         if digest and path.stem.partition("-")[2] != digest:
-            problem = f"{url_of(video)} is not what it was when its digest was taken"
+            problem = f"{video} is not what it was when its digest was taken"
             raise VideoError("changing", problem, "run again when it is complete")
         return _link(path)
 
-    def _fetch(self, video: Path, ending: Event | None = None) -> Path:
+    def _fetch(self, video: ObjectUrl, ending: Event | None = None) -> Path:
         self._make()
         with as_video_errors(video):
             size_bytes = facts(video).st_size
             if not size_bytes:
-                raise VideoError("empty_file", f"{url_of(video)} has no bytes", "put it anew")
+                raise VideoError("empty_file", f"{video} has no bytes", "put it anew")
             self._make_room(video, max(0, size_bytes))
             partial = temporary_name(self.folder / f"fetching{video.suffix}")
             try:
@@ -118,10 +118,10 @@ class Spool:
             problem = f"{self.folder} is no folder of this user alone"
             raise MachineError(problem, "remove it, or set TMPDIR to a folder of your own")
 
-    def _make_room(self, video: Path, size_bytes: int) -> None:
+    def _make_room(self, video: ObjectUrl, size_bytes: int) -> None:
         if size_bytes > self.most_bytes:
             size, most = format_bytes(size_bytes), format_bytes(self.most_bytes)
-            problem = f"{url_of(video)} has {size}; the spool may hold {most}"
+            problem = f"{video} has {size}; the spool may hold {most}"
             raise VideoError("too_large", problem, "raise --spool-gib")
         remove_dead([self.folder])
         files = [(path.stat(), path) for path in self.folder.glob("[0-9a-f]*-*") if path.exists()]
@@ -133,8 +133,8 @@ class Spool:
             free += stat.st_size
 
 
-def _begin(video: Path) -> str:
-    return hashlib.sha256(url_of(video).encode(errors="surrogateescape")).hexdigest()[:_NAMES]
+def _begin(video: ObjectUrl) -> str:
+    return hashlib.sha256(video.url.encode(errors="surrogateescape")).hexdigest()[:_NAMES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ _proven: dict[tuple[int, int, int, int], str] = {}
 """What this process has digested: by device, inode, size and time of the bytes."""
 
 
-def _prove(held: _Held, video: Path) -> None:
+def _prove(held: _Held, video: ObjectUrl) -> None:
     """Digest the file that is about to be decoded, once a process: another may lie there by now.
 
     Raises:
@@ -171,7 +171,7 @@ def _prove(held: _Held, video: Path) -> None:
             _proven[state] = hashlib.file_digest(file, "sha256").hexdigest()
     if _proven[state] != held.kept.stem.partition("-")[2]:
         held.kept.unlink(missing_ok=True)
-        problem = f"{url_of(video)} is not what was fetched: its file was changed in {held.kept}"
+        problem = f"{video} is not what was fetched: its file was changed in {held.kept}"
         raise VideoError("changing", problem, "see who writes there, and run again")
 
 
@@ -189,13 +189,14 @@ class Fetching(Generic[Result]):
 
     def __call__(self, job: Any) -> Result:
         """Do the task with a file of this machine."""
-        video: Path = job if isinstance(job, Path) else job.video
-        if not is_url(video):
+        is_bare = isinstance(job, Path | ObjectUrl)
+        video: Location = job if is_bare else job.video
+        if isinstance(video, Path):
             return self.task(job)
         with self.spool.local(video, getattr(job, "digest", "")) as path:
-            local = path if isinstance(job, Path) else replace(job, video=path)
+            local = path if is_bare else replace(job, video=path)
             try:
                 return self.task(local)
             except VideoError as error:
-                problem = error.problem.replace(str(path), url_of(video))
+                problem = error.problem.replace(str(path), video.url)
                 raise VideoError(error.reason, problem, error.hint) from error

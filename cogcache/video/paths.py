@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.errors import ConfigError
-from cogcache.system import is_url, object_stores, path_of_url
+from cogcache.system import Location, ObjectUrl, is_url, object_stores
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ LIST_SUFFIXES = (".txt", ".lst", ".list")
 """Of files that are more likely lists of videos than videos."""
 
 
-def find_videos(arguments: Sequence[str]) -> list[Path]:
+def find_videos(arguments: Sequence[str]) -> list[Location]:
     """Return the files that ``arguments`` stand for, absolute, each file once.
 
     Args:
@@ -51,12 +51,12 @@ def find_videos(arguments: Sequence[str]) -> list[Path]:
     Raises:
         ConfigError: an argument stands for nothing, or is empty.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Location] = {}
     real_folders: dict[str, str] = {}
     for argument in arguments:
         for path in _expand(argument):
-            if is_url(path):
-                found.setdefault(os.fspath(path), path)
+            if isinstance(path, ObjectUrl):
+                found.setdefault(path.url, path)
                 continue
             absolute = os.path.abspath(path)  # noqa: PTH100
             found.setdefault(_real(absolute, real_folders), Path(absolute))
@@ -97,7 +97,7 @@ def from_home(name: str, folder: Path = Path()) -> Path:
         return path
 
 
-def _expand(argument: str) -> Iterator[Path]:
+def _expand(argument: str) -> Iterator[Location]:
     check_named(argument)
     path = from_home(argument)
     is_list = argument.startswith("@") and (
@@ -125,7 +125,7 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def _some(paths: Iterable[Path], argument: str, problem: str) -> list[Path]:
+def _some(paths: Iterable[Location], argument: str, problem: str) -> list[Location]:
     if found := list(paths):
         return found
     suffixes = " ".join(sorted(VIDEO_SUFFIXES))
@@ -171,7 +171,7 @@ def _noting(closed: list[Path]) -> Callable[[OSError], None]:
     return note
 
 
-def _listed(path: Path) -> list[Path]:
+def _listed(path: Path) -> list[Location]:
     try:
         text = _text_of(path.read_bytes())
     except OSError as error:
@@ -209,7 +209,7 @@ def _encoding_of(data: bytes) -> str:
     return "utf-16-be" if even and not any(even) and all(odd) else "utf-8-sig"
 
 
-def _entries(lines: Iterable[str], of: Path) -> Iterator[Path]:
+def _entries(lines: Iterable[str], of: Path) -> Iterator[Location]:
     for entry in lines:
         if "\0" in entry:
             logger.warning("@%s: %r holds a NUL, which no path does", of, entry)
@@ -220,5 +220,5 @@ def _entries(lines: Iterable[str], of: Path) -> Iterator[Path]:
         elif entry.endswith("/") or object_stores.is_pattern(entry):
             yield from object_stores.find(entry, VIDEO_SUFFIXES)
         else:
-            object_stores.forget(path := path_of_url(entry))
+            object_stores.forget(path := ObjectUrl.of(entry))
             yield path

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cogcache.system import Location, file_of
 from cogcache.video.file_state import Seen, check_unchanged
 from cogcache.video.frame_index import FrameIndex, index_frames
 from cogcache.video.pyav_reader import frames_from
@@ -39,7 +40,7 @@ Detector = Literal["adaptive", "content"]
 class Piece:
     """Frames ``[first, stop)`` of a video, to be searched for cuts."""
 
-    video: Path
+    video: Location
     first: int
     stop: int
     detector: Detector
@@ -49,16 +50,26 @@ class Piece:
     seen: Seen | None = None
     """What the file was when that was found; None where nobody can change it."""
 
+    @property
+    def path(self) -> Path:
+        """The video as a file of this machine, to which a worker's job has it fetched."""
+        return file_of(self.video)
+
 
 @dataclass(frozen=True, slots=True)
 class Film:
     """A video to be measured before it is cut."""
 
-    video: Path
+    video: Location
     digest: str
     """SHA-256 that its bytes had."""
     seen: Seen | None = None
     """What the file was when that was found; None where nobody can change it."""
+
+    @property
+    def path(self) -> Path:
+        """The video as a file of this machine, to which a worker's job has it fetched."""
+        return file_of(self.video)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +103,9 @@ def look(job: Film | Piece) -> Extent | list[float]:
     Raises:
         VideoError: the video cannot be read, or is not what it was.
     """
-    found = extent_of(job.video) if isinstance(job, Film) else search(job)
+    found = extent_of(job.path) if isinstance(job, Film) else search(job)
     if job.seen is not None:  # not before: it may change while it is read
-        check_unchanged(job.video, job.digest, job.seen)
+        check_unchanged(job.path, job.digest, job.seen)
     return found
 
 
@@ -104,13 +115,15 @@ def measure(job: Film) -> VideoInfo:
     Raises:
         VideoError: the video cannot be opened, or is not what it was.
     """
-    info = measured(job.video)
+    info = measured(job.path)
     if job.seen is not None:
-        check_unchanged(job.video, job.digest, job.seen)
+        check_unchanged(job.path, job.digest, job.seen)
     return info
 
 
-def pieces_of(video: Path, extent: Extent, detector: Detector, threshold: float) -> Iterator[Piece]:
+def pieces_of(
+    video: Location, extent: Extent, detector: Detector, threshold: float
+) -> Iterator[Piece]:
     """Yield the pieces of a video."""
     size = PIECE_FRAMES if extent.in_pieces else extent.num_frames
     for first in range(0, extent.num_frames, size):
@@ -127,7 +140,7 @@ def search(piece: Piece) -> list[float]:
     Raises:
         VideoError: the video cannot be opened.
     """
-    index = index_frames(piece.video)
+    index = index_frames(piece.path)
     numbers = (n for n in _cuts(piece, index) if max(piece.first, 1) <= n < piece.stop)
     return [_exactly(index.times_s[number]) for number in numbers]
 
@@ -137,7 +150,7 @@ def _cuts(piece: Piece, index: FrameIndex) -> Iterator[int]:
     from scenedetect import FrameTimecode
 
     detector = _detector(piece)
-    for number, frame in frames_from(piece.video, index, max(piece.first - MARGIN, 0)):
+    for number, frame in frames_from(piece.path, index, max(piece.first - MARGIN, 0)):
         if number >= piece.stop + MARGIN:
             return
         # Frames are counted, not timed: their distance in time is nothing to the detector.

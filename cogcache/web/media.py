@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from cogcache.catalog import names_url, text_to_path
+from cogcache.catalog import names_url, text_to_file
 from cogcache.errors import CacheError
 from cogcache.web.rendering import HERE
 from cogcache.web.site import site_of
@@ -50,7 +50,7 @@ def video(request: Request) -> Response:
     local = [name for name in holders.names(digest) if not names_url(name)]
     if not local:
         raise HTTPException(404, "The video is gone, or has changed since it was catalogued.")
-    path = text_to_path(local[0])
+    path = text_to_file(local[0])
     return FileResponse(path, media_type=media_type(path))
 
 

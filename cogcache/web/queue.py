@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
 from cogcache.catalog import EDITED, Selection
 from cogcache.errors import ConfigError
+from cogcache.system import location_of
 from cogcache.web.browse import Browser, BrowseRow
 from cogcache.web.site import Site
 
@@ -59,7 +59,7 @@ class QueueFilter:
             ConfigError: a number is none.
         """
         return Selection(
-            folders=(Path(self.folder),) if self.folder else (),
+            folders=(location_of(self.folder),) if self.folder else (),
             prompts=(self.prompt,) if self.prompt else (),
             models=(self.model,) if self.model else (),
             flags=(self.flag,) if self.flag else (),

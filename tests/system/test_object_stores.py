@@ -15,21 +15,27 @@ from threading import Thread
 
 import numpy as np
 import pytest
+import torch
 
 from cogcache.catalog.catalog import Catalog
+from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.file_facts import FileFacts
+from cogcache.catalog.holders import in_folder
 from cogcache.catalog.upkeep.merge import merge
 from cogcache.catalog.upkeep.unused import collect
 from cogcache.catalog.upkeep.verify import verify
+from cogcache.cli.cache_option import LocationType
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError, VideoError
 from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
+from cogcache.store.repacking import compression_of, repack
 from cogcache.store.store import FeatureStore
 from cogcache.system import object_stores
-from cogcache.system.object_stores import RemoteError
+from cogcache.system.object_stores import RemoteError, RemoteFacts
 from cogcache.system.spool import Fetching, Spool
-from cogcache.system.urls import path_of_url, url_of
+from cogcache.system.urls import ObjectUrl
 from cogcache.video.file_state import file_digest
 from cogcache.video.paths import find_videos
 from tests.support.caches import key_of, make_cache, write_clip_features
@@ -68,8 +74,8 @@ class TestAUrl:
     @pytest.mark.parametrize(
         "url", ["s3://bucket/a b/c.mp4", "https://host:80/v.mp4?id=3", "gs://b/ü"]
     )
-    def test_is_a_path_and_back(self, url):
-        assert url_of(path_of_url(url)) == url
+    def test_is_kept_to_the_letter(self, url):
+        assert str(ObjectUrl.of(url)) == url
 
     @pytest.mark.parametrize(
         "url",
@@ -85,9 +91,23 @@ class TestAUrl:
             find_videos([url])
         assert not any(word in str(caught.value) for word in ("hunter2", "abc"))
 
-    def test_that_a_path_cannot_hold_is_refused(self):
+    def test_is_no_path(self):
+        with pytest.raises(TypeError):
+            os.fspath(ObjectUrl.of("s3://bucket/a.mp4"))
+
+    def test_names_a_folder_of_the_catalog(self, tmp_path):
+        file, option = CatalogFile(tmp_path / "catalog.sqlite"), LocationType()
+        video = ObjectUrl.of("s3://bucket/f/a.mp4")
+        FileFacts(file).remember_digest(video, RemoteFacts(1, 1, "tag"), "a" * 64)
+        for text, count in (("s3://bucket/f/", 1), ("s3://bucket/g", 0), ("s3://bucket/f", 1)):
+            test, values = in_folder("path", option.convert(text, None, None), "n")
+            found = file.query(f"SELECT path FROM whole_files WHERE {test}", values)
+            assert len([*found]) == count
+        file.close()
+
+    def test_whose_parts_a_path_would_not_keep_apart_is_refused(self):
         with pytest.raises(ConfigError, match="not kept apart"):
-            path_of_url("s3://bucket/a//b.mp4")
+            ObjectUrl.of("s3://bucket/a//b.mp4")
 
     def test_whose_package_is_missing_names_it(self):
         with pytest.raises(ConfigError, match=r"needs a package") as caught:
@@ -127,16 +147,14 @@ class TestFinding:
         ],
     )
     def test_takes_objects_prefixes_and_patterns(self, url, found):
-        assert [url_of(path) for path in find_videos([url])] == [
-            f"s3://bucket/f/{n}" for n in found
-        ]
+        assert [str(path) for path in find_videos([url])] == [f"s3://bucket/f/{n}" for n in found]
 
     def test_takes_lists(self, tmp_path):
         (tmp_path / "list.txt").write_text(
             "# of a store\ns3://bucket/f/a.mp4\ns3://bucket/f/deep/\n"
         )
         found = find_videos([f"@{tmp_path}/list.txt"])
-        assert [url_of(path) for path in found] == [
+        assert [str(path) for path in found] == [
             "s3://bucket/f/a.mp4",
             "s3://bucket/f/deep/c.mp4",
         ]
@@ -158,14 +176,14 @@ class TestFinding:
 class TestFetching:
     def test_gives_the_bytes_and_their_digest(self, s3, spool):
         content = np.random.default_rng(0).bytes(20 * MIB)
-        video = path_of_url(s3.put("large.mp4", content))
+        video = ObjectUrl.of(s3.put("large.mp4", content))
         digest = spool.digest(video)
         with spool.local(video, digest) as path:
             assert path.read_bytes() == content
             assert file_digest(path) == digest
 
     def test_happens_once_while_the_spool_has_room(self, s3, spool):
-        video = path_of_url(s3.put("once.mp4", b"video"))
+        video = ObjectUrl.of(s3.put("once.mp4", b"video"))
         s3.asked.clear()
         digest = spool.digest(video)
         for _ in range(3):
@@ -177,7 +195,7 @@ class TestFetching:
     @pytest.mark.parametrize("status", ["", "503 SlowDown", "500 InternalError"])
     def test_goes_on_after_faults_that_pass(self, s3, spool, faults, status, after):
         content = np.random.default_rng(1).bytes(20 * MIB)
-        video = path_of_url(s3.put("faulty.mp4", content))
+        video = ObjectUrl.of(s3.put("faulty.mp4", content))
         faults.append(Fault("GET", "faulty.mp4", 2, status, after))
         with spool.local(video, spool.digest(video)) as path:
             assert path.read_bytes() == content
@@ -187,7 +205,7 @@ class TestFetching:
         [("403 AccessDenied", "forbidden"), ("503 SlowDown", "fetch_failed"), ("", "fetch_failed")],
     )
     def test_that_never_succeeds_is_a_failure(self, s3, spool, faults, status, reason):
-        video = path_of_url(s3.put("never.mp4", b"video" * 1000))
+        video = ObjectUrl.of(s3.put("never.mp4", b"video" * 1000))
         faults.append(Fault("GET", "never.mp4", 10_000, status))
         with pytest.raises(VideoError) as caught:
             spool.digest(video)
@@ -197,10 +215,10 @@ class TestFetching:
 
     def test_of_an_object_that_is_gone_is_a_failure(self, s3, spool):
         with pytest.raises(VideoError, match=r"s3://bucket/gone\.mp4: no such object"):
-            spool.digest(Path("s3:/bucket/gone.mp4"))
+            spool.digest(ObjectUrl("s3://bucket/gone.mp4"))
 
     def test_notices_that_an_object_is_another_by_now(self, s3, spool):
-        video = path_of_url(s3.put("changed.mp4", b"before"))
+        video = ObjectUrl.of(s3.put("changed.mp4", b"before"))
         digest = spool.digest(video)
         shutil.rmtree(spool.folder)
         s3.put("changed.mp4", b"after!")
@@ -211,17 +229,17 @@ class TestFetching:
     def test_keeps_to_its_bound(self, s3, spool):
         small = Spool(spool.folder, 25 * MIB)
         for number in range(4):
-            small.digest(path_of_url(s3.put(f"bound-{number}.mp4", bytes(10 * MIB))))
+            small.digest(ObjectUrl.of(s3.put(f"bound-{number}.mp4", bytes(10 * MIB))))
             held = sum(path.stat().st_size for path in small.folder.iterdir())
             assert held <= small.most_bytes
         with pytest.raises(VideoError, match="--spool-gib"):
-            small.digest(path_of_url(s3.put("bound.mp4", bytes(30 * MIB))))
+            small.digest(ObjectUrl.of(s3.put("bound.mp4", bytes(30 * MIB))))
 
     def test_what_is_being_read_outlives_its_place_in_the_spool(self, s3, spool):
         small = Spool(spool.folder, 15 * MIB)
-        video = path_of_url(s3.put("held.mp4", bytes(10 * MIB)))
+        video = ObjectUrl.of(s3.put("held.mp4", bytes(10 * MIB)))
         with small.local(video) as path:
-            small.digest(path_of_url(s3.put("other.mp4", bytes(10 * MIB))))
+            small.digest(ObjectUrl.of(s3.put("other.mp4", bytes(10 * MIB))))
             assert path.stat().st_size == 10 * MIB
         assert len([*small.folder.iterdir()]) == 1
 
@@ -229,7 +247,7 @@ class TestFetching:
         def decode(path: Path) -> None:
             raise VideoError("not_a_video", f"{path} is none")
 
-        video = path_of_url(s3.put("text.mp4", b"no video"))
+        video = ObjectUrl.of(s3.put("text.mp4", b"no video"))
         with pytest.raises(VideoError, match=r"^s3://bucket/text\.mp4 is none"):
             Fetching(decode, spool)(video)
 
@@ -391,13 +409,22 @@ class TestFeaturesInAStore:
 
     def test_that_are_damaged_move_to_the_quarantine_of_the_cache(self, s3, store):
         key = write_clip_features(store, Path("v.mp4"), key_of("a" * 64))
-        name = str(store.path_of(key)).removeprefix("s3:/bucket/")
+        name = str(store.path_of(key)).removeprefix("s3://bucket/")
         s3.put(name, b"damaged")
         with pytest.raises(CorruptFeaturesError):
             store.read(key)
         moved = store.quarantine(key, "a test")
         assert moved.read_bytes() == b"damaged"
         assert key not in store
+
+    def test_can_be_packed_anew(self, store):
+        key = key_of("a" * 64)
+        store.write(key.digest, {"video": torch.zeros(4, 64 * 1024)}, key.fields())
+        assert compression_of(store, key.digest) == "zstd"
+        packed = store.size_bytes(key.digest)
+        assert repack(store, key.digest, "none") > packed
+        assert compression_of(store, key.digest) == "none"
+        assert repack(store, key.digest, "none") is None
 
     def test_that_are_gone_are_an_error(self, store):
         with pytest.raises(CacheError, match="no such object"):
@@ -426,7 +453,7 @@ def test_a_store_that_cannot_be_reached_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(RemoteError, match="EndpointConnectionError") as caught:
-        object_stores.facts(Path("s3:/bucket/a.mp4"))
+        object_stores.facts(ObjectUrl("s3://bucket/a.mp4"))
     assert caught.value.reason == "fetch_failed"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
@@ -434,7 +461,7 @@ def test_a_store_that_cannot_be_reached_is_said_so(tmp_path, monkeypatch):
 def test_retries_log_no_secret(s3, spool, faults, caplog):
     caplog.set_level(logging.INFO, "cogcache")
     faults.append(Fault("GET", "logged.mp4", 1, "503 SlowDown"))
-    spool.digest(path_of_url(s3.put("logged.mp4", b"video")))
+    spool.digest(ObjectUrl.of(s3.put("logged.mp4", b"video")))
     assert SECRET not in caplog.text
 
 
@@ -474,7 +501,7 @@ def test_a_video_of_a_web_server_is_taken_whatever_it_says_of_it(served, tmp_pat
     url = f"{served(hidden)}/a.mp4"
     (tmp_path / "list.txt").write_text(url)
     (video,) = find_videos([url if how == "named" else f"@{tmp_path / 'list.txt'}"])
-    assert url_of(video) == url
+    assert str(video) == url
     digest = hashlib.sha256(content).hexdigest()
     spool = Spool(tmp_path / "spool", 2**20)
     assert spool.digest(video) == digest
@@ -491,4 +518,4 @@ def test_a_video_of_a_web_server_is_taken_whatever_it_says_of_it(served, tmp_pat
 def test_a_question_in_a_url_is_no_pattern(served, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"a")
     url = f"{served(())}/a.mp4?version=2"
-    assert [url_of(video) for video in find_videos([url])] == [url]
+    assert [str(video) for video in find_videos([url])] == [url]

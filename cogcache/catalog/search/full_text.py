@@ -19,6 +19,7 @@ from cogcache.catalog.placed import Absent, Placing
 from cogcache.catalog.rows import CaptionRow
 from cogcache.catalog.search.queries import SEPARATOR, Query, parse
 from cogcache.catalog.search.selection import Selection
+from cogcache.system import Location
 
 MAX_RANKED: Final = 3000
 """Of more captions than these the newest are ranked: ranking all would take seconds."""
@@ -116,7 +117,7 @@ class CaptionSearch:
         scores, _ = self.rank(parse(text), Selection())
         return sorted(scores)
 
-    def placed(self, results: Results, look: Look, folders: Sequence[Path] = ()) -> Results:
+    def placed(self, results: Results, look: Look, folders: Sequence[Location] = ()) -> Results:
         """Return what was found under the files that hold the videos now; only these are looked at.
 
         Args:
@@ -133,7 +134,7 @@ class CaptionSearch:
         hits = [replace(rows[row["id"]], caption=cast(CaptionRow, row)) for row in found.rows]
         return replace(results, hits=hits, absent=found.absent)
 
-    def look_in(self, folders: Sequence[Path]) -> None:
+    def look_in(self, folders: Sequence[Location]) -> None:
         """Find out what files in folders hold by now, before captions are chosen by folder."""
         Holders(self._file).look_in(folders)
 

@@ -22,6 +22,7 @@ from cogcache.catalog.search.judged import (
     unscored,
 )
 from cogcache.errors import ConfigError
+from cogcache.system import Location
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Selection:
         ConfigError: a date is none, or a range is empty.
     """
 
-    folders: tuple[Path, ...] = ()
+    folders: tuple[Location, ...] = ()
     """Videos in one of these folders, at any depth, or these videos."""
     prompts: tuple[str, ...] = ()
     """Names of prompts."""
@@ -235,7 +236,7 @@ def _compare(test: str, name: str, value: object, values: dict[str, Any]) -> str
     return test
 
 
-def _in_folder(number: int, folder: Path, values: dict[str, Any]) -> str:
+def _in_folder(number: int, folder: Location, values: dict[str, Any]) -> str:
     """Return a test of whether the video's bytes were last seen in a folder."""
     of_file, added = in_folder("path", folder, f"folder_{number}")
     of_caption, _ = in_folder("c.video", folder, f"folder_{number}")

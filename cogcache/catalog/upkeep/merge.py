@@ -23,7 +23,7 @@ from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.upkeep.leftovers import tidy
 from cogcache.errors import CacheError, ConfigError, CorruptFeaturesError
 from cogcache.store import FeatureStore
-from cogcache.system import CachePaths
+from cogcache.system import CachePaths, Location
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Merged(MergedRows):
     """Clips that no catalog listed, entered by what their files say."""
     left_out: int = 0
     """Clips that a catalog lists and whose features are not there."""
-    damaged: list[Path] = field(default_factory=list)
+    damaged: list[Location] = field(default_factory=list)
     """Feature files that failed their check, and were not taken."""
 
     def add(self, rows: MergedRows) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import names_url, path_to_text, text_to_path
+from cogcache.catalog.rows import names_url, text_to_file
 from cogcache.catalog.upkeep.forgotten import expire
 from cogcache.catalog.upkeep.leftovers import remove_features, removing, tidy
 from cogcache.errors import CatalogError, VideoError
 from cogcache.store import FeatureStore
-from cogcache.system import CachePaths, RemoteError, facts
+from cogcache.system import CachePaths, ObjectUrl, RemoteError, facts
 from cogcache.video import file_digest
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ def _current_digests(catalog: Catalog) -> set[str]:
     for path, digest in rows:
         if names_url(path):
             # Nothing is fetched for this: what is there is taken to be what it was.
-            current |= set() if _is_gone(text_to_path(path)) else {digest}
+            current |= set() if _is_gone(ObjectUrl(path)) else {digest}
             continue
         try:
-            current.add(_digest(catalog, text_to_path(path)))
+            current.add(_digest(catalog, text_to_file(path)))
         except (OSError, VideoError) as error:
             logger.info("%s: %s", path, error)
     return current
@@ -92,11 +92,11 @@ def _digest(catalog: Catalog, path: Path) -> str:
         return file_digest(path)
 
 
-def _is_gone(video: Path) -> bool:
+def _is_gone(video: ObjectUrl) -> bool:
     """Say whether a store says that it does not have an object; no answer is none."""
     try:
         facts(video, anew=True)
     except RemoteError as error:
-        logger.warning("%s: %s", path_to_text(video), error)
+        logger.warning("%s: %s", video, error)
         return error.reason == "missing"
     return False

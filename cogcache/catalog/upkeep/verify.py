@@ -26,7 +26,7 @@ from cogcache.errors import CacheError, CatalogError, CorruptFeaturesError, Dama
 from cogcache.keys import canonical_bytes
 from cogcache.keys import digest as digest_of
 from cogcache.store import FeatureStore, live_runs
-from cogcache.system import CachePaths, scratch
+from cogcache.system import CachePaths, Location, scratch
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Finding:
     ``other_reading``, ``catalog_damaged``, ``row_damaged``, ``row_misfit``,
     ``caption_key_differs`` or ``stranger``."""
     feature_key: str | None
-    path: Path
+    path: Location
     message: str
     fixed: bool = False
 

@@ -14,9 +14,10 @@ from cogcache.catalog import (
     ClipRow,
     Reading,
     looked_at,
+    names_url,
     path_to_text,
     read_otherwise,
-    text_to_path,
+    text_to_file,
 )
 from cogcache.errors import CacheError, ClipError, ConfigError
 from cogcache.keys import CHANGES, Field, computes_in, differences
@@ -221,7 +222,7 @@ def names_of(videos: Sequence[str | Path], known: Set[str]) -> set[str]:
 
 
 def _lies_in(folder: str, name: str) -> bool:
-    return os.fspath(text_to_path(name)).startswith(f"{folder}{os.sep}")
+    return not names_url(name) and str(text_to_file(name)).startswith(f"{folder}{os.sep}")
 
 
 def _feature_fields(settings: Settings, family: Family, catalog: Catalog) -> dict[str, Field]:

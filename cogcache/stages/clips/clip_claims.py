@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cogcache.catalog import Catalog, path_to_text
 from cogcache.stages.clips.worklist import Clip, list_sealed
 from cogcache.stages.runs.shared import Shared
 from cogcache.store import Claims, FeatureStore
-from cogcache.system import Stop
+from cogcache.system import Location, Stop
 
 
 @dataclass
@@ -64,7 +63,7 @@ class ClipClaims:
         self.failed.number += failed
         return failed
 
-    def failed_since(self, video: Path, key: str) -> bool:
+    def failed_since(self, video: Location, key: str) -> bool:
         """Say whether a clip or video failed in another run after the list was made."""
         now = self._failures(path_to_text(video)).get(key)
         return now is not None and now != self.failed_before.get(key)

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, Self
 
 from cogcache.catalog import Failure, Reading, remember
@@ -27,7 +26,7 @@ from cogcache.stages.clips.cuts import (
     video_row,
 )
 from cogcache.stages.clips.found import FoundClips
-from cogcache.system import Fetching, Spool
+from cogcache.system import Fetching, Location, Spool
 from cogcache.video import (
     WHOLE,
     Extent,
@@ -50,9 +49,9 @@ _LOOK_EVERY_S: Final = 0.5
 class _Search:
     """A video to search."""
 
-    video: Path
+    video: Location
     digest: str
-    copies: list[Path]
+    copies: list[Location]
     """Further files with the same bytes."""
     jobs: deque[Film | Piece] = field(default_factory=deque)
     """Not given out yet."""
@@ -82,7 +81,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         self._waiting: deque[_Search] = deque()
         self._held: list[_Search] = []
         """Videos that other runs search."""
-        self._active: dict[Path, _Search] = {}
+        self._active: dict[Location, _Search] = {}
         self._films: dict[str, _Search] = {}
         """By digest: all that are not finished yet."""
         self._looked_s = 0.0
@@ -104,7 +103,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
             self._pool.close()
         self.report.state.searching = ""
 
-    def add(self, unsearched: Mapping[str, Sequence[Path]]) -> None:
+    def add(self, unsearched: Mapping[str, Sequence[Location]]) -> None:
         """Take up videos, by digest the files that hold them."""
         for digest, files in unsearched.items():
             if known := self._films.get(digest):

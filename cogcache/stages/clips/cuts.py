@@ -11,14 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from cogcache.catalog import Catalog, Reading, VideoRow, path_to_text, readings
 from cogcache.errors import ConfigError
 from cogcache.keys import digest
 from cogcache.settings import Clips
-from cogcache.system import extra_hint, is_url, object_stores
+from cogcache.system import Location, ObjectUrl, extra_hint, object_stores
 from cogcache.video import THRESHOLDS, Span, VideoInfo, cut, spans_of
 
 
@@ -26,11 +25,11 @@ from cogcache.video import THRESHOLDS, Span, VideoInfo, cut, spans_of
 class Cuts:
     """How videos are cut."""
 
-    spans: dict[Path, list[Span]] = field(default_factory=dict)
+    spans: dict[Location, list[Span]] = field(default_factory=dict)
     """Of those of which it is known."""
-    known_failures: list[Path] = field(default_factory=list)
+    known_failures: list[Location] = field(default_factory=list)
     """Videos that could not be cut in an earlier run, and are left alone in this one."""
-    unsearched: list[Path] = field(default_factory=list)
+    unsearched: list[Location] = field(default_factory=list)
     """Videos that have to be looked at for it."""
 
 
@@ -66,7 +65,7 @@ def known_spans(
 
 
 def cut_videos(
-    digests: Mapping[Path, str],
+    digests: Mapping[Location, str],
     clips: Clips,
     catalog: Catalog,
     failed: Collection[str],
@@ -124,7 +123,7 @@ def threshold_of(clips: Clips) -> float:
     return clips.scene_threshold or THRESHOLDS[clips.scene_detector]
 
 
-def video_row(video: Path, video_digest: str, info: VideoInfo) -> VideoRow:
+def video_row(video: Location, video_digest: str, info: VideoInfo) -> VideoRow:
     """Return a video as the catalog keeps it."""
     return {
         "digest": video_digest,
@@ -140,15 +139,14 @@ def video_row(video: Path, video_digest: str, info: VideoInfo) -> VideoRow:
     }
 
 
-def size_bytes(video: Path) -> int:
+def size_bytes(video: Location) -> int:
     """Return the size of a file; 0 where it is gone."""
     try:
-        return (object_stores.facts(video) if is_url(video) else video.stat()).st_size
-    except (
-        OSError,
-        object_stores.RemoteError,
-    ):  # gone since it was read: no reason to lose what was made of it
-        return 0
+        if isinstance(video, ObjectUrl):
+            return object_stores.facts(video).st_size
+        return video.stat().st_size
+    except (OSError, object_stores.RemoteError):
+        return 0  # gone since it was read: no reason to lose what was made of it
 
 
 def _scene_spans(value: Mapping[str, Any], clips: Clips, reading: Reading) -> list[Span]:

@@ -19,7 +19,7 @@ from typing import Final, Self, TypeVar
 from cogcache.catalog import Catalog, Stat, path_to_text
 from cogcache.errors import ClipError, MachineError, VideoError
 from cogcache.settings import WorkShare
-from cogcache.system import DiskWatch, Spool, as_video_errors, facts, is_url
+from cogcache.system import DiskWatch, Location, ObjectUrl, Spool, as_video_errors, facts
 from cogcache.video import Seen, file_digest, unreadable
 
 _THREADS: Final = 4
@@ -30,31 +30,31 @@ _FORGET_EVERY_S: Final = 5.0
 _ASKING_THREADS: Final = 16
 """A store answers slowly, and many questions at once."""
 Result = TypeVar("Result")
-Unread = list[tuple[Path, ClipError]]
+Unread = list[tuple[Location, ClipError]]
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
     """What is known of videos before any of them is read."""
 
-    digests: dict[Path, str]
+    digests: dict[Location, str]
     """Of those of the shard that have not changed since they were read."""
-    unread: dict[Path, Stat]
+    unread: dict[Location, Stat]
     """Those whose bytes have to be read; only their digests tell whether they are the shard's."""
     failures: Unread
     """Those that cannot even be looked at."""
-    seen: dict[Path, Seen]
+    seen: dict[Location, Seen]
     """What each file is now."""
 
 
-def look_up(videos: Sequence[Path], catalog: Catalog, shard: WorkShare) -> Looked:
+def look_up(videos: Sequence[Location], catalog: Catalog, shard: WorkShare) -> Looked:
     """Find out which videos are known, and which have to be read.
 
     Raises:
         MachineError: the disk is gone that they are on.
     """
-    asking = _ASKING_THREADS if any(map(is_url, videos)) else 1
-    stats: dict[Path, Stat]
+    asking = _ASKING_THREADS if any(isinstance(video, ObjectUrl) for video in videos) else 1
+    stats: dict[Location, Stat]
     stats, failures = _sort(videos, _each(_stat, videos, asking))
     known = catalog.files.digests_of(stats)
     catalog.failures.clear_void({path_to_text(v): digest for v, digest in known.items()}, ())
@@ -62,7 +62,7 @@ def look_up(videos: Sequence[Path], catalog: Catalog, shard: WorkShare) -> Looke
         {v: known[v] for v in videos if v in known and shard.has(known[v])},
         {video: stat for video, stat in stats.items() if video not in known},
         [(v, error) for v, error in failures if shard.has_name(path_to_text(v))],
-        {v: (stat.st_size, stat.st_mtime_ns) for v, stat in stats.items() if not is_url(v)},
+        {v: (stat.st_size, stat.st_mtime_ns) for v, stat in stats.items() if isinstance(v, Path)},
     )
 
 
@@ -80,11 +80,11 @@ class DigestReader(AbstractContextManager["DigestReader"]):
     """
 
     def __init__(
-        self, unread: Mapping[Path, Stat], catalog: Catalog, shard: WorkShare, spool: Spool
+        self, unread: Mapping[Location, Stat], catalog: Catalog, shard: WorkShare, spool: Spool
     ) -> None:
         self._stats, self._catalog, self._shard = unread, catalog, shard
         self._waiting = deque(unread)
-        self._reading: deque[tuple[Path, Future[str | ClipError]]] = deque()
+        self._reading: deque[tuple[Location, Future[str | ClipError]]] = deque()
         self._ending = threading.Event()
         self._task = partial(_tried, partial(_digest, spool, self._ending))
         self._new: set[str] = set()
@@ -104,7 +104,7 @@ class DigestReader(AbstractContextManager["DigestReader"]):
         self._pool.shutdown(cancel_futures=True)
         self._forget_moved()
 
-    def take(self, timeout_s: float) -> list[tuple[Path, str | ClipError]]:
+    def take(self, timeout_s: float) -> list[tuple[Location, str | ClipError]]:
         """Return what has been read, with its digest or why there is none, and read on.
 
         What another shard has is left out.
@@ -130,12 +130,12 @@ class DigestReader(AbstractContextManager["DigestReader"]):
             video = self._waiting.popleft()
             self._reading.append((video, self._pool.submit(self._task, video)))
 
-    def _is_ours(self, video: Path, found: str | ClipError) -> bool:
+    def _is_ours(self, video: Location, found: str | ClipError) -> bool:
         if isinstance(found, ClipError):
             return self._shard.has_name(path_to_text(video))
         return self._shard.has(found)
 
-    def _remember(self, digests: Mapping[Path, str]) -> None:
+    def _remember(self, digests: Mapping[Location, str]) -> None:
         if not digests:
             return
         self._catalog.files.remember_digests(
@@ -154,13 +154,13 @@ class DigestReader(AbstractContextManager["DigestReader"]):
 
 
 def _each(
-    task: Callable[[Path], Result], videos: Sequence[Path], threads: int
+    task: Callable[[Location], Result], videos: Sequence[Location], threads: int
 ) -> Iterator[Result | ClipError]:
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(partial(_tried, task), videos)
 
 
-def _tried(task: Callable[[Path], Result], video: Path) -> Result | ClipError:
+def _tried(task: Callable[[Location], Result], video: Location) -> Result | ClipError:
     try:
         return task(video)
     except VideoError as error:
@@ -168,14 +168,14 @@ def _tried(task: Callable[[Path], Result], video: Path) -> Result | ClipError:
 
 
 def _sort(
-    videos: Sequence[Path], results: Iterable[Result | ClipError]
-) -> tuple[dict[Path, Result], Unread]:
+    videos: Sequence[Location], results: Iterable[Result | ClipError]
+) -> tuple[dict[Location, Result], Unread]:
     """Tell those that can be read from those that cannot.
 
     Raises:
         MachineError: the disk is gone that they are on.
     """
-    good: dict[Path, Result] = {}
+    good: dict[Location, Result] = {}
     bad: Unread = []
     disk = DiskWatch()
     for video, result in zip(videos, results, strict=True):
@@ -189,8 +189,8 @@ def _sort(
     return good, bad + disk.proven()
 
 
-def _stat(video: Path) -> Stat:
-    if is_url(video):
+def _stat(video: Location) -> Stat:
+    if isinstance(video, ObjectUrl):
         with as_video_errors(video):
             return facts(video)
     try:
@@ -202,5 +202,7 @@ def _stat(video: Path) -> Stat:
         raise unreadable(video, error) from error
 
 
-def _digest(spool: Spool, ending: threading.Event, video: Path) -> str:
-    return spool.digest(video, ending) if is_url(video) else file_digest(video, ending)
+def _digest(spool: Spool, ending: threading.Event, video: Location) -> str:
+    return (
+        spool.digest(video, ending) if isinstance(video, ObjectUrl) else file_digest(video, ending)
+    )

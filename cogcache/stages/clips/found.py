@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from cogcache.catalog import Failure
@@ -12,7 +11,7 @@ from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.worklist import Wanted, Worklist, num_unseen
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.report import RunReport
-from cogcache.system import DiskWatch
+from cogcache.system import DiskWatch, Location
 
 CLIPS_AHEAD: Final = 64
 """Clips that may wait to be made before more videos are read or searched."""
@@ -61,7 +60,7 @@ class FoundClips:
         self.num_added += found.num_clips
         self.ready.extend(found.missing)
 
-    def lose(self, videos: Sequence[Path], failure: Failure) -> None:
+    def lose(self, videos: Sequence[Location], failure: Failure) -> None:
         """Note that files with the same bytes have no clips, unless it is the disk that is gone."""
         if not self._disk.holds((videos, failure), videos[0], failure.error):
             self._fail(videos, failure)
@@ -73,7 +72,7 @@ class FoundClips:
         for (videos, failure), _ in self._disk.proven():
             self._fail(videos, failure)
 
-    def _fail(self, videos: Sequence[Path], failure: Failure) -> None:
+    def _fail(self, videos: Sequence[Location], failure: Failure) -> None:
         for video in videos:
             note_failure(self.sharing.catalog, self.report, [video], failure)
             self.report.counts.found += 1

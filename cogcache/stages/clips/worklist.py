@@ -9,7 +9,6 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from cogcache.catalog import Catalog, ClipRow, Reading, Stat, path_to_text, readings, rows_of
@@ -21,6 +20,7 @@ from cogcache.stages.clips.cuts import cut_videos, search_key, size_bytes
 from cogcache.stages.clips.digests import look_up
 from cogcache.stages.runs.report import Counts
 from cogcache.store import FeatureStore
+from cogcache.system import Location
 from cogcache.video import WHOLE, Seen, Span
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Clip:
     """One clip of one video, and the key of its features."""
 
-    video: Path
+    video: Location
     key: FeatureKey
     seen: Seen | None = None
     """What the file was when its digest was taken; None for objects of a store."""
@@ -47,7 +47,7 @@ class Clip:
 class Unusable:
     """A video that cannot even be looked at."""
 
-    video: Path
+    video: Location
     error: ClipError
 
 
@@ -60,17 +60,17 @@ class Worklist:
     known_failures: list[Clip] = field(default_factory=list)
     """Clips that failed before and whose file is the same; made again only when asked."""
     failures: list[Unusable] = field(default_factory=list)
-    copies: dict[str, list[Path]] = field(default_factory=dict)
+    copies: dict[str, list[Location]] = field(default_factory=dict)
     """By feature key: further files with the same bytes, for which nothing is made again."""
-    unsearched: dict[str, list[Path]] = field(default_factory=dict)
+    unsearched: dict[str, list[Location]] = field(default_factory=dict)
     """By digest: files of which it has yet to be found how they are cut."""
-    unread: Mapping[Path, Stat] = field(default_factory=dict)
+    unread: Mapping[Location, Stat] = field(default_factory=dict)
     """Videos whose bytes have yet to be read, and what each file is."""
     failed: Collection[str] = ()
     """Keys of what failed in earlier runs and is not to be made again."""
-    seen: Mapping[Path, Seen] = field(default_factory=dict)
+    seen: Mapping[Location, Seen] = field(default_factory=dict)
     """What files were when their digests were taken."""
-    holders: dict[str, Path] = field(default_factory=dict)
+    holders: dict[str, Location] = field(default_factory=dict)
     """By feature key: the file that a clip is made of."""
 
     def more(self) -> Worklist:
@@ -91,7 +91,7 @@ class Worklist:
 
     def add_videos(
         self,
-        digests: Mapping[Path, str],
+        digests: Mapping[Location, str],
         wanted: Wanted,
         there: Set[str] | FeatureStore,
         catalog: Catalog,
@@ -110,7 +110,7 @@ class Worklist:
 
     def add_clips(
         self,
-        spans: Iterable[tuple[Path, str, Span]],
+        spans: Iterable[tuple[Location, str, Span]],
         wanted: Wanted,
         there: Set[str] | FeatureStore,
     ) -> None:
@@ -141,8 +141,8 @@ class Worklist:
         catalog.cuts.add((clip.key.digest, clip.cut) for clip in self.cached)
 
     def _spans(
-        self, digests: Mapping[Path, str], wanted: Wanted, catalog: Catalog
-    ) -> Mapping[Path, Sequence[Span]]:
+        self, digests: Mapping[Location, str], wanted: Wanted, catalog: Catalog
+    ) -> Mapping[Location, Sequence[Span]]:
         """Return the bounds of the clips of each video, as far as they are known."""
         wanted.learn({*digests.values()}, catalog)
         if not wanted.is_cut:
@@ -156,8 +156,8 @@ class Worklist:
         return cuts.spans
 
     def _fixed_spans(
-        self, digests: Mapping[Path, str], wanted: Wanted
-    ) -> Mapping[Path, Sequence[Span]]:
+        self, digests: Mapping[Location, str], wanted: Wanted
+    ) -> Mapping[Location, Sequence[Span]]:
         """Return bounds that are the same for all videos whose way of reading is known."""
         ready = {}
         for video, each in digests.items():
@@ -242,7 +242,7 @@ class Wanted:
 
 
 def list_work(
-    videos: Sequence[Path], wanted: Wanted, store: FeatureStore, catalog: Catalog
+    videos: Sequence[Location], wanted: Wanted, store: FeatureStore, catalog: Catalog
 ) -> Worklist:
     """Find out which clips of `videos` are missing from the store.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.catalog import Catalog, ClipRow, Failure, VideoRow
@@ -15,7 +14,7 @@ from cogcache.stages.clips.worklist import Clip, clip_row
 from cogcache.stages.runs.failures import note_failure
 from cogcache.stages.runs.report import RunReport
 from cogcache.store import Claims
-from cogcache.system import DiskWatch
+from cogcache.system import DiskWatch, Location
 
 if TYPE_CHECKING:
     from cogcache.stages.encoding.clip_encoder import Outcome
@@ -31,7 +30,7 @@ class ClipWriter:
     catalog: Catalog
     report: RunReport
     claims: Claims
-    copies: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    copies: Mapping[str, Sequence[Location]] = field(default_factory=dict)
     """By feature key: further files that hold a clip."""
     disk: DiskWatch = field(default_factory=DiskWatch)
     _failed: list[tuple[str, Failure, int]] = field(default_factory=list)

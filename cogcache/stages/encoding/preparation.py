@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
 from cogcache.keys import Field
 from cogcache.models import Checkpoint, family_of
 from cogcache.settings import Sampling
+from cogcache.system import Location, file_of
 from cogcache.video import Decoder, Seen, VideoInfo, check_unchanged, measured, read_clip, thumbnail
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class ClipSource:
     """Where a clip is to be read from."""
 
-    video: Path
+    video: Location
     start_s: float
     end_s: float | None
     sampling: Sampling
@@ -87,17 +87,17 @@ def prepare(source: ClipSource) -> PreparedClip:
     import torch
     from safetensors.torch import save
 
-    span = source.start_s, source.end_s
+    span, video = (source.start_s, source.end_s), file_of(source.video)
     rule = _Worker.family.frames_of(source.sampling)
-    clip = read_clip(source.video, rule, *span, decoder=source.decoder)
+    clip = read_clip(video, rule, *span, decoder=source.decoder)
     if _Worker.strict and clip.suspect:
-        problem = f"{source.video} can be decoded, but not without fault: {clip.suspect}"
+        problem = f"{video} can be decoded, but not without fault: {clip.suspect}"
         raise VideoError("suspect", problem, "fetch it anew, or leave out --strict")
     family = _Worker.family.within(source.sampling.pixels)
     inputs = family.prepare(clip, getattr(torch, _Worker.dtype))
-    info = measured(source.video)
+    info = measured(video)
     if source.seen is not None:  # not before: it may change while it is read
-        check_unchanged(source.video, source.digest, source.seen)
+        check_unchanged(video, source.digest, source.seen)
     facts: dict[str, Field] = {
         "timestamps_s": clip.timestamps_s.tolist(),
         "frame_indices": clip.frame_indices.tolist(),

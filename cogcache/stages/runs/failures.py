@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from cogcache.catalog import Catalog, Failure
 from cogcache.stages.runs.report import RunReport
+from cogcache.system import Location
 from cogcache.units import printable
 
 logger = logging.getLogger(__name__)
 
 
 def note_failure(
-    catalog: Catalog, report: RunReport, videos: Sequence[Path], failure: Failure
+    catalog: Catalog, report: RunReport, videos: Sequence[Location], failure: Failure
 ) -> None:
     """Note that a clip could not be done, under each file that holds it.
 
