@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
@@ -26,6 +26,7 @@ from cogcache.stages.clips.cuts import (
     video_row,
 )
 from cogcache.stages.clips.found import FoundClips
+from cogcache.store import Claims
 from cogcache.system import Fetching, Location, Spool
 from cogcache.video import (
     WHOLE,
@@ -73,10 +74,16 @@ class CutSearch(AbstractContextManager["CutSearch"]):
 
     Args:
         found: takes up their clips.
+        claims: of this run; a video is claimed while it is searched.
+        failed_since: says of a video and its key whether another run has failed to search it since
+            this one began.
     """
 
-    def __init__(self, found: FoundClips) -> None:
-        self.found, self.sharing, self.report = found, found.sharing, found.report
+    def __init__(
+        self, found: FoundClips, claims: Claims, failed_since: Callable[[Location, str], bool]
+    ) -> None:
+        self.found, self.catalog, self.report = found, found.catalog, found.report
+        self._claims, self._failed_since = claims, failed_since
         self.wanted, self.settings = found.wanted, found.wanted.settings
         self._waiting: deque[_Search] = deque()
         self._held: list[_Search] = []
@@ -138,12 +145,12 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         return bool(self._waiting) and jobs < self._most_jobs and self.found.has_room
 
     def _begin(self, film: _Search) -> None:
-        if not self.sharing.claims.take(search_key(film.digest, self.settings.clips)):
+        if not self._claims.take(search_key(film.digest, self.settings.clips)):
             self._held.append(film)
             return
         if spans := self._known_spans(film):
             self._settle(film, spans)  # by another run, since the list was made
-        elif self.sharing.failed_since(film.video, self.wanted.failure_key(film.digest)):
+        elif self._failed_since(film.video, self.wanted.failure_key(film.digest)):
             self.found.know_failure(1 + len(film.copies))
             self._leave(film)
         else:
@@ -152,7 +159,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
             self._active[film.video] = film
 
     def _known_spans(self, film: _Search) -> Sequence[Span]:
-        clips, catalog = self.settings.clips, self.sharing.catalog
+        clips, catalog = self.settings.clips, self.catalog
         self.wanted.learn([film.digest], catalog)
         if not self.wanted.is_cut:
             return self.wanted.fixed_spans if film.digest in self.wanted.readings else ()
@@ -165,7 +172,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         self._looked_s = time.monotonic()
         held, self._held = self._held, []
         for film in held:
-            is_free = self.sharing.claims.is_free(search_key(film.digest, self.settings.clips))
+            is_free = self._claims.is_free(search_key(film.digest, self.settings.clips))
             if is_free:
                 self._waiting.appendleft(film)
             else:
@@ -202,7 +209,7 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         elif isinstance(result, VideoInfo):
             if self.wanted.is_cut:
                 row = video_row(film.video, film.digest, result)
-                self.sharing.catalog.files.add_videos([row])
+                self.catalog.files.add_videos([row])
             self._remember(film, result.reading)
             self._find(film, self._known_spans(film))
         elif isinstance(job, Film):
@@ -226,17 +233,17 @@ class CutSearch(AbstractContextManager["CutSearch"]):
 
     def _remember(self, film: _Search, reading: Mapping[str, Any] | None) -> None:
         if reading is not None:
-            remember(self.sharing.catalog.files, film.digest, Reading.of(reading))
+            remember(self.catalog.files, film.digest, Reading.of(reading))
 
     def _find_scenes(self, film: _Search, extent: Extent) -> None:
         """Remember where the scenes of a video begin."""
-        catalog, clips = self.sharing.catalog, self.settings.clips
+        catalog, clips = self.catalog, self.settings.clips
         self.report.counts.searched += 1
         self._find(film, remember_scenes(film.digest, film.begins_s, extent.end_s, clips, catalog))
 
     def _find(self, film: _Search, spans: Iterable[Span]) -> None:
         """Take up the clips of a video that has been looked at just now."""
-        self.sharing.catalog.failures.clear_failed([self.wanted.failure_key(film.digest)])
+        self.catalog.failures.clear_failed([self.wanted.failure_key(film.digest)])
         self.found.note_held()
         self._settle(film, spans)
 
@@ -244,14 +251,14 @@ class CutSearch(AbstractContextManager["CutSearch"]):
         """Take up the clips of a video that need to be made."""
         found = self.found.work.more()
         bounds = [(v, film.digest, span) for v in (film.video, *film.copies) for span in spans]
-        found.add_clips(bounds, self.wanted, self.sharing.store)
+        found.add_clips(bounds, self.wanted, self.found.store)
         self.found.add(found)
         self._leave(film)
 
     def _leave(self, film: _Search) -> None:
         self._active.pop(film.video, None)
         self._films.pop(film.digest, None)
-        self.sharing.claims.release(search_key(film.digest, self.settings.clips))
+        self._claims.release(search_key(film.digest, self.settings.clips))
 
     def _tell(self) -> None:
         """Let others know what the search is at."""

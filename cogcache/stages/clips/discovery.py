@@ -32,20 +32,21 @@ class Finding(AbstractContextManager["Finding"]):
     Args:
         work: what is known.
         wanted: how clips are made.
-        sharing: has the claims, and the cache.
+        clips: the claims and the cache, of which each part of the finding is handed what it uses.
         report: its counts grow with what is found.
     """
 
     def __init__(
-        self, work: Worklist, wanted: Wanted, sharing: ClipClaims, report: RunReport
+        self, work: Worklist, wanted: Wanted, clips: ClipClaims, report: RunReport
     ) -> None:
-        self.wanted, self.sharing, self.report = wanted, sharing, report
+        self.wanted, self.report = wanted, report
+        self._shared, store, catalog = clips.shared, clips.store, clips.catalog
         machines = wanted.settings.machines
         self._shard = WorkShare.parse(machines.shard)
-        self.found = FoundClips(work, wanted, sharing, report)
+        self.found = FoundClips(work, wanted, store, catalog, clips.shared, report)
         spool = Spool.of_this_machine(machines.spool_gib)
-        self._reader = DigestReader(work.unread, sharing.catalog, self._shard, spool)
-        self._search = CutSearch(self.found)
+        self._reader = DigestReader(work.unread, catalog, self._shard, spool)
+        self._search = CutSearch(self.found, clips.claims, clips.failed_since)
         self._to_cut = self._search.num_left + len(work.unread) if wanted.is_cut else 0
         self._expected = 0
         """Clips of unread videos that are counted as found."""
@@ -76,15 +77,13 @@ class Finding(AbstractContextManager["Finding"]):
     def clips(self) -> Iterator[Clip | None]:
         """Yield the clips to make until the run is to stop; None where there is none just now."""
         ready = self.found.ready
-        while not self.sharing.stop:
+        while not self._shared.stop:
             if self._num_left:
                 self._look()
             if ready:
                 yield ready.popleft()
             elif self._num_left:
-                shared = self.sharing.shared
-                if shared.taken == shared.limit:  # found out without a look for one more
-                    shared.stop.ask(f"--limit {shared.limit}")
+                self._shared.stop_at_limit()  # without a look for one more
                 yield None
             else:
                 return
@@ -110,7 +109,7 @@ class Finding(AbstractContextManager["Finding"]):
         if digests:
             self.found.note_held()
             new = self.found.work.more()
-            new.add_videos(digests, self.wanted, self.sharing.store, self.sharing.catalog)
+            new.add_videos(digests, self.wanted, self.found.store, self.found.catalog)
             self.found.add(new)
             self._search.add(new.unsearched)
 

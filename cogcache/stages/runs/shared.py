@@ -35,6 +35,16 @@ class Shared(Generic[Item]):
     held: dict[str, Item] = field(default_factory=dict)
     """By key: what other runs had in hand."""
 
+    @property
+    def num_left(self) -> int | None:
+        """How many items may still be taken up; None for any number."""
+        return None if self.limit is None else self.limit - self.taken
+
+    def stop_at_limit(self) -> None:
+        """Ask the run to stop once it has taken up as many items as it may."""
+        if self.num_left == 0:
+            self.stop.ask(f"--limit {self.limit}")
+
     def ours(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items that are this run's, as they are taken up, until it is to stop."""
         for item in items:
@@ -46,9 +56,9 @@ class Shared(Generic[Item]):
                 self.held[key] = item
             elif self.is_done(item):
                 self.claims.release(key)
-            elif self.limit is not None and self.taken == self.limit:
+            elif self.num_left == 0:
                 self.claims.release(key)
-                self.stop.ask(f"--limit {self.limit}")
+                self.stop_at_limit()
             else:
                 self.taken += 1
                 yield item
