@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -66,15 +66,25 @@ def write_film(path: Path, minutes: int, scale: int = 1) -> Path:
         stream.gop_size, stream.thread_count, stream.max_b_frames = GOP, 1, 0
         stream.time_base = Fraction(1, FPS)
         packets = [*_moving_scenes(stream, scale), *stream.encode(None)]
-        kept = [(bytes(packet), packet.is_keyframe) for packet in packets]
-        for number in range(minutes * 60 * FPS):
-            data, is_key = kept[number % len(kept)]
-            packet = av.Packet(data)
-            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, FPS), 1
-            packet.pts = packet.dts = number
-            packet.is_keyframe = is_key
-            container.mux(packet)
+        repeat_packets(stream, packets, minutes * 60 * FPS)
     return path
+
+
+def repeat_packets(
+    stream: av.VideoStream, packets: Sequence[av.Packet], num_frames: int, fps: int = FPS
+) -> None:
+    """Write a film of `num_frames` frames into a stream's container: the packets again and again.
+
+    The first packet should be a key frame, and none may hold a B-frame.
+    """
+    kept = [(bytes(packet), packet.is_keyframe) for packet in packets if packet.size]
+    for number in range(num_frames):
+        data, is_key = kept[number % len(kept)]
+        packet = av.Packet(data)
+        packet.stream, packet.time_base, packet.duration = stream, Fraction(1, fps), 1
+        packet.pts = packet.dts = number
+        packet.is_keyframe = is_key
+        stream.container.mux(packet)
 
 
 def _moving_scenes(stream: av.VideoStream, scale: int) -> Iterator[av.Packet]:

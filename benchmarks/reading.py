@@ -24,6 +24,7 @@ from pathlib import Path
 
 import av
 
+from benchmarks.long_videos import repeat_packets
 from cogcache.errors import VideoError
 from cogcache.settings.stage_one import Sampling
 from cogcache.video import decord_reader
@@ -69,14 +70,7 @@ def write_clip(path: Path, codec: str, size: tuple[int, int]) -> None:
             scaled.pict_type = 0
             packets += stream.encode(scaled)
         packets += stream.encode(None)
-        kept = [(bytes(packet), packet.is_keyframe) for packet in packets if packet.size]
-        for number in range(CLIP_S * FPS):
-            data, is_key = kept[number % len(kept)]
-            packet = av.Packet(data)
-            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, FPS), 1
-            packet.pts = packet.dts = number
-            packet.is_keyframe = is_key
-            container.mux(packet)
+        repeat_packets(stream, packets, CLIP_S * FPS, FPS)
 
 
 def read_once(path: Path, decoder: Decoder, folder: Path) -> Taken:

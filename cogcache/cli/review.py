@@ -75,7 +75,12 @@ def _choosing(command: Command) -> Command:
 
 def _told(outcome: Outcome, done: str) -> None:
     """Say what became of a review; end with 1 where another was quicker."""
-    click.echo(f"{outcome.changed:,} captions {done}, {outcome.same:,} were so already")
+    _ended(outcome, f"{outcome.changed:,} captions {done}, {outcome.same:,} were so already")
+
+
+def _ended(outcome: Outcome, line: str) -> None:
+    """Print a line, and end with 1 where captions were left as somebody else was quicker."""
+    click.echo(line)
     if outcome.conflicts:
         number = len(outcome.conflicts)
         click.echo(f"{number:,} captions were reviewed since, and are left as they are", err=True)
@@ -160,11 +165,7 @@ def undo(ids: tuple[int, ...], cache: Path, set_: str, author: str | None) -> No
     """Take back what was done last with captions; without numbers, all of the last command."""
     with _opened(cache, set_, author) as reviews:
         outcome = reviews.undo(reviews.chosen(numbers=ids)) if ids else reviews.undo_batch()
-    click.echo(f"{outcome.changed:,} captions are as they were before")
-    if outcome.conflicts:
-        number = len(outcome.conflicts)
-        click.echo(f"{number:,} captions were reviewed since, and are left as they are", err=True)
-        raise SystemExit(1)
+    _ended(outcome, f"{outcome.changed:,} captions are as they were before")
 
 
 @review.command()

@@ -21,9 +21,7 @@ from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.quality.texts import claims_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cogcache.generation import KeptPrefixes
+    pass
 
 SUPPORT_EPOCH: Final = 1
 _LEAST_WORDS: Final = 3
@@ -95,23 +93,12 @@ class Supporter:
     """Forces captions through a language half.
 
     Args:
-        model: the language half.
-        family: lays rows out.
+        rows: reads captions with the language half.
         layout: of prompts.
-        rows_at_once: most captions in a pass.
-        kept: where clips' video parts are kept between runs.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        family: Family,
-        layout: str,
-        rows_at_once: int,
-        kept: KeptPrefixes | None = None,
-    ) -> None:
-        self.family, self.layout = family, layout
-        self.rows = ForcedRows(model, family, rows_at_once, kept)
+    def __init__(self, rows: ForcedRows, layout: str) -> None:
+        self.rows, self.family, self.layout = rows, rows.family, layout
         self._blind: dict[tuple[str, str], Tensor] = {}
         self._tokens: dict[tuple[str, str], list[int]] = {}
 

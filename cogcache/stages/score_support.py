@@ -157,6 +157,7 @@ class _Support:
 
     def _load(self, features: ClipTensors, entries: Sequence[Entry]) -> None:
         """Load the language half, when the first clip comes."""
+        from cogcache.generation import ForcedRows
         from cogcache.quality import Supporter
 
         if self._supporter is not None:
@@ -164,8 +165,8 @@ class _Support:
         row = self.family.row(features, entries[0].claimed.prompt, self.layout)
         decoder = self.half.load(row.length)
         rows = max(min(_ROWS, getattr(decoder, "rows_at_once", 1)), 1)
-        model, kept = self.half.model, self.half.kept
-        self._supporter = Supporter(model, self.family, self.layout, rows, kept)
+        forced = ForcedRows(self.half.model, self.family, rows, self.half.kept)
+        self._supporter = Supporter(forced, self.layout)
 
     # ---- what comes of it -------------------------------------------------------------------
 

@@ -104,17 +104,27 @@ def _page(
 ) -> Response:
     site, editing = site_of(request), editing_of(request)
     queue = Queue(site, wanted)
-    values: dict[str, Any] = {"wanted": wanted, "problem": None, "row": None, "conflict": None}
-    try:
+    values: dict[str, Any] = {"wanted": wanted, "row": None, "conflict": None}
+
+    def fill() -> None:
         at, after = _digits(given.get("at")), _digits(given.get("after"))
         row = queue.at(at) if at else queue.after(after)
         if row is not None:
-            values |= _shown(request, queue, row)
+            values.update(_shown(request, queue, row))
+
+    error = _problem_of(fill)
+    values |= {"problem": error, "form_token": editing.form_token}
+    values |= {"progress": editing.progress(request), **_choices(request), **(more or {})}
+    return render(request, "review.html", values, 400 if error else status)
+
+
+def _problem_of(fill: Callable[[], None]) -> ConfigError | None:
+    """Look up what a page shows; return what is wrong with the address, which the page tells."""
+    try:
+        fill()
     except ConfigError as error:
-        values["problem"], status = error, 400
-    values |= {"progress": editing.progress(request), "form_token": editing.form_token}
-    values |= _choices(request) | dict(more or {})
-    return render(request, "review.html", values, status)
+        return error
+    return None
 
 
 def _shown(request: Request, queue: Queue, row: BrowseRow) -> dict[str, Any]:
@@ -221,18 +231,18 @@ def _bulk_page(
     given: Mapping[str, str],
     more: Mapping[str, Any] | None = None,
 ) -> Response:
-    values: dict[str, Any] = {"wanted": wanted, "given": given, "problem": None, "changes": None}
-    values |= {"form_token": editing_of(request).form_token, "outcome": None}
-    status = 200
-    try:
+    values: dict[str, Any] = {"wanted": wanted, "given": given, "changes": None, "outcome": None}
+    values |= {"number": 0, "shown": SHOWN_CHANGES}
+
+    def fill() -> None:
         captions = _captions(request, wanted)
         values["number"] = len(captions)
         if any(given.get(name) for name in ("old", "prefix", "suffix", "trigger")):
             values["changes"] = rewriting_of(given).preview(captions)
-    except ConfigError as error:
-        values["problem"], status = error, 400
-    values["shown"] = SHOWN_CHANGES
-    return render(request, "bulk.html", {"number": 0} | values | dict(more or {}), status)
+
+    error = _problem_of(fill)
+    values |= {"problem": error, "form_token": editing_of(request).form_token, **(more or {})}
+    return render(request, "bulk.html", values, 400 if error else 200)
 
 
 def rewriting_of(given: Mapping[str, str]) -> Rewriting:
