@@ -1,4 +1,4 @@
-"""`Cache`: a cache folder, as a notebook uses it."""
+"""`Cache`: a cache folder, for use in a notebook."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Cache:
     """A cache folder: encode videos into it, caption from it, read what it holds.
 
     Each call of `extract` and `caption` runs its stage in a process of its own and returns when
-    that has ended. Settings are given by name, as on the command line: ``max_frames=12``. Those
-    that are not given are what the cache remembers, else the defaults.
+    that has ended. Give settings by name, as on the command line: ``max_frames=12``. For all
+    others, the stage uses what the cache remembers, else the defaults.
 
     Args:
         folder: of the cache; `extract` makes it if absent.
@@ -69,7 +69,7 @@ class Cache:
         self.folder = Path(folder)
 
     def extract(self, videos: Paths, **settings: Any) -> dict[str, Any]:
-        """Cache the features of videos; return the run's report, as `--json` prints it.
+        """Encode videos into the cache; return the run's report, as `--json` prints it.
 
         Args:
             videos: a path, or several: files, folders, patterns, `@list.txt`.
@@ -112,7 +112,7 @@ class Cache:
         return [row for row in self.captions() if row["prompt_name"] in texts]
 
     def captions(self, **filters: Any) -> Captions:
-        """Return the captions there are, by video and start.
+        """Return the captions that pass the filters, sorted by video and start.
 
         Args:
             filters: of `cogcache.Catalog`'s captions: `video`, `prompt_name`, `model`.
@@ -182,7 +182,7 @@ class Cache:
 
 
 def as_names(videos: Paths) -> tuple[str, ...]:
-    """Return one path or several as texts: a single text is one path, not letters."""
+    """Return one path or several as texts; a single text is one path."""
     if isinstance(videos, str | Path):
         return (str(videos),)
     return tuple(map(str, videos))

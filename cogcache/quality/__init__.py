@@ -1,7 +1,7 @@
-"""Scores: which captions do not fit their clips, and which clips are not worth a caption.
+"""Scores that find captions which do not fit their clips, and clips not worth a caption.
 
-In: captions, cached features, and for some scores the language half. Out: numbers with what they
-rest on. A score says which ones to look at; none of them deletes anything.
+In: captions, cached features, and for some scores the language half. Out: numbers and the reasons
+for them. A score tells you which captions to check; it deletes nothing.
 """
 
 import lazy_loader

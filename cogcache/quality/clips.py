@@ -1,7 +1,7 @@
-"""What cached features alone tell of a clip: how much moves, and a vector to find copies by.
+"""Facts about a clip from its cached features alone: motion, and a vector to find duplicates.
 
-Nothing is decoded and no model is run. What is not covered: whether the picture is good, and what
-moves behind a camera that moves, too.
+No video is decoded and no model runs. It cannot judge picture quality, and it cannot tell motion in
+the scene from motion of the camera.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLIP_EPOCH: Final = 1
 CLIP_SCORES: Final = ("motion", "static", "black", "duplicate")
 """motion: how far apart neighbouring frames' features are, 0 to 1, see `look_at`.
 static: 1 where nothing moves. black: 1 where the thumbnail is black.
-duplicate: the likeness to the clip that is kept in place of this one; 0 for one that is kept."""
+duplicate: cosine to the clip that is kept in place of this one; 0 for one that is kept."""
 _FRAMES: Final = 4
 """Frames of a clip that its vector is made of, evenly spaced."""
 _PLACES: Final = 4
@@ -36,7 +36,7 @@ _BLACK: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class ClipLook:
-    """What the features of a clip say."""
+    """What the features show about a clip."""
 
     motion: float
     vector: npt.NDArray[np.float32]
@@ -77,7 +77,7 @@ def _by_frame(tensors: Mapping[str, Tensor], num_frames: int) -> npt.NDArray[np.
 
 
 def _num_times(tensors: Mapping[str, Tensor], largest: Tensor, num_frames: int) -> int:
-    """Return how many moments the features tell apart."""
+    """Return how many points in time the features have."""
     rows = largest.numel() // largest.shape[-1]
     if largest.ndim >= 3 and largest.shape[0] in (num_frames, (num_frames + 1) // 2):
         return int(largest.shape[0])

@@ -1,4 +1,4 @@
-"""Which vectors are near-duplicates: clusters, each with one member that is kept."""
+"""Groups vectors that are near-duplicates; one member of each cluster is kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cogcache.errors import ConfigError
 from cogcache.system import extra_hint
 
 _NEIGHBOURS: Final = 32
-"""Nearest vectors that are looked at for each; larger clusters hang together through them."""
+"""Nearest neighbours compared for each vector; larger clusters are joined through them."""
 _EXACT: Final = 5_000
-"""Up to so many vectors all pairs are compared; beyond, usearch's graph finds the nearest."""
+"""Up to this many vectors, all pairs are compared; above, usearch finds nearest neighbours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""How far a clip supports a caption, by the model that reads both.
+"""Measures how well a clip supports a caption, with the language half that reads both.
 
 A caption's tokens are forced through the language half behind the clip's video part, behind those
-of other clips, and behind no clip at all. Nothing is decoded. What is not covered: a model that
-does not see what is wrong cannot find it. Imported where models run; it needs torch.
+of other clips, and without any clip. Nothing is generated. It cannot find an error that the model
+itself does not see. Needs torch; import it only where models run.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 SUPPORT_EPOCH: Final = 1
 _LEAST_WORDS: Final = 3
 _LEAST_DOUBT: Final = 0.1
-"""Nats a token: a caption that is surer than this without its clip has little to gain by it."""
+"""Nats a token: a caption more certain than this without its clip can hardly gain from it."""
 QUESTION: Final = 'Is this true of the video: "{claim}"? Answer with yes or no.'
 _ANSWERS: Final = {"yes": ("Yes", "yes"), "no": ("No", "no")}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claimed:
-    """A caption of a clip, as it is forced.
+    """A caption of a clip whose tokens are forced through the model.
 
     Args:
         caption_key: of the caption.
@@ -180,7 +180,7 @@ def _share(values: Tensor, answers: dict[str, list[int]]) -> float:
 def least_supported(
     family: Family, supported: Supported, most: int = _LEAST_WORDS
 ) -> list[tuple[str, float, int]]:
-    """Return the words that the clip supports least, the worst first.
+    """Return the words that the clip supports least, worst first.
 
     Returns:
         The word, the sum over its tokens of the log probability with the clip minus without it,

@@ -1,6 +1,6 @@
-"""What a caption's words alone tell: copies, repetition, length, openings, unfinished sentences.
+"""Scores a caption by its words alone: copies, repetition, length, openings, sentence ends.
 
-Each score is 1 for a caption that shows nothing odd, and smaller for one to look at.
+Each score is 1 for a caption without anything odd, and smaller for one that needs a check.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARKS: Final = (
 _WORD: Final = re.compile(rf"\w+(?:[{_APOSTROPHES}]\w+)?")
 _SENTENCE: Final = re.compile(f"[^{_MARKS}]+[{_MARKS}]*")
 _CLOSING: Final = "\"')\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT CORNER BRACKET}"
-"""What may stand behind the mark that ends a sentence."""
+"""Characters allowed after the mark that ends a sentence."""
 _OPENING: Final = re.compile(
     r"""(?: (?:in\ )? (?:the|this) \ (?:video|clip|footage|scene|image)s? (?:\ clip)?
         (?: ,?\ we\ (?:see|can\ see) | \ (?:shows?|depicts?|features?|captures?|begins?|starts?
@@ -54,18 +54,18 @@ _NEARLY_SAME: Final = 0.95
 
 
 class TextRow(NamedTuple):
-    """A caption, as far as its words are scored."""
+    """The parts of a caption that its text scores need."""
 
     caption_key: str
     clip: str
-    """What tells clips apart; a caption is no copy of another one of its clip."""
+    """Identifies the clip; captions of the same clip do not count as copies."""
     group: str
-    """Captions of one group, such as of one prompt and model, are held against one another."""
+    """Captions of one group, for example of one prompt and model, are compared with each other."""
     text: str
 
 
 class TextScore(NamedTuple):
-    """A score of a caption, and what it rests on."""
+    """A score of a caption and the reason for it."""
 
     caption_key: str
     name: str
@@ -74,7 +74,7 @@ class TextScore(NamedTuple):
 
 
 def score_texts(rows: Sequence[TextRow]) -> Iterator[TextScore]:
-    """Yield the scores of all captions; copies and lengths are held against the others given.
+    """Yield the scores of all captions; copies and lengths are judged against the other captions.
 
     Example:
         >>> rows = [TextRow("key", "clip", "group", "A dog.")]
@@ -118,7 +118,7 @@ def distinct(words: Sequence[str], length: int) -> float:
 
 
 def repetition(words: Sequence[str]) -> tuple[float, str]:
-    """Return 1 less the share of words in phrases that stand there again at once; and the phrase.
+    """Return 1 less the share of words in phrases repeated immediately, and the phrase.
 
     Example:
         >>> repetition("a dog a dog a dog runs".split())
@@ -139,7 +139,7 @@ def repetition(words: Sequence[str]) -> tuple[float, str]:
 
 
 def _copies(group: Sequence[TextRow]) -> Iterator[TextScore]:
-    """Yield how many clips' captions say the same; nearly the same counts, too."""
+    """Yield how many clips have the same or nearly the same caption."""
     plain = [" ".join(words_of(row.text)) for row in group]
     first = {text: number for number, text in reversed([*enumerate(plain)])}
     texts = [*dict.fromkeys(plain)]
@@ -176,7 +176,7 @@ def _place(phrase: str) -> int:
 
 
 def _lengths(group: Sequence[TextRow]) -> Iterator[TextScore]:
-    """Yield how usual the captions' numbers of words are: by the distance from the median."""
+    """Yield how normal each caption's length is: its distance from the median number of words."""
     lengths = [len(words_of(row.text)) for row in group]
     median = statistics.median(lengths)
     # The median of the distances is not led astray by the outliers that are looked for.

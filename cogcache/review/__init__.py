@@ -1,8 +1,8 @@
-"""What people do with captions: edit, accept, reject, tag, and take it back.
+"""What people do with captions: edit, accept, reject, tag, and undo.
 
-In: rows of the catalog, and what is to become of them. Out: versions in the catalog, each with its
-time and author. Nothing is overwritten: what a model wrote stays, and an edited caption stands in a
-set beside it, `reviewed` by default.
+In: rows of the catalog, and a decision. Out: versions in the catalog, each with time and author.
+Nothing is overwritten: the model's caption stays. An edited caption is kept beside it in a set, by
+default `reviewed`.
 """
 
 import lazy_loader

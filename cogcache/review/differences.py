@@ -1,4 +1,4 @@
-"""Where two texts differ, word by word, so that a page and a terminal can mark it."""
+"""Compares two texts word by word, so that a page or a terminal can mark the differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 _WORDS: Final = re.compile(r"\s+|\w+|[^\w\s]")
 _MOST_WORDS: Final = 4000
-"""Longer texts are compared as wholes: the comparison takes the square of their length."""
+"""Longer texts are compared as a whole: time grows with the square of their length."""
 
 
 class Part(NamedTuple):

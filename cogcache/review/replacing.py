@@ -1,4 +1,4 @@
-"""One change for many captions: words or patterns replaced, a beginning or an end added."""
+"""One change for many captions: replace words or patterns, add a beginning or an end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_PATTERN: Final = 1000
 
 
 class Rewritten(NamedTuple):
-    """A caption that a change would make other."""
+    """A caption that a change would alter."""
 
     reviewed: Reviewed
     after: str
@@ -24,7 +24,7 @@ class Rewritten(NamedTuple):
 
 @dataclass(frozen=True)
 class Rewriting:
-    r"""What is to be changed in captions.
+    r"""A change of captions.
 
     Args:
         old: the words to look for, or with `regex` a pattern of Python's `re`; "" for none.
@@ -32,11 +32,11 @@ class Rewriting:
         regex: whether `old` is a pattern. Words are found as whole words, a pattern anywhere.
         ignore_case: whether `Dog` is found as `dog`.
         prefix: put before each caption that does not begin with it.
-        suffix: put behind each caption that does not end with it.
-        trigger: a word to begin each caption with, and a comma.
+        suffix: put after each caption that does not end with it.
+        trigger: a word to put before each caption, followed by a comma.
 
     Raises:
-        ConfigError: the pattern is none, or nothing is to be changed.
+        ConfigError: the pattern is invalid, or nothing would be changed.
 
     Example:
         >>> Rewriting("dog", "wolf").of("A dog, no dogfish.")
@@ -74,7 +74,7 @@ class Rewriting:
         return re.compile(f"{before}{re.escape(self.old)}{after}", flags)
 
     def of(self, text: str) -> str:
-        """Return a caption as it would be.
+        """Return a caption after the change.
 
         Raises:
             ConfigError: `new` names a group that the pattern does not have.
@@ -91,10 +91,10 @@ class Rewriting:
         return text if text.endswith(self.suffix) else text + self.suffix
 
     def preview(self, captions: Iterable[Reviewed]) -> list[Rewritten]:
-        """Return the captions that would be other, with what they would be.
+        """Return the captions that would change, with their new texts.
 
         Raises:
-            ConfigError: of a caption nothing would be left, or too much.
+            ConfigError: a caption would become empty or too long.
         """
         found = [Rewritten(each, self.of(each.text)) for each in captions]
         changed = [each for each in found if each.after != each.reviewed.text]

@@ -1,4 +1,4 @@
-"""Versions of captions: made, looked at, and taken back."""
+"""Versions of captions: make them, read them, undo them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cogcache.catalog import (
 from cogcache.errors import ConfigError
 
 SET: Final = "reviewed"
-"""The set that edits belong to where no other is named."""
+"""The set that edits go to by default."""
 _MAX_TEXT: Final = 2**15
 """Letters of a caption, as `import` has it."""
 _MAX_TAG: Final = 100
@@ -29,12 +29,12 @@ _MAX_TAG: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """A caption, and what people made of it."""
+    """A caption and its reviews."""
 
     caption: CaptionRow
     """The caption as a model wrote it, or as it was imported."""
     version: EditRow | None = None
-    """The newest version; None where nobody has looked at it."""
+    """The newest version; None if nobody has reviewed the caption."""
 
     @property
     def key(self) -> str:
@@ -49,22 +49,22 @@ class Reviewed:
 
     @property
     def is_edited(self) -> bool:
-        """Whether it says something else than the model wrote."""
+        """Whether its text differs from what the model wrote."""
         return self.version is not None and self.version["text"] is not None
 
     @property
     def state(self) -> ReviewState:
-        """`accepted`, `rejected`, or "" where nobody said."""
+        """`accepted`, `rejected`, or "" if nobody has decided."""
         return self.version["state"] if self.version else ""
 
     @property
     def tags(self) -> list[str]:
-        """The tags that it was given, in order."""
+        """Its tags, in order."""
         return self.version["tags"] if self.version else []
 
     @property
     def uid(self) -> str:
-        """The newest version's name; "" where there is none."""
+        """The name of the newest version; "" if there is none."""
         return self.version["uid"] if self.version else ""
 
     def row(self) -> dict[str, Any]:
@@ -75,16 +75,16 @@ class Reviewed:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a review."""
+    """The result of a review."""
 
     changed: int = 0
     same: int = 0
-    """Captions that were so already, or of which there is nothing to take back."""
+    """Captions that were in this state already, or that have nothing to undo."""
     conflicts: list[str] = field(default_factory=list)
     """Keys of captions that were reviewed by somebody else meanwhile. Nothing was changed of
     those that would have been, or, where a go is taken back, nothing of these."""
     batch: str = ""
-    """What takes all of it back in one go."""
+    """Undoes all of it at once."""
 
 
 class Reviews:
@@ -93,10 +93,10 @@ class Reviews:
     Args:
         catalog: it has the captions.
         set_name: name of the set that edited captions belong to.
-        author: who does it; None for the name of the user.
+        author: the reviewer; None for the name of the user.
 
     Raises:
-        ConfigError: the set or the author has no name that can be shown.
+        ConfigError: the name of the set or of the author is empty or cannot be printed.
 
     Example:
         >>> reviews = Reviews(catalog)  # doctest: +SKIP
@@ -136,7 +136,7 @@ class Reviews:
         return [Reviewed(row, current.get(row["caption_key"])) for row in found]
 
     def of_keys(self, caption_keys: Collection[str]) -> dict[str, Reviewed]:
-        """Return captions by their keys, those that there are."""
+        """Return the captions with these keys, without those that do not exist."""
         current = self.catalog.edits.current(caption_keys, self.set_name)
         rows = self.catalog.captions.of_keys(caption_keys)
         return {row["caption_key"]: Reviewed(row, current.get(row["caption_key"])) for row in rows}
@@ -146,13 +146,13 @@ class Reviews:
     def accept(
         self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
     ) -> Outcome:
-        """Note that captions are right; `latest` as in `edit`."""
+        """Accept captions; `latest` as in `edit`."""
         return self._change(captions, "accept", lambda _: {"state": "accepted"}, latest)
 
     def reject(
         self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
     ) -> Outcome:
-        """Note that captions are not to be used; `latest` as in `edit`."""
+        """Reject captions; `latest` as in `edit`."""
         return self._change(captions, "reject", lambda _: {"state": "rejected"}, latest)
 
     def tag(
@@ -162,7 +162,7 @@ class Reviews:
         remove: Sequence[str] = (),
         latest: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Give captions tags, and take others from them; `latest` as in `edit`.
+        """Add tags to captions and remove others; `latest` as in `edit`.
 
         Raises:
             ConfigError: a tag is empty, too long, or cannot be shown.
@@ -180,12 +180,12 @@ class Reviews:
     def edit(
         self, caption: Reviewed, text: str, latest: Mapping[str, str] | None = None
     ) -> Outcome:
-        """Have a caption say something else; that accepts it.
+        """Replace the text of a caption; that accepts it.
 
         Args:
             caption: which.
-            text: what it is to say.
-            latest: by caption, the version that was seen last: where there is a newer one by now,
+            text: the new text.
+            latest: by caption, the version that the reviewer saw. If there is a newer one,
                 nothing is changed.
 
         Raises:
@@ -200,9 +200,9 @@ class Reviews:
         action: str = "replace",
         latest: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Have captions say something else, in one go.
+        """Replace the texts of many captions at once.
 
-        An edit of one's own accepts a caption, a replacement in bulk says nothing of it.
+        Editing a single caption accepts it; a replacement in bulk does not.
 
         Raises:
             ConfigError: there is nothing in a text, or too much.
@@ -242,15 +242,15 @@ class Reviews:
     def undo(
         self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
     ) -> Outcome:
-        """Take back what was done last with each caption; again, what was done before that."""
+        """Undo the last change of each caption; called again, the change before that."""
         pairs = [(each, _last(self.catalog, each, self.set_name)) for each in captions]
         there = [(each, last) for each, last in pairs if last is not None]
         return self._take_back(there, len(pairs) - len(there), latest)
 
     def undo_batch(self, batch: str | None = None) -> Outcome:
-        """Take back what was done in one go: the last one, or one that is named.
+        """Undo all changes of one command: the last one, or the one with this name.
 
-        Captions that were reviewed since are left as they are, and are told as conflicts.
+        Captions that were reviewed since stay as they are and are reported as conflicts.
         """
         batch = batch or self.catalog.edits.last_batch(self.set_name)
         versions = self.catalog.edits.of_batch(batch) if batch else []
@@ -286,7 +286,7 @@ class Reviews:
 
 
 _BLANK: Final[Mapping[str, Any]] = {"text": None, "state": "", "tags": []}
-"""What a caption is that nobody has looked at."""
+"""The state of a caption that nobody has reviewed."""
 
 
 def _rows(
@@ -331,7 +331,7 @@ def _content(version: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _standing(catalog: Catalog, each: Reviewed, set_name: str) -> list[EditRow]:
-    """Return the versions of a caption that were not taken back, oldest first."""
+    """Return the versions of a caption that were not undone, oldest first."""
     stack: list[EditRow] = []
     for version in catalog.edits.history(each.key, set_name):
         if version["undoes"]:
@@ -360,7 +360,7 @@ def _seen(
 
 
 def check_text(text: str) -> None:
-    """Refuse what cannot be a caption.
+    """Refuse an empty or too long caption.
 
     Raises:
         ConfigError: there is nothing in it, or too much.

@@ -1,8 +1,8 @@
 """Pages over one cache: clips, captions beside the pictures, failures, runs and figures.
 
 In: a cache. Out: a server on this machine, or pages written to a folder. Needs the extra `web`.
-Nothing is fetched from the net. Not covered: encryption; put a proxy that speaks HTTPS before it
-on a network that others use.
+Pages load nothing from the internet. The server does not encrypt: on a shared network, put an
+HTTPS proxy in front of it.
 """
 
 import lazy_loader

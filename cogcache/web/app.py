@@ -1,4 +1,4 @@
-"""The application: which address is answered by what."""
+"""The web application: which function answers which address."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 PATIENCE_S: Final = 5
-"""What is still being answered so long after a signal is broken off."""
+"""Seconds after a signal until answers that are still being sent are cut off."""
 
 
 def create_app(cache: Path, token: str | None = None, editing: Editing | None = None) -> Starlette:
@@ -36,9 +36,9 @@ def create_app(cache: Path, token: str | None = None, editing: Editing | None = 
 
     Args:
         cache: folder of the cache; opened when the application starts.
-        token: what others must know to be let in; None: only requests to the names of this
-            machine are answered.
-        editing: that captions may be reviewed; None: the pages only show.
+        token: the secret that visitors must send; None answers only requests that name this
+            machine.
+        editing: who may review captions; None for pages that only show.
 
     Raises:
         ConfigError: the token is too short, or captions may be reviewed and there is none.
@@ -92,9 +92,9 @@ def serve(
         cache: folder of the cache.
         host: address to listen on.
         port: port to listen on.
-        token: what one must know to be let in.
-        announce: is called once the address is taken, and a signal ends all in order.
-        editing: that captions may be reviewed; None: the pages only show.
+        token: the secret that visitors must send.
+        announce: called when the server listens; from then on, a signal stops it cleanly.
+        editing: who may review captions; None for pages that only show.
 
     Raises:
         ConfigError: others can reach `host` and there is no token, or it is too short; or the
@@ -129,9 +129,9 @@ def serve(
 
 @contextmanager
 def _ended_in_order(server: uvicorn.Server) -> Iterator[None]:
-    """Have SIGINT and SIGTERM end a server with what it answers; that is no failure of it.
+    """Let SIGINT and SIGTERM stop a server when its answers are sent; that is no failure.
 
-    uvicorn repeats a signal when all is closed, and the process would end by it.
+    uvicorn raises the signal again after it has closed, which would kill the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,6 +1,6 @@
-"""What pages show of a catalog: a page at a time, each query quick at 100,000 clips.
+"""Reads a catalog one page at a time; each query is quick even with 100,000 clips.
 
-Nothing is written here. A query that runs for `DEADLINE_S` all the same is broken off.
+This module writes nothing. It cancels a query that runs longer than `DEADLINE_S`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BrowseRow = dict[str, Any]
 PAGE_SIZE: Final = 48
 DEADLINE_S: Final = 2.0
 SCANNED: Final = 500
-"""Captions of a set that one page of differences looks through."""
+"""How many captions of a set one page of differences compares."""
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
 _CLIP: Final = """feature_key = :feature_key
     OR video_digest = :video_digest AND start_s = :start_s AND end_s IS :end_s"""
@@ -53,7 +53,7 @@ class Page:
     """Whether there are more rows than `total`, which were not counted."""
     size: int = PAGE_SIZE
     absent: Sequence[Absent] = ()
-    """Rows of the page that are not shown, as no file holds the bytes that they are of."""
+    """Rows of the page that are hidden because no file holds their video any more."""
 
     @property
     def num_pages(self) -> int:
@@ -63,7 +63,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which captions are wanted; an empty text stands for all."""
+    """Which captions to show; an empty text means all."""
 
     prompt: str = ""
     model: str = ""
@@ -115,7 +115,7 @@ class Browser:
 
     @property
     def num_damaged(self) -> int:
-        """How many damaged rows were met, and left out."""
+        """How many damaged rows were skipped."""
         return len(self._file.damage)
 
     def rows(self, sql: str, values: Mapping[str, object] | None = None) -> list[BrowseRow]:
@@ -150,7 +150,7 @@ class Browser:
         values: Mapping[str, object],
         size: int = PAGE_SIZE,
     ) -> Page:
-        """Return a page of what `sql` selects; past the last page, the last one."""
+        """Return one page of what `sql` selects; the last page if the number is too high."""
         number = min(max(1, number), max(1, -(-total // size)))
         places = {"limit": size, "offset": (number - 1) * size}
         return Page(self.rows(sql, {**values, **places}), number, total, size=size)
@@ -180,7 +180,7 @@ class Browser:
         return self.value("SELECT sum(clips) FROM shown_clip_totals")
 
     def captions(self, wanted: Filter, number: int = 1) -> Page:
-        """Return a page of the captions that a filter lets through, oldest first."""
+        """Return a page of the captions that pass a filter, oldest first."""
         where, values = wanted.where()
         total = self.value(f"SELECT sum(captions) FROM shown_caption_totals WHERE {where}", values)
         sets = f"SELECT DISTINCT model, quantization FROM shown_caption_totals WHERE {where}"
@@ -198,7 +198,7 @@ class Browser:
         return self.page(total, number, sql, values)
 
     def clip(self, feature_key: str) -> BrowseRow | None:
-        """Return a clip, or what its captions tell of one whose features are gone."""
+        """Return a clip; if its features are gone, what its captions say about it."""
         values = {"key": feature_key}
         for table in ("clips", "captions"):
             sql = f"SELECT * FROM whole_{table} WHERE feature_key = :key LIMIT 1"
@@ -209,7 +209,7 @@ class Browser:
     def pictured(self, feature_key: str) -> str:
         """Return the key of the clip whose picture stands for a caption's part of a video.
 
-        A summary is of no clip: it has the picture of the clip that begins with it.
+        A summary belongs to no clip; it uses the picture of the clip that starts at the same time.
         """
         sql = """SELECT clips.feature_key FROM whole_captions AS captions JOIN whole_clips AS clips
                 ON clips.video_digest = json_extract(captions.settings, '$.video_digest')
@@ -253,12 +253,12 @@ class Browser:
     def differences(
         self, one: CaptionSet, other: CaptionSet, after: int = 0
     ) -> tuple[list[BrowseRow], int | None]:
-        """Return clips of which two sets say different things.
+        """Return clips for which two sets have different captions.
 
         Args:
             one: a set of captions.
-            other: the set that it is held against.
-            after: number of the caption to go on behind.
+            other: the set to compare it with.
+            after: number of the last caption of the page before.
 
         Returns:
             Clips with ``caption`` and ``other``, and where the next page goes on, if it does.

@@ -1,4 +1,4 @@
-"""Where the lines and bars of a picture lie; the templates draw them."""
+"""Computes the positions of lines and bars in a chart; the templates draw them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Area:
 
     name: str
     points: str
-    """Corners of a polygon, as SVG has them."""
+    """Corners of a polygon, in the notation of SVG."""
     kind: int
 
 

@@ -1,7 +1,7 @@
-"""How many may be connected at a time, and how long a connection may keep the server waiting.
+"""Limits the number of connections, and how long each may keep the server waiting.
 
-uvicorn itself waits for ever for the first byte of a request, and takes connections until no file
-can be opened any more. What is not covered: many requests that are all in order.
+uvicorn itself waits forever for the first byte of a request, and accepts connections until no file
+can be opened any more. It does not protect against many valid requests.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Final
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADERS_S: Final = 10.0
-"""A request must have arrived this long after the connection was made, or the last answer sent."""
+"""Seconds for a request to arrive after the connection was opened or the last answer was sent."""
 BODY_S: Final = 20.0
-"""What a request sends besides must have arrived this long after its headers."""
+"""Seconds for a request's body to arrive after its headers."""
 STALLED_S: Final = 120.0
-"""An answer that is not taken for so long is broken off. A browser fetches the rest anew."""
+"""Seconds until an answer that nobody reads is cut off. A browser then requests the rest."""
 CHECKED_EVERY_S: Final = 1.0
 BACKLOG: Final = 64
-"""Connections that wait to be taken; asyncio takes so many at once."""
+"""Connections that may wait to be accepted; asyncio accepts this many at once."""
 MAX_CONNECTIONS: Final = 256
 MAX_HEADER_BYTES: Final = 16_384
 _REPEATED_S: Final = 60.0
@@ -44,12 +44,12 @@ def most_connections() -> int:
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection: dropped where it keeps the server waiting, or another needs its place."""
+    """One connection; closed if it keeps the server waiting or if another one needs its slot."""
 
     most: int = MAX_CONNECTIONS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection; if there are too many, that one goes which has idled longest."""
+        """Accept a connection; if there are too many, close the one that was idle longest."""
         super().connection_made(transport)
         self._since_s = time.monotonic()
         self._stalled_since_s: float | None = None
@@ -67,7 +67,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no request, and break off the answer to one whose body turns out so.
+        """Refuse an invalid request; if only its body is invalid, cut off the answer.
 
         uvicorn would go on with both, on one connection, and log a traceback.
         """
@@ -111,7 +111,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def _is_idle(connection: Any) -> bool:
-    """Say whether no request is being answered; one that is only half there counts as none."""
+    """Return whether the connection is idle; an incomplete request counts as idle."""
     return connection.cycle is None or bool(connection.cycle.response_complete)
 
 
@@ -121,7 +121,7 @@ def bounded_protocol() -> type[BoundedProtocol]:
 
 
 class NoRepeats(logging.Filter):
-    """Lets each kind of message through once a minute: a log must not grow with the requests."""
+    """Logs each kind of message once a minute, so that requests cannot fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class NoRepeats(logging.Filter):
 
 
 def repeat_nothing() -> None:
-    """Have the server's own logs and asyncio's repeat nothing."""
+    """Stop the logs of uvicorn and asyncio from repeating messages."""
     for name in ("uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         if not any(isinstance(each, NoRepeats) for each in logger.filters):

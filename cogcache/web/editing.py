@@ -1,7 +1,7 @@
-"""The pages that change something: reviews of captions, one by one and in bulk.
+"""The pages that change the catalog: reviews of captions, one by one and in bulk.
 
-They are there only where they were asked for, and take only what their own pages send: with the
-session's token, from the same origin, and with a token of the form that no other page can read.
+They exist only with `--edit`. They accept only forms of their own pages: with the session's token,
+from the same origin, and with a form token that no other page can read.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ACTIONS: Final = ("accept", "reject", "edit", "tag", "untag", "undo")
 
 @dataclass
 class Editing:
-    """That captions may be reviewed, and by whom.
+    """Who reviews captions, and into which set.
 
     Args:
-        secret: the session's token, of which those of forms are made.
+        secret: the session's token, from which form tokens are derived.
         author: who reviews; None for the name of the user.
         set_name: set that edits belong to.
-        exporter: returns rows of an export; handed in, as pages know no exports.
+        exporter: returns the rows of an export; passed in because this room imports no export.
     """
 
     secret: str = field(repr=False)
@@ -54,11 +54,11 @@ class Editing:
 
     @property
     def form_token(self) -> str:
-        """What every form bears."""
+        """The token that every form must send."""
         return hmac.digest(self.secret.encode(), b"cogcache forms", "sha256").hex()
 
     def progress(self, request: Request) -> dict[str, int]:
-        """Return how far the reviews have come, as of a few seconds ago."""
+        """Return the progress of the reviews; it may be a few seconds old."""
         now_s = time.monotonic()
         if now_s - self._counted[0] > _COUNTED_FOR_S:
             self._counted = now_s, progress(site_of(request).browser, self.set_name)
@@ -70,7 +70,7 @@ class Editing:
 
 
 def routes() -> list[Route]:
-    """Return what these pages answer to."""
+    """Return the addresses of these pages."""
     return [
         Route("/review", review),
         Route("/review", act, methods=["POST"]),
@@ -286,7 +286,7 @@ async def change_all(request: Request) -> Response:
 
 
 def export(request: Request) -> Response:
-    """Hand out the captions of the queue as JSONL: the edited one where there is one."""
+    """Download the captions of the queue as JSONL, edited ones in place of their originals."""
     import json
 
     editing, wanted = editing_of(request), QueueFilter.of(dict(request.query_params))
@@ -329,7 +329,7 @@ async def _form(request: Request) -> dict[str, str]:
 
 
 def _is_own(request: Request) -> bool:
-    """Say whether a request comes from a page of this very server, by what browsers tell of it.
+    """Return whether the browser says that a request comes from a page of this server.
 
     Pages without a referrer send `null` for their origin; then the other header must tell.
     """

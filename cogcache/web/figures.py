@@ -15,7 +15,7 @@ _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_b
 
 
 def failures(browser: Browser, reason: str = "", number: int = 1) -> Page:
-    """Return a page of what could not be done, of one reason or of all."""
+    """Return a page of failures, for one reason or for all."""
     reasons = failure_reasons(browser)
     total = reasons[reason] if reason else reasons.total()
     where = "WHERE reason = :reason" if reason else ""
@@ -55,7 +55,7 @@ def last_runs(browser: Browser) -> dict[str, BrowseRow]:
 
 
 def whole_model_bytes(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Return the weights of both halves as they lie in the checkpoint; None if one is unknown."""
+    """Return the size of both halves' weights in the checkpoint; None if one is unknown."""
     read = [sum(run["report"].get("bytes_by_shard", {}).values()) for run in stages.values()]
     one_model = len({run["model"] for run in stages.values()}) == 1
     return sum(read) if len(read) == 2 and all(read) and one_model else None

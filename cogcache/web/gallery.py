@@ -1,6 +1,6 @@
-"""A selection of captions beside their pictures, as one HTML file for sending round.
+"""Selected captions beside their pictures, as one HTML file to send to others.
 
-Holds everything itself and runs no script. Of a video it tells the file's name, not its folder.
+The file needs no other file and runs no script. It shows the names of videos, not their folders.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_gallery(
         selection: filters that the captions have to pass.
         text: only captions that a search finds, best first; else by video and start.
         limit: most clips of one page.
-        title: what stands above.
+        title: heading of the page.
         look: how files are looked at; those of the clips on the page are.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Who may ask, and what a browser may do with the answer."""
+"""Decides whose requests are answered, and limits what a browser does with the answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HEADERS: Final = {
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -43,7 +43,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_address(host: str, token: str | None) -> None:
-    """Refuse to be open to others without a token.
+    """Refuse to serve other machines without a token.
 
     Raises:
         ConfigError: the address is not of this machine alone and there is no token, or the token
@@ -119,7 +119,7 @@ class Guard:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compare in a time that tells nothing of where, or after how many letters, they differ."""
+    """Compare two texts in a time that does not depend on where they differ."""
     digests = (hashlib.sha256(text.encode(errors="replace")).digest() for text in (given, expected))
     return hmac.compare_digest(*digests)
 

@@ -1,4 +1,4 @@
-"""Pictures and videos: only what the catalog knows, by digest and never by path."""
+"""Serves pictures and videos of the catalog, addressed by digest and never by path."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def thumbnail(request: Request) -> Response:
 
 
 def video(request: Request) -> Response:
-    """Answer with a video, or the bytes of it that were asked for."""
+    """Answer with a video, or with the requested bytes of it."""
     digest = request.path_params["digest"]
     known = site_of(request).browser.video(digest) if _KEY.fullmatch(digest) else None
     if known is None:
@@ -55,7 +55,7 @@ def video(request: Request) -> Response:
 
 
 def media_type(path: Path) -> str:
-    """Return the type that a browser is told: a video's or GIF's, whatever the name says."""
+    """Return the media type to send: always that of a video or a GIF, whatever the name."""
     guess = mimetypes.guess_type(path.name)[0] or _OTHER_TYPES.get(path.suffix.lower(), "")
     shown = guess.startswith("video/") or guess == "image/gif"
     return guess if shown else "application/octet-stream"

@@ -17,7 +17,7 @@ from cogcache.web.site import Site, site_of
 
 
 def clips(request: Request) -> Response:
-    """Show clips or, of a search or a filter, the captions that it finds."""
+    """Show all clips, or the captions that a search or a filter finds."""
     site, query = site_of(request), request.query_params
     text = query.get("q", "").strip()
     wanted = Filter(query.get("prompt", ""), query.get("model", ""), query.get("flag", ""))
@@ -47,7 +47,7 @@ def _found(site: Site, text: str, wanted: Filter, number: int) -> Page:
 
 
 def _typed(text: str) -> str:
-    """Return a search for what is being typed: its last word may be the begin of one."""
+    """Return a search for a text that is still being typed: its last word may be incomplete."""
     last = text.split()[-1]
     whole = not last.isalnum() or last == "AND" or text.count('"') % 2 or has_unspaced(last)
     return text if whole or len(last) < MIN_PREFIX else f"{text}*"
@@ -111,13 +111,13 @@ def differences(request: Request) -> Response:
 
 
 def _chosen(sets: list[CaptionSet], given: str | None, place: int) -> CaptionSet | None:
-    """Return the set of a name, or the first ones where none is named."""
+    """Return the set with this name; without a name, the first ones."""
     named = next((each for each in sets if each.name == given), None)
     return named or (sets[place] if given is None and place < len(sets) else None)
 
 
 def failures(request: Request) -> Response:
-    """Show what could not be done, with the reason."""
+    """Show the failures and their reasons."""
     site, query = site_of(request), request.query_params
     reason = query.get("reason", "")
     page = site.shown(figures.failures(site.browser, reason, _number(query.get("page"))))
@@ -157,14 +157,14 @@ def collection(request: Request) -> Response:
 
 
 def _number(given: str | None, least: int = 1) -> int:
-    """Return a number out of an address; what is none counts as the least."""
+    """Return a number from an address; anything else counts as the smallest number."""
     digits = given or ""
     usable = digits.isascii() and digits.isdigit() and len(digits) < 16
     return max(least, int(digits)) if usable else least
 
 
 def refused(request: Request, error: Exception) -> Response:
-    """Show an error of ours, or one that HTTP has a number for, as a page."""
+    """Show a cogcache error or an HTTP error as a page."""
     if isinstance(error, HTTPException):
         values = {"problem": error.detail, "hint": ""}
         return render(request, "error.html", values, error.status_code)

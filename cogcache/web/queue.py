@@ -1,7 +1,7 @@
-"""The captions to review, one after another: chosen by filters, and kept in their place.
+"""The captions to review, one after another: chosen by filters, in a stable order.
 
-A place is a caption's number, or its score and number, not how many came before it: captions that
-are reviewed leave some filters, and those behind them must not move up unseen.
+A position is a caption's number (or its score and number), not a count of the captions before it:
+a reviewed caption may no longer pass the filter, and the next one must not be skipped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _COLUMNS: Final = "c.id, c.caption_key, c.feature_key, c.prompt_name"
 
 @dataclass(frozen=True, slots=True)
 class QueueFilter:
-    """What of an address says which captions are in the queue; an empty text stands for all."""
+    """The parts of an address that choose the captions of the queue; an empty text means all."""
 
     q: str = ""
-    """Words, as a search has them."""
+    """Words to search for."""
     name: str = ""
-    """A part of the video's name."""
+    """Part of the video's name."""
     folder: str = ""
     prompt: str = ""
     model: str = ""
@@ -87,7 +87,7 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The captions that a filter lets through, in their order.
+    """The captions that pass a filter, in order.
 
     Args:
         site: the cache.
@@ -98,16 +98,16 @@ class Queue:
     wanted: QueueFilter
 
     def at(self, number: int) -> BrowseRow | None:
-        """Return a caption of a number, whether or not the filter lets it through by now."""
+        """Return the caption with a number, even if it no longer passes the filter."""
         sql = f"SELECT {_COLUMNS} FROM whole_captions c WHERE c.id = :id"
         return next(iter(self._browser.rows(sql, {"id": number})), None)
 
     def after(self, number: int) -> BrowseRow | None:
-        """Return the first caption behind that of a number; 0 for the first of all."""
+        """Return the caption after a number; 0 for the first caption."""
         return self._beside(number, ">", "ASC")
 
     def before(self, number: int) -> BrowseRow | None:
-        """Return the last caption before that of a number."""
+        """Return the caption before a number."""
         return self._beside(number, "<", "DESC")
 
     def all(self) -> list[BrowseRow]:
@@ -164,7 +164,7 @@ _OF: Final = """(s.caption_key = c.caption_key
 
 
 def progress(browser: Browser, set_name: str) -> dict[str, int]:
-    """Return how many captions of all were accepted, rejected and edited."""
+    """Return how many captions were accepted, rejected and edited, and how many there are."""
     sql = """SELECT state, text IS NOT NULL AS edited, count(*) AS number FROM (
             SELECT caption_key, state, text, max(created_at) FROM edits
             WHERE set_name = :set_name GROUP BY caption_key)

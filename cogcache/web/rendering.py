@@ -24,7 +24,7 @@ from cogcache.units import format_bytes, format_seconds
 
 HERE: Final = Path(__file__).parent
 MARKS: Final = ("\x02", "\x03")
-"""Stand around the words that were found, in snippets: no caption shows them otherwise."""
+"""Mark the start and end of found words in snippets; no caption contains these characters."""
 _MAX_DIFF_WORDS: Final = 1500
 _HIDDEN_KINDS: Final = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
 
@@ -76,7 +76,7 @@ def file_name(video: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return a name with what cannot be seen as ``\xNN``: it may not reverse or hide the rest."""
+    r"""Return a name with invisible characters as ``\xNN``: they could hide or reverse text."""
     return "".join(_visible(letter) for letter in text)
 
 
@@ -115,7 +115,7 @@ def _clock(time_s: float) -> str:
 
 
 def marked(snippet: str) -> Markup:
-    """Return a snippet with the words between `MARKS` marked; all else is escaped."""
+    """Return a snippet with the found words marked; everything else is escaped."""
     parts = re.split("[\x02\x03]", snippet)
     return Markup("").join(
         Markup("<mark>{}</mark>").format(part) if index % 2 else escape(part)
@@ -124,7 +124,7 @@ def marked(snippet: str) -> Markup:
 
 
 def weakened(text: str, words: Sequence[str]) -> Markup:
-    """Return a caption with the words marked that its clip supports least; all else is escaped."""
+    """Return a caption with its least supported words marked; everything else is escaped."""
     shown = caption_text(text)
     found = [re.escape(word.strip()) for word in words if word.strip()]
     if not found:

@@ -1,4 +1,4 @@
-"""What the runs of a cache took, as a picture: PNG, SVG, or an HTML file that holds it.
+"""A chart of what the runs of a cache used: PNG, SVG, or an HTML file that contains it.
 
 Memory of both stages over time beside the whole model's, throughput, where the time went, how
 long captions are, and why clips failed.
@@ -34,7 +34,7 @@ _SHADES: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#f0e44
 _DARK: Final = ("#0072b2", "#009e73")
 _RUNS: Final = 8
 _MIN_ROWS: Final = 4
-"""Fewer bars than these are not made thicker."""
+"""Bars do not get thicker when there are fewer than this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the pages are about: one cache, opened."""
+"""The opened cache that the pages show."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Site:
         return Placing(self.catalog.holders(), Look()).one(rows)
 
     def shown(self, page: Page) -> Page:
-        """Return a page with the names of today."""
+        """Return a page with the current names of the videos."""
         found = self.placed(page.rows)
         return replace(page, rows=found.rows, absent=found.absent)
 
@@ -50,6 +50,6 @@ def open_site(cache: Path) -> Iterator[Site]:
 
 
 def site_of(request: Request) -> Site:
-    """Return the cache that a request is about."""
+    """Return the cache that a request asks about."""
     site: Site = request.app.state.site
     return site
