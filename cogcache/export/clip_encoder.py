@@ -1,6 +1,6 @@
-"""Encodes the clip of a video anew: the frames that were captioned, as a player shows them.
+"""Re-encodes a clip of a video: exactly the frames that were captioned, as a player shows them.
 
-Frames, turning, pixels and times are those of the reader. Sound is encoded anew too.
+Frames, rotation, pixels and times are those that the reader gave. Sound is re-encoded as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 CLOCK: Final = 90_000
-"""Ticks a second: the clock of MPEG, which most frame rates divide."""
+"""Ticks a second: the MPEG clock, a multiple of most frame rates."""
 OPTIONS: Final = {"crf": "16", "threads": "1"}
 """Nearly without loss. One thread: the same clip gives the same bytes on any machine."""
 FINE: Final = {**OPTIONS, "crf": "10"}
@@ -36,7 +36,7 @@ SLOWEST, FASTEST = Fraction(1, 1000), Fraction(1000)
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What a new file holds."""
+    """What the new file contains."""
 
     num_frames: int
     fps: float
@@ -46,7 +46,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What of a video is encoded."""
+    """The part of a video to encode."""
 
     source: Path
     index: FrameIndex
@@ -72,7 +72,7 @@ class Part:
 
 
 def part_of(source: Path, start_s: float, end_s: float | None) -> Part:
-    """Return what of a video the clip `[start_s, end_s)` is.
+    """Return the part of a video that the clip `[start_s, end_s)` covers.
 
     Raises:
         VideoError: the video cannot be opened, or the clip is not in it.
@@ -135,7 +135,7 @@ def _each(part: Part) -> Iterator[tuple[int, VideoFrame]]:
 
 
 class _Writer:
-    """One MP4 file that is being written."""
+    """Writes one MP4 file."""
 
     def __init__(self, out: OutputContainer, part: Part, sound: Sound | None) -> None:
         self.out, self.part, self.sound = out, part, sound
@@ -172,7 +172,7 @@ class _Writer:
             self.sound.write(self.out, until_s=float(later) / CLOCK)
 
     def end(self) -> None:
-        """Write what the encoders still hold."""
+        """Write the frames that the encoders still hold back."""
         if self.stream is not None:
             self._mux(self.stream.encode(None))
         if self.sound is not None:

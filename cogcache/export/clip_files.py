@@ -1,4 +1,4 @@
-"""The video files that trainers read: whole videos as they are, all else encoded anew."""
+"""The video files that trainers read: whole videos are copied, everything else is re-encoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUICKTIME: Final = "qt"
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """What the reader of a trainer takes."""
+    """What a trainer's video reader can read."""
 
     reader: str
     """By what it reads."""
@@ -31,7 +31,7 @@ class Takes:
 
 @dataclass(frozen=True, slots=True)
 class ClipFacts:
-    """What trainers ask of a video file; None where nobody knows."""
+    """The facts that trainers need about a video file; None for those that nobody knows."""
 
     num_frames: int | None
     fps: float | None
@@ -71,7 +71,7 @@ def place(item: Item, source: Path, path: Path, media: Media, takes: Takes) -> C
 
 
 def reason_to_encode(index: FrameIndex, takes: Takes) -> str | None:
-    """Return why a whole video is not handed on as it is; None if it is.
+    """Return why a whole video must be re-encoded; None if it can be copied.
 
     A reader that takes no account of how a file is turned, stretched or cut shows something else
     than what was captioned, and most readers do not.

@@ -1,4 +1,4 @@
-"""Pictures for a new file: upright, in square pixels, their colours as every reader shows them.
+"""Frames for a new file: upright, with square pixels, in colours that every reader shows alike.
 
 Colours stay as they are coded, with their tags. Wide colours alone get the tags of BT.709: that is
 what they were shown as, and readers that take account of such tags would show others. A file has

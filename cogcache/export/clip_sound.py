@@ -1,4 +1,4 @@
-"""The sound of a clip: what is heard while its frames are shown."""
+"""The sound of a clip: what a player plays while it shows the frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK: Final = 1024
-"""Samples that AAC codes at once."""
+"""Samples in one AAC frame."""
 MAX_RATE: Final = 48_000
 KBIT: Final = 1000
 GAP_S: Final = 0.05
@@ -87,7 +87,7 @@ class Sound:
         self._output.bit_rate = (96 if self._layout == "mono" else 160) * KBIT
 
     def write(self, out: OutputContainer, until_s: float) -> None:
-        """Write what is heard until then."""
+        """Write the sound up to this time."""
         while self._next is not None and self._written < until_s * self._rate:
             out.mux(self._output.encode(self._frame(self._next)))
             self._next = next(self._blocks, None)

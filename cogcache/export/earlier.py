@@ -1,4 +1,4 @@
-"""Captions whose features are of other frames than a player shows: they are not handed on."""
+"""Leaves out captions whose features come from other frames than a player shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes an export: chooses captions, writes them in a format, says what was left out."""
+"""Exports captions: chooses them, writes them in a format, and says what was left out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from cogcache.video import VIDEO_SUFFIXES
 
 FORMATS: Final = (*ROWS, *SUBTITLES, *LAYOUTS, "webdataset")
 ON_STDOUT: Final = (*ROWS, *SUBTITLES)
-"""Formats of one file, which can go to standard output."""
+"""Formats that are one file, which can be written to standard output."""
 _MAX_WORDS: Final = 150
 
 Left: TypeAlias = tuple[str, str]
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an export is made."""
+    """The options of an export."""
 
     wording: Wording = field(default_factory=Wording)
     media: Media = "copy"
@@ -67,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export holds, and what it does not."""
+    """What an export contains, and what was left out."""
 
     captions: int
     empty: int
@@ -77,17 +77,17 @@ class Exported:
     absent: list[Absent]
     """Videos whose bytes no file holds."""
     left_out: list[Left] = field(default_factory=list)
-    """Videos that could not be had, with the reason."""
+    """Videos that could not be read, with the reason."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing that was asked for."""
+        """Whether everything that was asked for is in the export."""
         return not self.left_out and not still_missing(self.absent)
 
 
 def format_of(out: Path, name: str | None) -> str:
-    """Return the format that is named, else that of the file's name.
+    """Return the named format, or else the one that the file's name implies.
 
     Raises:
         ConfigError: neither tells one.
@@ -218,7 +218,7 @@ def _name(item: Item) -> str:
 def _write_subtitles(
     items: Sequence[Item], out: Path, format_: str, options: Options, cache: Path
 ) -> list[Left]:
-    """Write a file for each video; return the captions that no file can be named for."""
+    """Write a file for each video; return the captions whose video has no name any more."""
     named = [item for item in items if item.row["video"] is not None]
     videos, write = by_video(named), SUBTITLES[format_]
     if out.suffix == f".{format_}":

@@ -1,6 +1,6 @@
-"""Packs the features of chosen clips into one HDF5 file for others: a copy, never in place.
+"""Copies the features of chosen clips into one HDF5 file for other programs.
 
-It needs nothing but HDF5 to be read: gzip, no plugins. `docs/export.md` says how.
+Plain HDF5 can read it: gzip, no plugins. `docs/export.md` explains how.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SMALL_BYTES = 2**16
 
 
 class Packed(NamedTuple):
-    """What a pack holds, and what it does not."""
+    """What the file contains, and what was left out."""
 
     clips: int
     absent: list[Absent]

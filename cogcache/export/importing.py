@@ -1,4 +1,4 @@
-"""Takes captions back that were edited elsewhere, as a caption set of its own."""
+"""Imports captions that were edited elsewhere, as a separate set."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cogcache.export.matching import Matcher
 from cogcache.keys import digest
 
 _SHOWN: Final = 20
-"""Lines that fit no clip, of which so many are named in one message."""
+"""How many lines without a clip one message lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line of the file, and the caption that it becomes."""
+    """A line of the file, and the caption that it becomes in the catalog."""
 
     where: str
     content: Mapping[str, Any]
@@ -39,15 +39,15 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did."""
+    """The result of an import."""
 
     written: int
     same: int
-    """Captions that the set had already, word for word."""
+    """Captions that the set already contained, word for word."""
     reviews: int = 0
     """Versions of reviews that came with the captions, and are new."""
     unmatched: list[str] = field(default_factory=list)
-    """Lines that fit no clip and were left out, with the reason."""
+    """Lines that match no clip and were left out, with the reason."""
 
 
 def import_captions(
@@ -67,7 +67,7 @@ def import_captions(
         catalog: of the cache.
         name: of the set.
         overwrite: replace captions that the set has already.
-        skip_unmatched: leave out what fits no clip; else nothing is imported then.
+        skip_unmatched: leave out lines that match no clip; else one such line stops the import.
 
     Raises:
         CatalogError: the catalog cannot be used.
@@ -125,7 +125,7 @@ def _is_same(row: CaptionRow, there: CaptionRow | None) -> bool:
 
 
 def _rows(source: Path, catalog: Catalog, name: str) -> tuple[list[_Line], list[str]]:
-    """Return what lines become, and what fits no clip, with the reason."""
+    """Return the captions that lines become, and the lines without a clip with the reason."""
     matcher, unmatched = Matcher(catalog), []
     rows: dict[str, _Line] = {}
     for line in lines_of(source):

@@ -15,12 +15,12 @@ from cogcache.errors import ConfigError
 
 HINT: Final = "nothing was imported; lines are those of `cogcache export OUT.jsonl`"
 _LATEST_S: Final = 1e9
-"""Thirty years, in seconds: no video is as long."""
+"""Thirty years, in seconds: longer than any video."""
 _MAX_TEXT: Final = 2**15
 """Letters of a caption or a prompt."""
 _NUMBERS: Final = ("start_s", "end_s")
 _NAMES: Final = ("video", "video_path", "media_path", "file_name", "path")
-"""Columns that name a line's video, as we and trainers call them; the first one counts."""
+"""Names of the column with the video, ours and those of trainers; the first one found counts."""
 _TEXTS: Final = ("caption", "text")
 
 
@@ -31,9 +31,9 @@ class Line:
     where: str
     """The file, and the line of it, for messages."""
     content: Mapping[str, Any]
-    """By the names of an export's columns."""
+    """By the column names of an export."""
     beside: Path | None = None
-    """The folder that a relative name of a video is below."""
+    """The folder that relative video names start from."""
 
 
 def lines_of(source: Path) -> Iterator[Line]:

@@ -1,4 +1,4 @@
-"""The captions of an export, in their stable order, with what is known of their videos."""
+"""The captions of an export in a stable order, with the facts about their videos."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ class Chosen:
 
     items: list[Item]
     absent: list[Absent] = field(default_factory=list)
-    """Those that are left out, as no file holds the bytes that they were made of."""
+    """Those that were left out because their video is gone or was replaced."""
     num_empty: int = 0
-    """How many are left out as there is nothing in them."""
+    """How many were left out because they are empty."""
     num_rejected: int = 0
-    """How many are left out as people rejected them."""
+    """How many were left out because a reviewer rejected them."""
 
 
 def choose_items(catalog: Path, selection: Selection, wording: Wording, look: Look) -> Chosen:
@@ -240,7 +240,7 @@ def _item(row: dict[str, Any], names: tuple[str, ...], wording: Wording) -> Item
 
 
 def check_one_cut(catalog: Path, items: Iterable[Item]) -> None:
-    """Refuse captions of one video that was cut in several ways: their cues would overlap.
+    """Refuse captions of a video that was cut in several ways, because their cues would overlap.
 
     Raises:
         ConfigError: there are; says how the video was cut.

@@ -1,8 +1,8 @@
-"""A file for HDF5 to write to that never fails under its hands.
+"""A file that HDF5 can write to even when the disk is full.
 
-HDF5 cannot close a file whose disk has become full: it tries again at the end of the process, and
-that dies of it. So what finds no room is kept in memory, the error is kept too, and whoever writes
-looks for it, closes the file, and then raises it.
+HDF5 cannot close a file when the disk is full: it tries again at the end of the process and crashes
+it. So data that does not fit is kept in memory, together with the error. The writer checks for the
+error, closes the file, and then raises it.
 """
 
 from __future__ import annotations

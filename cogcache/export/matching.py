@@ -1,4 +1,4 @@
-"""Which clip of the cache a caption from elsewhere is of."""
+"""Finds the clip of the cache that an imported caption belongs to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Matcher:
         self._by_key = {clip["feature_key"]: clip for clip in catalog.clips.rows()}
 
     def find(self, line: Line) -> ClipRow | str:
-        """Return the clip of a line, or why there is none.
+        """Return the clip of a line, or the reason why there is none.
 
         A key that is not here is that of other bytes, or of other features: the name and the times
         of its line may be those of another video by now, and are not asked.

@@ -1,7 +1,7 @@
 """Names of files below a folder, made after videos whose paths may come from anybody.
 
-A path in a catalog is a text like any other: it may lead upwards, be a name that no file system
-takes, or that of something else in the folder. So names are made from it and never taken as is.
+A path in a catalog is only a text: it may contain `..`, be too long for a file system, or be the
+name of something else in the folder. So new names are derived from it; it is never used directly.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cogcache.system import Location
 MAX_PART_BYTES: Final = 180
 """Of one name: file systems take 255, and an ending comes behind it."""
 MAX_PARTS: Final = 24
-"""Folders and a name below the export's folder; of longer paths the end is kept."""
+"""Most parts of a path below the export's folder; only the last parts of longer paths are kept."""
 _TAKEN: Final = {MARK, "con", "prn", "aux", "nul"}
-"""Names that are something else: the export's own file, and Windows' devices."""
+"""Reserved names: the export's own file, and devices of Windows."""
 
 
 def names_below(paths: Sequence[Location], ending: str) -> list[Path]:

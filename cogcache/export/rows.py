@@ -1,4 +1,4 @@
-"""A row a caption: JSONL, CSV and Parquet. Captions are as they are, line breaks and all."""
+"""One row for each caption: JSONL, CSV and Parquet. Line breaks in captions are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several captions of a clip: which of them go into an export that has room for one, or for all."""
+"""Chooses among several captions of a clip, for formats with room for one or for all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The files that an export copies from: each is proven to hold what was captioned.
+"""The files that an export copies from, each checked to contain what was captioned.
 
-A file that is reached through a link may be any file by now, and is read whole for the proof,
-once a command; of others size, time and inode say that they hold what they held.
+A link may lead to another file by now, so a linked file is read whole once in each command. For
+other files, unchanged size, time and inode are enough.
 """
 
 from __future__ import annotations

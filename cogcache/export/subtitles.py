@@ -10,7 +10,7 @@ from cogcache.export.items import Item
 from cogcache.export.wording import one_line
 
 _UNKNOWN_S: Final = 5.0
-"""How long a cue is shown whose clip's end nobody knows."""
+"""Length of a cue in seconds if the end of its clip is unknown."""
 
 
 def as_text(items: Sequence[Item]) -> str:

@@ -1,7 +1,7 @@
 """Where an export goes: a file or folder that is whole or absent.
 
-It is built under a temporary name beside its place and renamed at the end. What is there already
-is replaced only if that is asked for, and a folder only if an export made it.
+It is built under a temporary name in the same folder and renamed at the end. An existing target is
+replaced only with `--overwrite`, and a folder only if an export made it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MARK: Final = ".cogcache-export"
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Refuse a target that is there, unless it may be replaced.
+    """Refuse a target that exists, unless it may be replaced.
 
     Raises:
         ConfigError: it may not.

@@ -1,4 +1,4 @@
-"""Layouts of trainers: numbered MP4 files and their captions, one line each.
+"""Folder layouts of trainers: numbered MP4 files and their captions, one line each.
 
 Stems are digits alone: unique over the export, and free of the dots and of words such as
 "test" and "val" that readers take for something else.
@@ -20,7 +20,7 @@ from cogcache.export.wording import one_line
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A clip whose video file lies in the export."""
+    """A clip whose video file is in the export."""
 
     name: str
     item: Item
@@ -46,7 +46,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a trainer expects what."""
+    """Where a trainer expects videos and captions."""
 
     media: str
     """The folder of the video files, below the export's."""

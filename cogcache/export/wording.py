@@ -1,4 +1,4 @@
-"""What becomes of a caption's text on its way out."""
+"""How an export changes the text of captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BREAKS: Final = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029 ]+")
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What is put around each caption."""
+    """Texts that are added to each caption."""
 
     prefix: str = ""
     """Put before it as it stands."""
@@ -35,5 +35,5 @@ def one_line(text: str) -> str:
 
 
 def num_words(text: str) -> int:
-    """Return how many words there are between blanks."""
+    """Return the number of words, separated by white space."""
     return len(text.split())

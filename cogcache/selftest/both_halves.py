@@ -1,4 +1,4 @@
-"""What the two stages give of some clips, each in a process of its own, and read off on the way.
+"""Runs the two stages on some clips, each in its own process, and records what a model is given.
 
 Stage one runs the vision half, and its features go through feature files; stage two runs the
 language half on what it reads from them. `recorded` reads off both sides of a comparison alike.
@@ -32,7 +32,7 @@ OURS: Final = "ours"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the processes are to do.
+    """What the processes have to do.
 
     Args:
         folder: for their files.
@@ -49,7 +49,7 @@ class Work:
     new_tokens: int
 
     def frames_of(self, family: Family, name: str) -> ClipFrames:
-        """Decode the frames of a clip that are taken."""
+        """Decode the chosen frames of a clip."""
         return read_clip(self.clips[name], family.frames_of(self.settings.sampling))
 
 

@@ -1,4 +1,4 @@
-"""Whether two runs of a model are the same: ids, positions, pixels, features, logits and tokens."""
+"""Compares two runs of a model: ids, positions, pixels, features, logits and tokens."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Limits:
         features: most, relative to the whole, where pixels are not the same bits.
         logits: the same of logits.
         same_pixels: the same of both, where pixels are the same bits.
-        narrow: a token was chosen narrowly where the next one's logit is nearer than this, in
-            standard deviations: another order of additions may choose the other, and all behind
-            it is another text.
+        narrow: least distance between the two best logits, in standard deviations. Below it, a
+            different order of additions may choose the other token, and the texts differ from
+            there on.
     """
 
     pixels: float = 0.2
@@ -56,7 +56,7 @@ class Compared:
 
 
 def compare(clip: str, ours: Tensors, theirs: Tensors, limits: Limits) -> list[Compared]:
-    """Compare what two runs were given and gave.
+    """Compare the inputs and the outputs of two runs.
 
     Args:
         clip: its name.
@@ -103,7 +103,7 @@ def _ids(ours: Tensor, theirs: Tensor) -> tuple[bool, str]:
 
 
 def _collapsed(ids: list[int]) -> list[int]:
-    """Return ids with the longest run of one token as that token, once."""
+    """Return ids with their longest run of one token reduced to a single token."""
     ends = [i for i in range(1, len(ids) + 1) if i == len(ids) or ids[i] != ids[i - 1]]
     starts = [0, *ends[:-1]]
     start, end = max(zip(starts, ends, strict=True), key=lambda run: run[1] - run[0])
@@ -119,7 +119,7 @@ def _first_other(ours: Tensor, theirs: Tensor) -> str:
 
 
 def _positions(ours: Tensors, theirs: Tensors) -> tuple[bool, str]:
-    """Compare where tokens stand, the first that is generated included."""
+    """Compare the positions of tokens, including the first generated one."""
     if "positions" not in ours:
         return False, "the two stages give none"
     a, b = (each["positions"].T for each in (ours, theirs))

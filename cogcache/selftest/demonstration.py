@@ -1,7 +1,7 @@
-"""The demonstration: made-up clips whose true captions are known, through both stages.
+"""The demonstration: runs both stages on made-up clips whose true captions are known.
 
-Each stage and, to compare, the whole model in one piece run in processes of their own, so that
-the peaks of memory are theirs alone.
+Each stage and, for comparison, the whole model run in their own processes, so that each peak of
+memory is measured alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ASKED = ("detail", "color", "shape", "direction", "speed", "count", "background"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One caption beside the truth."""
+    """One caption and the true answer."""
 
     video: str
     question: str
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What the demonstration showed."""
+    """The results of the demonstration."""
 
     answers: tuple[Answer, ...]
     runs: tuple[RunRow, ...]
@@ -57,7 +57,7 @@ class Demonstration:
     weight, `weights_bytes` on the disk, `total_s`."""
 
     def memory(self) -> list[dict[str, str | int]]:
-        """Return a row a process: its peak, what it held before any weight, and its weights."""
+        """Return a row for each process: peak memory, memory before any weight, and weights."""
         rows: list[dict[str, str | int]] = []
         for name, run in zip(("vision half", "language half"), self.runs, strict=True):
             report: dict[str, Any] = dict(run["report"])

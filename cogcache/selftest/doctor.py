@@ -37,12 +37,12 @@ EXTRA_MODULES = {
     "train": ("peft",),
     "web": ("jinja2", "starlette", "uvicorn"),
 }
-"""What has to be importable for each extra."""
+"""The packages of each extra."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     ok: bool
@@ -50,7 +50,7 @@ class Check:
 
 
 class NotWell(Exception):
-    """A check found a fault; its text says which."""
+    """Raised by a check that found a fault; its text says which."""
 
 
 def examine(cache: Path | None = None) -> list[Check]:
@@ -87,7 +87,7 @@ def _run(name: str, check: Callable[[], str]) -> Check:
 
 
 def _transformers() -> str:
-    """Say whether the families' goldens passed on the installed release, or on one near it."""
+    """Say whether all families were tested with the installed release of transformers."""
     from cogcache.models import PASSED, minor_of
 
     installed, tried = version_of("transformers"), ", ".join(PASSED)
@@ -106,7 +106,7 @@ def _main_memory() -> str:
 
 
 def _extras() -> str:
-    """Name the extras that are there, and the line that installs the others."""
+    """Name the installed extras, and the command that installs the others."""
     there = [name for name, modules in EXTRA_MODULES.items() if all(map(find_spec, modules))]
     absent = [name for name in EXTRA_MODULES if name not in there]
     found = f"there: {', '.join(there) or 'none'}"
@@ -114,7 +114,7 @@ def _extras() -> str:
 
 
 def _hub() -> str:
-    """Ask the hub for nothing, unless this machine is to stay offline."""
+    """Check that the hub can be reached, unless this machine is set to offline."""
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         return "offline, as HF_HUB_OFFLINE says: models are folders, or cached"
     try:
@@ -144,7 +144,7 @@ def _device() -> str:
 
 
 def _processor() -> str:
-    """Name what figures of CPUs depend on."""
+    """Name the processor features that speed depends on."""
     seen = processor()
     return f"{seen.name}: {seen.level}"
 

@@ -1,4 +1,4 @@
-"""What one clip costs on this machine: two made-up clips, through both stages."""
+"""Measures the time of one clip on this machine, with two made-up clips through both stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cogcache.system import CachePaths, in_own_process, scratch_folder
 NUM_CLIPS: Final = 2
 _FPS: Final = 10
 _WORK: Final = {"extract": ("encode",), "caption": ("wait_for_features", "generate")}
-"""Parts of a run that every clip takes again; loading a half is none of them."""
+"""The parts of a run that repeat for every clip; loading the model is not one of them."""
 
 
 def measure(settings: Settings, size: tuple[int, int], duration_s: float) -> dict[str, float]:

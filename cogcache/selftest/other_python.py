@@ -1,4 +1,4 @@
-"""Another Python, with a release of transformers of its own, that runs the whole model."""
+"""Another Python with its own release of transformers, which runs the whole model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LOG_LINES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class OtherPython:
-    """A Python that has what the program needs.
+    """A Python that has all packages that the program needs.
 
     Args:
         path: of the interpreter.

@@ -24,7 +24,7 @@ from typing import Any
 
 RESULT = "reference.json"
 MOST_PIXELS = 1 << 22
-"""About as many pixel values are kept of a clip, evenly spaced."""
+"""About this many pixel values of a clip are kept, evenly spaced."""
 TYPED = ("gemma3",)
 """Families that want `token_type_ids`; some tokenizers give them unasked."""
 FAILED = 3
@@ -353,7 +353,7 @@ def tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(folder: str) -> int:
-    """Run, and write how it went; an error is a fact for whoever asked, not a crash."""
+    """Run, and write the result; an error is part of the result, not a crash."""
     try:
         result = run(folder)
     except Exception as error:  # noqa: BLE001

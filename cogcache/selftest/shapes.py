@@ -95,7 +95,7 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
         "What colour is the background?",
     ),
 }
-"""Each attribute's ways to ask for it; the first is the one that `tiny` is measured with."""
+"""The questions for each attribute; the first is the one used to measure `tiny`."""
 
 Floats = npt.NDArray[np.floating[Any]]
 

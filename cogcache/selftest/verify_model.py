@@ -46,19 +46,19 @@ from cogcache.video import probe
 QUESTION: Final = "Please describe this video in detail."
 NEW_TOKENS: Final = 32
 MADE_UP: Final = 2
-"""Clips that are drawn where none is given."""
+"""Number of clips that are drawn if the user gives none."""
 SHORT: Final = 32
 LONGER: Final = 16
 """Frames of the shortest of these, and how many more the next has; eight are a second."""
 MADE_UP_S: Final = (SHORT + LONGER) / FPS
 OWN: Final = "cogvlm2"
-"""Its published code is remote code, which is not run."""
+"""A family whose published code is remote code, which cogcache never runs."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What is to be compared, before anything is loaded.
+    """What to compare, before anything is loaded.
 
     Args:
         settings: model, device, memory, which frames.
@@ -157,7 +157,7 @@ class ModelCheck:
         return OTHER_RESIZE if self._is_release_itself else LIMITS[self.needed.dtype]
 
     def closing(self, found: Sequence[Compared]) -> str:
-        """Return what came of it, in a line."""
+        """Return the result in one line."""
         if all(each.same for each in found):
             return "all the same"
         release = self.release
@@ -170,7 +170,7 @@ class ModelCheck:
         return f"not the same as transformers {version}; {judge}: see above"
 
     def run(self, say: Say) -> list[Compared]:
-        """Run all three and compare.
+        """Run all three processes and compare their results.
 
         Args:
             say: is told what begins.

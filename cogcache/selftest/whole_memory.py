@@ -1,4 +1,4 @@
-"""What the whole model in one piece takes, in the numbers of `plan`, and whether it fits."""
+"""How much memory the whole model needs, by the numbers of `plan`, and whether that fits."""
 
 from __future__ import annotations
 
@@ -139,4 +139,4 @@ def _in(
 
 
 _PLENTY: Final = "100000GiB"
-"""Memory in which everything stays: what is planned for it is the whole."""
+"""So much memory that nothing is offloaded: the plan then counts the whole model."""

@@ -1,7 +1,7 @@
 """The whole model in one piece, as others run it: what the two stages are compared with.
 
-`python -m cogcache.whole MODEL VIDEOS…` captions videos one by one from their files with both
-halves in memory, unquantised, and prints its peak memory, time and captions as JSON.
+`python -m cogcache.selftest.whole_model MODEL VIDEOS…` captions videos one by one with both halves
+in memory, unquantised, and prints its peak memory, time and captions as JSON.
 """
 
 from __future__ import annotations
