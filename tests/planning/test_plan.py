@@ -68,7 +68,9 @@ def test_keys_and_values_are_those_of_all_rows_and_of_the_next_clip(tiny):
     assert one == 2 * (80 + 100) * per_token
 
 
-def test_a_frame_takes_more_in_float32(tiny):
+def test_a_frame_takes_more_in_float32(tiny, monkeypatch):
+    with_bf16 = Processor("made up", "x86_64", "AVX512", avx512_bf16=True, amx=False)
+    monkeypatch.setattr(estimates, "processor", lambda: with_bf16)
     config = tiny.checkpoint.config
     few, many = (frame_bytes(config, settings(vision_dtype=t)) for t in ("bfloat16", "float32"))
     assert many == 2 * few
