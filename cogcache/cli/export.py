@@ -37,8 +37,8 @@ _OPTIONS = (
     click.option(
         "--captions-per-clip",
         metavar="HOW",
-        help="Of several captions of a clip: all, best:SCORE or random:SEED; else several are "
-        "refused where there is room for one.",
+        help="If a clip has several captions: all, best:SCORE or random:SEED. Without it, formats "
+        "with room for one caption refuse such clips.",
     ),
     sort_option,
     click.option("--overwrite", is_flag=True, help="Replace an earlier export."),

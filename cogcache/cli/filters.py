@@ -34,7 +34,7 @@ _OPTIONS = (
         "prompts",
         multiple=True,
         metavar="NAME",
-        help="Only answers to it. Repeatable.",
+        help="Only captions made with this prompt. Repeatable.",
     ),
     click.option(
         "--model",
@@ -66,8 +66,8 @@ _OPTIONS = (
         "cuts",
         multiple=True,
         metavar="NAME",
-        help="Only clips that were cut so: whole, segment:24, scenes, or clip for parts that were "
-        "named. Repeatable.",
+        help="Only clips that were cut in this way: whole, segment:24, scenes; or clip, for parts "
+        "given by --clip. Repeatable.",
     ),
 )
 _NAMES = (
@@ -110,7 +110,7 @@ def selection_options_beside_model(command: Command) -> Command:
         "prompt_names",
         multiple=True,
         metavar="NAME",
-        help="Only answers to it. Repeatable.",
+        help="Only captions made with this prompt. Repeatable.",
     )
     captions_of = click.option(
         "--captions-of",
@@ -171,13 +171,13 @@ _LOOKING = (
         type=click.Choice(["skip", "keep", "error"]),
         default="skip",
         show_default=True,
-        help="Captions whose video no file holds any more: leave them out and name them, keep "
+        help="What to do with captions whose video is gone or replaced: leave out and list, keep "
         "them, or end with an error.",
     ),
     click.option(
         "--no-check",
         is_flag=True,
-        help="Do not look at the files: believe that they hold what they held when last seen.",
+        help="Do not look at the video files; assume that they have not changed.",
     ),
 )
 SHOWN = 20

@@ -18,14 +18,14 @@ min_motion_option = click.option(
     "--min-motion", type=float, metavar="X", help="Only clips whose score `motion` is at least X."
 )
 drop_duplicates_option = click.option(
-    "--drop-duplicates", is_flag=True, help="Of clips that are near-duplicates, only the one kept."
+    "--drop-duplicates", is_flag=True, help="Only one clip of each group of near-duplicates."
 )
 JUDGED = (
     click.option(
         "--prefer",
         metavar="A,B",
-        help="Of each clip and prompt the captions of the first of these models or sets that has "
-        "any, such as reviewed,MODEL.",
+        help="If a clip has several captions for a prompt, only those of the first of these models "
+        "or sets that has one, such as reviewed,MODEL.",
     ),
     click.option(
         "--state",
@@ -53,11 +53,11 @@ JUDGED = (
     click.option(
         "--include-rejected",
         is_flag=True,
-        help="Where captions are taken out of the cache: rejected ones, too.",
+        help="Include captions that a reviewer rejected.",
     ),
 )
 sort_option = click.option(
-    "--sort", metavar="NAME", help="By this score, the lowest first; -NAME: the highest first."
+    "--sort", metavar="NAME", help="Sort by this score, lowest first; -NAME: highest first."
 )
 """``--sort NAME``, handed to the command as ``sort: str | None``."""
 JUDGED_NAMES = (

@@ -79,7 +79,7 @@ def _exported(catalog: Path, selection: Selection) -> list[dict[str, Any]]:
 @click.option(
     "--limit", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Most clips."
 )
-@click.option("--title", default="Captions", show_default=True, help="What stands above.")
+@click.option("--title", default="Captions", show_default=True, help="Heading of the page.")
 @_force
 @selection_options
 @look_options
