@@ -1,4 +1,4 @@
-"""Every command that writes, for `torture_commands` and `full_disks`: later ones join here."""
+"""Lists every command that writes, for `torture_commands` and `full_disks`. Add new ones here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows a second a catalog takes, and how large it gets: the bound of a single writer.
+"""Measures how many rows a second one writer can add to a catalog, and how large it gets.
 
     python -m benchmarks.commits
 

@@ -1,4 +1,4 @@
-"""A memory control group with a hard limit, as a small card has one. Needs Linux, and root."""
+"""Limits memory with a control group, as hard as a small GPU does. Needs Linux and root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scheduler takes for each clip, and how much faster two workers are than one.
+"""Measures the scheduler's time for each clip, and the speed of two workers against one.
 
     python -m benchmarks.crew_speed --clips 400
 

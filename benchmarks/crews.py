@@ -1,4 +1,4 @@
-"""Crews on real clips make what one process makes, byte for byte, whoever is killed meanwhile.
+"""Checks that several workers make the same bytes as one process, even if some are killed.
 
     python -m benchmarks.crews --clips 200
 

@@ -1,4 +1,4 @@
-"""Have the Nth system call of finishing clips and captions fail, for every N, by the kernel's word.
+"""Makes the Nth system call of finishing a clip or caption fail, for every N, with strace.
 
     python -m benchmarks.faults
     python -m benchmarks.faults --every 10 --errors ENOSPC

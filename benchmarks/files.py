@@ -1,4 +1,4 @@
-"""What feature files cost: sealing, reading, bytes, and every codec on real features."""
+"""Measures feature files: time to write and read, size, and every codec on real features."""
 
 from __future__ import annotations
 

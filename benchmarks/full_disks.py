@@ -1,4 +1,4 @@
-"""Have each command that writes meet a full disk: ten sizes of free room for each.
+"""Runs each command that writes on a nearly full disk, with ten sizes of free space.
 
     sudo python -m benchmarks.full_disks
     sudo python -m benchmarks.full_disks gc import

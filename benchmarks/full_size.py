@@ -1,4 +1,4 @@
-"""The flagship's full size on this machine: what each stage takes, from the operating system.
+"""Runs CogVLM2 at full size on this machine, and measures each stage from outside.
 
     python -m benchmarks.full_size write FOLDER          write 25.0 GB of random weights
     python -m benchmarks.full_size vision FOLDER         encode one 24-frame video

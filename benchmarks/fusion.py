@@ -1,4 +1,4 @@
-"""Whether compiling pays: the vision half's blocks, and a step of decoding, against plain calls.
+"""Measures what torch.compile gains for the vision half's blocks and for a decoding step.
 
     python -m benchmarks.fusion vision    # blocks of the flagship's width, bfloat16, random
     python -m benchmarks.fusion decode    # a random model of 50 M parameters, one column a step

@@ -1,4 +1,4 @@
-"""Changes sound files and requests at random: a message or the same data, and nothing else.
+"""Damages valid files and requests at random; each must give an error message or the same data.
 
 Feature files, the bytes and the rows of catalogs, lines of an import, headers of checkpoints, and
 requests to `cogcache serve`. Each round of changes runs in a process of bounded memory and time; a

@@ -1,4 +1,4 @@
-"""Sends changed requests to `cogcache serve`: no 5xx, no silence, no traceback, no file outside."""
+"""Sends damaged requests to `cogcache serve`: expects no 5xx, hang, traceback or foreign file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a long run grows: processor seconds and memory of each piece of a run of tiny clips.
+"""Checks that a long run does not grow: time and memory for each part of a run of tiny clips.
 
     python -m benchmarks.growth --clips 20000 --piece 2000 --folder DIR
 

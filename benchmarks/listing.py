@@ -1,4 +1,4 @@
-"""What listing 100,000 captions takes, with each video looked at and without.
+"""Measures the listing of 100,000 captions, with and without a look at each video file.
 
     python -m benchmarks.listing [--captions 100000] [--folder DIR]
 

@@ -1,4 +1,4 @@
-"""Does memory grow with a video's length? Films of 10 minutes and 3 hours through both stages.
+"""Checks whether memory grows with a video's length: 10 minutes and 3 hours, both stages.
 
     python -m benchmarks.long_videos [--minutes 10 --minutes 180]
     python -m benchmarks.long_videos --decoders [--minutes 10 --minutes 60]

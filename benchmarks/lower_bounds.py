@@ -1,4 +1,4 @@
-"""Writes the oldest releases that pyproject.toml allows as constraints: the tests are run at them.
+"""Writes the oldest releases that pyproject.toml allows as constraints, to run the tests with.
 
 torch and torchvision are left out: their oldest releases are those that are run everywhere.
 

@@ -1,4 +1,4 @@
-"""A cache of made-up features, small and made in no time, for what kills and fills disks."""
+"""Makes a small cache of random features quickly, for tests that kill processes or fill disks."""
 
 from __future__ import annotations
 

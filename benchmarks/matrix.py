@@ -1,4 +1,4 @@
-"""Try the goldens of families on other releases of transformers: the pinned one, the newest, older.
+"""Tests the families' reference outputs on other releases of transformers, newer and older.
 
     python -m benchmarks.matrix                              # everything that `make matrix` does
     python -m benchmarks.matrix --releases 5.22.2 5.24.0     # these alone; other entries stay

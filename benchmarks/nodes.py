@@ -1,4 +1,4 @@
-"""An array of jobs on machines with disks of their own and one shared folder; one machine dies.
+"""Runs an array of jobs on machines with local disks and one shared folder; one machine dies.
 
     python -m benchmarks.nodes --clips 200 --tasks 4
     python -m benchmarks.nodes --clips 200 --claims

@@ -1,4 +1,4 @@
-"""How well extract's parts overlap: decoders on one core, the vision half on the other.
+"""Measures how well decoding and encoding overlap: decoders on one core, encoder on the other.
 
 Each figure is of the clips that a longer run has more than a shorter one, so that what a run takes
 once (starting the decode worker, loading) is not in it. The vision half has as many layers as make

@@ -1,4 +1,4 @@
-"""How quick the pages are over a generated catalog.
+"""Measures how fast the web pages are with a generated catalog.
 
     python -m benchmarks.pages [--clips 100000] [--folder DIR]
 

@@ -1,4 +1,4 @@
-"""Draw the rows that `table --add` kept: ratios against their bars, and the curve over prompts.
+"""Plots the rows that `table --add` kept: ratios with their targets, and times by prompts.
 
 python -m benchmarks.plot TABLE.json PICTURE.png
 """

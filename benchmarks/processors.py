@@ -1,4 +1,4 @@
-"""4 bits and bf16 on this processor, as ratios; and again with AVX2 forced, where it has more.
+"""Compares 4 bits with bf16 on this processor, and again limited to AVX2 if it has more.
 
     python -m benchmarks.processors [FIGURE ...] [--repeats 5] [--threads 2] [--wall] [--small]
 

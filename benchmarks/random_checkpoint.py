@@ -1,4 +1,4 @@
-"""A checkpoint of random weights with the flagship's exact names, shapes, types and shards."""
+"""Writes a checkpoint of random weights with CogVLM2's exact names, shapes, types and shards."""
 
 from __future__ import annotations
 

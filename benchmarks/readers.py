@@ -1,4 +1,4 @@
-"""The table in docs/export.md: what three readers of trainers see in an exported clip.
+"""Writes the table in docs/export.md: what the video readers of three trainers see of a clip.
 
     python -m benchmarks.readers
 

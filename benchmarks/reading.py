@@ -1,4 +1,4 @@
-"""What reading 24 frames of a 24 s clip takes with PyAV and with decord, by size and codec.
+"""Measures reading 24 frames of a 24 s clip with PyAV and decord, for sizes and codecs.
 
     python -m benchmarks.reading --folder FILMS --write
     python -m benchmarks.reading --folder FILMS [--size 360 ...] [--repeats 3]

@@ -1,4 +1,4 @@
-"""What captions cost from the cache, side by side with what they are compared with."""
+"""Measures captioning from the cache side by side with other ways to caption."""
 
 from __future__ import annotations
 

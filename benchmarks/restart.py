@@ -1,4 +1,4 @@
-"""How long `cogcache extract` takes to find that nothing is to be done, and how much memory.
+"""Measures the time and memory that `cogcache extract` needs to find that nothing is left to do.
 
     python -m benchmarks.restart 1000 10000 100000
 

@@ -1,4 +1,4 @@
-"""What 10⁴ to 10⁹ clips take, from unit costs: the tables of docs/scale.md.
+"""Computes the time and disk for 10⁴ to 10⁹ clips from unit costs: the tables of docs/scale.md.
 
     python -m benchmarks.scale
 

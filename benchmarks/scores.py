@@ -1,4 +1,4 @@
-"""How well scores find what is wrong, on made-up clips whose truth is known.
+"""Measures how well scores find wrong captions, on made-up clips whose truth is known.
 
     python -m benchmarks.scores FOLDER                 # all of it
     python -m benchmarks.scores FOLDER --part clips    # motion and near-duplicates alone

@@ -1,4 +1,4 @@
-"""How quick search is, over generated captions of 10^4 to 10^6.
+"""Measures the speed of search in 10^4 to 10^6 generated captions.
 
     python -m benchmarks.search [--most 1000000] [--folder DIR]
     python -m benchmarks.search --vectors 1000000

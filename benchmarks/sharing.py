@@ -1,4 +1,4 @@
-"""Several extractors on one cache: each clip is made once, and a dead one's work is taken over.
+"""Runs several extractors on one cache: each clip is encoded once, also if one of them dies.
 
     python -m benchmarks.sharing --clips 200
 

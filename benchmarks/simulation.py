@@ -1,4 +1,4 @@
-"""A thousand workers whose machines fail, as a discrete-event simulation.
+"""Simulates a thousand workers whose machines fail, as discrete events.
 
     python -m benchmarks.simulation
     python -m benchmarks.simulation --workers 2000 --mtbf-h 100 --hours 12

@@ -1,4 +1,4 @@
-"""A random model of some 50 M parameters with the flagship's proportions, and clips for it.
+"""Makes a random model of about 50 M parameters with CogVLM2's proportions, and clips for it.
 
 Vision : language is 0.6 (the flagship: 0.56), a frame has 66 feature rows, a clip 24 frames, so a
 prompt some 1,620 tokens; grouped heads, the wide vision MLP and the published layout are kept.

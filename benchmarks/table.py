@@ -1,4 +1,4 @@
-"""Everything that re-captioning costs, as a table: the rows are named after their functions.
+"""Measures everything that re-captioning costs, as a table with one row for each function.
 
     python -m benchmarks.table [FIGURE ...] [--repeats 5] [--threads 2] [--wall] [--add FILE]
 

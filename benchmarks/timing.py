@@ -1,4 +1,4 @@
-"""Two ways timed in turn, and the line of the table that they make."""
+"""Times two ways alternately, and writes the line of the table with their ratio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kill a stage at random moments, again and again, and hold that nothing finished is lost.
+"""Kills a stage at random moments, again and again, and checks that no finished work is lost.
 
     python -m benchmarks.torture extract --kills 200
 

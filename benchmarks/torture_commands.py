@@ -1,4 +1,4 @@
-"""Kill each command that writes, type it again, and hold that the outcome is that of one run.
+"""Kills each command that writes, runs it again, and checks that the result is that of one run.
 
     python -m benchmarks.torture_commands --kills 50
     python -m benchmarks.torture_commands gc merge --kills 10

@@ -1,4 +1,4 @@
-"""`tiny` learns another wording: how well it says it of unseen clips, and what else it forgets.
+"""Trains `tiny` on a new wording; measures it on unseen clips, and what else it forgets.
 
     python -m benchmarks.train_tiny [FOLDER]
 
