@@ -71,7 +71,7 @@ def caption_row(key: str, number: int) -> CaptionRow:
 def work(cache: Path, said: mmap.mmap) -> None:
     """Finish clips and captions as the stages do, and note each step that was done."""
     store = FeatureStore.create_or_open(cache)
-    store.sweep()
+    store.remove_unfinished()
     with Catalog(cache / "catalog.sqlite") as catalog:
         for number in range(NUM_CLIPS):
             key = key_of(number)

@@ -194,7 +194,7 @@ def report(cluster: Cluster, seconds: float) -> None:
     hold(stores[0].present() == stores[1].present(), "the feature files differ")
     different = [k for k in stores[0] if not same(*(store.path_of(k) for store in stores))]
     hold(not different, f"{len(different)} feature files differ")
-    stores[0].sweep()
+    stores[0].remove_unfinished()
     hold(verify(cluster.shared) == [], "the cache is not sound")
     with Catalog(cluster.shared / "catalog.sqlite") as catalog:
         runs, clips = catalog.runs.rows(), catalog.clips.rows()

@@ -87,7 +87,7 @@ def share(torture: Torture, runs: int, clips: int, *, kill: bool) -> list[dict[s
     counts = [json.loads((torture.folder / f"counts-{n}.json").read_text()) for n in left]
     hold(made(torture) == clips, f"{made(torture)} of {clips} are made")
     hold(verify(torture.cache) == [], "the cache is not sound")
-    FeatureStore.open(torture.cache).sweep()  # both as the next start does
+    FeatureStore.open(torture.cache).remove_unfinished()  # both as the next start does
     remove_dead_claims(torture.cache)
     hold(not torture.litter(), f"litter is left: {torture.litter()}")
     for each in counts:

@@ -21,7 +21,7 @@ from cogcache.catalog.integrity import Noted
 from cogcache.catalog.rows import NEXT_NUMBERS
 from cogcache.catalog.schema import check_schema
 from cogcache.catalog.values import json_text
-from cogcache.catalog.whole_rows import Damage, guard, is_guarded, is_whole
+from cogcache.catalog.whole_rows import Damage, add_row_checks, has_row_checks, is_whole
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint
 
@@ -89,7 +89,7 @@ class CatalogFile:
             self._open()
             if checked:
                 self._check(derived=derived)
-            guard(self._conn, self.damage, self.misfits)
+            add_row_checks(self._conn, self.damage, self.misfits)
             opening.pop_all()
 
     def _open(self) -> None:
@@ -338,7 +338,7 @@ class CatalogFile:
         where = f"WHERE {' AND '.join(tests)}" if tests else ""
         cells = cells_of({**values, **{name: json.dumps(some) for name, some in lists.items()}})
         with self._lock, self._errors():
-            source = f"whole_{table}" if is_guarded(table) else table
+            source = f"whole_{table}" if has_row_checks(table) else table
             rows = self._conn.execute(f"SELECT * FROM {source} {where} ORDER BY {order}", cells)
             return _read(rows)
 

@@ -78,7 +78,7 @@ TABLES: Final = (
 )
 
 
-def is_guarded(table: str) -> bool:
+def has_row_checks(table: str) -> bool:
     """Say whether the rows of a table bear checksums, so that they are read from a view."""
     return any(each.name == table for each in TABLES)
 
@@ -276,7 +276,7 @@ _REVIEWED: Final = (
 """Views of what people did last with each caption, see `cogcache.catalog.reviews`."""
 
 
-def guard(
+def add_row_checks(
     conn: sqlite3.Connection, damage: Damage, misfits: Mapping[str, Collection[int]] | None = None
 ) -> None:
     """Have a connection fill in and hold checksums, see above.

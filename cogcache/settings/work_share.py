@@ -20,7 +20,7 @@ class WorkShare:
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Return the shard that ``3/16`` names; None is the whole.
+        """Return the work share that ``3/16`` names; None is everything.
 
         Raises:
             ValueError: it names none.
@@ -37,11 +37,11 @@ class WorkShare:
         return cls(number, of)
 
     def has(self, digest: str) -> bool:
-        """Say whether what has this digest, in hexadecimal, belongs to the shard."""
+        """Say whether what has this digest, in hexadecimal, belongs to the share."""
         return int(digest[:16], 16) % self.of == self.number - 1
 
     def has_name(self, name: str) -> bool:
-        """Say whether something that has no digest belongs to the shard, by its name."""
+        """Say whether something that has no digest belongs to the share, by its name."""
         return self.has(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
 
     def __str__(self) -> str:

@@ -69,7 +69,7 @@ class FeatureFiles(Protocol):
     def strangers(self) -> Sequence[Location]:
         """Return files in the same place that are not feature files."""
 
-    def sweep(self) -> list[Path]:
+    def remove_unfinished(self) -> list[Path]:
         """Remove temporary files of processes that have ended; return their paths."""
 
 
@@ -134,7 +134,7 @@ class FolderFiles:
     def _is_ours(self, path: Path) -> bool:
         return bool(KEY.fullmatch(path.stem)) and path == self.path_of(path.stem)
 
-    def sweep(self) -> list[Path]:
+    def remove_unfinished(self) -> list[Path]:
         """See `FeatureFiles`."""
         return remove_dead(self.folder.glob("??"))
 
@@ -222,7 +222,7 @@ class ObjectFiles:
         scheme = self.url.partition("://")[0]
         return sorted(ObjectUrl(f"{scheme}://{name.lstrip('/')}") for name in others)
 
-    def sweep(self) -> list[Path]:
+    def remove_unfinished(self) -> list[Path]:
         """See `FeatureFiles`."""
         return []  # an upload that was broken off cannot be seen; the store's own rules end it
 

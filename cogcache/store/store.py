@@ -264,9 +264,9 @@ class FeatureStore:
         self._quarantine.move(path, target)
         return target
 
-    def sweep(self) -> list[Path]:
+    def remove_unfinished(self) -> list[Path]:
         """Remove temporary files of writers that have ended; return their paths.
 
         Files of living writers stay.
         """
-        return remove_dead([self.root, self._quarantine.folder]) + self._files.sweep()
+        return remove_dead([self.root, self._quarantine.folder]) + self._files.remove_unfinished()

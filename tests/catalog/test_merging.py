@@ -263,7 +263,7 @@ def test_a_merge_that_was_killed_is_gone_on_with(tmp_path, moment):
     child.communicate()
     merge([tmp_path / "cache"], tmp_path / "merged")
     assert content(tmp_path / "merged") == content(tmp_path / "cache")
-    FeatureStore.open(tmp_path / "merged").sweep()
+    FeatureStore.open(tmp_path / "merged").remove_unfinished()
     assert verify(tmp_path / "merged") == []
 
 

@@ -250,7 +250,7 @@ def test_a_film_is_searched_by_another_run_once_the_one_that_did_is_dead(long_fi
     assert (counts["searched"], counts["done"]) == (1, num_clips(cache))
 
 
-def test_a_crew_makes_clips_while_films_are_searched(films, long_film, cache, running):
+def test_several_workers_make_clips_while_films_are_searched(films, long_film, cache, running):
     process = start(cache, films[0], long_film, devices="cpu,cpu")
     running.append(process)
     with stood_still(process, cache, long_film):
@@ -261,7 +261,7 @@ def test_a_crew_makes_clips_while_films_are_searched(films, long_film, cache, ru
     assert "1 video not cut into clips yet" in output
 
 
-def test_a_crew_makes_all_clips_of_films(films, cache):
+def test_several_workers_make_all_clips_of_films(films, cache):
     report = extract(films[:2], cache, settings(devices="cpu,cpu", **QUICK))
     counts = report.counts
     assert (counts.done, counts.searched, report.status) == (2 * SCENES_EACH, 2, "done")

@@ -532,7 +532,7 @@ def test_sweep_removes_what_a_dead_writer_left_and_keeps_what_lives(tmp_path):
     for path in (old, reused):
         os.utime(path, (0, 0))
     assert KEY not in store
-    assert sorted(store.sweep()) == sorted([left, old, reused])
+    assert sorted(store.remove_unfinished()) == sorted([left, old, reused])
     assert ours.exists()
     assert others.exists()
 

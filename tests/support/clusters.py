@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import crews
-from benchmarks.crews import ROOT
+from benchmarks import workers
+from benchmarks.workers import ROOT
 from cogcache.stages.distributed.ray_workers import QUIET
 
 
@@ -21,5 +21,5 @@ def cluster_of(nodes: int) -> Iterator[Any]:
     paths = [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
-        with crews.cluster_of(nodes) as cluster:
+        with workers.cluster_of(nodes) as cluster:
             yield cluster

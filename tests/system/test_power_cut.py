@@ -85,7 +85,7 @@ class TestEveryStateThatAPowerCutMayLeave:
         for number in range(len(calls) + 1):
             for files in states(calls[:number]):
                 store = lay_out(tmp_path / "after", files)
-                store.sweep()
+                store.remove_unfinished()
                 write_clip_features(store, VIDEO, KEY)
                 store.prove(KEY.digest)
 

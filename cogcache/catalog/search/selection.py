@@ -31,7 +31,7 @@ _DURATION = """ifnull(c.end_s, (
 )) - c.start_s"""
 
 
-Row = TypeVar("Row", bound=Mapping[str, Any])
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 Listed: TypeAlias = Literal["captions", "clips", "failures"]
 _MADE_AT: Final = {"captions": "created_at", "clips": "created_at", "failures": "last_at"}
 _OF_CAPTIONS: Final = {
@@ -254,8 +254,8 @@ def _has_flag(number: int, flag: str, values: dict[str, Any]) -> str:
 
 
 def passing(
-    catalog: Path, listed: Listed, selection: Selection, rows: Sequence[Row]
-) -> Sequence[Row]:
+    catalog: Path, listed: Listed, selection: Selection, rows: Sequence[AnyRow]
+) -> Sequence[AnyRow]:
     """Return the rows of captions, clips or failures that pass the filters.
 
     Args:

@@ -28,7 +28,7 @@ def tidy(store: FeatureStore) -> None:
         CacheError: the disk cannot be written.
         CatalogError: the catalog cannot be used.
     """
-    sweep(store)
+    remove_leftovers(store)
     for note, content in scratch.notes(store.root, REMOVAL, dead=True):
         remove_features(store, keys_of(content))
         note.unlink(missing_ok=True)
@@ -45,13 +45,13 @@ def tidy_beside(catalog: Path) -> None:
         tidy(FeatureStore.open(catalog.parent))
 
 
-def sweep(store: FeatureStore) -> None:
+def remove_leftovers(store: FeatureStore) -> None:
     """Clear away what dead processes left, where the catalog cannot be used.
 
     Raises:
         CacheError: the disk cannot be written.
     """
-    store.sweep()
+    store.remove_unfinished()
     remove_dead_claims(store.root)
     paths = CachePaths(store.root)
     folders = [paths.published, paths.semantic]

@@ -28,7 +28,7 @@ from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.reviews import settle
 from cogcache.catalog.rows import ClipRow, VideoRow
 from cogcache.catalog.salvage import Pages, Rows, salvage
-from cogcache.catalog.upkeep.leftovers import sweep
+from cogcache.catalog.upkeep.leftovers import remove_leftovers
 from cogcache.catalog.values import misfits
 from cogcache.catalog.whole_rows import TABLES, Checksums, stored_columns
 from cogcache.errors import CacheError, CatalogError
@@ -85,7 +85,7 @@ def rebuild(cache: Path, *, from_backup: bool = False) -> Rebuilt:
     store, path = FeatureStore.open(cache), CachePaths(cache).catalog
     if any(row["state"] == "at work" for row in live_runs(cache)):
         raise CacheError("a run is at work on the cache", "wait for it: `cogcache status`")
-    sweep(store)
+    remove_leftovers(store)
     backup = backup_of(cache)
     if from_backup and backup is None:
         raise CacheError(f"{cache} has no backup of its catalog", "leave --from-backup out")

@@ -110,8 +110,8 @@ def choose_clips(
         CacheError: there are clips, but all were made with other settings.
     """
     wanted = _feature_fields(settings, family, catalog)
-    shard = WorkShare.parse(settings.machines.shard)
-    listed = [clip for clip in catalog.clips.rows() if shard.has(clip["video_digest"])]
+    share = WorkShare.parse(settings.machines.shard)
+    listed = [clip for clip in catalog.clips.rows() if share.has(clip["video_digest"])]
     if videos is not None:
         names = names_of(videos, {clip["video"] for clip in listed})
         listed = [clip for clip in listed if clip["video"] in names]

@@ -38,16 +38,16 @@ class Looked:
     """What is known of videos before any of them is read."""
 
     digests: dict[Location, str]
-    """Of those of the shard that have not changed since they were read."""
+    """Of those of this run's share that have not changed since they were read."""
     unread: dict[Location, Stat]
-    """Those whose bytes have to be read; only their digests tell whether they are the shard's."""
+    """Those whose bytes have to be read; their digests tell whether they are this run's."""
     failures: Unread
     """Those that cannot even be looked at."""
     seen: dict[Location, Seen]
     """What each file is now."""
 
 
-def look_up(videos: Sequence[Location], catalog: Catalog, shard: WorkShare) -> Looked:
+def look_up(videos: Sequence[Location], catalog: Catalog, share: WorkShare) -> Looked:
     """Find out which videos are known, and which have to be read.
 
     Raises:
@@ -59,9 +59,9 @@ def look_up(videos: Sequence[Location], catalog: Catalog, shard: WorkShare) -> L
     known = catalog.files.digests_of(stats)
     catalog.failures.clear_void({path_to_text(v): digest for v, digest in known.items()}, ())
     return Looked(
-        {v: known[v] for v in videos if v in known and shard.has(known[v])},
+        {v: known[v] for v in videos if v in known and share.has(known[v])},
         {video: stat for video, stat in stats.items() if video not in known},
-        [(v, error) for v, error in failures if shard.has_name(path_to_text(v))],
+        [(v, error) for v, error in failures if share.has_name(path_to_text(v))],
         {v: (stat.st_size, stat.st_mtime_ns) for v, stat in stats.items() if isinstance(v, Path)},
     )
 
@@ -75,14 +75,14 @@ class DigestReader(AbstractContextManager["DigestReader"]):
     Args:
         unread: videos to read, and what each file is.
         catalog: remembers digests; is spoken to in the caller's thread only.
-        shard: of the run.
+        share: what of all videos is this run's.
         spool: for objects of stores.
     """
 
     def __init__(
-        self, unread: Mapping[Location, Stat], catalog: Catalog, shard: WorkShare, spool: Spool
+        self, unread: Mapping[Location, Stat], catalog: Catalog, share: WorkShare, spool: Spool
     ) -> None:
-        self._stats, self._catalog, self._shard = unread, catalog, shard
+        self._stats, self._catalog, self._share = unread, catalog, share
         self._waiting = deque(unread)
         self._reading: deque[tuple[Location, Future[str | ClipError]]] = deque()
         self._ending = threading.Event()
@@ -107,7 +107,7 @@ class DigestReader(AbstractContextManager["DigestReader"]):
     def take(self, timeout_s: float) -> list[tuple[Location, str | ClipError]]:
         """Return what has been read, with its digest or why there is none, and read on.
 
-        What another shard has is left out.
+        What is of another run's share is left out.
 
         Args:
             timeout_s: how long to wait for the first.
@@ -132,8 +132,8 @@ class DigestReader(AbstractContextManager["DigestReader"]):
 
     def _is_ours(self, video: Location, found: str | ClipError) -> bool:
         if isinstance(found, ClipError):
-            return self._shard.has_name(path_to_text(video))
-        return self._shard.has(found)
+            return self._share.has_name(path_to_text(video))
+        return self._share.has(found)
 
     def _remember(self, digests: Mapping[Location, str]) -> None:
         if not digests:

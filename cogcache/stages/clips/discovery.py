@@ -42,10 +42,10 @@ class Finding(AbstractContextManager["Finding"]):
         self.wanted, self.report = wanted, report
         self._shared, store, catalog = clips.shared, clips.store, clips.catalog
         machines = wanted.settings.machines
-        self._shard = WorkShare.parse(machines.shard)
+        self._share = WorkShare.parse(machines.shard)
         self.found = FoundClips(work, wanted, store, catalog, clips.shared, report)
         spool = Spool.of_this_machine(machines.spool_gib)
-        self._reader = DigestReader(work.unread, catalog, self._shard, spool)
+        self._reader = DigestReader(work.unread, catalog, self._share, spool)
         self._search = CutSearch(self.found, clips.claims, clips.failed_since)
         self._to_cut = self._search.num_left + len(work.unread) if wanted.is_cut else 0
         self._expected = 0
@@ -117,7 +117,7 @@ class Finding(AbstractContextManager["Finding"]):
         """Estimate the clips of videos that are not read or not cut yet, for `cogcache status`."""
         unread = self._reader.num_left
         counts = self.report.counts
-        expected = unread * len(self.wanted.fixed_spans) // self._shard.of
+        expected = unread * len(self.wanted.fixed_spans) // self._share.of
         if not self.wanted.is_cut:
             expected += self._search.num_left * len(self.wanted.fixed_spans)
         counts.found += expected - self._expected

@@ -246,7 +246,7 @@ def list_work(
 ) -> Worklist:
     """Find out which clips of `videos` are missing from the store.
 
-    A clip that two files hold alike is made once. Of several shards, one has all of a video. New
+    A clip that two files hold alike is made once. All clips of a video are in one work share. New
     videos are not read here, and none is looked at to be cut.
     """
     looked = look_up(videos, catalog, WorkShare.parse(wanted.settings.machines.shard))

@@ -35,7 +35,7 @@ def engine(request):
 
 
 @contextmanager
-def crew_of(engine, *phases: list[WorkerSpec]):
+def scheduler_of(engine, *phases: list[WorkerSpec]):
     with Scheduler(engine(), phases, Stop()) as scheduler:
         yield scheduler
 
@@ -52,7 +52,7 @@ def outcomes(scheduler: Scheduler, jobs) -> dict[object, object]:
 
 
 def test_every_job_comes_back_once(engine):
-    with crew_of(engine, worker_specs(2)) as scheduler:
+    with scheduler_of(engine, worker_specs(2)) as scheduler:
         assert outcomes(scheduler, range(30)) == {number: number for number in range(30)}
 
 
@@ -65,7 +65,7 @@ def test_a_source_without_a_job_just_now_is_asked_again(engine):
             yield None
         yield 2
 
-    with crew_of(engine, worker_specs(1)) as scheduler:
+    with scheduler_of(engine, worker_specs(1)) as scheduler:
         for settled in scheduler.map(jobs()):
             came += settled
     assert came == [(1, 1), (2, 2)]
@@ -73,7 +73,7 @@ def test_a_source_without_a_job_just_now_is_asked_again(engine):
 
 def test_a_poisonous_job_fails_after_its_tries_and_its_neighbours_do_not(engine):
     jobs = [*range(6), "poison", *range(6, 12)]
-    with crew_of(engine, worker_specs(1, tasks.Together(), room=4)) as scheduler:
+    with scheduler_of(engine, worker_specs(1, tasks.Together(), room=4)) as scheduler:
         found = outcomes(scheduler, jobs)
         error = found.pop("poison")
     assert isinstance(error, ClipError)
@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_costs_nothing(engine):
     jobs = iter(range(40))
     killed: list[int] = []
     done: Counter[object] = Counter()
-    with crew_of(engine, worker_specs(2, room=3)) as scheduler:
+    with scheduler_of(engine, worker_specs(2, room=3)) as scheduler:
         for some in scheduler.map(jobs):
             done.update(job for job, result in some if job == result)
             alive = [pid for pid in scheduler.stats.values() if pid not in killed]
@@ -98,14 +98,14 @@ def test_a_worker_that_is_killed_costs_nothing(engine):
 
 
 def test_a_clip_error_is_the_jobs_outcome(engine):
-    with crew_of(engine, worker_specs(1)) as scheduler:
+    with scheduler_of(engine, worker_specs(1)) as scheduler:
         error = outcomes(scheduler, ["clip error"])["clip error"]
     assert isinstance(error, VideoError)
     assert (error.reason, error.hint) == ("no_frames", "look elsewhere")
 
 
 def test_what_is_said_of_a_lost_worker_is_a_line(engine, caplog, capfd):
-    with crew_of(engine, worker_specs(1, tasks.Together(), room=4)) as scheduler:
+    with scheduler_of(engine, worker_specs(1, tasks.Together(), room=4)) as scheduler:
         outcomes(scheduler, ["poison"])
     message = [record.getMessage() for record in caplog.records]
     assert len(message) == TRIES
@@ -115,21 +115,21 @@ def test_what_is_said_of_a_lost_worker_is_a_line(engine, caplog, capfd):
 
 def test_workers_that_all_jobs_take_down_end_the_run():
     with (
-        crew_of(ProcessEngine, worker_specs(1)) as scheduler,
+        scheduler_of(ProcessEngine, worker_specs(1)) as scheduler,
         pytest.raises(CogcacheError, match="lost one after another"),
     ):
         [*scheduler.map(iter(["kill"] * 60))]
 
 
 def test_a_bug_is_raised_with_the_workers_traceback(engine):
-    with crew_of(engine, worker_specs(1)) as scheduler, pytest.raises(KeyError) as raised:
+    with scheduler_of(engine, worker_specs(1)) as scheduler, pytest.raises(KeyError) as raised:
         outcomes(scheduler, ["bug"])
     assert "Traceback" in "".join(raised.value.__notes__)
 
 
 def test_workers_that_cannot_start_end_the_run(engine):
     with (
-        crew_of(engine, worker_specs(1, tasks.Answering(start_with="kill"))) as scheduler,
+        scheduler_of(engine, worker_specs(1, tasks.Answering(start_with="kill"))) as scheduler,
         pytest.raises(CogcacheError, match="lost one after another"),
     ):
         outcomes(scheduler, [1])
@@ -137,14 +137,14 @@ def test_workers_that_cannot_start_end_the_run(engine):
 
 def test_a_bug_at_the_start_is_raised(engine):
     with (
-        crew_of(engine, worker_specs(1, tasks.Answering("bug"))) as scheduler,
+        scheduler_of(engine, worker_specs(1, tasks.Answering("bug"))) as scheduler,
         pytest.raises(KeyError),
     ):
         outcomes(scheduler, [1])
 
 
 def test_parcels_go_from_phase_to_phase(engine):
-    with crew_of(
+    with scheduler_of(
         engine, worker_specs(2, tasks.Carrying()), worker_specs(1, tasks.Measuring())
     ) as scheduler:
         found = outcomes(scheduler, [3, 1, 4, 2])
@@ -154,7 +154,7 @@ def test_parcels_go_from_phase_to_phase(engine):
 
 
 def test_a_worker_has_no_more_in_hand_than_there_is_room_for():
-    with crew_of(ProcessEngine, worker_specs(1, tasks.Gathering(), room=3)) as scheduler:
+    with scheduler_of(ProcessEngine, worker_specs(1, tasks.Gathering(), room=3)) as scheduler:
         together = outcomes(scheduler, range(12)).values()
     assert max(map(len, together)) == 3
 
@@ -167,7 +167,7 @@ def test_jobs_are_taken_up_only_as_there_is_room():
             taken.append(number)
             yield number
 
-    with crew_of(ProcessEngine, worker_specs(2, room=1)) as scheduler:
+    with scheduler_of(ProcessEngine, worker_specs(2, room=1)) as scheduler:
         done = 0
         for some in scheduler.map(jobs()):
             assert len(taken) <= done + 3
@@ -175,8 +175,8 @@ def test_jobs_are_taken_up_only_as_there_is_room():
     assert done == 20
 
 
-def test_a_crew_goes_on_with_another_list_of_jobs(engine):
-    with crew_of(engine, worker_specs(1)) as scheduler:
+def test_the_scheduler_goes_on_with_another_list_of_jobs(engine):
+    with scheduler_of(engine, worker_specs(1)) as scheduler:
         assert outcomes(scheduler, [1, 2]) == {1: 1, 2: 2}
         first = set(scheduler.stats.values())
         assert outcomes(scheduler, [3]) == {3: 3}
@@ -184,7 +184,7 @@ def test_a_crew_goes_on_with_another_list_of_jobs(engine):
 
 
 def test_closing_leaves_no_process(engine):
-    with crew_of(engine, worker_specs(2)) as scheduler:
+    with scheduler_of(engine, worker_specs(2)) as scheduler:
         outcomes(scheduler, range(8))
         pids = set(scheduler.stats.values())
         next(scheduler.map(iter([1, "hang", "hang"])))

@@ -1,4 +1,4 @@
-"""The stages by crews on real clips: what one process makes, byte for byte."""
+"""The stages by several workers on real clips: what one process makes, byte for byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("crews")
+    folder = tmp_path_factory.mktemp("workers")
     made = Plain(folder / "videos", folder / "cache")
     made.videos.mkdir()
     for number in range(NUM_CLIPS):
@@ -102,14 +102,14 @@ def test_features_of_a_ray_cluster_are_those_of_one_process(plain, tmp_path):
 
 
 @pytest.mark.slow  # two runs, one with a process that loads a half
-def test_scenes_of_a_crew_are_those_of_one_process(tmp_path):
+def test_scenes_of_several_workers_are_those_of_one_process(tmp_path):
     films = [write_film(tmp_path / f"{seed}.mp4", seed=seed) for seed in range(2)]
     asked = {"scenes": True, "max_frames": 2}
     extract(films, tmp_path / "plain", settings(**asked))
-    report = extract(films, tmp_path / "crew", settings(**asked, devices="cpu,cpu"))
+    report = extract(films, tmp_path / "several", settings(**asked, devices="cpu,cpu"))
     assert report.counts.done == report.counts.found == 10
-    assert features(tmp_path / "crew") == features(tmp_path / "plain")
-    again = extract(films, tmp_path / "crew", settings(**asked, devices="cpu,cpu"))
+    assert features(tmp_path / "several") == features(tmp_path / "plain")
+    again = extract(films, tmp_path / "several", settings(**asked, devices="cpu,cpu"))
     assert (again.counts.done, again.counts.cached) == (0, 10)
 
 
@@ -166,7 +166,7 @@ def test_ray_is_not_imported_unless_it_is_asked_for():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_200_clips_survive_lost_nodes_and_workers():
-    """By both engines and stages: benchmarks/crews.py holds and prints the counts."""
-    command = [sys.executable, "-m", "benchmarks.crews", "--clips=200"]
+    """By both engines and stages: benchmarks/workers.py holds and prints the counts."""
+    command = [sys.executable, "-m", "benchmarks.workers", "--clips=200"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

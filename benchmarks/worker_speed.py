@@ -1,6 +1,6 @@
 """Measures the scheduler's time for each clip, and the speed of two workers against one.
 
-    python -m benchmarks.crew_speed --clips 400
+    python -m benchmarks.worker_speed --clips 400
 
 Stage one with `tiny` on the CPU, where decoding is nearly all of the work.
 """
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.crews import Bench, bench_of, cluster_of
 from benchmarks.torture import hold
+from benchmarks.workers import Bench, bench_of, cluster_of
 from cogcache.stages.distributed.jobs import JobQueue, Result
 from cogcache.stages.distributed.process_workers import ProcessEngine
 from cogcache.stages.distributed.ray_workers import RayEngine

@@ -1,6 +1,6 @@
 """Checks that several workers make the same bytes as one process, even if some are killed.
 
-    python -m benchmarks.crews --clips 200
+    python -m benchmarks.workers --clips 200
 
 Ray runs as a local cluster of several nodes of one CPU each; all is done with `tiny` on the CPU.
 """
@@ -112,7 +112,9 @@ class Bench:
         hold(len(keys) == len(set(keys)) == self.num_clips, f"{len(keys)} clips are listed")
         for folder in ("claims", "working"):
             hold(not [*(cache / folder).glob("*")], f"{folder} are left")
-        FeatureStore.open(cache).sweep()  # as the next start does: a killed worker leaves its last
+        FeatureStore.open(
+            cache
+        ).remove_unfinished()  # as the next start does: a killed worker leaves its last
         hold(not [*cache.rglob("*.partial")], "unfinished files are left")
 
     def num_requeued(self) -> int:
