@@ -49,7 +49,7 @@ def decode_error(lost: Lost, limits: WorkerLimits) -> VideoError:
         most = limits.memory_bytes
         told = f" with the {format_bytes(most)} that it may take" if most else ""
         problem = f"the decoder does not get by{told}: memory ran out"
-        hint = "lower --max-frames, or raise --decode-memory if the machine has more"
+        hint = "lower --max-frames, or raise --decode-memory-gib if the machine has more"
         return VideoError("decode_memory", problem, hint)
     if lost.by != "crash":
         of = " of the processor" if lost.by == "processor" else ""
