@@ -55,7 +55,7 @@ def _print_demonstration(shown: Demonstration) -> None:
     click.echo(f"\nExact answers over all clips (least that passes: {MIN_SHARE:.0%}):")
     click.echo("  " + ", ".join(f"{name} {share:.0%}" for name, share in shown.shares().items()))
     click.echo(
-        "\nPeak memory of each process; base_bytes of it were there before any weight was:\n"
+        "\nPeak memory of each process; base_bytes: memory used before weights are loaded:\n"
     )
     columns = ("process", "peak_bytes", "base_bytes", "weights_bytes")
     click.echo(as_table(shown.memory(), columns) + "\n")

@@ -49,6 +49,16 @@ def test_the_table_of_extras_is_that_of_the_code():
     assert dict(rows) == EXTRAS
 
 
+def test_the_messages_that_the_page_of_questions_explains_are_those_of_the_code():
+    source = "\n".join(path.read_text() for path in (ROOT / "cogcache").rglob("*.py"))
+    messages = re.findall(r"^\| `(.+?)` \|", DOCS["faq.md"], re.MULTILINE)
+    assert len(messages) >= 8
+    for message in messages:
+        for part in filter(None, (part.strip(" ,") for part in re.split(r"…|\d+", message))):
+            words = (rf"(?:{re.escape(word)}|\{{[^}}]*\}})" for word in part.split())
+            assert re.search(" ".join(words), source), message
+
+
 def test_the_names_in_the_file_tree_exist():
     tree = re.search(r"```text\n(cogcache/ .*?)```", DOCS["contributors.md"], re.DOTALL)[1]
     folders: list[str] = []
