@@ -48,20 +48,34 @@ __all__ = [
 ]
 
 
-def _each_file(row: type, joins: str) -> str:
-    """Return what to select from so that a video that several files hold has a row for each."""
+def _each_file(row: type, table: str, *, of_all: bool) -> str:
+    """Return what to select from so that a video that several files hold has a row for each.
+
+    Args:
+        row: has the columns.
+        table: of clips or captions.
+        of_all: whether all rows are wanted. Then each file's checksum is held once, and not once a
+            row; for a few rows it would take longer to look at all files.
+    """
     path = "coalesce(files.path, row.video) AS video"
     names = (name for name in row.__annotations__ if name != "cut")
     columns = (path if name == "video" else f"row.{name}" for name in names)
-    return f"(SELECT {', '.join(columns)} FROM {joins})"
+    files = "whole_files"
+    before = ""
+    if of_all:
+        files = "files_once"
+        before = f"WITH {files} AS MATERIALIZED (SELECT digest, path FROM whole_files) "
+    return (
+        f"({before}SELECT {', '.join(columns)} FROM {table} AS row"
+        f" LEFT JOIN {files} AS files ON files.digest = row.video_digest)"
+    )
 
 
-_CLIPS = _each_file(
-    ClipRow, "whole_clips AS row LEFT JOIN whole_files AS files ON files.digest = row.video_digest"
+_SOME_CLIPS, _ALL_CLIPS = (
+    _each_file(ClipRow, "whole_clips", of_all=each) for each in (False, True)
 )
-_CAPTIONS = _each_file(
-    CaptionRow,
-    "whole_captions AS row LEFT JOIN whole_files AS files ON files.digest = row.video_digest",
+_SOME_CAPTIONS, _ALL_CAPTIONS = (
+    _each_file(CaptionRow, "whole_captions", of_all=each) for each in (False, True)
 )
 
 
@@ -97,7 +111,8 @@ class Clips:
         """
         equal = {"video": video, "model": model, "family": family}
         order, among = "video, start_s, feature_key", {"feature_key": feature_keys}
-        return cast(list[ClipRow], self._file.select(_CLIPS, order, equal=equal, among=among))
+        source = _ALL_CLIPS if not any(equal.values()) and feature_keys is None else _SOME_CLIPS
+        return cast(list[ClipRow], self._file.select(source, order, equal=equal, among=among))
 
     def known(self, feature_keys: Collection[str]) -> set[str]:
         """Return those of the keys that belong to a clip."""
@@ -219,7 +234,9 @@ class Captions:
         """
         equal = {"video": video, "prompt_name": prompt_name, "model": model}
         order, among = "video, start_s, id", {"feature_key": feature_keys}
-        return cast(list[CaptionRow], self._file.select(_CAPTIONS, order, equal=equal, among=among))
+        is_all = not any(equal.values()) and feature_keys is None
+        source = _ALL_CAPTIONS if is_all else _SOME_CAPTIONS
+        return cast(list[CaptionRow], self._file.select(source, order, equal=equal, among=among))
 
     __call__ = rows  # `catalog.captions()`, as programs have called it since version 0.1
 

@@ -119,7 +119,8 @@ class Holders:
 
     def names(self, digest: str | None) -> list[str]:
         """Return the names of the files that hold these bytes now, in order."""
-        return sorted(self._held[digest]) if digest else []
+        held = self._held[digest] if digest else ()
+        return sorted(held) if len(held) > 1 else [*held]
 
     def holds(self, name: str, digest: str | None) -> bool:
         """Say whether a name that was looked at holds these bytes now."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final
 
 from cogcache.catalog.holders import REPLACED, Holders, Look, folder_names, is_in
@@ -76,9 +77,10 @@ class Placing:
             MissingVideosError: as for `one`.
         """
         found = self._all([(row, self._names(row)) for row in self._looked_at(rows)])
+        shared = itemgetter("video", *same)
         by_file: dict[tuple[object, ...], Row] = {}
         for row in found.rows:
-            by_file.setdefault((row["video"], *(row[name] for name in same)), row)
+            by_file.setdefault(shared(row), row)
         return PlacedRows([*by_file.values()], found.absent)
 
     def names(self, row: Mapping[str, Any]) -> list[str]:
@@ -93,8 +95,12 @@ class Placing:
         digest, own = row["video_digest"], row["video"]
         if digest is None and (not self._look.check or "stage" in row):
             return [own]  # a failure without a digest is of the name itself
-        names = [n for n in self._holders.names(digest) if is_in(n, self._folders)]
-        return [own, *(n for n in names if n != own)] if own in names else names
+        names = self._holders.names(digest)
+        if self._folders:
+            names = [n for n in names if is_in(n, self._folders)]
+        if len(names) < 2 or own not in names:
+            return names
+        return [own, *(n for n in names if n != own)]
 
     def _all(self, rows: Sequence[tuple[Mapping[str, Any], list[str]]]) -> PlacedRows:
         placed = [self._placed(row, name) for row, names in rows for name in names]
