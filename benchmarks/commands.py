@@ -81,6 +81,13 @@ def _damage_a_row(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def _forget_captions(folder: Path) -> None:
+    from cogcache.cli import main
+
+    line = ["forget", "--yes", "--prompt-name=default", f"--cache={folder / 'cache'}"]
+    main(line, standalone_mode=False)
+
+
 def _edit_real_captions(folder: Path) -> None:
     with Catalog(folder / "cache" / "catalog.sqlite") as catalog:
         clips = catalog.clips.rows()
@@ -134,13 +141,13 @@ COMMANDS: dict[str, Command] = {
         lambda f: ["train", _on(f), f"--out={f / 'out'}", "--model=tiny", *_LEARNT],
         _edit_real_captions,
         real=True,
-        passed_by=("cogcache-training.json", "README.md", "*.jsonl"),
+        passed_by=("README.md", "*.jsonl"),
     ),
     "distill": Command(
         lambda f: ["distill", _on(f), f"--out={f / 'out'}", "--model=tiny", "--layers=1", *_LEARNT],
         _edit_real_captions,
         real=True,
-        passed_by=("cogcache-training.json", "README.md", "*.jsonl"),
+        passed_by=("README.md", "*.jsonl"),
     ),
     "split": Command(
         lambda f: ["split", "tiny", _out(f, "out"), "--quantization=nf4"],
@@ -158,6 +165,10 @@ COMMANDS: dict[str, Command] = {
     "review accept": Command(lambda f: ["review", "accept", "--all", "--author=me", _on(f)]),
     "review edit": Command(lambda f: ["review", "edit", "1", "another", "--author=me", _on(f)]),
     "replace": Command(lambda f: ["replace", "number", "No.", "--yes", "--author=me", _on(f)]),
+    "forget": Command(lambda f: ["forget", "--yes", "--prompt-name=default", _on(f)]),
+    "forget --undo": Command(
+        lambda f: ["forget", "--undo", "--prompt-name=default", _on(f)], _forget_captions
+    ),
     "score": Command(lambda f: ["score", _on(f)], real=True),
     "export jsonl": _exported("jsonl"),
     "export csv": _exported("csv"),

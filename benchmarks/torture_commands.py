@@ -45,6 +45,7 @@ _ROWS = {
     "clips": "SELECT feature_key, video, size_bytes FROM clips ORDER BY 1",
     "failures": "SELECT video, reason FROM failures ORDER BY 1, 2",
     "edits": "SELECT DISTINCT caption_key, state, text, tags, set_name FROM edits ORDER BY 1, 2, 3",
+    "forgotten": "SELECT caption_key, video, caption FROM forgotten ORDER BY 1",
     "scores": "SELECT name, feature_key, caption_key, score FROM scores ORDER BY 1, 2, 3",
 }
 _LIBRARIES = (

@@ -130,18 +130,16 @@ class Run:
         trainer.new = new_parameters
         trainer.first_steps = self.settings.distillation.projector_steps
         sampler = self._sampler(language)
-        evaluations: list[dict[str, float]] = []
 
-        def observe(what: str, facts: Mapping[str, Any]) -> None:
+        def observe(what: str, _: Mapping[str, Any]) -> None:
             if what == "evaluated":
-                evaluations.append(dict(facts))
                 sampler.look()
 
         if checkpoints.last(self.run_folder) is not None and sampler.examples:
             sampler.look()  # before what was learnt is put on: for the captions of the base
         trainer.observers = [observe, *self.observers]
         trainer.go()
-        return self._finish(trainer, loaded, sampler, evaluations)
+        return self._finish(trainer, loaded, sampler)
 
     def _write(self, trainer: CaptionTrainer, record: Record, lines: Sequence[str]) -> None:
         """Write what was learnt: an adapter, or a checkpoint where all of the decoder was."""
@@ -196,7 +194,6 @@ class Run:
         trainer: CaptionTrainer,
         loaded: LoadedHalf,
         sampler: Sampler,
-        evaluations: list[dict[str, float]],
     ) -> Learnt:
         state = trainer.state
         best = state.best_global_step
@@ -205,7 +202,13 @@ class Run:
             checkpoints.read_trained(checkpoints.folder_of(self.run_folder, chosen), trainer.model)
         if sampler.examples and chosen:
             sampler.look()
+        # The trainer's own history goes on over runs that ended early: it is in the checkpoints.
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        evaluations = [
+            {"step": entry["step"], "loss": entry["eval_loss"]}
+            for entry in state.log_history
+            if "eval_loss" in entry
+        ]
         figures = {
             "steps": state.global_step,
             "taken from step": chosen,

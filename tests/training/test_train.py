@@ -18,7 +18,7 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError, TensorMismatchError, TrainingError
-from cogcache.models.adapters import WEIGHTS, Adapter, model_name, put_on
+from cogcache.models.adapters import RECORD, WEIGHTS, Adapter, model_name, put_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization
@@ -236,6 +236,8 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(cache, done, tmp_pa
     assert not (out / WEIGHTS).exists()
     trained(cache, out)
     assert same(weights(out), weights(done))
+    # Evaluations of before it was killed, too: the loss at first is that of the base.
+    assert (out / RECORD).read_text() == (done / RECORD).read_text()
 
 
 def test_a_run_whose_hours_are_over_saves_and_goes_on_later(cache, done, tmp_path):
