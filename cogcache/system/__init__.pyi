@@ -68,3 +68,4 @@ from .urls import ObjectUrl as ObjectUrl
 from .urls import file_of as file_of
 from .urls import is_url as is_url
 from .urls import location_of as location_of
+from .urls import refuse_secrets as refuse_secrets

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from cogcache.errors import ConfigError
-from cogcache.system import Location, ObjectUrl, is_url, object_stores
+from cogcache.system import Location, ObjectUrl, is_url, object_stores, refuse_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -220,5 +220,12 @@ def _entries(lines: Iterable[str], of: Path) -> Iterator[Location]:
         elif entry.endswith("/") or object_stores.is_pattern(entry):
             yield from object_stores.find(entry, VIDEO_SUFFIXES)
         else:
-            object_stores.forget(path := ObjectUrl.of(entry))
-            yield path
+            refuse_secrets(entry)  # it would be stored as a failure
+            try:
+                location = ObjectUrl.of(entry)
+            except ConfigError as error:
+                logger.warning("@%s: %s", of, error.problem)
+                yield of.parent / entry
+                continue
+            object_stores.forget(location)
+            yield location

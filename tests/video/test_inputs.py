@@ -135,10 +135,20 @@ def test_a_list_is_read_however_a_program_saved_it(folder, data):
 
 def test_a_line_that_is_no_path_becomes_a_failure_and_the_rest_is_taken(folder, caplog):
     long = "x" * 300
-    (folder / "list.txt").write_bytes(f"b.mp4\nbad\0name.mp4\n{long}\nsub\n".encode())
+    lines = f"b.mp4\nbad\0name.mp4\n{long}\nfile:///b.mp4\ns3://a//b.mp4\nsub\n"
+    (folder / "list.txt").write_bytes(lines.encode())
     found = names(find_videos(["@list.txt"]), folder)
-    assert found == ["b.mp4", "bad\\0name.mp4", long, "sub/c.gif", "sub/d.webm"]
+    bad = ["bad\\0name.mp4", long, "file:/b.mp4", "s3:/a/b.mp4"]
+    assert found == ["b.mp4", *bad, "sub/c.gif", "sub/d.webm"]
     assert "holds a NUL" in caplog.text
+    assert "s3://a//b.mp4: // and /. within a name are not kept apart" in caplog.text
+
+
+def test_a_secret_in_a_list_is_refused_and_not_kept_as_a_failure(folder):
+    (folder / "list.txt").write_text("b.mp4\nhttps://me:secret@host//b.mp4\n")
+    with pytest.raises(ConfigError, match="a password or a signature") as raised:
+        find_videos(["@list.txt"])
+    assert "secret@" not in str(raised.value)
 
 
 def test_a_list_that_is_not_what_its_begin_says_is_refused(folder):
