@@ -135,10 +135,10 @@ def test_a_list_is_read_however_a_program_saved_it(folder, data):
 
 def test_a_line_that_is_no_path_becomes_a_failure_and_the_rest_is_taken(folder, caplog):
     long = "x" * 300
-    lines = f"b.mp4\nbad\0name.mp4\n{long}\nfile:///b.mp4\ns3://a//b.mp4\nsub\n"
+    lines = f"b.mp4\nbad\0name.mp4\n{long}\ns3://a//b.mp4\nsub\n"
     (folder / "list.txt").write_bytes(lines.encode())
     found = names(find_videos(["@list.txt"]), folder)
-    bad = ["bad\\0name.mp4", long, "file:/b.mp4", "s3:/a/b.mp4"]
+    bad = ["bad\\0name.mp4", long, "s3:/a/b.mp4"]
     assert found == ["b.mp4", *bad, "sub/c.gif", "sub/d.webm"]
     assert "holds a NUL" in caplog.text
     assert "s3://a//b.mp4: // and /. within a name are not kept apart" in caplog.text
