@@ -51,20 +51,13 @@ __all__ = [
 def _each_file(row: type, table: str, *, of_all: bool) -> str:
     """Return what to select from so that a video that several files hold has a row for each.
 
-    Args:
-        row: has the columns.
-        table: of clips or captions.
-        of_all: whether all rows are wanted. Then each file's checksum is held once, and not once a
-            row; for a few rows it would take longer to look at all files.
+    With `of_all` each file's checksum is held once, not once a row: slower if few rows are wanted.
     """
     path = "coalesce(files.path, row.video) AS video"
     names = (name for name in row.__annotations__ if name != "cut")
     columns = (path if name == "video" else f"row.{name}" for name in names)
-    files = "whole_files"
-    before = ""
-    if of_all:
-        files = "files_once"
-        before = f"WITH {files} AS MATERIALIZED (SELECT digest, path FROM whole_files) "
+    once = "WITH files_once AS MATERIALIZED (SELECT digest, path FROM whole_files) "
+    before, files = (once, "files_once") if of_all else ("", "whole_files")
     return (
         f"({before}SELECT {', '.join(columns)} FROM {table} AS row"
         f" LEFT JOIN {files} AS files ON files.digest = row.video_digest)"
