@@ -75,28 +75,34 @@ def fault_of(line: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def begun(typed, tmp_path_factory):
-    """A folder with videos, and a captioned cache of twelve of them."""
-    folder = tmp_path_factory.mktemp("begun")
-    made = typed("cogcache demo --folder demo --only-clips && mv demo/clips clips"
-                 " && cogcache extract clips --cache cache --model tiny"
+    """Return what makes a folder with videos, and a captioned cache of twelve; always the same."""
+    home = tmp_path_factory.mktemp("home of a reader")
+    folder, kept = home / "videos", home / "kept"
+    folder.mkdir()
+    made = typed("cogcache demo --folder demo --only-clips && mv demo/clips clips && rmdir demo"
+                 " && cp -r clips films && cp -r clips my-videos"
+                 " && cp clips/clip-00.mp4 holiday.mp4"
+                 " && cogcache extract clips films --cache cache --model tiny"
                  " && cogcache caption --cache cache", folder)  # fmt: skip
     assert made.returncode == 0, made.stderr
-    shutil.copytree(folder / "clips", folder / "my-videos")
-    shutil.copytree(folder / "clips", folder / "films")
-    shutil.copy(folder / "clips" / "clip-00.mp4", folder / "holiday.mp4")
     write_video(folder / "film.mp4", num_frames=600)
     (folder / "prompts.toml").write_text(SETS)
-    return folder
+    shutil.copytree(folder, kept)
+
+    def begin(*left_out: str) -> Path:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder, ignore=shutil.ignore_patterns(*left_out))
+        return folder
+
+    return begin
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", WITH_COMMANDS)
-def test_the_commands_of_a_page_are_true(typed, begun, tmp_path, page):
+def test_the_commands_of_a_page_are_true(typed, begun, page):
     """All of a page in one folder, one block after the other, as a reader would."""
-    folder = tmp_path / "somewhere else"
-    left_out = ["cache"] if page in FRESH else []
-    shutil.copytree(begun, folder, ignore=shutil.ignore_patterns(*left_out))
+    folder = begun("cache") if page in FRESH else begun()
     for block in blocks(page):
         if block.needs is None:
             done = typed(f"set -e\n{block.stood_in()}", folder)
