@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from cogcache.catalog.database import NO_ROOM
 from cogcache.catalog.file_uris import make_as_asked, uri_of
+from cogcache.catalog.opening import NO_ROOM
 from cogcache.errors import CatalogError
 from cogcache.system import CachePaths, sync_folder, temporary_name
 

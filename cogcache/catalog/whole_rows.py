@@ -13,7 +13,7 @@ of captions, `export` and `import` carry them.
 
 1. A step in `migrations` makes it, with a last column ``checksum INTEGER`` and a UNIQUE or PRIMARY
    KEY over the columns by which a row is known anywhere (not a number that only this catalog
-   gives). `database.VERSION` is the number of the last step.
+   gives). `opening.VERSION` is the number of the last step.
 2. A line in `TABLES`, whose ``since`` is the number of that step.
 3. A line in `values.COLUMNS`: what its cells may hold, whoever wrote them.
 

@@ -14,8 +14,8 @@ import pytest
 
 from cogcache.catalog.backup import back_up
 from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.database import VERSION
 from cogcache.catalog.migrations import MIGRATIONS
+from cogcache.catalog.opening import VERSION
 from cogcache.catalog.rows import RunEnd, path_to_text, text_to_path
 from cogcache.catalog.whole_rows import key_fits
 from cogcache.errors import CatalogError
@@ -325,8 +325,8 @@ def test_path_is_written_as_text_and_found_again(path, text):
 
 def test_catalog_is_durable_and_shared(catalog):
     assert sql(catalog, "PRAGMA journal_mode") == [("wal",)]
-    assert catalog._file._conn.execute("PRAGMA synchronous").fetchone()[0] == 2
-    assert catalog._file._conn.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+    assert catalog._file._open._conn.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert catalog._file._open._conn.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
 def test_catalog_is_opened_again_as_it_was(filled):

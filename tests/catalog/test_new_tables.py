@@ -15,7 +15,7 @@ from contextlib import closing
 
 import pytest
 
-from cogcache.catalog import database, migrations, values
+from cogcache.catalog import migrations, opening, values
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.search.selection import Selection
@@ -30,7 +30,7 @@ from cogcache.export.importing import import_captions
 from cogcache.export.items import COLUMNS, OF_VIDEO
 from tests.support.caches import make_cache
 
-REMARKS = Table("remarks", ("uid",), number="id", exported_as="remarks", since=database.VERSION + 1)
+REMARKS = Table("remarks", ("uid",), number="id", exported_as="remarks", since=opening.VERSION + 1)
 SQL = """CREATE TABLE remarks (
     id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE, caption_key TEXT NOT NULL,
     text TEXT NOT NULL, score REAL, settings TEXT NOT NULL, run INTEGER, checksum INTEGER
@@ -44,7 +44,7 @@ CHECKS = {
 
 def register(monkeypatch, *steps) -> None:
     """Add a table, and steps, as the next version of cogcache would have them."""
-    first = database.VERSION + 1
+    first = opening.VERSION + 1
     named = [(f"{first + n:04}_step", step) for n, step in enumerate(steps)]
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, *named))
     version = first + len(steps) - 1

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from cogcache.catalog.backup import backup_of
 from cogcache.catalog.catalog import Catalog
-from cogcache.catalog.database import VERSION, CatalogFile
+from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.file_uris import read_only_uri
 from cogcache.catalog.foreign import bound
 from cogcache.catalog.integrity import state_path
+from cogcache.catalog.opening import VERSION
 from cogcache.catalog.recovery import adopt, rows_of
 from cogcache.catalog.reviews import settle
 from cogcache.catalog.rows import ClipRow, VideoRow
