@@ -262,7 +262,7 @@ class _Captioning:
         """Yield what is asked about one clip after another; failed clips are left out."""
         stop = self.at.stop
         of_clips = self.shared.ours(task for task in tasks if task.words is None)
-        waiting = partial(self.report.split.time, "wait_for_features")
+        waiting = partial(self.report.timings.time, "wait_for_features")
         clips = read_ahead(of_clips, self.store, waiting)
         for of_clip, features in clips:
             if stop:
@@ -289,7 +289,7 @@ class _Captioning:
         return (videos[0]["offset_s"] or 0.0) if videos else 0.0
 
     def _commit(self) -> None:
-        with self.report.split.time("commit"):
+        with self.report.timings.time("commit"):
             self.catalog.captions.add(self.uncommitted)
         self.report.counts.done += len(self.uncommitted)
         self.shared.give_back(row["caption_key"] for row in self.uncommitted)

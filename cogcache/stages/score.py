@@ -196,7 +196,7 @@ class Work:
 
     def commit(self) -> None:
         """Enter what waits."""
-        with self.report.split.time("commit"):
+        with self.report.timings.time("commit"):
             self.run.catalog.scores.add(self.waiting, self.texts_of)
         self.waiting, self.texts_of = [], {}
         self.committed_s = time.monotonic()
@@ -233,7 +233,7 @@ class Work:
         self.report.counts.found += len(self.clips)
         bar = tqdm(total=len(self.clips), unit="clip", desc="clips", disable=None, delay=1)
         try:
-            with bar, self.report.split.time("features"):
+            with bar, self.report.timings.time("features"):
                 for clip in self.clips:
                     if self.at.stop:
                         break

@@ -98,7 +98,7 @@ class _Support:
                     self._fail(key, todo[key], features)
                 else:
                     self._load(features, todo[key])
-                    with self.work.report.split.time("score"):
+                    with self.work.report.timings.time("score"):
                         self._read(key, features, todo[key])
                 bar.update(self._complete(todo.pop(key)))
         self.work.commit()

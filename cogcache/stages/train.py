@@ -139,7 +139,7 @@ class TrainingJob:
         """Lay the captions out, load the half, and train it."""
         from cogcache.training import Run
 
-        with report.split.time("lay_out"):
+        with report.timings.time("lay_out"):
             train, held = self._laid_out(self.kept), self._laid_out(self.held)
         left_out = [*train.lines(), *held.lines()]
         if not train.examples:
@@ -160,7 +160,7 @@ class TrainingJob:
                 losses=self.student.losses(),
                 new_parts=self.student.new_parts(),
             )
-        with report.split.time("train"):
+        with report.timings.time("train"):
             learnt = run.learn()
         report.bytes_by_shard = dict(learnt.loaded.bytes_by_shard)
         if learnt.loaded.quantization is not None:

@@ -118,12 +118,12 @@ class Captioner:
 
     def _timed(self, finished: Iterator[Finished]) -> Iterator[Finished]:
         """Count the time spent generating, less what of it is spent waiting for features."""
-        split = self.report.split
+        timings = self.report.timings
         while True:
-            waited = split.seconds.get("wait_for_features", 0.0)
-            with split.time("generate"):
+            waited = timings.seconds.get("wait_for_features", 0.0)
+            with timings.time("generate"):
                 made = next(finished, None)
-            split.seconds["generate"] -= split.seconds.get("wait_for_features", 0.0) - waited
+            timings.seconds["generate"] -= timings.seconds.get("wait_for_features", 0.0) - waited
             if made is None:
                 return
             yield made

@@ -100,7 +100,7 @@ class CaptionActor:
                 yield [], ClipTensors({})
                 continue
             item, reading = self.ahead.popleft()
-            with self.report.split.time("wait_for_features"):
+            with self.report.timings.time("wait_for_features"):
                 features = reading.result()
             if isinstance(features, ClipError):
                 self.failed.append(Result(item.job_id, features))

@@ -35,7 +35,7 @@ class WorkerReport:
             report.bytes_by_shard,
             report.quantization,
             list(report.notes),
-            dict(report.split.seconds),
+            dict(report.timings.seconds),
             monitor.peak,
         )
 
@@ -49,7 +49,7 @@ def take_over(report: RunReport, stats: Iterable[WorkerReport]) -> None:
     if not some:
         return
     seconds = sum((Counter(each.seconds) for each in some), Counter[str]())
-    report.split.seconds |= {f"workers' {part}": total for part, total in seconds.items()}
+    report.timings.seconds |= {f"workers' {part}": total for part, total in seconds.items()}
     names = [field.name for field in fields(MemorySample)]
     highest = {name: max(getattr(each.peak, name) for each in some) for name in names}
     report.workers_peak = MemorySample(**highest)

@@ -100,7 +100,7 @@ class ClipEncoder(AbstractContextManager["ClipEncoder"]):
         done: list[Outcome] = []
         while len(self._sealing) > leave:
             clip, sealing = self._sealing.popleft()
-            with self.report.split.time("wait_for_writer"):
+            with self.report.timings.time("wait_for_writer"):
                 try:
                     done.append((clip, sealing.result()))
                 except ClipError as error:

@@ -152,7 +152,7 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
             began_s = time.perf_counter()
             item = next(prepared, _END)
             part = "wait_for_clips" if item is None else "wait_for_frames"
-            self.report.split.add(part, time.perf_counter() - began_s)
+            self.report.timings.add(part, time.perf_counter() - began_s)
             if isinstance(item, _End):
                 return
             yield item

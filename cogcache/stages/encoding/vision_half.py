@@ -40,7 +40,7 @@ class VisionHalf:
         Where memory runs out, a pass takes half as many frames; if one is too many, more of the
         weights wait elsewhere. A clip that is too large even so is given up with an error.
         """
-        with self.report.split.time("encode"):
+        with self.report.timings.time("encode"):
             while True:
                 if encoded := self._attempt(clips):
                     return [*encoded]

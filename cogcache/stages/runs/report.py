@@ -91,7 +91,7 @@ class RunReport:
     command: str
     model: str
     counts: Counts
-    split: Timings
+    timings: Timings
     shard: str | None = None
     """The share of the work that was this run's, such as `3/16`."""
     fail_on_known: bool = False
@@ -137,7 +137,7 @@ class RunReport:
         """Take over what is to be said of an attempt to load a half."""
         self.base_bytes = notes.base_bytes
         self.notes += notes.notes
-        self.split.add("load", notes.load_s)
+        self.timings.add("load", notes.load_s)
         if notes.planned is not None:
             self.planned, self.quantization = notes.planned, notes.quantization
             self.bytes_by_shard = notes.bytes_by_shard or {}
@@ -180,7 +180,7 @@ class RunReport:
             self.status,
             planned_peak_bytes=self.planned_bytes if self.planned else None,
             measured_peak_bytes=peak.device_bytes or peak.host_bytes,
-            split=dict(self.split.seconds),
+            split=dict(self.timings.seconds),
             counts=asdict(self.counts),
             report={
                 "peak": peak.as_dict(),

@@ -50,7 +50,7 @@ def report_object(report: RunReport) -> dict[str, Any]:
         "before_loading_bytes": report.base_bytes,
         "stopped": report.error or report.stopped,
         "total_s": report.total_s,
-        "split": dict(report.split.seconds),
+        "split": dict(report.timings.seconds),
     }
 
 
@@ -77,8 +77,8 @@ def _technical(report: RunReport, *, verbose: bool) -> list[str]:
     if verbose:
         lines += [f"  {report.quantization}"] if report.quantization else []
     lines += [f"  {note}" for note in report.notes if verbose or note in report.warnings]
-    split = (f"{part} {format_seconds(s)}" for part, s in report.split.seconds.items())
-    lines += [f"  time: {', '.join(split)}"] if report.split.seconds else []
+    split = (f"{part} {format_seconds(s)}" for part, s in report.timings.seconds.items())
+    lines += [f"  time: {', '.join(split)}"] if report.timings.seconds else []
     return [*lines, f"  peak memory: {_peak_line(report)}"]
 
 
