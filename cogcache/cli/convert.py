@@ -37,8 +37,8 @@ def convert(
 ) -> None:
     """Turn features into those of another cache point or compression, without decoding a video.
 
-    Only what can be turned exactly is turned: `pooled` into `projected`, and one lossless
-    compression into another. VIDEOS choose among the cached ones; none given converts all.
+    Only exact conversions are made: `pooled` into `projected`, and one lossless compression into
+    another. Without VIDEOS, all cached features are converted.
     """
     from cogcache.stages.convert import convert as run
 

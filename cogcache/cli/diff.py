@@ -28,9 +28,9 @@ def diff(
 ) -> None:
     """Show two sets of captions beside each other, where they differ.
 
-    A and B are a prompt's name each, or prompt=…,model=…,quantization=…,run=… with any of these:
-    `diff short long`, `diff quantization=none quantization=nf4`, `diff run=3 run=7`. What only one
-    side says stands in [-…-] and {+…+}.
+    A and B are names of prompts, or any of prompt=…,model=…,quantization=…,run=…:
+    `diff short long`, `diff quantization=none quantization=nf4`, `diff run=3 run=7`. Words that
+    only one side has are marked: [-only A-] and {+only B+}.
     """
     from cogcache.catalog import compare, parse_selector
     from cogcache.cli.times import as_players_show

@@ -202,8 +202,8 @@ def import_(
     """Take captions from SOURCE, as a set of their own: JSONL, CSV, or a folder of .txt files.
 
     Each line names its clip as an export does: by feature_key, by video_digest, or by video, which
-    may be relative, with start_s and end_s. A .txt file is of the video of the same name. The
-    captions there are stay; the set stands beside them as a model of that name.
+    may be relative, with start_s and end_s. A .txt file belongs to the video of the same name.
+    Existing captions stay; the set is listed beside them, like a model of that name.
     """
     from dataclasses import asdict
 

@@ -22,7 +22,7 @@ COMMANDS: Final = {
         "failures": "List clips that failed, with the reason.",
         "status": "Show the runs at work on a cache: how far, how fast, how much memory.",
         "serve": "Show clips, captions, failures, runs and figures in a browser.",
-        "gallery": "Write captions beside their pictures into one HTML file, OUT, to send round.",
+        "gallery": "Write captions beside their pictures into one HTML file, OUT, to send to others.",
         "report": "Draw memory, time, throughput, lengths and failures into OUT: .png, .svg or .html.",
     },
     "Correct": {

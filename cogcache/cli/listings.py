@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from cogcache.catalog import Absent, Catalog, Listed, Look, Selection, Stage
 
 _WHERE_THERE_IS_ANY = ("outdated", "state", "tags")
-"""Columns that a table shows only where a row has something in them."""
+"""Columns that a table shows only if some row has a value in them."""
 _SAME = {
     "captions": ("id",),
     "clips": ("feature_key",),
     "failures": ("video_digest", "start_s", "end_s", "stage"),
 }
-"""Columns that are the same in all rows of one clip or caption that several files hold."""
+"""Columns that identify a clip or caption; several files with the same bytes share them."""
 _COLUMNS = {
     "captions": ("video", "start_s", "end_s", "prompt_name", "caption", "model", "flags"),
     "clips": (
@@ -51,12 +51,12 @@ _COLUMNS = {
 
 
 _AT_A_TIME = 64
-"""Rows whose files are looked at at once, where few are wanted."""
+"""Number of rows whose files are checked at a time, if only a few rows are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How much of a listing is shown, and for whom."""
+    """Which part of a listing to show, and in which form."""
 
     limit: int | None
     columns: tuple[str, ...]
@@ -134,8 +134,8 @@ def ls(
 ) -> None:
     """List captions (the default), clips or runs.
 
-    Captions and clips are listed under the files that hold their videos now; what no file holds
-    is left out and named.
+    Each row shows where its video is now. Rows whose video is gone or replaced are left out and
+    listed on stderr.
     """
     if (flagged or side_by_side) and what != "captions":
         raise click.UsageError("--flagged and --side-by-side are for captions")
@@ -197,7 +197,7 @@ def failures(
 
 
 def _run_rows(catalog: Catalog) -> list[Any]:
-    """Return the runs, with what those that have not ended are doing."""
+    """Return the runs, with the progress of those that are still running."""
     from cogcache.stages import state_of
     from cogcache.store import live_runs
 
@@ -214,7 +214,7 @@ def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:
 
 
 def _with_cuts(catalog: Catalog, rows: list[Any]) -> list[Any]:
-    """Add to captions or clips the cuts that their clips came of, as far as they are known."""
+    """Add to captions or clips how their videos were cut, if that is known."""
     cuts = catalog.cuts.of({row["feature_key"] for row in rows})
     for row in rows:  # they are this listing's own
         row["cuts"] = cuts.get(row["feature_key"], [])
@@ -232,7 +232,7 @@ def _with_outdated(catalog: Catalog, rows: list[Any]) -> list[Any]:
 
 
 def _with_reviews(catalog: Catalog, rows: list[Any]) -> list[Any]:
-    """Add to captions what people said of them: ``state`` and ``tags``."""
+    """Add the reviews of captions: ``state`` and ``tags``."""
     said = catalog.edits.reviewed()
     for row in rows:
         edit = said.get(row["caption_key"])

@@ -91,8 +91,8 @@ def plan(
 ) -> None:
     """Say what each stage will take: memory, disk and time, from headers and config alone.
 
-    Nothing is loaded; of a hub id only small files and headers are fetched. Size, length and number
-    of clips are taken from VIDEOS, files or folders, where some are named.
+    No weights are loaded; for a hub id, only small files and headers are fetched. If you name
+    VIDEOS (files or folders), size, length and number of clips are taken from them.
     """
     from cogcache.planning import look_at, make_plan
 

@@ -19,8 +19,8 @@ from cogcache.settings import Settings
 def split(model: str, out: Path, revision: str | None, settings: Settings) -> None:
     """Write the halves of MODEL to the folder OUT, the language half quantised already.
 
-    OUT then does for --model of both stages, with the keys of the original: what was cached from
-    it stays valid. Each half is read alone, from its own files. With --adapter and --quantization
+    Give OUT as --model to both stages. Keys stay those of the original model, so what was cached
+    with it stays valid. Each half is read from its own files. With --adapter and --quantization
     none, OUT is the model with the adapter merged into its 16-bit weights.
     """
     from cogcache.models import merge_adapter

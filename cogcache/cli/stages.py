@@ -144,8 +144,8 @@ def caption(
 ) -> None:
     """Stage two: caption from the cache with the language half alone.
 
-    VIDEOS choose among the cached ones; none given captions all. So do --clip, and --segment and
-    --scenes, among the clips of a video.
+    Without VIDEOS, all cached videos are captioned. --clip, --segment and --scenes choose among
+    the clips of a video.
     """
     _say_begin("caption", settings, cache)
     say_what_toy_knows(settings, cache)

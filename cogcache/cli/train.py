@@ -56,7 +56,7 @@ def train(
     """Train the language half on captions of the cache; the vision half is not loaded.
 
     The captions are those that pass the filters, such as an imported set of corrected ones:
-    --captions-of SET. Typed again, the command goes on where it was ended.
+    --captions-of SET. Run the same command again to resume.
     """
     from cogcache.stages import train as run
 
@@ -103,8 +103,8 @@ def distill(
 ) -> None:
     """Train a smaller model on a teacher's captions and its probabilities for each token.
 
-    Without --captions-of the teacher captions the cache first; captions that are there stay. Typed
-    again, the command goes on where it was ended.
+    Without --captions-of, the teacher first captions the cache; existing captions stay. Run the
+    same command again to resume.
     """
     catalog_of(cache)
     if teacher is not None:

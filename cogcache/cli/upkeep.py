@@ -33,7 +33,7 @@ def status(cache: Path, json_: bool) -> None:
 def verify(cache: Path, fix: bool, json_: bool) -> None:
     """Check every feature file against its checksum and against the catalog.
 
-    What an earlier version made otherwise than this one is listed too, with the reason.
+    Features and captions that an earlier version made differently are listed too, with the reason.
 
     Exit status: 0 if all is well, was mended, or was only made by an earlier version; 1 if not.
     """
@@ -76,7 +76,7 @@ def _outdated_row(found: Outdated, catalog: Path) -> dict[str, Any]:
 def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
     """List cached features whose video no file holds any more.
 
-    Disks that are not mounted make their videos look gone.
+    Mount all disks first: videos on a disk that is not mounted look as if they were gone.
     """
     from dataclasses import asdict
 
@@ -102,7 +102,7 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
 def rebuild(cache: Path, from_backup: bool) -> None:
     """Make the catalog anew from the feature files; keep every caption that is whole.
 
-    Exit status: 0, or 1 where something of the old catalog could not be read.
+    Exit status: 0, or 1 if a part of the old catalog could not be read.
     """
     from cogcache.catalog import rebuild as make
 

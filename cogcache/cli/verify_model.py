@@ -46,7 +46,7 @@ def verify_model(
     """Compare MODEL in one piece with its two stages: ids, positions, pixels, features, tokens.
 
     The whole model runs in another process, by this environment's transformers or by that of
-    --reference-python. Without a CLIP two are made up. Exit status: 1 if something differs.
+    --reference-python. Without CLIP, two clips are generated. Exit status: 1 if something differs.
     """
     from dataclasses import asdict
 

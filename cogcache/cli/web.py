@@ -48,7 +48,7 @@ def serve(
 ) -> None:
     """Show clips, captions, failures, runs and figures in a browser.
 
-    With --edit captions are reviewed there, too; without --token one is made for the session.
+    With --edit, captions can be reviewed in the browser; without --token, one is generated for it.
     """
     _need("web")
     from cogcache.web import Editing, address, serve
@@ -91,7 +91,7 @@ def gallery(
     look: Look,
     **page: Any,
 ) -> None:
-    """Write captions beside their pictures into one HTML file, OUT, to send round."""
+    """Write captions beside their pictures into one HTML file, OUT, to send to others."""
     _need("web")
     from cogcache.catalog import still_missing
     from cogcache.web import write_gallery
