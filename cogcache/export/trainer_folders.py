@@ -43,6 +43,21 @@ class Placed:
         """The caption on one line."""
         return one_line(self.item.caption)
 
+    def about_clip(self) -> dict[str, object]:
+        """Return what every format says of a clip beside its caption and its video's name."""
+        row = self.item.row
+        return {
+            "start_s": float(row["start_s"]),
+            "end_s": self.item.end_s,
+            "offset_s": self.item.offset_s or 0.0,
+            "prompt_name": row["prompt_name"],
+            "model": row["model"],
+            "num_frames": self.facts.num_frames,
+            "fps": self.facts.fps,
+            "width": self.facts.width,
+            "height": self.facts.height,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -193,20 +208,11 @@ def _videofolder(root: Path, out: Path, placed: list[Placed]) -> None:
 
 def _metadata(placed: Placed) -> dict[str, object]:
     # Any column named file_name or ..._file_name would be taken for a video, a date for a time.
-    row, facts = placed.item.row, placed.facts
     return {
         "file_name": f"videos/{placed.name}",
         "text": placed.caption,
-        "source_path": row["video"],
-        "start_s": float(row["start_s"]),
-        "end_s": placed.item.end_s,
-        "offset_s": placed.item.offset_s or 0.0,
-        "prompt_name": row["prompt_name"],
-        "model": row["model"],
-        "num_frames": facts.num_frames,
-        "fps": facts.fps,
-        "width": facts.width,
-        "height": facts.height,
+        "source_path": placed.item.row["video"],
+        **placed.about_clip(),
     }
 
 

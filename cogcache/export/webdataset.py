@@ -61,20 +61,11 @@ def _add_sample(tar: tarfile.TarFile, key: str, video: Path, placed: Placed) -> 
 
 
 def _facts(key: str, placed: Placed) -> dict[str, object]:
-    row, facts = placed.item.row, placed.facts
     return {
         "key": key,
         "caption": placed.caption,
-        "url": row["video"],
+        "url": placed.item.row["video"],
         "status": "success",
         "error_message": None,
-        "start_s": float(row["start_s"]),
-        "end_s": placed.item.end_s,
-        "offset_s": placed.item.offset_s or 0.0,
-        "prompt_name": row["prompt_name"],
-        "model": row["model"],
-        "num_frames": facts.num_frames,
-        "fps": facts.fps,
-        "width": facts.width,
-        "height": facts.height,
+        **placed.about_clip(),
     }

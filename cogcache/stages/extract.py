@@ -107,28 +107,28 @@ class _Extraction:
         self.at = at
         self.claims = Claims(at.run)
         limit = wanted.settings.limits.limit
-        self.sharing = ClipClaims(self.claims, store, catalog, at.stop, limit)
+        self.clip_claims = ClipClaims(self.claims, store, catalog, at.stop, limit)
         self.writer = ClipWriter(wanted.settings.model, catalog, report, self.claims)
 
     def run(self, work: Worklist) -> None:
         """Make every missing clip that no other run makes, or as many as there is time for."""
         self.writer.copies = work.copies
-        finding = Finding(work, self.wanted, self.sharing, self.report)
+        finding = Finding(work, self.wanted, self.clip_claims, self.report)
         counts = self.report.counts
         self.bar: tqdm[Any] = tqdm(
             total=counts.found, initial=counts.settled, unit="clip", desc="extract", disable=None
         )
         with self.bar, finding, ExitStack() as self._open:
             try:
-                ours = self.sharing.shared.ours(self._shown(finding.clips()))
+                ours = self.clip_claims.shared.ours(self._shown(finding.clips()))
                 for clip in ours:
                     # Nothing is loaded for videos that turn out to be there already. A search for
                     # scenes lasts as long as that takes.
                     if clip is not None or finding.is_searching:
                         self._make(chain([clip], ours))
                 # Other runs have finished these clips by now, or have given them up.
-                while held := self.sharing.shared.wait_for_others():
-                    self._make(self.sharing.shared.ours(held.values()))
+                while held := self.clip_claims.shared.wait_for_others():
+                    self._make(self.clip_claims.shared.ours(held.values()))
                 self.writer.note_held()
                 self.writer.note_late_copies()
             finally:
@@ -174,8 +174,8 @@ class _Extraction:
     def _show(self) -> None:
         """Bring the bar and the counts of what others have made up to date."""
         counts = self.report.counts
-        counts.cached += self.sharing.made.drain()
-        counts.skipped += self.sharing.failed.drain()
+        counts.cached += self.clip_claims.made.drain()
+        counts.skipped += self.clip_claims.failed.drain()
         self.bar.total = counts.found
         told = f"{counts.unsearched:,} videos to cut" if counts.unsearched else ""
         self.bar.set_postfix_str(told, refresh=False)
