@@ -82,22 +82,22 @@ class Limits(Table):
     """When a run stops early, and which faults it accepts. Part of no key."""
 
     limit: Annotated[int | None, Field(ge=1), NoneIfZero] = None
-    """Most clips that one run makes (`caption`: most captions); 0 makes all."""
+    """Most clips that one run makes (`caption`: most captions); 0 for all."""
     max_hours: Annotated[float | None, Field(gt=0), NoneIfZero] = None
-    """Hours after which a run takes up no more work, both stages of `run` together; 0 for no
-    end."""
+    """Hours after which a run starts no more work, both stages of `run` together; 0 for no
+    limit."""
     min_free_gib: Annotated[float, Field(ge=0)] = 2.0
-    """GiB that have to stay free on the cache's disk; a run ends before it takes them."""
+    """GiB to keep free on the cache's disk; a run ends before it uses them."""
     loop_phrases: Annotated[int, Field(ge=2)] = 3
-    """Times in a row that a phrase of three or more tokens makes a caption bear the flag
-    `looping`."""
+    """A caption gets the flag `looping` when a phrase of three or more tokens is repeated this many
+    times in a row."""
     loop_words: Annotated[int, Field(ge=2)] = 4
-    """Times in a row that one word does."""
+    """The same for a single word."""
     max_words: Annotated[int | None, Field(ge=1), NoneIfZero] = None
-    """Words above which a caption bears the flag `too_long` and is made once more; 0 for no end."""
+    """A caption of more words gets the flag `too_long` and is made once more; 0 for no limit."""
     min_words: Annotated[int, Field(ge=0)] = 0
-    """Words below which a caption bears the flag `too_short` and is made once more."""
+    """A caption of fewer words gets the flag `too_short` and is made once more."""
     fail_on_known: bool = False
-    """End with exit status 1 for clips that failed in earlier runs, too, and are left out."""
+    """End with exit status 1 also for clips that failed in earlier runs and are skipped now."""
     strict: bool = False
-    """Fail clips at whose decoding anything was wrong, in place of noting it beside them."""
+    """Fail a clip if anything went wrong when it was decoded; else the fault is only noted."""

@@ -131,7 +131,8 @@ class Vision(Table):
     `pooled`: before it, at less than half the size, and the projector becomes a part of the
     language half (CogVLM2-Video only). Part of the feature key."""
     compile: bool = False
-    """Compile vision blocks (torch.compile); features get other last bits. In the feature key."""
+    """Compile vision blocks (torch.compile). Results differ slightly, so videos are encoded again.
+    Part of the feature key."""
     compression: Literal["none", "zstd", "blosc2"] = "zstd"
     """Lossless compression of feature files; all of them are read alike."""
     frames_per_batch: AtLeastOne = 48

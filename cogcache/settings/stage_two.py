@@ -101,17 +101,17 @@ class Language(Table):
     """System prompt: what the model is told before each question; "" for none. Part of the caption
     key, with the prompt; CogVLM2 has none."""
     text_only: Texts = ()
-    """Name of a prompt that is asked without the video, of the captions that it names alone."""
+    """Name of a prompt that gets no video, but only the captions that it names."""
     rotary_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type that rotary tables are built in; `bfloat16` is what the published bfloat16 run does."""
     clips_per_batch: AtLeastOne = 8
     """Most clips that are decoded together; halved when memory runs out."""
     keep_prefix: Annotated[str | None, NoneIfEmpty] = None
-    """Folder that keeps each clip's video part as the language half has run it, so that a later
-    prompt starts at once; `plan` says its size, some 200 MiB a clip; "" for none."""
+    """Folder for the KV cache of each clip's video part, so that later prompts need not compute it
+    again; `plan` says its size, some 200 MiB a clip; "" for none."""
     adapter: Annotated[str | None, NoneIfEmpty] = None
-    """Folder that `cogcache train` wrote: captions are made with what was learnt, and listed under
-    a model name of their own. Part of the caption key; "" for none."""
+    """Folder that `cogcache train` wrote: captions are made with this adapter, and listed under a
+    model name of their own. Part of the caption key; "" for none."""
 
 
 class Generation(Table):
