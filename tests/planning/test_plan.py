@@ -68,9 +68,11 @@ def test_keys_and_values_are_those_of_all_rows_and_of_the_next_clip(tiny):
     assert one == 2 * (80 + 100) * per_token
 
 
+WITH_BF16 = Processor("made up", "x86_64", "AVX512", avx512_bf16=True, amx=False)
+
+
 def test_a_frame_takes_more_in_float32(tiny, monkeypatch):
-    with_bf16 = Processor("made up", "x86_64", "AVX512", avx512_bf16=True, amx=False)
-    monkeypatch.setattr(estimates, "processor", lambda: with_bf16)
+    monkeypatch.setattr(estimates, "processor", lambda: WITH_BF16)
     config = tiny.checkpoint.config
     few, many = (frame_bytes(config, settings(vision_dtype=t)) for t in ("bfloat16", "float32"))
     assert many == 2 * few
@@ -111,13 +113,14 @@ def test_rows_that_are_too_long_for_the_context_are_told():
 
 
 def test_products_that_are_raised_are_planned_with_their_inputs_in_float32(tiny, monkeypatch):
+    monkeypatch.setattr(estimates, "processor", lambda: WITH_BF16)
     plain = language_choice(tiny, settings(device="cpu")).plan.activations_bytes
     avx2 = Processor("made up", "x86_64", "AVX2", avx512_bf16=False, amx=False)
     monkeypatch.setattr(estimates, "processor", lambda: avx2)
     raised = language_choice(tiny, settings(device="cpu")).plan.activations_bytes
     assert raised - plain == 80 * 4 * tiny.checkpoint.config["intermediate_size"]
     wide = settings(device="cpu", compute_dtype="float32")
-    monkeypatch.undo()
+    monkeypatch.setattr(estimates, "processor", lambda: WITH_BF16)
     in_float32 = language_choice(tiny, wide).plan.activations_bytes
     monkeypatch.setattr(estimates, "processor", lambda: avx2)
     assert language_choice(tiny, wide).plan.activations_bytes == in_float32
