@@ -42,10 +42,7 @@ class OpenFile:
     """The connection to a catalog's file, for any number of threads.
 
     Args:
-        path: the SQLite file; made if absent.
-        checked: have SQLite check the file first if it is not as it was left, see `integrity`.
-        derived: then also hold the full text index and the sums against the captions.
-        cleansed: it is a copy of which `cleansed` has taken what acts, triggers among it.
+        path, checked, derived, cleansed: as `CatalogFile` takes them.
 
     Raises:
         CatalogError: it is no catalog, is of a newer version, or cannot be opened.
