@@ -35,7 +35,7 @@ def convert(
     compression: Any,
     settings: Settings,
 ) -> None:
-    """Turn features into those of another cache point or compression, without decoding a video.
+    """Convert features to another cache point or compression, without decoding a video.
 
     Only exact conversions are made: `pooled` into `projected`, and one lossless compression into
     another. Without VIDEOS, all cached features are converted.

@@ -199,7 +199,7 @@ def _finish(done: Exported, *, json_: bool = False) -> None:
 def import_(
     source: Path, cache: Path, set_: str, overwrite: bool, skip_unmatched: bool, json_: bool
 ) -> None:
-    """Take captions from SOURCE, as a set of their own: JSONL, CSV, or a folder of .txt files.
+    """Import captions from SOURCE as a separate set: JSONL, CSV, or a folder of .txt files.
 
     Each line names its clip as an export does: by feature_key, by video_digest, or by video, which
     may be relative, with start_s and end_s. A .txt file belongs to the video of the same name.

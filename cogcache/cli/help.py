@@ -8,7 +8,7 @@ import click
 
 COMMANDS: Final = {
     "Make": {
-        "run": "Both stages, each in a process of its own.",
+        "run": "Run both stages, each in its own process.",
         "extract": "Stage one: encode VIDEOS with the vision half and cache the features.",
         "caption": "Stage two: caption from the cache with the language half alone.",
         "train": "Train the language half on captions of the cache; the vision half is not loaded.",
@@ -32,22 +32,22 @@ COMMANDS: Final = {
     },
     "Hand on": {
         "export": "Write captions for others: rows, subtitles, or a folder that a trainer reads.",
-        "import": "Take captions from SOURCE, as a set of their own: JSONL, CSV, or a folder of .txt files.",
+        "import": "Import captions from SOURCE as a separate set: JSONL, CSV, or a folder of .txt files.",
     },
     "Models": {
         "models": "List the families of models, or say what CHECKPOINT is and what a clip of it takes.",
         "plan": "Say what each stage will take: memory, disk and time, from headers and config alone.",
-        "split": "Write the halves of MODEL to the folder OUT, the language half quantised already.",
+        "split": "Write the halves of MODEL to the folder OUT, the language half already quantised.",
         "verify-quantization": "Compare the quantised language half with the unquantised one, on clips of a cache.",
         "verify-model": "Compare MODEL in one piece with its two stages: ids, positions, pixels, features, tokens.",
     },
     "Care": {
         "verify": "Check every feature file against its checksum and against the catalog.",
         "forget": "List the captions that pass the filters; with --yes, delete them.",
-        "gc": "List cached features whose video no file holds any more.",
-        "convert": "Turn features into those of another cache point or compression, without decoding a video.",
-        "rebuild": "Make the catalog anew from the feature files; keep every caption that is whole.",
-        "merge": "Take what other caches hold over into one; SOURCES are left as they are.",
+        "gc": "List cached features whose video is gone or replaced.",
+        "convert": "Convert features to another cache point or compression, without decoding a video.",
+        "rebuild": "Rebuild the catalog from the feature files, and keep every undamaged caption.",
+        "merge": "Merge other caches into one; SOURCES are left unchanged.",
         "doctor": "Check the installation, decoders, 4-bit arithmetic, disk and device.",
     },
     "Help": {

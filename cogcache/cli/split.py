@@ -17,7 +17,7 @@ from cogcache.settings import Settings
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
 @settings_options("language", model_needed=False)  # it is named as MODEL
 def split(model: str, out: Path, revision: str | None, settings: Settings) -> None:
-    """Write the halves of MODEL to the folder OUT, the language half quantised already.
+    """Write the halves of MODEL to the folder OUT, the language half already quantised.
 
     Give OUT as --model to both stages. Keys stay those of the original model, so what was cached
     with it stays valid. Each half is read from its own files. With --adapter and --quantization

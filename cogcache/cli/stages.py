@@ -170,7 +170,7 @@ def run(
     json_: bool,
     **asked: Any,
 ) -> None:
-    """Both stages, each in a process of its own.
+    """Run both stages, each in its own process.
 
     VIDEOS are files, folders, patterns, or @list.txt with a path a line.
     """

@@ -74,7 +74,7 @@ def _outdated_row(found: Outdated, catalog: Path) -> dict[str, Any]:
 @click.option("--yes", is_flag=True, help="Delete what is listed, for good. Captions stay.")
 @json_option
 def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
-    """List cached features whose video no file holds any more.
+    """List cached features whose video is gone or replaced.
 
     Mount all disks first: videos on a disk that is not mounted look as if they were gone.
     """
@@ -100,7 +100,7 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
     help="Take rows that cannot be read from the backup that the last successful run made.",
 )
 def rebuild(cache: Path, from_backup: bool) -> None:
-    """Make the catalog anew from the feature files; keep every caption that is whole.
+    """Rebuild the catalog from the feature files, and keep every undamaged caption.
 
     Exit status: 0, or 1 if a part of the old catalog could not be read.
     """
@@ -133,7 +133,7 @@ def rebuild(cache: Path, from_backup: bool) -> None:
 )
 @json_option
 def merge(sources: tuple[Path, ...], into: Path, json_: bool) -> None:
-    """Take what other caches hold over into one; SOURCES are left as they are.
+    """Merge other caches into one; SOURCES are left unchanged.
 
     SOURCES are folders of caches, or catalogs over the features of the cache to merge into. None:
     the copies that runs with --catalog have left there. Of captions that differ, the one made
