@@ -50,6 +50,10 @@ SUITED = Sizes(width=128, inner=256)
 FILES = {"vision-00001.safetensors", "both-00001.safetensors", "language-00001.safetensors"}
 
 
+NF4 = Settings(language={"quantization": "nf4"})
+"""By name: `auto` stands for another kind where there is no AVX-512."""
+
+
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory) -> Path:
     return copy_golden(tmp_path_factory.mktemp("golden") / "model")
@@ -68,7 +72,7 @@ def pair(request, golden, tmp_path_factory) -> tuple[str, str]:
     """A checkpoint and its split."""
     model = "tiny" if request.param == "tiny" else str(golden)
     out = tmp_path_factory.mktemp("split") / "out"
-    split(model, out, Settings())
+    split(model, out, NF4)
     return model, str(out)
 
 
@@ -96,12 +100,13 @@ def plain(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def parts(plain, tmp_path) -> Path:
-    split(str(plain), tmp_path / "out", Settings())
+    split(str(plain), tmp_path / "out", NF4)
     return tmp_path / "out"
 
 
 def settings_of(model: str, **given) -> Settings:
-    return load_settings(None, {"model": model, "decode_workers": 1, **given})
+    asked = {"model": model, "decode_workers": 1, "quantization": "nf4", **given}
+    return load_settings(None, asked)
 
 
 def texts_of(cache: Path) -> dict[tuple[str, str], str]:
@@ -164,7 +169,7 @@ def test_a_language_half_of_each_kind_is_the_one_that_loading_makes(plain, tmp_p
 
 
 def test_a_split_serves_every_cache_point(golden, videos, tmp_path):
-    split(str(golden), tmp_path / "out", Settings())
+    split(str(golden), tmp_path / "out", NF4)
     for model, cache in ((str(golden), "a"), (str(tmp_path / "out"), "b")):
         settings = settings_of(model, cache_point="pooled", **SHORT)
         extract([str(videos)], tmp_path / cache, settings)
@@ -242,7 +247,7 @@ def test_no_other_program_can_take_it_for_a_whole_checkpoint(parts):
 
 def test_large_halves_are_written_in_several_files(plain, tmp_path, monkeypatch):
     monkeypatch.setattr("cogcache.models.checkpoints.tensor_files.FILE_BYTES", 100_000)
-    report = split(str(plain), tmp_path / "out", Settings())
+    report = split(str(plain), tmp_path / "out", NF4)
     assert sum(name.startswith("language-") for name in report.bytes_by_file) > 2
     found = load_half(str(tmp_path / "out"), "language", quantization=Quantization()).model
     wanted = load_half(str(plain), "language", quantization=Quantization()).model.state_dict()
@@ -345,21 +350,21 @@ def test_a_folder_that_is_there_is_not_written_to(plain, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(ConfigError, match="is there already"):
-        split(str(plain), tmp_path / "out", Settings())
+        split(str(plain), tmp_path / "out", NF4)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_a_split_is_not_split_again(parts, tmp_path):
     assert isinstance(Checkpoint.open(str(parts)), SplitCheckpoint)
     with pytest.raises(CheckpointError, match="is split already"):
-        split(str(parts), tmp_path / "again", Settings())
+        split(str(parts), tmp_path / "again", NF4)
 
 
 def test_a_disk_without_room_is_seen_before_anything_is_written(plain, tmp_path, monkeypatch):
     full = shutil._ntuple_diskusage(10**9, 10**9 - 10_000, 10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(ConfigError, match=r"are needed in .*, 9\.77 KiB free"):
-        split(str(plain), tmp_path / "out", Settings())
+        split(str(plain), tmp_path / "out", NF4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -379,13 +384,14 @@ def test_an_interrupted_split_leaves_nothing_that_looks_done(golden, tmp_path, n
     assert all(path.name.endswith(".partial") for path in left)
     assert not any((path / MANIFEST).exists() for path in left)
     assert bool(left) == (number == signal.SIGKILL)
-    split(str(golden), out, Settings())
+    split(str(golden), out, NF4)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_command_says_what_it_wrote(plain, tmp_path):
     done = CliRunner().invoke(
-        main, ["split", str(plain), str(tmp_path / "out"), "--no-double-quant"]
+        main,
+        ["split", str(plain), str(tmp_path / "out"), "--quantization", "nf4", "--no-double-quant"],
     )
     assert done.exit_code == 0, done.output
     said = done.stdout

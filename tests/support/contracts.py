@@ -535,7 +535,7 @@ class ModelFamilyTests:
     @claim("split")
     def test_halves_from_a_split_are_those_of_the_original(self, lab, tmp_path):
         folder = lab.tied_folder if self.animal.ties else lab.folder
-        split(str(folder), tmp_path / "split", Settings())
+        split(str(folder), tmp_path / "split", Settings(language={"quantization": "nf4"}))
         found, wanted = (family_of(Checkpoint.open(str(f))) for f in (tmp_path / "split", folder))
         assert found.preprocessing() == wanted.preprocessing()
         assert found.layout(Language()) == wanted.layout(Language())
