@@ -206,16 +206,20 @@ def make_plan(settings: Settings, job: Job) -> Plan:
 
 def _with_kind(settings: Settings, family: Family) -> Settings:
     """Put a kind in place of `auto`: of cards NF4; int4 is planned for the CPU, where it runs."""
-    language = settings.language
-    is_known = settings.device == "cpu" or isinstance(family.checkpoint, SplitCheckpoint)
-    if language.quantization == "auto" and is_known:
+    chosen = _chosen_kind(settings, family)
+    if "int4" in (chosen.language.quantization, chosen.language.head_quantization):
+        return chosen.model_copy(update={"device": pick_device(settings.device)})
+    return chosen
+
+
+def _chosen_kind(settings: Settings, family: Family) -> Settings:
+    if settings.language.quantization != "auto":
+        return settings
+    if settings.device == "cpu" or isinstance(family.checkpoint, SplitCheckpoint):
         return choose_quantization(settings, family).settings
-    if language.quantization == "auto":
-        known = language.model_copy(update={"quantization": Quantization.of(language).kind})
-        return settings.model_copy(update={"language": known})
-    if "int4" in (language.quantization, language.head_quantization):
-        return settings.model_copy(update={"device": pick_device(settings.device)})
-    return settings
+    kind = Quantization.of(settings.language).kind
+    language = settings.language.model_copy(update={"quantization": kind})
+    return settings.model_copy(update={"language": language})
 
 
 def _memories(model: _Model) -> dict[str, _Memory]:

@@ -27,6 +27,7 @@ from cogcache.catalog import (
 )
 from cogcache.errors import ClipError
 from cogcache.models import (
+    Choice,
     ClipTensors,
     Family,
     cost_of_going_on,
@@ -118,11 +119,7 @@ def caption(
     store = FeatureStore.open(cache)
     family = open_family(settings)
     with open_run("caption", cache, settings, catalog_path) as run:
-        choice = quantization_for(settings, family, run.catalog)
-        stage = _identified(choice.settings, family, run)
-        listed = partial(list_all, stage, run.catalog, videos, spans)
-        with run.timings.time("digest"):
-            work = listed()
+        choice, (stage, listed, work) = _chosen(settings, family, run, (videos, spans), follow)
         report = run.begin(Counts(found=work.num_found, cached=work.num_cached))
         if work.missing or follow:
             cost_of_going_on(settings, choice).say()
@@ -132,6 +129,31 @@ def caption(
             work = following.last
         note_refused(work, run.catalog, report)
     return report
+
+
+_Which = tuple[Sequence[str | Path] | None, Sequence[Span]]
+_Listed = tuple[StageTwo, Callable[[], CaptionList], CaptionList]
+"""How captions are made, how they are listed, and the list as it is now."""
+
+
+def _chosen(
+    settings: Settings, family: Family, run: OpenedRun, which: _Which, follow: bool
+) -> tuple[Choice, _Listed]:
+    """Choose the kind that `auto` stands for; whether it runs here counts if there is work."""
+    choice = quantization_for(settings, family, run.catalog, will_run=False)
+    listed = _listed(choice.settings, family, run, which)
+    if not (listed[2].missing or follow):
+        return choice, listed
+    runs = quantization_for(settings, family, run.catalog)
+    is_other = runs.settings != choice.settings
+    return runs, _listed(runs.settings, family, run, which) if is_other else listed
+
+
+def _listed(settings: Settings, family: Family, run: OpenedRun, which: _Which) -> _Listed:
+    stage = _identified(settings, family, run)
+    listed = partial(list_all, stage, run.catalog, *which)
+    with run.timings.time("digest"):
+        return stage, listed, listed()
 
 
 def _identified(settings: Settings, family: Family, run: OpenedRun) -> StageTwo:

@@ -185,6 +185,14 @@ def test_the_plan_of_a_split_is_that_of_the_original(pair):
     assert found.memories == wanted.memories
 
 
+def test_a_split_in_int4_is_planned_for_the_processor_it_runs_on(tmp_path):
+    split("tiny", tmp_path / "out", Settings(language={"quantization": "int4", "group_size": 64}))
+    asked = load_settings(None, {"model": str(tmp_path / "out"), "memory": "8GiB"})
+    wanted = {"memory": "8GiB", "model": "tiny", "quantization": "int4", "device": "cpu"}
+    job = Job(prompts=2, clips=100)
+    assert make_plan(asked, job).memories == make_plan(load_settings(None, wanted), job).memories
+
+
 def test_what_a_split_does_not_hold_is_not_planned(pair):
     with pytest.raises(QuantizationError, match="holds its language half as kind nf4"):
         make_plan(settings_of(pair[1], quantization="int8"), Job(prompts=2, clips=100))

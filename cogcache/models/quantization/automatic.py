@@ -54,7 +54,9 @@ class Choice:
             logger.log(level, "--quantization auto is %s here: %s", kind, self.reason)
 
 
-def choose_quantization(settings: Settings, family: Family, made: MadeWith | None = None) -> Choice:
+def choose_quantization(
+    settings: Settings, family: Family, made: MadeWith | None = None, *, will_run: bool = True
+) -> Choice:
     """Return settings with a kind in place of `auto`; others as they are.
 
     A split goes on with the kind that it holds, a cache with the one that its captions were made
@@ -64,12 +66,14 @@ def choose_quantization(settings: Settings, family: Family, made: MadeWith | Non
         settings: of the run.
         family: of the checkpoint.
         made: what the cache's captions were made in; None where there is no cache.
+        will_run: whether captions are to be made. To list those of a cache in int4 it is not asked
+            whether this machine has products for them: that takes torch.
     """
     if settings.language.quantization != "auto":
         return Choice(settings)
     return (
         _of_split(settings, family)
-        or _of_cache(settings, made or MadeWith({}))
+        or _of_cache(settings, made or MadeWith({}), will_run=will_run)
         or _of_machine(settings, family)
     )
 
@@ -91,7 +95,7 @@ def _is_asked(language: Language, name: str) -> bool:
     return name != "quantization" and getattr(language, name) != default
 
 
-def _of_cache(settings: Settings, made: MadeWith) -> Choice | None:
+def _of_cache(settings: Settings, made: MadeWith, *, will_run: bool) -> Choice | None:
     """Go on with the kind of most captions that `auto` can have chosen."""
     counts = {kind: made.captions[kind] for kind in CHOICES if made.captions.get(kind)}
     if not counts:
@@ -100,7 +104,8 @@ def _of_cache(settings: Settings, made: MadeWith) -> Choice | None:
     there = f"{counts[kind]:,} captions of the cache are in {kind}"
     if kind == "nf4":
         return _with(settings, {"quantization": kind}, there)
-    if (why_not := _why_no_int4(settings)) is None:
+    why_not = _why_no_int4(settings) if will_run else None
+    if why_not is None:
         return _with(settings, {"quantization": kind, "group_size": made.group_size}, there)
     reason = f"{there}, but {why_not}: all captions are made anew"
     return _with(settings, {"quantization": "nf4"}, reason, is_worth_saying=True)

@@ -7,21 +7,24 @@ from cogcache.models import Choice, Family, MadeWith, choose_quantization
 from cogcache.settings import Settings
 
 
-def quantization_for(settings: Settings, family: Family, catalog: Catalog) -> Choice:
+def quantization_for(
+    settings: Settings, family: Family, catalog: Catalog, *, will_run: bool = True
+) -> Choice:
     """Return settings with a kind in place of `auto`, and why it is that one.
 
-    Nothing is loaded for it where the catalog has captions in NF4: a run that has nothing to do
-    stays one that imports no torch.
+    Nothing is loaded for it where the catalog has captions that `auto` can have made and none are
+    to be added: a run that has nothing to do stays one that imports no torch.
 
     Args:
         settings: of the run.
         family: of the checkpoint.
         catalog: of the cache.
+        will_run: whether captions are to be made, and not only listed.
     """
     if settings.language.quantization != "auto":
         return Choice(settings)
     made = MadeWith(catalog.captions.made_in(settings.model), _group_size(catalog))
-    return choose_quantization(settings, family, made)
+    return choose_quantization(settings, family, made, will_run=will_run)
 
 
 def _group_size(catalog: Catalog) -> int | None:
