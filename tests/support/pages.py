@@ -22,7 +22,7 @@ STAND_INS = (
     (r"--config (?:configs/)?(?:cogvlm2-caption|qwen2\.5-vl)(?:\.toml)?\b", "--model tiny"),
     (r"--config (?:configs/)?long-videos(?:\.toml)?\b", "--config long-videos --model tiny"),
     (r"THUDM/cogvlm2-llama3-caption|Qwen/Qwen2\.5-VL-[37]B-Instruct|\bMODEL\b", "tiny"),
-    (r"^cogcache serve\b", "timeout --preserve-status --signal INT 20 cogcache serve"),
+    (r"^cogcache serve\b", "timeout --preserve-status --signal INT 40 cogcache serve"),
     (r"^pip install .*$", "true"),
 )
 """What takes the place of a model that would be downloaded, and of what would not end."""
