@@ -5,6 +5,8 @@
     python -m benchmarks.full_size language FOLDER       8 new tokens from the cached features
     python -m benchmarks.full_size language FOLDER --quantization int4 --head int4 --memory 5.5GiB
                                                          the same in int4, planned for 5.5 GiB
+    python -m benchmarks.full_size train FOLDER --memory 12GiB --limit 12GiB [--frames 1]
+                                                         two QLoRA steps on the cached features
     python -m benchmarks.full_size whole FOLDER          the model in one piece
     python -m benchmarks.full_size search vision FOLDER --between 8GiB 10GiB
                                                          the smallest limit at which a stage runs
@@ -96,7 +98,7 @@ def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens=NEW_TOKENS,
     )
     family = family_of(Checkpoint.open(str(folder)))
-    request = request_for(folder, stage.settings)
+    request = request_for(folder, stage.settings, options.frames)
     half = Fitted(
         LanguageLoader(family, stage.settings, request.row.length), stage.report.note_load
     )
@@ -113,6 +115,19 @@ def language(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "seconds_a_token": round(decoder.statistics.decode_s / max(NEW_TOKENS - 1, 1), 2),
         "new_tokens": len(made.tokens),
     }
+
+
+def train(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Take two steps of training on a caption of random tokens behind the cached features."""
+    from benchmarks import training_at_full_size as steps
+
+    stage = Stage.begin(
+        folder, options, **steps.SETTINGS, method=options.method, quantization=options.quantization
+    )
+    request = request_for(folder, stage.settings, options.frames)
+    steps.plan(stage, request.row)
+    taken = steps.take(stage, request.row, folder, options)
+    return stage.found() | taken | {"row_tokens": request.row.length + steps.CAPTION_TOKENS}
 
 
 def whole(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -171,6 +186,11 @@ class Stage:
         """Start with the settings of a run whose `--memory` is the one given."""
         import torch  # noqa: F401 - what it takes is no part of the stage
 
+        if options.stage == "train":  # nor is what its libraries take, as with `cogcache train`
+            import bitsandbytes  # noqa: F401
+
+            from cogcache.training.learning import Run  # noqa: F401
+
         asked = {"model": str(folder), "memory": options.memory, "device": "cpu", **settings}
         return cls(load_settings(None, asked))
 
@@ -204,8 +224,8 @@ class Stage:
         }
 
 
-def request_for(folder: Path, settings: Settings) -> Any:
-    """Return the official prompt about the cached features."""
+def request_for(folder: Path, settings: Settings, num_frames: int = NUM_FRAMES) -> Any:
+    """Return the official prompt about the cached features of the first frames."""
     import torch
 
     from cogcache.generation.requests import Request
@@ -213,7 +233,8 @@ def request_for(folder: Path, settings: Settings) -> Any:
     from cogcache.models.family import ClipTensors, PromptRow
     from cogcache.store.store import FeatureStore
 
-    features = FeatureStore.open(folder / "cache").read(CACHE_KEY).tensors
+    stored = FeatureStore.open(folder / "cache").read(CACHE_KEY).tensors
+    features = {"features": stored["features"][:num_frames].contiguous()}
     frames, per_frame, _ = features["features"].shape
     # Random weights have no tokenizer: digits and the eleven tokens of the official prompt.
     ids = iter(range(15, 15 + frames))
@@ -284,6 +305,7 @@ STAGES: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "write": write,
     "vision": vision,
     "language": language,
+    "train": train,
     "whole": whole,
     "remove": remove,
 }
@@ -293,12 +315,14 @@ def main() -> None:
     """Run one stage; with a limit, in a child inside a control group."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=[*STAGES, "search"])
-    parser.add_argument("of", nargs="?", choices=("vision", "language", "whole"))
+    parser.add_argument("of", nargs="?", choices=("vision", "language", "train", "whole"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--limit", type=parse_bytes)
     parser.add_argument("--memory", default="auto")
     parser.add_argument("--quantization", default="nf4", help="of the decoder's layers")
     parser.add_argument("--head", default="none", help="precision of the output head")
+    parser.add_argument("--frames", type=int, default=NUM_FRAMES, help="of the cached ones")
+    parser.add_argument("--method", default="lora", help="of training")
     parser.add_argument("--between", nargs=2, default=("1GiB", "16GiB"))
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -308,7 +332,8 @@ def main() -> None:
         found = search(options.of, options, precisions)
     elif options.limit and not options.inside:
         command = [options.stage, str(options.folder), "--memory", options.memory]
-        command += ["--quantization", options.quantization]
+        command += ["--quantization", options.quantization, "--method", options.method]
+        command += ["--frames", f"{options.frames}"]
         command += ["--head", options.head, "--limit", f"{options.limit}B"]
         found = run_limited(options.limit, "benchmarks.full_size", command)
     else:

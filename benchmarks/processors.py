@@ -1,6 +1,6 @@
 """Compares 4 bits with bf16 on this processor, and again limited to AVX2 if it has more.
 
-    python -m benchmarks.processors [FIGURE ...] [--repeats 5] [--threads 2] [--wall] [--small]
+    python -m benchmarks.processors [FIGURE ...] [--repeats 5] [--threads 2] [--wall] [--clips 16]
 
 Each figure is a ratio of two ways measured in turn in one run. They are timed in processor seconds
 of one thread, so that a shared machine can measure them; `--wall --threads 2` takes the clock on
@@ -61,6 +61,27 @@ def products(bench: Bench) -> Iterator[Line]:
             found = in_turn(bench.repeats, lambda x=inputs: layers["int4"](x), theirs)
             bar = "≥ 10" if (rows, name) == (1, "nf4") else ""
             yield Line(f"{SIDE}² × {rows} rows: int4, {name}", *found, bar)
+    if not processor().multiplies_bf16:
+        yield from raised_products_of(bench, layers, inputs)
+
+
+def raised_products_of(
+    bench: Bench, layers: dict[str, nn.Module], inputs: torch.Tensor
+) -> Iterator[Line]:
+    """As a prefill multiplies many rows: int4 raised to float32, against NF4 raised and not."""
+
+    def run(kind: str, context: Any = Raised) -> Callable[[], object]:
+        def work() -> object:
+            with torch.inference_mode(), context():
+                return layers[kind](inputs)
+
+        return work
+
+    name = f"{SIDE}² × {len(inputs)} rows: int4 raised"
+    plain = in_turn(bench.repeats, run("int4"), run("nf4", nullcontext))
+    yield Line(f"{name}, NF4", *plain, "≥ 2.5")
+    yield Line(f"{name}, NF4 raised", *in_turn(bench.repeats, run("int4"), run("nf4")), "")
+    yield Line(f"{name}, int4", *in_turn(bench.repeats, run("int4"), run("int4", nullcontext)), "")
 
 
 def quantized(weight: torch.Tensor, kind: Kind) -> nn.Module:
@@ -161,14 +182,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="time by the clock on the wall")
-    parser.add_argument("--small", action="store_true", help="2 clips, to see that it runs")
+    parser.add_argument("--clips", type=int, default=CLIPS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.wall:
         Clock.now = staticmethod(time.perf_counter)
     print(f"\n{processor().name}: {processor().level}; {options.threads} threads\n\n{HEAD}")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.repeats, num_clips=2 if options.small else CLIPS)
+        bench = Bench(Path(folder), options.repeats, num_clips=options.clips)
         for figure in FIGURES:
             if not options.figures or figure.__name__ in options.figures:
                 for line in figure(bench):

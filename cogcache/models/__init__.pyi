@@ -34,6 +34,7 @@ from .halves.load import load_whole as load_whole
 from .halves.offload import Offload as Offload
 from .halves.projector import load_projector as load_projector
 from .halves.raised import raised_products as raised_products
+from .halves.raised import raised_training as raised_training
 from .halves.sizes import ITEM_BYTES as ITEM_BYTES
 from .halves.sizes import HalfSizes as HalfSizes
 from .halves.sizes import LanguageSizes as LanguageSizes

@@ -27,7 +27,7 @@ def frame_bytes(config: Mapping[str, Any], settings: Settings, positions: int | 
     vision = config.get("vision_config", {})
     hidden = int(vision.get("hidden_size") or vision.get("embed_dim") or 1024)
     inner, dtype = int(vision.get("intermediate_size") or 4 * hidden), settings.vision.vision_dtype
-    wide = (2 * inner + 4 * hidden) * ITEM_BYTES[dtype] + _raised_bytes(settings, dtype, inner)
+    wide = (2 * inner + 4 * hidden) * ITEM_BYTES[dtype] + raised_bytes(settings, dtype, inner)
     return (positions or positions_of(vision)) * wide
 
 
@@ -36,11 +36,11 @@ def prefill_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int
     text = _text(config)
     hidden, dtype = int(text["hidden_size"]), settings.language.compute_dtype
     inner = int(text.get("intermediate_size") or 4 * hidden)
-    wide = (3 * inner + 4 * hidden) * ITEM_BYTES[dtype] + _raised_bytes(settings, dtype, inner)
+    wide = (3 * inner + 4 * hidden) * ITEM_BYTES[dtype] + raised_bytes(settings, dtype, inner)
     return row_tokens * wide
 
 
-def _raised_bytes(settings: Settings, dtype: str, width: int) -> int:
+def raised_bytes(settings: Settings, dtype: str, width: int) -> int:
     """Return what a row of a product takes besides where it is raised: its input in float32."""
     if dtype != "bfloat16" or processor().multiplies_bf16 or pick_device(settings.device) != "cpu":
         return 0

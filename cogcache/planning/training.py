@@ -15,6 +15,7 @@ from cogcache.models import (
     language_sizes,
     linear_layers,
 )
+from cogcache.planning.estimates import raised_bytes
 from cogcache.settings import Settings
 from cogcache.units import MIB, format_bytes
 
@@ -108,8 +109,11 @@ def plan_training(
     tokens = max(row_tokens, training.tokens_per_batch // row_tokens * row_tokens)
     one_layer = int(tokens * (of_hidden * hidden + of_wide * wide))
     # A matrix in 4 bits is multiplied in 16, dequantised for the moment, both ways.
-    plain = layers * one_layer + 2 * sizes.largest_matrix
-    checkpointed = layers * tokens * hidden * item + one_layer + 2 * sizes.largest_matrix
+    moment = 2 * sizes.largest_matrix
+    if training.precision == "bf16":
+        moment += tokens * raised_bytes(settings, "bfloat16", wide)
+    plain = layers * one_layer + moment
+    checkpointed = layers * tokens * hidden * item + one_layer + moment
     labels = label_tokens * max(1, tokens // row_tokens)
     return TrainingPlan(
         weights_bytes=sizes.total_bytes,

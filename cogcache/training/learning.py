@@ -33,7 +33,7 @@ from cogcache.models import (
 )
 from cogcache.settings import Settings
 from cogcache.store import FeatureStore
-from cogcache.system import Stop, seal, sync_folder
+from cogcache.system import Stop, blocks_given_back, seal, sync_folder
 from cogcache.training import checkpoints
 from cogcache.training.batches import batches_in_epochs
 from cogcache.training.examples import Example
@@ -138,7 +138,9 @@ class Run:
         if checkpoints.last(self.run_folder) is not None and sampler.examples:
             sampler.look()  # before what was learnt is put on: for the captions of the base
         trainer.observers = [observe, *self.observers]
-        trainer.go()
+        # Weights made for one product each, between gradients that stay, would leave holes.
+        with blocks_given_back():
+            trainer.go()
         return self._finish(trainer, loaded, sampler)
 
     def _write(self, trainer: CaptionTrainer, record: Record, lines: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -12,7 +13,7 @@ from cogcache.errors import ConfigError, QuantizationError, TrainingError
 from cogcache.keys import digest
 from cogcache.models import RECORD, Kind
 from cogcache.settings import Settings
-from cogcache.system import make_folder, remove_dead, seal, version_of
+from cogcache.system import make_folder, pick_device, remove_dead, seal, version_of
 from cogcache.training.examples import Chosen
 
 LIBRARIES: Final = ("cogcache", "torch", "transformers", "peft", "bitsandbytes")
@@ -238,6 +239,8 @@ def check_method(settings: Settings) -> None:
     Raises:
         ConfigError: all of the decoder is to be trained, but it is quantised; or several devices
             are to be at work.
+        TrainingError: the device does not compute in that precision, or the service that figures
+            are to go to is not installed.
         QuantizationError: the kind that is asked for has no gradient.
     """
     kind = base_kind(settings)
@@ -249,3 +252,9 @@ def check_method(settings: Settings) -> None:
     if settings.language.adapter is not None:
         problem = "training begins with the model itself, not with an adapter on it"
         raise ConfigError(problem, "leave out --adapter; `cogcache split --adapter` merges one")
+    device, service = pick_device(settings.device), settings.training.report_to
+    if settings.training.precision == "fp16" and not device.startswith("cuda"):
+        raise TrainingError(f"--precision fp16 needs a GPU, not {device}", "give --precision bf16")
+    if service and find_spec(service) is None:
+        problem = f"--report-to {service} needs {service}, which is not installed"
+        raise TrainingError(problem, f"pip install {service}, or leave out --report-to")

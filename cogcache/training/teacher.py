@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cogcache.keys import Field, digest
+from cogcache.models import raised_products
 from cogcache.store import FeatureStore
 from cogcache.system import CachePaths
 from cogcache.training.batches import cut
@@ -97,7 +98,7 @@ class Teacher:
         ordered = sorted(examples, key=lambda example: example.length)
         for some in cut([each for each in ordered if not self.knows(each)], tokens):
             batch = collate.batch(some)
-            with torch.inference_mode():
+            with torch.inference_mode(), raised_products(model):
                 thoughts = torch.log_softmax(logits_of(model, batch).float(), dim=-1).topk(top_k)
             for index, example in enumerate(some):
                 places = batch.labels[index] >= 0

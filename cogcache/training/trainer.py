@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from cogcache.errors import TrainingError
+from cogcache.models import raised_training
 from cogcache.settings import Training
 from cogcache.system import Stop
 from cogcache.training import checkpoints
@@ -127,6 +128,12 @@ class CaptionTrainer(Trainer):  # type: ignore[misc]
             first,
         )
 
+    def training_step(self, model: nn.Module, *given: Any, **options: Any) -> Tensor:
+        """Do one batch forwards and backwards."""
+        with raised_training(self.model):
+            loss: Tensor = super().training_step(model, *given, **options)
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -174,7 +181,7 @@ class CaptionTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             for some in cut(ordered, self.training.tokens_per_batch):
                 batch = self.data.collate.batch(some)
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), raised_training(self.model):
                     losses = token_losses(logits_of(self.model_wrapped, batch), batch.labels)
                 total += float(losses.sum())
                 count += int((batch.labels >= 0).sum())
@@ -291,10 +298,8 @@ def arguments_for(training: Training, out: Path, data: Data, device: str) -> Tra
     """Return the settings as transformers' Trainer takes them.
 
     Raises:
-        TrainingError: the device does not do what is asked for, or there are several processes.
+        TrainingError: there are several processes.
     """
-    if training.precision == "fp16" and not device.startswith("cuda"):
-        raise TrainingError(f"--precision fp16 needs a GPU, not {device}", "give --precision bf16")
     evaluates = bool(data.held)
     arguments = TrainingArguments(
         output_dir=str(out),

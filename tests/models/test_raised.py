@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from checkpoints import MINI
+from torch import nn
 from torch.nn import functional
 
 from cogcache.models import ClipTensors, family_of, load_half
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves import raised
-from cogcache.models.halves.raised import FEWEST_ROWS, WEIGHT_ROWS, Raised, raised_products
+from cogcache.models.halves.raised import (
+    FEWEST_ROWS,
+    FEWEST_ROWS_OF_INT4,
+    WEIGHT_ROWS,
+    Raised,
+    RaisedSteps,
+    raised_products,
+)
+from cogcache.models.quantization import int4
 from cogcache.models.quantization.layers import Quantization, dequantized, quantized_linear
 from cogcache.system import Processor
 
@@ -159,3 +168,75 @@ def test_products_are_raised_where_the_processor_multiplies_no_bf16(
 ):
     monkeypatch.setattr(raised, "processor", lambda: seen)
     assert isinstance(raised_products(halves[torch.bfloat16]), Raised) is raises
+
+
+@pytest.mark.parametrize("rows", [FEWEST_ROWS, FEWEST_ROWS_OF_INT4])
+@pytest.mark.parametrize("out", [64, 2 * int4.WIDE_ROWS + 80])
+def test_raised_products_of_int4_are_those_of_its_kernel(rows, out, monkeypatch):
+    torch.manual_seed(0)
+    layer = quantized_linear(torch.randn(out, 320) / 18, None, Quantization(kind="int4"), "cpu")
+    inputs = torch.randn(rows, 320).bfloat16()
+    exact = inputs.double() @ layer.dequantized().double().T
+    plain = layer(inputs)
+    called = []
+    wide = int4.wide_product
+    monkeypatch.setattr(raised, "wide_product", lambda *all: called.append(1) or wide(*all))
+    with Raised():
+        found = layer(inputs)
+    assert bool(called) == (rows >= FEWEST_ROWS_OF_INT4)
+    assert relative(found, exact) <= 1.01 * relative(plain, exact) < 0.01
+
+
+def test_an_order_of_codes_that_is_not_known_leaves_them_to_the_kernel(monkeypatch):
+    layer = quantized_linear(torch.randn(64, 320), None, Quantization(kind="int4"), "cpu")
+    inputs = torch.randn(FEWEST_ROWS_OF_INT4, 320).bfloat16()
+    plain = layer(inputs)
+    monkeypatch.setattr(int4, "_order", lambda: None)
+    with Raised():
+        assert torch.equal(layer(inputs), plain)
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_gradients_of_raised_steps_are_no_worse_than_those_of_bf16(kind):
+    torch.manual_seed(0)
+    weight, small = torch.randn(192, 128) / 11, torch.randn(8, 192) / 14
+    inputs, bias = torch.randn(2, 40, 128), torch.randn(192).bfloat16()
+    layer = nn.Linear(128, 192).requires_grad_(False)
+    layer.weight.data, layer.bias.data = weight.bfloat16(), bias
+    if kind == "nf4":
+        layer = quantized_linear(weight, bias, Quantization(kind="nf4"), "cpu")
+        layer.support_avx512bf16_for_cpu = False
+    held = dequantized(layer) if kind == "nf4" else layer.weight
+
+    def gradients(context, first, dtype) -> list[torch.Tensor]:
+        given = [each.clone().requires_grad_() for each in (inputs, small)]
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            hidden = functional.linear(first(given[0].to(dtype)), given[1])
+            hidden.float().square().sum().backward()
+        return [each.grad for each in given]
+
+    exact = gradients(
+        nullcontext(), lambda x: functional.linear(x, held.float(), bias.float()), torch.float32
+    )
+    plain, found = (
+        gradients(context, layer, torch.bfloat16) for context in (nullcontext(), RaisedSteps())
+    )
+    for ours, theirs, wanted in zip(found, plain, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert relative(ours, wanted) <= 1.1 * relative(theirs, wanted) < 0.02
+
+
+def test_a_step_of_training_is_raised_both_ways(monkeypatch):
+    monkeypatch.setattr(raised, "processor", lambda: AVX2)
+    called = []
+    product = raised.matrices
+    monkeypatch.setitem(
+        raised._IN_STEPS,
+        torch.ops.aten.mm.default,
+        (lambda *all: called.append(all[0].shape) or product(*all), 0),
+    )
+    model = nn.Linear(64, 64, bias=False).bfloat16()
+    model.device = torch.device("cpu")
+    with raised.raised_training(model):
+        model(torch.randn(FEWEST_ROWS, 64).bfloat16().requires_grad_()).sum().backward()
+    assert len(called) == 3, "of the output, and of the gradients of input and weight"

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from trained_caches import NUM_CLIPS, import_set
+from trained_caches import NUM_CLIPS, import_set, trained
 
 from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import load_settings
@@ -30,3 +31,18 @@ def made(tmp_path_factory, truths) -> Path:
     extract([str(folder / "videos")], cache, load_settings(None, {"decode_workers": 1}))
     import_set(cache, "other", lambda name: f"Slowly or quickly: {truths[name]}")
     return cache
+
+
+@pytest.fixture
+def cache(made, tmp_path) -> Path:
+    """A copy of it, to be changed."""
+    shutil.copytree(made, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="package")
+def done(made, tmp_path_factory) -> Path:
+    """An adapter, trained without a break."""
+    out = tmp_path_factory.mktemp("done") / "adapter"
+    trained(made, out)
+    return out

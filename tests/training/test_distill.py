@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from trained_caches import import_set
 from transformers import LlamaConfig, LlamaForCausalLM
 from zoo import QWEN3_VL, Animal
@@ -17,6 +20,7 @@ from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
+from cogcache.models.adapters import Adapter
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2.other_decoder import read_decoder
 from cogcache.models.halves.identity import identify
@@ -33,6 +37,7 @@ from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.distill import StudentChoice, study, teach
 from cogcache.stages.extract import extract
+from cogcache.stages.train import train
 from cogcache.training.teacher import Thoughts, divergence
 
 
@@ -162,11 +167,52 @@ def test_a_student_learns_and_is_a_checkpoint_like_any_other(made, tmp_path):
         for one, other in zip(half.parameters(), before.parameters(), strict=True)
     ]
     assert any(moved)
+    _is_taken_by_other_commands(made, out, tmp_path)
+
+
+def _is_taken_by_other_commands(made: Path, student: Path, tmp_path: Path) -> None:
+    """`plan` finds fewer layers, `split` gives the same half, and `train` puts an adapter on it."""
+    told = f"--model={student}"
+    plan = CliRunner().invoke(main, ["plan", told, "--train", "--json", "--device=cpu"])
+    whole = CliRunner().invoke(main, ["plan", "--model=tiny", "--train", "--json", "--device=cpu"])
+    sizes = [json.loads(each.output)["training"]["weights_bytes"] for each in (plan, whole)]
+    assert sizes[0] < sizes[1]
+    parts = tmp_path / "split"
+    result = CliRunner().invoke(main, ["split", str(student), str(parts), "--quantization=none"])
+    assert result.exit_code == 0, result.output
+    ours, theirs = (
+        load_half(str(each), "language").model.state_dict() for each in (parts, student)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    adapted = load_settings(None, {**OPTIONS, "method": "lora", "model": str(student)})
+    done = train(made, tmp_path / "adapter", adapted, Selection(models=("other",)))
+    assert any("the adapter is in" in line for line in done.lines)
+    assert Adapter.open(tmp_path / "adapter")
+
+
+@pytest.mark.slow
+def test_the_teacher_is_gone_when_the_student_starts(made, tmp_path, monkeypatch):
+    from cogcache import stages
+
+    run, started = stages.run_stage, []
+
+    def watched(arguments, **more):
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        started.append((arguments[1], children))
+        return run(arguments, **more)
+
+    monkeypatch.setattr(stages, "run_stage", watched)
+    cache = tmp_path / "cache"
+    shutil.copytree(made, cache)
+    told = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    given = [f"--cache={cache}", f"--out={tmp_path / 'student'}", "--teacher=tiny", "--layers=2"]
+    result = CliRunner().invoke(main, ["distill", *given, "--captions-of=other", *told])
+    assert result.exit_code == 0, result.output
+    assert [part for part, _ in started] == ["--part=teacher", "--part=student"]
+    assert started[0][1] == started[1][1], "a process is left of the teacher"
 
 
 def test_it_must_be_clear_who_is_to_learn(made, tmp_path):
-    from click.testing import CliRunner
-
     arguments = ["distill", f"--cache={made}", f"--out={tmp_path / 'student'}"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2

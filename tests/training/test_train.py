@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
-from trained_caches import NUM_CLIPS, PROMPT, import_set
+from safetensors.torch import save_file
+from trained_caches import NUM_CLIPS, PROMPT, QUICK, import_set, same, settings, trained, weights
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
@@ -23,7 +22,7 @@ from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
-from cogcache.settings.settings import Settings, load_settings
+from cogcache.settings.settings import load_settings
 from cogcache.stages.caption import caption
 from cogcache.stages.train import train
 from cogcache.store.store import FeatureStore
@@ -36,42 +35,6 @@ from cogcache.training.loss import Collator, logits_of, token_losses
 from cogcache.training.trainer import CaptionTrainer, Data, arguments_for
 from cogcache.video.reading import read_clip
 from cogcache.web.report import write_report
-
-QUICK = {
-    "device": "cpu", "quantization": "none", "precision": "fp32", "tokens_per_batch": 400,
-    "accumulate": 2, "max_steps": 4, "eval_every": 2, "save_every": 2, "samples": 1,
-    "learning_rate": 1e-3, "max_new_tokens": 24, "eval_share": 0.2,
-}  # fmt: skip
-
-
-def settings(**changes: Any) -> Settings:
-    return load_settings(None, {**QUICK, **changes})
-
-
-@pytest.fixture
-def cache(made, tmp_path) -> Path:
-    shutil.copytree(made, tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-def trained(cache: Path, out: Path, **changes: Any):
-    return train(cache, out, settings(**changes), Selection(models=("other",)))
-
-
-def weights(out: Path) -> Mapping[str, torch.Tensor]:
-    return load_file(out / WEIGHTS)
-
-
-def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-@pytest.fixture(scope="module")
-def done(made, tmp_path_factory) -> Path:
-    """An adapter, trained without a break."""
-    out = tmp_path_factory.mktemp("done") / "adapter"
-    trained(made, out)
-    return out
 
 
 @pytest.fixture(scope="module")

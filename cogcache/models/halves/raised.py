@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cogcache.models.quantization.int4 import wide_product
 from cogcache.system import processor
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ FEWEST_ROWS = 32
 """Below this reading the weight takes most of the time, and in bf16 there is half as much of it."""
 SCALES_TOGETHER = 256
 """Scales that bitsandbytes quantises together."""
+FEWEST_ROWS_OF_INT4 = 128
+"""Below this turning its codes into numbers takes longer than its own kernel does."""
 WEIGHT_ROWS = 512
 """Rows of a weight that are float32 at once: 8 MiB for 4,096 columns, which caches hold."""
 
@@ -85,8 +89,43 @@ class Raised(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _is_meant(self, first: Tensor) -> bool:
-        is_bf16 = first.dtype == torch.bfloat16 and first.device.type == "cpu"
-        return is_bf16 and first.numel() >= self.fewest_rows * first.shape[-1]
+        return _has_rows(first, self.fewest_rows)
+
+
+def _has_rows(matrix: Tensor, fewest: int) -> bool:
+    is_bf16 = matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu"
+    return is_bf16 and matrix.numel() >= fewest * matrix.shape[-1]
+
+
+def raised_training(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Return a context in which the products of a training step are taken in float32.
+
+    Unlike `raised_products` it takes those of the gradients too: for some of them torch's kernel
+    for bf16 is a plain loop.
+
+    Args:
+        model: what is trained.
+    """
+    return RaisedSteps() if _is_raised(model) else nullcontext()  # type: ignore[no-untyped-call]
+
+
+class RaisedSteps(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within it products of bf16 are taken in float32, those that autograd makes among them."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Take the calls that are meant, and let all others be."""
+        found = _IN_STEPS.get(func) or _IN_STEPS.get(str(func))
+        if found is not None and not kwargs:
+            product, place_of_rows = found
+            if _has_rows(args[place_of_rows], FEWEST_ROWS):
+                return product(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -111,6 +150,34 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raised = rows @ part.float().T
         column.copy_(raised if addend is None else raised.add_(addend))
     return product[:num_rows].view(*input.shape[:-1], len(weight))
+
+
+def matrices(one: Tensor, other: Tensor, addend: Tensor | None = None) -> Tensor:
+    """Multiply as `torch.mm` does, in float32; `other` is raised a part at a time.
+
+    Args:
+        one: bfloat16 [rows, inner].
+        other: bfloat16 [inner, columns], or a view that is transposed.
+        addend: bfloat16 [columns].
+
+    Returns:
+        bfloat16 [rows, columns].
+    """
+    if other.stride(0) < other.stride(1):  # its columns lie together
+        return linear(one, other.T, addend)
+    total = torch.zeros(len(one), other.shape[1])
+    columns = torch.split(one, WEIGHT_ROWS, dim=1)
+    for some, part in zip(columns, torch.split(other, WEIGHT_ROWS), strict=True):
+        total.addmm_(some.float(), part.float())
+    return (total if addend is None else total.add_(addend)).bfloat16()
+
+
+def _added(addend: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return matrices(one, other, addend)
+
+
+def _stacked(one: Tensor, other: Tensor) -> Tensor:
+    return torch.bmm(one.float(), other.float()).bfloat16()
 
 
 def four_bits(
@@ -145,8 +212,35 @@ def four_bits(
     return linear(input, weight, bias)
 
 
+def _four_bits_by_place(*given: Any) -> Tensor:
+    """Multiply as `four_bits` does; of a step all arguments come by their places."""
+    first, (bias, *nested) = given[:6], (*given[6:], None)[:4]
+    names = ("absmax_8bit", "absmax_code", "absmax_offset")
+    there = {n: each for n, each in zip(names, nested, strict=False) if each is not None}
+    return four_bits(*first, bias=bias, **there)
+
+
+def int4(input: Tensor, packed: Tensor, group_size: int, scales_and_zeros: Tensor) -> Tensor:
+    """Multiply as `_weight_int4pack_mm_for_cpu` does, its weight raised where rows are many."""
+    found = None
+    if len(input) >= FEWEST_ROWS_OF_INT4:
+        found = wide_product(input, packed, group_size, scales_and_zeros)
+    kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
+    return kernel(input, packed, group_size, scales_and_zeros) if found is None else found
+
+
 _RAISED: dict[Any, Callable[..., Tensor]] = {
     functional.linear: linear,
     # By its name: it is there only once bitsandbytes is imported.
     "bitsandbytes.gemm_4bit.default": four_bits,
+    "aten._weight_int4pack_mm_for_cpu": int4,
 }
+
+_IN_STEPS: dict[Any, tuple[Callable[..., Tensor], int]] = {
+    torch.ops.aten.mm.default: (matrices, 0),
+    torch.ops.aten.addmm.default: (_added, 1),
+    torch.ops.aten.bmm.default: (_stacked, 0),
+    "bitsandbytes.gemm_4bit.default": (_four_bits_by_place, 0),
+}
+"""What a step of training calls, and the place of the rows among the arguments. Linear products
+have become products of matrices there."""

@@ -9,6 +9,7 @@ would be wrong without a word. Here weights are stored in order, and laid out be
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from 0.090 to 0.084 (NF4: 0.092); six more, or a search of how much of a group's
 lower it by less than a hundredth of that."""
 ROWS_AT_ONCE = 128
 """Rows that are quantised, or laid out, together: a multiple of the 64 that kernels take as one."""
+WIDE_ROWS = 512
+"""Rows of a weight that are float32 at once: a multiple of the blocks that codes lie in."""
 MIDDLE = 8
 """The code that stands for a group's zero: a weight is (code - 8) × scale + zero."""
 LARGEST = 15
@@ -101,6 +104,65 @@ class Int4Linear(nn.Linear):
         groups = unpacked(self.weight).float().view(self.out_features, -1, self.group_size)
         scales, zeros = self.scales_and_zeros.float().permute(2, 1, 0)[..., None]
         return ((groups - MIDDLE) * scales + zeros).flatten(1)
+
+
+def wide_product(
+    rows: Tensor, packed: Tensor, group_size: int, scales_and_zeros: Tensor
+) -> Tensor | None:
+    """Multiply many rows as `_weight_int4pack_mm_for_cpu` does, in float32 and some rows at a time.
+
+    That kernel turns codes into numbers again for every few rows of its input. With many of them it
+    costs less to do so once and to leave the rest to float32.
+
+    Args:
+        rows: bfloat16 [rows, in].
+        packed: codes as they are laid out, uint8 [out, in / 2].
+        group_size: columns that share a scale.
+        scales_and_zeros: bfloat16 [in / group, out, 2].
+
+    Returns:
+        bfloat16 [rows, out]; None where it is not known how this processor lays codes out.
+    """
+    if (order := _order()) is None:
+        return None
+    wide = rows.float()
+    product = torch.empty(len(rows), len(packed), dtype=torch.bfloat16)
+    for start in range(0, len(packed), WIDE_ROWS):
+        part = slice(start, start + WIDE_ROWS)
+        codes = _columns_of(packed[part], *order).float()
+        scales, zeros = scales_and_zeros[:, part].permute(2, 0, 1).float()
+        groups = codes.view(len(zeros), group_size, -1)
+        weight = torch.addcmul(zeros[:, None], groups, scales[:, None]).flatten(0, 1)
+        product[:, part] = wide @ weight
+    return product
+
+
+def _columns_of(packed: Tensor, block: int, together: bool) -> Tensor:
+    """Return laid out codes, less `MIDDLE`, in order again. Shape [out, in / 2] to [in, out].
+
+    A block of rows lies column by column. In a byte are two rows of the block: neighbours, or, of
+    a whole block where `together` is false, one of either half of it.
+    """
+    columns, whole = 2 * packed.shape[1], len(packed) // block * block
+    codes = packed[:whole].reshape(-1, columns, block // 2).permute(1, 0, 2)
+    both = (codes & LARGEST, codes >> 4)
+    found = [torch.stack(both, -1).flatten(1) if together else torch.cat(both, -1).flatten(1)]
+    if whole < len(packed):
+        rest = packed[whole:].reshape(columns, -1)
+        found.append(torch.stack((rest & LARGEST, rest >> 4), dim=-1).flatten(1))
+    return torch.cat(found, dim=1).to(torch.int8).sub_(MIDDLE)
+
+
+@cache
+def _order() -> tuple[int, bool] | None:
+    """Return how this processor lays codes out: what gives known codes back."""
+    codes = torch.randint(0, LARGEST + 1, (144, 64), generator=torch.Generator().manual_seed(0))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), _INNER_TILES)
+    wanted = (codes.T - MIDDLE).to(torch.int8)
+    for order in ((32, False), (64, False), (32, True)):
+        if torch.equal(_columns_of(packed, *order), wanted):
+            return order
+    return None
 
 
 def has_operators() -> bool:
