@@ -151,23 +151,32 @@ def _numpy_state() -> list[Any]:
 def _packed(optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return an optimizer's state in two parts: tensors by name, and the rest for JSON."""
     tensors: dict[str, Tensor] = {}
-    rest: dict[str, dict[str, Any]] = {}
-    for index, values in optimizer["state"].items():
-        rest[str(index)] = {}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                # Cloned: two of them may share their memory, which a file cannot say.
-                tensors[f"{index}.{name}"] = value.detach().cpu().clone().contiguous()
-            else:
-                rest[str(index)][name] = value
+    of_each: Mapping[int, Mapping[str, Any]] = optimizer["state"]
+    rest = {str(index): _without(tensors, str(index), each) for index, each in of_each.items()}
     return tensors, {"state": rest, "param_groups": optimizer["param_groups"]}
+
+
+def _without(tensors: dict[str, Tensor], path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Move tensors over, by their path; bitsandbytes keeps those in 8 bits a table deeper."""
+    rest: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            # Cloned: two of them may share their memory, which a file cannot say.
+            tensors[f"{path}.{name}"] = value.detach().cpu().clone().contiguous()
+        else:
+            is_table = isinstance(value, Mapping)
+            rest[name] = _without(tensors, f"{path}.{name}", value) if is_table else value
+    return rest
 
 
 def _unpacked(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in rest["state"].items()}
     for name, tensor in tensors.items():
-        index, _, field = name.partition(".")
-        state[int(index)][field] = tensor
+        index, *tables, field = name.split(".")
+        values = state[int(index)]
+        for table in tables:
+            values = values[table]
+        values[field] = tensor
     groups = [
         {name: tuple(each) if name == "betas" else each for name, each in group.items()}
         for group in rest["param_groups"]

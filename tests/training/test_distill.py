@@ -138,26 +138,26 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def test_a_student_learns_and_is_a_checkpoint_like_any_other(made, tmp_path):
+def test_a_student_learns_and_is_a_checkpoint_like_any_other(cache, tmp_path):
     settings = load_settings(None, OPTIONS)
     chosen = Selection(models=("other",))
-    lines = teach(made, settings, chosen, StudentChoice(layers="2"))
+    lines = teach(cache, settings, chosen, StudentChoice(layers="2"))
     assert "8 captions thought about, 0 there already" in lines[0]
     assert "the 32 kept tokens cover" in lines[1]
     assert (
         "0 captions thought about, 8 there already"
-        in teach(made, settings, chosen, StudentChoice(layers="2"))[0]
+        in teach(cache, settings, chosen, StudentChoice(layers="2"))[0]
     )
     out = tmp_path / "student"
-    done = study(made, out, settings, chosen, StudentChoice(layers="2"))
+    done = study(cache, out, settings, chosen, StudentChoice(layers="2"))
     first, *_, last = done.report.training["evaluation"]
     assert last["loss"] < first["loss"]
     family = family_of(Checkpoint.open(str(out)))
-    with Catalog(made / "catalog.sqlite") as catalog:
+    with Catalog(cache / "catalog.sqlite") as catalog:
         ours = identify(family, "vision", catalog.files)
         theirs = identify(family_of(Checkpoint.open("tiny")), "vision", catalog.files)
     assert ours.digest == theirs.digest
-    report = caption(made, load_settings(None, {"device": "cpu", "model": str(out)}))
+    report = caption(cache, load_settings(None, {"device": "cpu", "model": str(out)}))
     assert report.counts.done == 8
     half = load_half(WholeModel.of(family.checkpoint), "language").model
     start = WholeModel.of(Checkpoint.open(str(out / "training" / "start")))
@@ -167,7 +167,7 @@ def test_a_student_learns_and_is_a_checkpoint_like_any_other(made, tmp_path):
         for one, other in zip(half.parameters(), before.parameters(), strict=True)
     ]
     assert any(moved)
-    _is_taken_by_other_commands(made, out, tmp_path)
+    _is_taken_by_other_commands(cache, out, tmp_path)
 
 
 def _is_taken_by_other_commands(made: Path, student: Path, tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_plan_for_this_processor_counts_what_raising_products_takes(monkeypatc
     arguments = ["plan", "--model=tiny", "--train", "--json", "--frames=4", "--device=cpu"]
     found = []
     for bf16 in (True, False):
-        machine = Processor("made up", "x86_64", "AVX2", avx512_bf16=bf16, amx=False)
+        machine = Processor("made up", "x86_64", "AVX512", avx512_bf16=bf16, amx=False)
         monkeypatch.setattr(estimates, "processor", lambda machine=machine: machine)
         output = CliRunner().invoke(main, arguments).output
         found.append(json.loads(output)["training"]["activations_bytes"])

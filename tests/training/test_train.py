@@ -20,6 +20,7 @@ from cogcache.errors import ConfigError, TensorMismatchError, TrainingError
 from cogcache.models.adapters import RECORD, WEIGHTS, Adapter, model_name, put_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
+from cogcache.models.halves.raised import raised_features
 from cogcache.models.quantization.layers import Quantization
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import load_settings
@@ -84,7 +85,8 @@ def test_the_loss_is_that_of_the_whole_model_on_the_frames(lab, made):
         pixels = family.prepare(frames, torch.bfloat16).tensors["pixel_values_videos"]
         half = load_half(whole, "vision", dtype=torch.bfloat16).model  # as the cache was made
         with torch.inference_mode():
-            seen = half.get_video_features(pixels)
+            with raised_features(half):
+                seen = half.get_video_features(pixels)
             logits = model(**inputs, mm_encoder_outputs={"video": seen}).logits[0]
         places = range(example.prompt_length - 1, example.length - 1)
         wanted = torch.nn.functional.cross_entropy(
