@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,21 @@ def toml(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def products_as_torch_takes_them() -> Iterator[None]:
+    """Have products in bf16 taken by torch's own kernels, as a whole model's are.
+
+    Where the processor multiplies no bf16 both stages take them in float32: other arithmetic than
+    that of the model they are compared with. What this changes has tests of its own.
+    """
+    from cogcache.system import Processor
+
+    multiplies = Processor("made up", "x86_64", "AVX512", avx512_bf16=True, amx=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cogcache.models.halves.raised.processor", lambda: multiplies)
+        yield
 
 
 _SET_UP: list[Path] = []

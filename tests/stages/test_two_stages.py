@@ -23,6 +23,8 @@ from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
 from cogcache.video.reading import read_clip
 
+pytestmark = pytest.mark.usefixtures("products_as_torch_takes_them")
+
 NUM_CLIPS = 50
 BATCH = 8
 PROMPT = "What color is the shape?"

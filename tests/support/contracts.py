@@ -271,6 +271,7 @@ def equal_tensors(found: ClipTensors, wanted: ClipTensors) -> bool:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+@pytest.mark.usefixtures("products_as_torch_takes_them")
 class ModelFamilyTests:
     """The contract. A subclass says `animal = ...` and nothing else."""
 
