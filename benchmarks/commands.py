@@ -27,6 +27,8 @@ class Command:
     """Whether it takes videos that can be decoded, and features and captions of `tiny`."""
     passed_by: tuple[str, ...] = ()
     """Patterns of files whose bytes hold times or figures."""
+    refuses: str = ""
+    """What it says, with status 2, where all that it makes is there already; "": nothing."""
 
 
 NUM_REAL = 2
@@ -152,6 +154,7 @@ COMMANDS: dict[str, Command] = {
     "split": Command(
         lambda f: ["split", "tiny", _out(f, "out"), "--quantization=nf4"],
         real=True,
+        refuses="is there already",
     ),
     "demo": Command(lambda f: ["demo", f"--folder={f / 'demo'}"], real=True),
     "gc": Command(lambda f: ["gc", "--yes", _on(f)], _lose_videos),
@@ -188,7 +191,9 @@ COMMANDS: dict[str, Command] = {
     "export webdataset": _for_trainers("webdataset"),
     "gallery": Command(lambda f: ["gallery", f"{f / 'out.html'}", _on(f), "--force"]),
     "report": Command(
-        lambda f: ["report", f"{f / 'out.html'}", _on(f), "--overwrite"], passed_by=("out.html",)
+        lambda f: ["report", f"{f / 'out.html'}", _on(f), "--overwrite"],
+        real=True,  # it tells of runs
+        passed_by=("out.html",),
     ),
 }
 """By what is killed. What differs in the layout of its folder alone is not listed again."""
