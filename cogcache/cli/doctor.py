@@ -17,14 +17,20 @@ from cogcache.cli.printing import json_option, print_rows
     metavar="DIR",
     help="Folder whose disk is looked at.",
 )
+@click.option(
+    "--backend-python",
+    type=NamedPath(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Python of vLLM's environment: what it makes of tiny is compared with what is made here.",
+)
 @json_option
-def doctor(cache: Path | None, json_: bool) -> None:
+def doctor(cache: Path | None, backend_python: Path | None, json_: bool) -> None:
     """Check the installation, decoders, 4-bit arithmetic, disk and device."""
     from dataclasses import asdict
 
     from cogcache.selftest import examine
 
-    rows = [asdict(check) for check in examine(cache)]
+    rows = [asdict(check) for check in examine(cache, backend_python)]
     shown = rows if json_ else [row | {"ok": "ok" if row["ok"] else "FAULT"} for row in rows]
     print_rows(shown, ("check", "ok", "found"), json_=json_)
     raise SystemExit(0 if all(row["ok"] for row in rows) else 1)

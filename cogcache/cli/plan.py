@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
 
 PLANNED = (
-    *("model", "sampling", "clips", "vision", "language", "generation"),
+    *("model", "sampling", "clips", "vision", "language", "backend", "generation"),
     *("training", "distillation"),
 )
 

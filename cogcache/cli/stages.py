@@ -34,6 +34,7 @@ STAGE_TWO = (
     "clips",
     "vision",
     "language",
+    "backend",
     "generation",
     "summary",
     "quality",

@@ -16,7 +16,7 @@ from cogcache.settings import Settings
 if TYPE_CHECKING:
     from cogcache.stages import ComparedCaptions
 
-COMPARED = ("model", "sampling", "vision", "language", "generation")
+COMPARED = ("model", "sampling", "vision", "language", "backend", "generation")
 PART = click.FloatRange(0, 1)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cogcache.errors import ClipError
 from cogcache.generation import stop_texts
 from cogcache.models import Family, PromptRow
 from cogcache.settings import Generation
@@ -60,7 +61,8 @@ class Finished:
     over_context: bool = False
     """Whether it was cut off because the model's context has no room for more."""
     given_up: bool = False
-    """Whether there are no tokens since memory does not suffice for it."""
+    """Whether there are no tokens since memory does not suffice for it, or as `error` says."""
+    error: ClipError | None = None
 
 
 class NoRoom(Exception):

@@ -237,6 +237,26 @@ class Family(ABC):
         return 0
 
     @abstractmethod
+    def slots(self, row: PromptRow) -> Tensor:
+        """Say of each token whether features stand in its place. bool [L]."""
+
+    def positions(self, row: PromptRow) -> Tensor | None:
+        """Return where a prompt's tokens stand; None where they are counted one by one.
+
+        Returns:
+            int64 [L] on a line, or [4, L]: the count of tokens, time, height and width.
+        """
+        return None
+
+    @abstractmethod
+    def feature_levels(self, features: ClipTensors) -> list[list[str]]:
+        """Name the tensors that stand in the slots, in the order of their rows.
+
+        Returns:
+            First those that take the embeddings' place, then those of each deep-stack level.
+        """
+
+    @abstractmethod
     def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
         """Return the arguments of `generate` for a left-padded batch of rows.
 

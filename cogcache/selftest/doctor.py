@@ -53,13 +53,16 @@ class NotWell(Exception):
     """Raised by a check that found a fault; its text says which."""
 
 
-def examine(cache: Path | None = None) -> list[Check]:
+def examine(cache: Path | None = None, backend_python: Path | None = None) -> list[Check]:
     """Run all checks; none changes anything outside a temporary folder.
 
     Args:
         cache: folder whose disk is looked at; the current one where None.
+        backend_python: of vLLM's environment, which is tried where it is named.
     """
+    others = [] if backend_python is None else [_run("vLLM", lambda: _vllm(backend_python))]
     return [
+        *others,
         _run("versions", lambda: ", ".join(f"{k} {v}" for k, v in versions().items())),
         _run("transformers", _transformers),
         _run("device", _device),
@@ -220,6 +223,12 @@ def _feature_file() -> str:
         if not torch.equal(store.read("0" * 64).tensors["features"], features):
             raise NotWell("features came back changed; install h5py and hdf5plugin anew")
     return "bf16 written, read back and equal"
+
+
+def _vllm(python: Path) -> str:
+    from cogcache.selftest.backend_check import check_environment
+
+    return check_environment(python)
 
 
 def _full_text() -> str:

@@ -1,5 +1,6 @@
 from . import json_schema as json_schema
 from . import templates as templates
+from .backend import Backend as Backend
 from .fields import AtLeastOne as AtLeastOne
 from .fields import NoneIfEmpty as NoneIfEmpty
 from .fields import NoneIfZero as NoneIfZero

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import UNFILLED
 from cogcache.stages.captioning.following import Following
 from cogcache.stages.captioning.quantization import quantization_for
-from cogcache.stages.captioning.read_ahead import read_ahead
+from cogcache.stages.captioning.read_ahead import read_ahead, reader_for
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
@@ -250,10 +250,10 @@ class _Captioning:
             with distributed_captioning(settings, root, identity, stop, report) as workers:
                 yield lambda tasks: self._by_workers(workers.captions(self.shared.ours(tasks)))
         else:
-            captioner = Captioner(self.stage, report)
             further = partial(self._further_of, following)
-            yield lambda tasks: captioner.captions(self._clips(tasks), further)
-            report.notes += captioner.lines()
+            with closing(Captioner(self.stage, report, self.store)) as captioner:
+                yield lambda tasks: captioner.captions(self._clips(tasks), further)
+                report.notes += captioner.lines()
 
     def _further_of(self, following: Following, made: Made) -> list[Task]:
         """Return what can be asked about a clip now that a caption of it is made."""
@@ -285,7 +285,7 @@ class _Captioning:
         stop = self.at.stop
         of_clips = self.shared.ours(task for task in tasks if task.words is None)
         waiting = partial(self.report.timings.time, "wait_for_features")
-        clips = read_ahead(of_clips, self.store, waiting)
+        clips = read_ahead(of_clips, self.store, waiting, reader_for(self.stage))
         for of_clip, features in clips:
             if stop:
                 return

@@ -18,4 +18,5 @@ from .profiles import read_profiles as read_profiles
 from .repacking import compression_of as compression_of
 from .repacking import repack as repack
 from .store import FeatureStore as FeatureStore
+from .store import StoredFeatures as StoredFeatures
 from .writer import Compression as Compression

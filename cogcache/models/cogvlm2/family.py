@@ -16,6 +16,7 @@ from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from cogcache.settings import Language, Sampling
@@ -150,6 +151,20 @@ class CogVLM2Family(Family):
                 "token_type_ids": torch.tensor(laid_out.token_type_ids),
             },
         )
+
+    def slots(self, row: PromptRow) -> Tensor:
+        """Say of each token whether a row of a frame stands in its place. bool [L]."""
+        return row.sequences["token_type_ids"].bool()
+
+    def positions(self, row: PromptRow) -> Tensor:
+        """Return positions that the inner slots of a frame share. int64 [L]."""
+        from cogcache.models.cogvlm2.positions import shared_position_ids
+
+        return shared_position_ids(row.sequences["token_type_ids"][None])[0]
+
+    def feature_levels(self, features: ClipTensors) -> list[list[str]]:
+        """Name the one tensor of features."""
+        return [[FEATURES]]
 
     def prefix_length(self, row: PromptRow) -> int:
         """Return the number of tokens up to the last feature slot; 0 where there is none."""

@@ -52,7 +52,7 @@ class CogVLM2RotaryEmbedding(LlamaRotaryEmbedding):
         """Return the rotary frequencies that the config asks for. float32 [head_dim / 2]."""
         kind = self.config.rope_parameters["rope_type"]
         make = ROPE_INIT_FUNCTIONS.get(kind, self.compute_default_rope_parameters)
-        inv_freq: Tensor = make(self.config, None)[0]
+        inv_freq: Tensor = make(self.config)[0]
         return inv_freq
 
     @torch.no_grad()

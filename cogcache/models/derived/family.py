@@ -147,7 +147,7 @@ class DerivedFamily(Family):
         rule, tensors = self.position_rule, parts.extras([row.features.tensors], "cpu")
         if rule is None or mrope.GRID not in tensors:
             return None
-        slots = self._is_slot(row)
+        slots = self.slots(row)
         try:
             grids = mrope.grids_of(rule, tensors, self.config)
             return mrope.with_text_axis(mrope.positions_of(slots, grids))
@@ -235,14 +235,18 @@ class DerivedFamily(Family):
 
     def _slots(self, row: PromptRow) -> Tensor:
         """Return the places of the feature slots. int64 [N, 1]."""
-        return self._is_slot(row).nonzero()
+        return self.slots(row).nonzero()
 
-    def _is_slot(self, row: PromptRow) -> Tensor:
+    def slots(self, row: PromptRow) -> Tensor:
         """Say of each token whether features stand in its place. bool [L]."""
         import torch
 
         ids = row.sequences["input_ids"]
         return torch.isin(ids, torch.tensor(sorted(self.processor.slot_ids)))
+
+    def feature_levels(self, features: ClipTensors) -> list[list[str]]:
+        """Name the features, then those of each deep-stack level."""
+        return parts.levels_of(features.tensors)
 
     def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
         """Return ids, types, mask, positions, grids and features."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +81,24 @@ def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Nested | None:
         int(name[len(start) :].partition(".")[0]) for name in tensors if name.startswith(start)
     }
     return [nested(f"{prefix}.{index}", tensors) for index in sorted(indices)] or None
+
+
+def levels_of(names: Iterable[str]) -> list[list[str]]:
+    """Name what stands in the slots: the features, then each deep-stack level, in order.
+
+    Example:
+        >>> levels_of(["features.10", "features.9", "extra.grid", "deepstack.0"])
+        [['features.9', 'features.10'], ['deepstack.0']]
+    """
+    found: dict[str, list[tuple[list[int], str]]] = {}
+    for name in names:
+        prefix, _, rest = name.partition(".")
+        place = [int(each) for each in rest.split(".")] if rest.replace(".", "").isdigit() else []
+        if prefix == FEATURES:
+            found.setdefault("", []).append((place, name))
+        elif prefix == DEEPSTACK:
+            found.setdefault(f"{place[0]:03}", []).append((place, name))
+    return [[name for _, name in sorted(found[level])] for level in sorted(found)]
 
 
 def num_rows(value: Nested) -> int:

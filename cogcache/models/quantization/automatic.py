@@ -60,7 +60,7 @@ def choose_quantization(
     """Return settings with a kind in place of `auto`; others as they are.
 
     A split goes on with the kind that it holds, a cache with the one that its captions were made
-    in, and all else with what is fastest on this machine.
+    in, and all else with what is fastest on this machine; vLLM is given the weights as they are.
 
     Args:
         settings: of the run.
@@ -71,6 +71,8 @@ def choose_quantization(
     """
     if settings.language.quantization != "auto":
         return Choice(settings)
+    if settings.backend.is_vllm:
+        return _with(settings, {"quantization": "none"}, "--backend vllm quantises nothing")
     return (
         _of_split(settings, family)
         or _of_cache(settings, made or MadeWith({}), will_run=will_run)

@@ -19,7 +19,9 @@ from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.second_try import CaptionCheck
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
+from cogcache.stages.captioning.vllm_half import VllmHalf
 from cogcache.stages.runs.report import RunReport
+from cogcache.store import FeatureStore
 from cogcache.system import extra_hint
 
 if TYPE_CHECKING:
@@ -42,22 +44,33 @@ class Captioner:
     Args:
         stage: device, precision, batch, and how tokens are chosen; the checkpoint.
         report: is told the plan, the bytes read, the quantisation and the times.
+        store: where features lie, for a backend that reads them itself.
     """
 
     stage: StageTwo
     report: RunReport
+    store: FeatureStore | None = None
 
     def __post_init__(self) -> None:
         # The grammar comes before the weights: it may be one that cannot be held.
         settings, family = self.stage.settings, self.stage.family
+        self.half: LanguageHalf | VllmHalf
+        if settings.backend.is_vllm:
+            assert self.store is not None
+            self.half = VllmHalf(self.stage, self.report, self.store)
+        else:
+            self.half = LanguageHalf(self.stage, self.report)
         self.grammar = _grammar(settings, family)
-        self.half = LanguageHalf(self.stage, self.report)
         self._check = CaptionCheck(settings, family, self.grammar)
 
     @property
     def model(self) -> PreTrainedModel:
         """The model, once captions were asked of it."""
         return self.half.model
+
+    def close(self) -> None:
+        """End what other processes do for this one."""
+        self.half.close()
 
     def lines(self) -> list[str]:
         """Return what a reader of the report wants to know."""

@@ -89,6 +89,9 @@ class LanguageHalf:
         self._decoder = self._decoder_of(self._half)
         return True
 
+    def close(self) -> None:
+        """Nothing to do: the model is in this process."""
+
     def lines(self) -> list[str]:
         """Return what a reader of the report wants to know of decoding."""
         lines = self._decoder.statistics.lines() if self._decoder else []

@@ -74,9 +74,11 @@ def check_precision(
         positions: most places of a caption at which expectations are compared.
 
     Raises:
-        ConfigError: `settings` quantise nothing, or the disk has no room for the expectations.
+        ConfigError: `settings` quantise nothing or name another backend, or the disk has no room
+            for the expectations.
         CacheError: the cache holds no clips for these settings.
     """
+    settings.backend.refuse_vllm("`verify-quantization`")
     if {settings.language.quantization, settings.language.head_quantization} == {"none"}:
         raise ConfigError("no quantisation is asked for", "give one, such as --quantization nf4")
     settings = _changed(settings, "generation", retry=False, n=1)

@@ -21,8 +21,8 @@ def quantization_for(
         catalog: of the cache.
         will_run: whether captions are to be made, and not only listed.
     """
-    if settings.language.quantization != "auto":
-        return Choice(settings)
+    if settings.language.quantization != "auto" or settings.backend.is_vllm:
+        return choose_quantization(settings, family)
     made = MadeWith(catalog.captions.made_in(settings.model), _group_size(catalog))
     return choose_quantization(settings, family, made, will_run=will_run)
 

@@ -6,21 +6,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import groupby
 
 from cogcache.errors import ClipError, CorruptFeaturesError, FeaturesError
-from cogcache.models import ClipTensors
+from cogcache.models import ClipTensors, Family
+from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
-from cogcache.store import FeatureStore
+from cogcache.store import FeatureStore, StoredFeatures
 
 CLIPS_AHEAD = 4
 """Clips whose features may wait in memory."""
 
+Read = Callable[[FeatureStore, str], ClipTensors | ClipError]
+"""Reads what the prompts of one clip are laid out around, or says why it cannot."""
 Waiting = Callable[[], AbstractContextManager[None]]
 
 
 def read_ahead(
-    tasks: Iterable[Task], store: FeatureStore, waiting: Waiting
+    tasks: Iterable[Task], store: FeatureStore, waiting: Waiting, read: Read | None = None
 ) -> Iterator[tuple[list[Task], ClipTensors | ClipError]]:
     """Yield the tasks of one clip after another, with its features or why there are none.
 
@@ -28,15 +32,15 @@ def read_ahead(
         tasks: those of a clip must be neighbours.
         store: where the features are.
         waiting: times each wait for a file.
+        read: reads the features of one clip; None: all of them.
     """
+    read = read or read_clip_features
     clips = (list(each) for _, each in groupby(tasks, lambda task: task.key.feature_key))
     ahead: deque[tuple[list[Task], Future[ClipTensors | ClipError]]] = deque()
     with ThreadPoolExecutor(1, "features") as reader:
         try:
             for clip in clips:
-                ahead.append(
-                    (clip, reader.submit(read_clip_features, store, clip[0].key.feature_key))
-                )
+                ahead.append((clip, reader.submit(read, store, clip[0].key.feature_key)))
                 if len(ahead) > CLIPS_AHEAD:
                     yield _next(ahead, waiting)
             while ahead:
@@ -56,10 +60,49 @@ def _next(
 def read_clip_features(store: FeatureStore, key: str) -> ClipTensors | ClipError:
     """Return a clip's features, or why there are none; a damaged file is moved away."""
     if key not in store:
-        hint = "run `cogcache extract` again: it makes what is missing"
-        return FeaturesError("features_missing", f"the feature file {key} is gone", hint)
+        return _gone(key)
+    return _told(store, key, store.read)
+
+
+def read_clip_outline(family: Family) -> Read:
+    """Return what reads a clip's features without the rows that stand in slots: their shapes alone.
+
+    It is for a backend that reads those itself.
+    """
+
+    def outline(store: FeatureStore, key: str) -> StoredFeatures:
+        found = store.outline(key)
+        rows = {
+            name for level in family.feature_levels(ClipTensors(found.tensors)) for name in level
+        }
+        beside = store.read(key, found.tensors.keys() - rows).tensors
+        return replace(found, tensors={**found.tensors, **beside})
+
+    def read(store: FeatureStore, key: str) -> ClipTensors | ClipError:
+        if key not in store:
+            return _gone(key)
+        return _told(store, key, lambda key: outline(store, key))
+
+    return read
+
+
+def reader_for(stage: StageTwo) -> Read:
+    """Return what reads a clip's features for the backend that the settings name."""
+    if stage.settings.backend.is_vllm:
+        return read_clip_outline(stage.family)
+    return read_clip_features
+
+
+def _gone(key: str) -> FeaturesError:
+    hint = "run `cogcache extract` again: it makes what is missing"
+    return FeaturesError("features_missing", f"the feature file {key} is gone", hint)
+
+
+def _told(
+    store: FeatureStore, key: str, read: Callable[[str], StoredFeatures]
+) -> ClipTensors | ClipError:
     try:
-        stored = store.read(key)
+        stored = read(key)
     except CorruptFeaturesError as error:
         moved = store.quarantine(key, error.problem)
         hint = "run `cogcache extract` again: it makes the clip anew"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cogcache.errors import ClipError
 from cogcache.models import ClipTensors, HalfIdentity
 from cogcache.settings import Settings
-from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, read_clip_features
+from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, Read, reader_for
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
@@ -51,8 +51,9 @@ class CaptionSpec:
         report, monitor = watched("caption", self.settings)
         store = FeatureStore.open(self.environment.cache)
         family = self.environment.family(self.settings)
-        captioner = Captioner(StageTwo(self.settings, family, self.identity), report)
-        return CaptionActor(captioner, store, report, monitor)
+        stage = StageTwo(self.settings, family, self.identity)
+        captioner = Captioner(stage, report, store)
+        return CaptionActor(captioner, store, report, monitor, reader_for(stage))
 
 
 @dataclass
@@ -73,6 +74,7 @@ class CaptionActor:
     store: FeatureStore
     report: RunReport
     monitor: MemoryMonitor
+    read: Read
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "features"))
     ahead: deque[tuple[Job, Future[ClipTensors | ClipError]]] = field(default_factory=deque)
     """Clips whose features are being read."""
@@ -112,8 +114,14 @@ class CaptionActor:
     def _take_up(self, queue: JobQueue) -> None:
         """Have the features of what waits be read; wait where there is nothing to do."""
         while item := queue.next(wait=not (self.in_hand or self.ahead or self.failed)):
-            reading = self.reader.submit(_features_of, item.job[0], self.store)
+            reading = self.reader.submit(self._features_of, item.job[0])
             self.ahead.append((item, reading))
+
+    def _features_of(self, task: Task) -> ClipTensors | ClipError:
+        """Return what a task is about; what is made of captions alone needs no features."""
+        if task.words is not None:
+            return ClipTensors({})
+        return self.read(self.store, task.key.feature_key)
 
     def _kept(self, made: Made | GivenUp) -> Result | None:
         clip = self.in_hand.pop(made.task.key.digest)
@@ -134,14 +142,8 @@ class CaptionActor:
         return WorkerReport.of(self.report, self.monitor)
 
     def close(self) -> None:
-        """Nothing to do: the process ends."""
-
-
-def _features_of(task: Task, store: FeatureStore) -> ClipTensors | ClipError:
-    """Return what a task is about; what is made of captions alone needs no features."""
-    if task.words is not None:
-        return ClipTensors({})
-    return read_clip_features(store, task.key.feature_key)
+        """End what other processes do for this one, which ends too."""
+        self.captioner.close()
 
 
 def _with_whole_paths(settings: Settings) -> Settings:

@@ -35,7 +35,7 @@ class CaptionCheck:
         """Return the caption to keep, why there is none, or the request that asks once more."""
         request = finished.request
         if finished.given_up:
-            return _given_up(request)
+            return _given_up(request, finished.error)
         made = self._made(finished)
         if isinstance(request.task, SecondTry):
             return min(request.task.first, made, key=lambda each: len(each.flags))
@@ -71,10 +71,12 @@ class CaptionCheck:
         return Made(task, text, len(kept), finished.seconds, flags, retried, tuple(kept))
 
 
-def _given_up(request: Request) -> Made | GivenUp:
-    """Return what is left of a caption that there is no memory for."""
+def _given_up(request: Request, error: ClipError | None) -> Made | GivenUp:
+    """Return what is left of a caption that there are no features, or is no memory, for."""
     if isinstance(request.task, SecondTry):
         return request.task.first
+    if error is not None:
+        return GivenUp(request.task, error)
     problem = "memory runs out with a single caption at a time and no layer resident"
     hint = "give the stage more memory, or fewer frames (--max-frames)"
     return GivenUp(request.task, ClipError("out_of_memory", problem, hint))

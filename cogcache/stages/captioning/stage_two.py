@@ -37,13 +37,18 @@ class StageTwo:
         return CaptionKey(
             feature_key=feature_key,
             language_digest=self.identity.digest,
-            quantization=Quantization.of(language).fields(),
+            quantization=self._precision(),
             prompt=prompt,
             layout=self.family.layout(language),
             generation=_generation(self.settings.generation, draw),
             rotary_dtype=language.rotary_dtype,
             epoch=self.family.layout_epoch,
         )
+
+    def _precision(self) -> dict[str, Field]:
+        """Return the kind of weights, and who computes with them where it is not transformers."""
+        fields: dict[str, Field] = {**Quantization.of(self.settings.language).fields()}
+        return fields | ({"backend": "vllm"} if self.settings.backend.is_vllm else {})
 
     def around(self) -> Callable[[str], str]:
         """Return what puts the system prompt, where there is one, before each prompt.
