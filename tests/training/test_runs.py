@@ -209,7 +209,8 @@ def test_verify_quantization_compares_with_the_adapter_on_both_sides(cache, done
     found = [check_precision(cache, each, clips=2, positions=8) for each in (
         load_settings(None, asked), with_adapter
     )]  # fmt: skip
-    plain, adapted = ([pair.reference for pair in pairs] for pairs in found)
+    plain, adapted = ([pair.expectations.kl for pair in pairs] for pairs in found)
+    assert len(plain) == len(adapted) == 2
     assert plain != adapted
 
 
