@@ -44,9 +44,6 @@ OPTIONS = {
     "dropout": 0.0, "learning_rate": 0.003, "tokens_per_batch": 4096, "accumulate": 1,
     "eval_share": 0.0, "samples": 0, "save_every": 1000,
 }  # fmt: skip
-NEAR = "summary"
-"""The question whose answer begins as the full description does: it is rehearsed as often as that
-is learnt, or the new words take its place."""
 SENTENCE = re.compile(r"(\w+ \w+ \w+) (moves?) (slowly|quickly) (.*) on a (\w+) background\.")
 
 
@@ -68,17 +65,14 @@ def main() -> None:
     scenes = {
         f"{n:04}.mp4": draw_scene(np.random.default_rng(SEED + n)) for n in range(given.clips)
     }
-    began_s, processor_s = time.perf_counter(), time.process_time()
     cache = prepare(folder, scenes, given.clips * 3 // 4, given.rehearsed)
     unseen = list(scenes)[given.clips * 3 // 4 :]
     print("before:", shares(cache, scenes, unseen, None))
-    print(f"made and captioned in {time.perf_counter() - began_s:.0f} s")
+    began_s = time.perf_counter()
     settings = load_settings(None, {**OPTIONS, "max_steps": given.steps})
     train(cache, folder / "adapter", settings, Selection(models=("reworded", "tiny")))
-    print(f"{given.steps} steps done at {time.perf_counter() - began_s:.0f} s")
+    print(f"{given.steps} steps in {time.perf_counter() - began_s:.0f} s")
     print("after: ", shares(cache, scenes, unseen, folder / "adapter"))
-    print(f"{time.perf_counter() - began_s:.0f} s in all", end=", ")
-    print(f"of the processor {time.process_time() - processor_s:.0f} s in this process")
 
 
 def prepare(folder: Path, scenes: dict[str, Scene], learnt: int, rehearsed: int) -> Path:
@@ -99,10 +93,8 @@ def prepare(folder: Path, scenes: dict[str, Scene], learnt: int, rehearsed: int)
     file.write_text("\n".join(map(json.dumps, rows)))
     import_captions(file, cache / "catalog.sqlite", "reworded")
     others = {name: asked[0] for name, asked in QUESTIONS.items() if name != "detail"}
-    near = {NEAR: others.pop(NEAR)}
-    for asked, count in ((others, rehearsed), (near, learnt)):
-        some = [str(videos / name) for name in list(scenes)[:count]]
-        caption(cache, load_settings(None, {**TINY, "prompts": asked}), videos=some)
+    some = [str(videos / name) for name in list(scenes)[:rehearsed]]
+    caption(cache, load_settings(None, {**TINY, "prompts": others}), videos=some)
     return cache
 
 
