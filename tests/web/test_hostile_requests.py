@@ -199,6 +199,9 @@ BROKEN = {
     "chunk_without_size": CHUNKED + b"\r\nzzz\r\n",
     "chunk_of_boundless_size": CHUNKED + b"\r\nffffffffffffffffff\r\n",
     "chunks_without_end": CHUNKED + b"\r\n" + b"1\r\na\r\n" * 9000,
+    "chunk_that_is_all_extension_of_a_head": CHUNKED.replace(b"POST /token", b"HEAD /runs")
+    + b"\r\n5;"
+    + b"x" * 20_000,
     "two_lengths": CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\nGET /runs HTTP/1.1\r\n\r\n",
     "second_request_in_the_body": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n"
     b"\r\nGET /runs HTTP/1.1\r\nHost: evil\r\n\r\n",
