@@ -191,10 +191,12 @@ def run(
     status = run_both(request, tell, quiet=json_, verbose=_is_verbose())
     if json_:
         for row in reports.values():
-            del row["lines"]
+            for name in ("lines", "failed", "next"):
+                del row[name]
         _print([json.dumps({"exit_status": status, **reports})])
     else:
         _print(_peak_lines(list(reports.values())))
+        _print(_last_lines(list(reports.values())))
         if "caption" not in reports and status in (0, 1):
             _print(["caption: not begun, as --max-hours are over; run the same command to go on"])
     raise SystemExit(status)
@@ -205,13 +207,23 @@ def run(
 @click.option("--quiet", is_flag=True, help="Show no captions.")
 def stage(result_fd: int, quiet: bool) -> None:
     """Do what the request on standard input asks for: a stage of `run`, in its own process."""
-    from cogcache.stages import StageRequest, report_lines, report_object
+    from cogcache.stages import (
+        StageRequest,
+        failure_lines,
+        next_lines,
+        report_lines,
+        report_object,
+    )
 
     request = StageRequest.from_json(sys.stdin.read())
     report = _done(request, quiet=quiet)
-    lines = report_lines(report, _next_of(request), verbose=_is_verbose())
+    told = {
+        "lines": report_lines(report, verbose=_is_verbose()),
+        "failed": failure_lines(report, request.cache),
+        "next": next_lines(report, request.cache),
+    }
     with os.fdopen(result_fd, "w", encoding="utf-8") as pipe:
-        json.dump({**report_object(report), "lines": lines}, pipe)
+        json.dump({**report_object(report), **told}, pipe)
     raise SystemExit(report.exit_status)
 
 
@@ -267,10 +279,6 @@ def _say_begin(command: str, settings: Settings, cache: Path) -> None:
     click.echo(f"{command}: {settings.model}, cache {cache}", err=True)
 
 
-def _next_of(request: StageRequest) -> Path | None:
-    return request.cache if request.stage == "caption" else None
-
-
 def _is_verbose() -> bool:
     return bool(click.get_current_context().find_root().params.get("verbose"))
 
@@ -294,6 +302,12 @@ def _peak_lines(reports: Sequence[dict[str, Any]]) -> list[str]:
         {**row, "stage": row["command"]} for row in reports if row["planned_peak_bytes"] is not None
     ]
     return ["", *as_table(rows, COLUMNS).splitlines()] if rows else []
+
+
+def _last_lines(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what to type next: where anything failed, and what follows the last stage."""
+    failed = dict.fromkeys(line for row in reports for line in row["failed"])
+    return [*failed, *(reports[-1]["next"] if reports else [])]
 
 
 def _print(lines: Sequence[str]) -> None:

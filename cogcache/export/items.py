@@ -29,6 +29,7 @@ from cogcache.catalog import (
 )
 from cogcache.errors import ConfigError, NothingChosenError
 from cogcache.export.wording import Wording
+from cogcache.settings import PART, SUMMARY
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,11 @@ class Item:
         """The clip's end, the video's where the clip has none of its own."""
         end_s = self.row["end_s"]
         return self.duration_s if end_s is None else float(end_s)
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it was made of captions: its span is then no cut of the video."""
+        return self.clip_settings is None and self.row["prompt_name"] in (SUMMARY, PART)
 
     @property
     def paths(self) -> list[Path]:
@@ -247,7 +253,8 @@ def check_one_cut(catalog: Path, items: Iterable[Item]) -> None:
     """
     videos: dict[str, list[Item]] = {}
     for item in items:
-        videos.setdefault(item.video_digest or item.row["video"], []).append(item)
+        if not item.is_summary:
+            videos.setdefault(item.video_digest or item.row["video"], []).append(item)
     keys = {item.row["feature_key"] for some in videos.values() for item in some}
     with Catalog(catalog) as opened:
         cuts = opened.cuts.of(keys)

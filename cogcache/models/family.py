@@ -310,6 +310,18 @@ class Family(ABC):
         problem = f"{self.name} was trained without system prompts"
         raise ConfigError(problem, "leave out --system, and say it in the prompt")
 
+    def check_prompt(self, prompt: str) -> None:
+        """Refuse a prompt that is a whole conversation, where a family takes one question.
+
+        Raises:
+            ConfigError: it is one.
+        """
+        from cogcache.models.derived.conversation import messages_of
+
+        if messages_of(prompt) is not None:
+            problem = f"{self.name} takes one question, not a list of messages: {prompt[:60]!r}"
+            raise ConfigError(problem, "write what is asked as plain text")
+
     @property
     @abstractmethod
     def stop_ids(self) -> tuple[int, ...]:

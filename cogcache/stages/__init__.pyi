@@ -30,6 +30,8 @@ from .runs.report import Counts as Counts
 from .runs.report import RunReport as RunReport
 from .runs.report import Timings as Timings
 from .runs.report import versions as versions
+from .runs.report_lines import failure_lines as failure_lines
+from .runs.report_lines import next_lines as next_lines
 from .runs.report_lines import report_lines as report_lines
 from .runs.report_lines import report_object as report_object
 from .runs.status import shown as shown

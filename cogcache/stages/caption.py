@@ -73,9 +73,12 @@ class Show:
     wanted: bool | None = None
     """None: where they are few."""
 
-    def up_to(self, counts: Counts) -> Callable[[CaptionRow, float], None] | None:
+    def up_to(
+        self, counts: Counts, limit: int | None
+    ) -> Callable[[CaptionRow, float], None] | None:
         """Return what shows the captions of a run; None where nobody wants to see so many."""
-        few = counts.found - counts.cached <= FEW
+        missing = counts.found - counts.cached
+        few = (missing if limit is None else min(missing, limit)) <= FEW
         return self.with_ if self.wanted or (self.wanted is None and few) else None
 
 
@@ -140,11 +143,15 @@ def _chosen(
     settings: Settings, family: Family, run: OpenedRun, which: _Which, follow: bool
 ) -> tuple[Choice, _Listed]:
     """Choose the kind that `auto` stands for; whether it runs here counts if there is work."""
-    choice = quantization_for(settings, family, run.catalog, will_run=False)
+    chosen = partial(
+        quantization_for, settings, family, run.catalog,
+        prepare=partial(load_libraries, "caption", run.timings),
+    )  # fmt: skip
+    choice = chosen(will_run=False)
     listed = _listed(choice.settings, family, run, which)
     if not (listed[2].missing or follow):
         return choice, listed
-    runs = quantization_for(settings, family, run.catalog)
+    runs = chosen()
     is_other = runs.settings != choice.settings
     return runs, _listed(runs.settings, family, run, which) if is_other else listed
 
@@ -207,7 +214,8 @@ class _Captioning:
 
     def __post_init__(self) -> None:
         self.catalog, self.report = self.opened.catalog, self.opened.report
-        self.show = self.shown.up_to(self.report.counts) if self.shown else None
+        limit = self.stage.settings.limits.limit
+        self.show = self.shown.up_to(self.report.counts, limit) if self.shown else None
         claims, stop = Claims(self.at.run), self.at.stop
         self.shared = Shared[Task](claims, stop, lambda task: task.key.digest, self._is_made)
 

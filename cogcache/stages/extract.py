@@ -27,7 +27,7 @@ from cogcache.stages.encoding.clip_writer import ClipWriter
 from cogcache.stages.encoding.local import Encoding, LocalEncoding
 from cogcache.stages.encoding.stage_one import StageOne
 from cogcache.stages.runs.failures import note_failure
-from cogcache.stages.runs.libraries import ready_to_identify
+from cogcache.stages.runs.libraries import ready_to_identify, ready_to_scale
 from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.progress import AtWork
 from cogcache.stages.runs.remembered import remember
@@ -70,10 +70,12 @@ def extract(
     some = [videos] if isinstance(videos, str | Path) else videos
     paths = find_videos([str(video) for video in some])
     store = FeatureStore.create_or_open(cache, features)
-    family = open_family(settings).within(settings.sampling.pixels)
+    family = open_family(settings)
     family.frames_of(settings.sampling)  # refuses what no clip could be sampled by
-    remember(cache, settings)
     with open_run("extract", cache, settings, catalog_path) as run:
+        ready_to_scale("extract", settings, run.timings)
+        family = family.within(settings.sampling.pixels)
+        remember(cache, settings)
         ready_to_identify("extract", family, "vision", run.catalog.files, run.timings)
         with run.timings.time("digest"):
             identity = identify(family, "vision", run.catalog.files)

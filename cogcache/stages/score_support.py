@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,13 +37,14 @@ def score_support(work: Work, settings: Settings, wanted: Collection[str]) -> li
     """Enter `grounding`, `swap` and `questions` of captions; return lines for a reader."""
     family = open_family(settings)
     catalog = work.run.catalog
+    load = partial(load_libraries, "score", work.run.timings)
+    settings = quantization_for(settings, family, catalog, prepare=load).settings
     ready_to_identify("score", family, "language", catalog.files, work.run.timings)
     with work.run.timings.time("digest"):
-        settings = quantization_for(settings, family, catalog).settings
         identity = with_adapter(
             identify(family, "language", catalog.files), settings.language.adapter
         )
-    load_libraries("score", work.run.timings)
+    load()
     names = {*wanted} & {"grounding", "swap", "questions"}
     job = _Support(work, settings, family, identity, names)
     return job.run()

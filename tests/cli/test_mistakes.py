@@ -54,6 +54,10 @@ MISTAKES = [
     ("extract a.mp4 --cache new --model tiny --clip 5", "is not START:END"),
     ("caption --cache nowhere --model tiny", "there is no cache in nowhere"),
     ("caption --cache cache --model tiny --system be-brief", "without system prompts"),
+    (
+        'caption --cache cache --model tiny --prompt [{"role":"user","content":"What?"}]',
+        "takes one question, not a list of messages",
+    ),
     ("caption --cache cache --model tiny --prompt a={caption.colour}", "there are default"),
     ("caption --cache cache --model tiny --prompt a={nam}", "did you mean {name}?"),
     ("caption --cache cache --model tiny --max-frames 3", "sampling.max_frames is 24"),

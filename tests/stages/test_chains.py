@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scenes import catalog_of, settings, write_scene
 
 from cogcache.catalog.rows import CaptionRow
 from cogcache.errors import ConfigError
+from cogcache.export.importing import import_captions
 from cogcache.generation.batches import generate
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.halves.load import WholeModel, load_half
@@ -21,6 +23,7 @@ from cogcache.stages.caption import caption
 from cogcache.stages.captioning.fill_prompts import NO_FIRST_CAPTION
 from cogcache.stages.extract import extract
 from cogcache.store.store import FeatureStore
+from cogcache.system import CachePaths
 
 COLOR = "What color is the shape?"
 SECOND = "Say it once more: {caption.color}"
@@ -68,6 +71,20 @@ def test_a_second_run_makes_nothing_and_loads_nothing(cache):
     report = caption(cache, asked())
     assert (report.counts.done, report.counts.cached) == (0, 2 * NUM_CLIPS)
     assert report.bytes_by_shard == {}
+
+
+def test_a_chain_takes_captions_of_an_earlier_run_and_edited_ones_before_them(cache, tmp_path):
+    caption(cache, asked(prompts={"color": COLOR}))
+    first = captions(cache, "color")
+    edited = min(first)
+    row = {**first[edited], "caption": "Turquoise."}
+    (tmp_path / "edited.jsonl").write_text(json.dumps(row))
+    import_captions(tmp_path / "edited.jsonl", CachePaths(cache).catalog, "mine")
+    report = caption(cache, asked(prompts={"second": SECOND}))
+    assert report.counts.done == NUM_CLIPS
+    asked_with = {video: row["prompt"] for video, row in captions(cache, "second").items()}
+    said = {video: row["caption"] for video, row in first.items()} | {edited: "Turquoise."}
+    assert asked_with == {video: f"Say it once more: {text}" for video, text in said.items()}
 
 
 def test_chains_of_several_levels_are_made_in_one_run(cache):

@@ -122,6 +122,22 @@ def test_subtitles_of_a_film_that_was_cut_in_several_ways_ask_which(made, tmp_pa
     assert text.count("What is seen") == 2
 
 
+def test_a_summary_is_no_cut_of_its_own(tmp_path):
+    write_scene(tmp_path / "film.mp4", num_frames=32)
+    extract(tmp_path / "film.mp4", tmp_path / "cache", settings(**QUICK, segment_s=2.0))
+    with catalog_of(tmp_path / "cache") as catalog:
+        first, second = catalog.clips.rows()
+        whole: Any = {**first, "start_s": 0.0, "end_s": None, "feature_key": "5" * 64}
+        summary = {**caption_of(whole), "prompt_name": "summary", "caption": "All of it."}
+        summary["video_digest"] = first["video_digest"]
+        catalog.captions.add([caption_of(first), caption_of(second), summary])
+    out = tmp_path / "film.vtt"
+    done = run("export", out, "--cache", tmp_path / "cache")
+    assert done.exit_code == 0, done.stderr
+    assert out.read_text().count("What is seen") == 2
+    assert "All of it." in out.read_text()
+
+
 def test_a_failure_is_listed_under_its_cut(tmp_path):
     write_scene(tmp_path / "film.mp4", num_frames=40)
 

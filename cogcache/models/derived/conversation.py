@@ -39,7 +39,7 @@ def conversation_of(prompt: str) -> list[Message]:
     Raises:
         ConfigError: it is a conversation, but not about exactly one video.
     """
-    messages = _messages(prompt)
+    messages = messages_of(prompt)
     if messages is None:
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
         return [{"role": "user", "content": content}]
@@ -56,7 +56,7 @@ def with_system(system: str, prompt: str) -> str:
     Raises:
         ConfigError: the prompt is a conversation that has such a message.
     """
-    messages = _messages(prompt)
+    messages = messages_of(prompt)
     if messages is None:
         messages = conversation_of(prompt)
     if any(message["role"] == "system" for message in messages):
@@ -68,7 +68,7 @@ def with_system(system: str, prompt: str) -> str:
 
 def about_nothing(prompt: str) -> list[Message]:
     """Return a question, or a conversation, as one without a video."""
-    if (messages := _messages(prompt)) is not None:
+    if (messages := messages_of(prompt)) is not None:
         return [{**each, "content": _without_video(each["content"])} for each in messages]
     return [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
 
@@ -144,7 +144,8 @@ def _without_video(content: Any) -> Any:
     return [part for part in content if part.get("type") != "video"]
 
 
-def _messages(prompt: str) -> list[Message] | None:
+def messages_of(prompt: str) -> list[Message] | None:
+    """Return the messages of a prompt that is a JSON list of them; None for any other text."""
     if not prompt.lstrip().startswith("["):
         return None
     try:

@@ -95,6 +95,9 @@ class DerivedFamily(Family):
             self._heard.add(system)
         return told
 
+    def check_prompt(self, prompt: str) -> None:
+        """Take a question or a whole conversation: both are laid out by the chat template."""
+
     def layout(self, language: Language) -> str:
         """Return the digest of the checkpoint's chat template, with a name."""
         if language.layout != "chat":

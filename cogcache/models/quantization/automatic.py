@@ -8,7 +8,7 @@ groups of 64 takes 6 % more memory than NF4: what memory allows decides nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,12 @@ class Choice:
 
 
 def choose_quantization(
-    settings: Settings, family: Family, made: MadeWith | None = None, *, will_run: bool = True
+    settings: Settings,
+    family: Family,
+    made: MadeWith | None = None,
+    *,
+    will_run: bool = True,
+    prepare: Callable[[], None] | None = None,
 ) -> Choice:
     """Return settings with a kind in place of `auto`; others as they are.
 
@@ -68,16 +73,19 @@ def choose_quantization(
         made: what the cache's captions were made in; None where there is no cache.
         will_run: whether captions are to be made. To list those of a cache in int4 it is not asked
             whether this machine has products for them: that takes torch.
+        prepare: is called before torch is needed.
     """
     if settings.language.quantization != "auto":
         return Choice(settings)
     if settings.backend.is_vllm:
         return _with(settings, {"quantization": "none"}, "--backend vllm quantises nothing")
-    return (
-        _of_split(settings, family)
-        or _of_cache(settings, made or MadeWith({}), will_run=will_run)
-        or _of_machine(settings, family)
-    )
+    made = made or MadeWith({})
+    if (held := _of_split(settings, family)) is not None:
+        return held
+    kind = _most_used(made)
+    if prepare is not None and (kind is None or (kind == "int4" and will_run)):
+        prepare()
+    return _of_cache(settings, made, will_run=will_run) or _of_machine(settings, family)
 
 
 def _of_split(settings: Settings, family: Family) -> Choice | None:
@@ -99,11 +107,9 @@ def _is_asked(language: Language, name: str) -> bool:
 
 def _of_cache(settings: Settings, made: MadeWith, *, will_run: bool) -> Choice | None:
     """Go on with the kind of most captions that `auto` can have chosen."""
-    counts = {kind: made.captions[kind] for kind in CHOICES if made.captions.get(kind)}
-    if not counts:
+    if (kind := _most_used(made)) is None:
         return None
-    kind = max(counts, key=lambda each: counts[each])
-    there = f"{counts[kind]:,} captions of the cache are in {kind}"
+    there = f"{made.captions[kind]:,} captions of the cache are in {kind}"
     if kind == "nf4":
         return _with(settings, {"quantization": kind}, there)
     why_not = _why_no_int4(settings) if will_run else None
@@ -111,6 +117,11 @@ def _of_cache(settings: Settings, made: MadeWith, *, will_run: bool) -> Choice |
         return _with(settings, {"quantization": kind, "group_size": made.group_size}, there)
     reason = f"{there}, but {why_not}: all captions are made anew"
     return _with(settings, {"quantization": "nf4"}, reason, is_worth_saying=True)
+
+
+def _most_used(made: MadeWith) -> Kind | None:
+    kinds = [kind for kind in CHOICES if made.captions.get(kind)]
+    return max(kinds, key=lambda kind: made.captions[kind], default=None)
 
 
 def cost_of_going_on(settings: Settings, choice: Choice) -> Choice:

@@ -54,8 +54,10 @@ class StageTwo:
         """Return what puts the system prompt, where there is one, before each prompt.
 
         Raises:
-            ConfigError: the family has no system prompts.
+            ConfigError: the family has no system prompts, or takes no such prompt as there is.
         """
+        for prompt in self.settings.prompts.values():
+            self.family.check_prompt(prompt)
         if (system := self.settings.language.system) is None:
             return str
         self.family.with_system(system, "?")  # before any clip: it may refuse

@@ -7,6 +7,7 @@ from typing import Literal
 
 from cogcache.catalog import FileFacts
 from cogcache.models import Family, recall
+from cogcache.settings import Settings
 from cogcache.stages.runs.progress import logger
 from cogcache.stages.runs.report import Timings
 
@@ -30,4 +31,10 @@ def ready_to_identify(
 ) -> None:
     """Import the libraries if the digest of a half is not known yet: computing it needs them."""
     if recall(family, half, memory) is None:
+        load_libraries(command, timings)
+
+
+def ready_to_scale(command: str, settings: Settings, timings: Timings) -> None:
+    """Import the libraries if frames have limits of pixels: a processor is asked what they mean."""
+    if settings.sampling.pixels is not None:
         load_libraries(command, timings)

@@ -32,7 +32,24 @@ def report_lines(
         lines.append(f"  stopped early ({report.stopped}); run the same command to go on")
     if counts.done:
         lines += _technical(report, verbose=verbose)
-    return lines + ([] if cache is None else _next(report, cache))
+    if cache is None:
+        return lines
+    return lines + failure_lines(report, cache) + next_lines(report, cache)
+
+
+def failure_lines(report: RunReport, cache: Path) -> list[str]:
+    """Return the command that lists what failed; nothing where nothing did."""
+    if not (report.counts.failed or report.counts.skipped):
+        return []
+    return [f"  what failed, and why: cogcache failures {_at(cache)}"]
+
+
+def next_lines(report: RunReport, cache: Path) -> list[str]:
+    """Return the command that comes next; nothing where the run is to be typed again."""
+    follows = {"extract": "caption", "caption": "ls"}.get(report.command)
+    if report.stopped or report.error or follows is None:
+        return []
+    return [f"  next: cogcache {follows} {_at(cache)}"]
 
 
 def report_object(report: RunReport) -> dict[str, Any]:
@@ -55,7 +72,8 @@ def report_object(report: RunReport) -> dict[str, Any]:
 
 
 def _counted(report: RunReport) -> list[str]:
-    counts, unit = report.counts, "captions" if report.command == "caption" else "clips"
+    counts = report.counts
+    unit = ("caption" if report.command == "caption" else "clip") + "s" * (counts.done != 1)
     if not (counts.found or counts.unsearched or report.shard or report.stopped):
         return ["the cache holds no clips of these videos; `cogcache extract` makes them"]
     parts = [f"{counts.done:,} {unit} made", f"{counts.cached:,} there already"]
@@ -82,15 +100,8 @@ def _technical(report: RunReport, *, verbose: bool) -> list[str]:
     return [*lines, f"  peak memory: {_peak_line(report)}"]
 
 
-def _next(report: RunReport, cache: Path) -> list[str]:
-    where = f"--cache {quote(str(cache))}"
-    lines = []
-    if report.counts.failed or report.counts.skipped:
-        lines.append(f"  what failed, and why: cogcache failures {where}")
-    if report.stopped or report.error:
-        return lines
-    follows = {"extract": "caption", "caption": "ls"}.get(report.command)
-    return lines + ([f"  next: cogcache {follows} {where}"] if follows else [])
+def _at(cache: Path) -> str:
+    return f"--cache {quote(str(cache))}"
 
 
 def _peak_line(report: RunReport) -> str:

@@ -1,0 +1,57 @@
+"""What a model is told before the question: a system prompt, or a conversation of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from scenes import catalog_of, settings, write_scene
+from zoo import QWEN2_VL
+
+from cogcache.cli import main
+from cogcache.stages.extract import extract
+
+CONVERSATION = [
+    {"role": "system", "content": [{"type": "text", "text": "Be terse."}]},
+    {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]},
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A cache of one clip by a small random checkpoint with a chat template."""
+    root = tmp_path_factory.mktemp("told")
+    model = QWEN2_VL.write(root / "model")
+    write_scene(root / "a.mp4", num_frames=8)
+    extract(root / "a.mp4", root / "cache", settings(model=str(model), max_frames=2))
+    return root
+
+
+def asked(made: Path, *words: str) -> Result:
+    how = [f"--model={made / 'model'}", "--quantization=none", "--max-new-tokens=4", "--no-retry"]
+    return CliRunner().invoke(main, ["caption", f"--cache={made / 'cache'}", *how, *words])
+
+
+def test_a_system_prompt_a_conversation_of_an_option_and_one_of_a_file_are_asked_alike(made):
+    """Braces of JSON are not doubled; the keys are equal, so that one caption serves all three."""
+    plain = asked(made, "--prompt=what=What happens?")
+    assert "1 caption made" in plain.output, plain.output
+    told = asked(made, "--prompt=what=What happens?", "--system=Be terse.")
+    assert "1 caption made, 0 there already" in told.output, told.output
+    option = asked(made, f"--prompt=what={json.dumps(CONVERSATION)}")
+    assert "0 captions made, 1 there already" in option.output, option.output
+    file = made / "asked.toml"
+    file.write_text(f"[prompts]\nwhat = '''{json.dumps(CONVERSATION)}'''\n")
+    of_file = asked(made, f"--prompts={file}")
+    assert "0 captions made, 1 there already" in of_file.output, of_file.output
+    with catalog_of(made / "cache") as catalog:
+        prompts = [row["prompt"] for row in catalog.captions.rows()]
+    assert sorted(prompts) == sorted(["What happens?", json.dumps(CONVERSATION)])
+
+
+def test_two_system_prompts_are_refused(made):
+    twice = asked(made, f"--prompt=what={json.dumps(CONVERSATION)}", "--system=Be kind.")
+    assert twice.exit_code == 2
+    assert "has a system message of its own" in twice.output
