@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hostile_checkpoints import CHANGES
+from hostile_checkpoints import CHANGES, TOKENIZERS
+
+from cogcache.errors import CheckpointError
+from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.checkpoints.tokenizer_bounds import check_tokenizer
+from cogcache.models.derived.processor_files import load_processor
+from cogcache.models.registry import family_of
 
 TRY = """
 import json, os, resource, shutil, signal, sys, tempfile, warnings
@@ -88,6 +95,11 @@ NAMES = [
     "header_shape_huge",
     "header_shape_text",
     "header_deep",
+    "header_huge",
+    "header_said_twice",
+    "index_said_twice",
+    "index_a_link_to_a_pipe",
+    "shard_a_link_to_a_pipe",
     "tokenizer_a_pipe",
     "generation_config_deep",
 ]
@@ -125,11 +137,33 @@ def test_an_odd_checkpoint_is_refused_with_a_message(found, name):
     [
         "layers_huge", "layers_2000", "vision_layers_huge", "width_huge", "width_400_digits",
         "index_upwards", "index_absolute", "header_shape_huge", "config_deep", "header_deep",
+        "header_huge", "header_said_twice", "index_said_twice", "shard_a_link_to_a_pipe",
     ],
 )  # fmt: skip
 def test_what_would_do_harm_is_not_used(found, name):
     assert found[name][1].startswith("refused")
     assert "Hint: " in found[name][1]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_that_would_fill_the_memory_is_refused_before_it_is_given_a_text(
+    tmp_path, name
+):
+    shutil.copyfile(TINY / "tokenizer.json", tmp_path / "tokenizer.json")
+    check_tokenizer(tmp_path)
+    TOKENIZERS[name](tmp_path)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json") as caught:
+        check_tokenizer(tmp_path)
+    assert "fetch it anew" in caught.value.hint
+
+
+def test_both_kinds_of_families_look_at_their_tokenizer_first(tmp_path):
+    folder = Path(shutil.copytree(TINY, tmp_path / "model"))
+    TOKENIZERS["tokenizer_growing"](folder)
+    with pytest.raises(CheckpointError, match="times as long"):
+        family_of(Checkpoint.open(str(folder))).tokenizer_json()
+    with pytest.raises(CheckpointError, match="times as long"):
+        load_processor(folder, "qwen2_vl")
 
 
 @pytest.mark.slow

@@ -89,6 +89,78 @@ def index(value: Any) -> Change:
     return change
 
 
+def a_link_to_a_pipe(name: str) -> Change:
+    """Return a change that puts a link to a pipe, which nobody writes to, in a file's place."""
+
+    def change(folder: Path) -> None:
+        os.mkfifo(folder / "pipe")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("pipe")
+
+    return change
+
+
+def header_said_twice(folder: Path) -> None:
+    """Give the first tensor of the first shard two entries; readers take one or the other."""
+    shard = _first_shard(folder)
+    data = shard.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    first, *_ = _header(shard)
+    other = json.dumps({"dtype": "U8", "shape": [0], "data_offsets": [0, 0]})
+    text = f"{{{json.dumps(first)}: {other}, ".encode() + data[9 : 8 + length]
+    shard.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def tokenizer(**changes: Any) -> Change:
+    """Return a change of parts of tokenizer.json."""
+
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+TEN_LETTERS = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+MARKS = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+TOKENIZERS: dict[str, Change] = {
+    "tokenizer_growing": tokenizer(
+        normalizer={"type": "Sequence", "normalizers": [TEN_LETTERS] * 20}
+    ),
+    "tokenizer_growing_inside": tokenizer(
+        normalizer={
+            "type": "Sequence",
+            "normalizers": [{"type": "Sequence", "normalizers": [TEN_LETTERS] * 2}] * 10,
+        }
+    ),
+    "tokenizer_growing_between_letters": tokenizer(
+        normalizer={
+            "type": "Sequence",
+            "normalizers": [{**TEN_LETTERS, "pattern": {"Regex": ""}, "content": "b"}] * 40,
+        }
+    ),
+    "tokenizer_growing_when_decoding": tokenizer(
+        decoder={"type": "Sequence", "decoders": [TEN_LETTERS] * 20}
+    ),
+    "tokenizer_adding": tokenizer(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [MARKS] * 10_000,
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        }
+    ),
+    "tokenizer_padding": tokenizer(
+        padding={
+            "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>",
+        }
+    ),
+    "tokenizer_padding_to_multiples": tokenizer(padding={"pad_to_multiple_of": 10**9}),
+}  # fmt: skip
+"""What a tokenizer may do to a text, by name."""
+
+
 def _first_shard(folder: Path) -> Path:
     return sorted(folder.glob("*.safetensors"))[0]
 
@@ -217,6 +289,16 @@ CHANGES: dict[str, Change] = {
     "header_list": header_text("[]"),
     "header_number_names": header_text('{"a": 7}'),
     "header_empty": header_text("{}"),
+    "header_huge": header_text('{"a": [' + "[]," * 2**23 + "[]]}"),
+    "header_said_twice": header_said_twice,
+    "index_of_nothing": written(
+        "model.safetensors.index.json", '{"weight_map": [' + "[]," * 10**7 + "[]]}"
+    ),
+    "index_said_twice": written(
+        "model.safetensors.index.json", '{"weight_map": {"a": "a"}, "weight_map": {"a": ".."}}'
+    ),
+    "index_a_link_to_a_pipe": a_link_to_a_pipe("model.safetensors.index.json"),
+    "shard_a_link_to_a_pipe": lambda folder: a_link_to_a_pipe(_first_shard(folder).name)(folder),
     "shard_a_pipe": lambda folder: a_pipe(_first_shard(folder).name)(folder),
     "tokenizer_deep": written("tokenizer.json", DEEP),
     "tokenizer_empty": written("tokenizer.json", "{}"),

@@ -18,8 +18,11 @@ from typing import Any, Final
 from cogcache.errors import CheckpointError, CogcacheError
 from cogcache.system import machine_error
 
-MAX_FILE_BYTES: Final = 2**28
+MAX_FILE_BYTES: Final = 2**26
 """Of one small file; the largest known tokenizers have 40 MB."""
+MAX_JSON_BYTES: Final = 2**25
+"""Of one that is read as JSON, tokenizers apart: lists of nothing take 20 times as much memory. An
+index of 140,000 tensors has 20 MB."""
 MAX_DEPTH: Final = 32
 MAX_LAYERS: Final = 1024
 """The deepest known models have some 130 layers."""
@@ -86,13 +89,15 @@ def check_files(folder: Path, files: Iterable[Path]) -> None:
             raise CheckpointError(f"{path} has {about.st_size:,} bytes", _HINT)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: it cannot be read, is none, or is nested too deep.
+        CheckpointError: it cannot be read, is none, or is too large or nested too deep.
     """
     try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise CheckpointError(f"{path} has {size:,} bytes", _HINT)
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", "fetch it anew") from error

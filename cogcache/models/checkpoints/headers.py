@@ -14,8 +14,9 @@ from cogcache.errors import MissingShardError, TruncatedShardError
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_HEADER_BYTES = 100_000_000
-"""Bound of a shard's header, as safetensors itself sets it."""
+MAX_HEADER_BYTES = 2**24
+"""Bound of a shard's header: some 80,000 tensors. safetensors itself takes 100 MB, of which JSON
+makes twenty times as much memory."""
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -53,7 +54,9 @@ def read_header(shard: Path) -> dict[str, TensorInfo]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, shard.stat().st_size - 8):
                 raise TruncatedShardError(f"{shard} has no readable safetensors header", hint)
-            entries: dict[str, Any] = json.loads(file.read(length))
+            entries: dict[str, Any] = json.loads(
+                file.read(length), object_pairs_hook=_without_repeats
+            )
         entries.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         described = {name: _tensor_info(name, entry) for name, entry in entries.items()}
@@ -69,6 +72,14 @@ def read_header(shard: Path) -> dict[str, TensorInfo]:
         problem = f"{shard} has {there:,} bytes where its header says {8 + length + end:,}"
         raise TruncatedShardError(problem, hint)
     return described
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a mapping: of a name that is there twice, readers would take one or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header has a name twice")
+    return found
 
 
 def _tensor_info(name: str, entry: Mapping[str, Any]) -> TensorInfo:

@@ -10,6 +10,7 @@ from cogcache.errors import CheckpointError, ConfigError
 from cogcache.keys import Field
 from cogcache.models.checkpoints.bounds import blamed_on, check_ids
 from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.checkpoints.tokenizer_bounds import check_tokenizer
 from cogcache.models.cogvlm2 import layout as layouts
 from cogcache.models.family import ClipTensors, Family, PromptRow, left_padded
 
@@ -226,5 +227,6 @@ class CogVLM2Family(Family):
         path = self.checkpoint.folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing", "fetch tokenizer.json into that folder")
+        check_tokenizer(self.checkpoint.folder)
         with blamed_on(self.checkpoint.folder):
             return Tokenizer.from_file(str(path))

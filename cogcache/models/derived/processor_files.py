@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from cogcache.models.checkpoints.tokenizer_bounds import check_tokenizer
 from cogcache.models.derived.conversation import read_json
 
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -27,9 +28,13 @@ def load_processor(folder: Path, family: str) -> Any:
     Args:
         folder: of the checkpoint.
         family: name of the family, which is the config's `model_type`.
+
+    Raises:
+        CheckpointError: its tokenizer would fill the memory.
     """
     from transformers import AutoProcessor
 
+    check_tokenizer(folder)
     if (names := NAMED.get(family)) and (family == "llava_next_video" or not _is_named(folder)):
         return _by_parts(folder, *names)
     processor = AutoProcessor.from_pretrained(folder)
