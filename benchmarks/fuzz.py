@@ -36,6 +36,26 @@ ROW: dict[str, Any] = {
     "feature_key": KEY, "video": "/a.mp4", "start_s": 0.0, "end_s": None, "settings": {},
     "num_tokens": 3, "seconds": 0.1,
 }  # fmt: skip
+_MADE = "2026-01-01T00:00:00"
+NEWER: dict[str, dict[str, Any]] = {
+    "edits": {
+        "uid": "e#", "caption_key": "#", "edited_key": KEY, "set_name": "reviewed",
+        "action": "edit", "text": "a", "was": "b", "state": "accepted", "tags": "[]",
+        "author": "me", "created_at": _MADE, "batch": "b#", "undoes": "",
+    },
+    "scores": {
+        "name": "motion", "feature_key": KEY, "caption_key": "#", "score": 0.5, "model": "m",
+        "prompt": "", "epoch": 1, "details": "{}", "created_at": _MADE,
+    },
+    "forgotten": {
+        **ROW, "flags": "[]", "settings": "{}", "caption_key": "f#", "forgotten_at": _MADE,
+        "caption": "a", "created_at": _MADE,
+    },
+    "cuts": {"feature_key": KEY[:-1] + "#", "cut": "whole"},
+}  # fmt: skip
+"""Rows of tables that the commands fill one by one; # is the number of the row."""
+CHANGED = ("captions", "captions", "runs", "memory", *NEWER)
+"""Tables whose cells are changed."""
 ODD_VALUES = (
     None, "", b"", b"\xff\xfe", "\0", "x" * 2**17, -1, 2**63 - 1, -(2**63), 1.5, 9e999, -9e999,
     "{", "[]", "{}", '{"a": NaN}', "[" * 5000 + "]" * 5000, '["a", 7]', "../../etc/passwd", "1e400",
@@ -143,13 +163,22 @@ def rows(folder: Path, chance: random.Random, changes: int) -> int:
         )
         catalog.runs.start("extract", "tiny", {})
         catalog.files.remember("reading a", {"a": 1})
+    with closing(CatalogFile(path)) as file, file.transaction() as conn:
+        for table, row in NEWER.items():
+            names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+            for number in range(3):
+                conn.execute(
+                    f"INSERT INTO {table} ({names}) VALUES ({places})",
+                    {name: value.replace("#", str(number)) if isinstance(value, str) else value
+                     for name, value in row.items()},
+                )  # fmt: skip
     sound = path.read_bytes()
     for number in range(count := max(1, changes // 4)):
         copy = folder / f"copy-{number}.sqlite"
         copy.write_bytes(sound)
         with closing(CatalogFile(copy)) as file, suppress(CogcacheError, sqlite3.Error):
             for _ in range(chance.choice((1, 1, 2, 5))):
-                table = chance.choice(("captions", "captions", "runs", "memory"))
+                table = chance.choice(CHANGED)
                 name = chance.choice([*COLUMNS[table]])
                 sql = f"UPDATE {table} SET {name} = ? WHERE rowid = ?"
                 with file.transaction() as conn:
@@ -163,7 +192,7 @@ def rows(folder: Path, chance: random.Random, changes: int) -> int:
 
 def check_shown(path: Path) -> None:
     """List all that a catalog holds, as the commands do; odd rows are not among it."""
-    from cogcache.catalog import CaptionSearch, Catalog
+    from cogcache.catalog import CaptionSearch, Catalog, Selection, kept_captions
     from cogcache.catalog.earlier_versions import outdated
     from cogcache.errors import CogcacheError
     from cogcache.web.browse import Browser
@@ -178,6 +207,14 @@ def check_shown(path: Path) -> None:
         catalog.captions.prompt_names()
         catalog.captions.made_in("m")
         catalog.files.recall("reading a")
+        for edit in [*catalog.edits.all(), *catalog.edits.reviewed().values()]:
+            assert isinstance(edit["tags"], list)
+        for score in catalog.scores.rows():
+            assert isinstance(score["score"], float)
+        catalog.cuts.of([KEY])
+    with suppress(CogcacheError):
+        for kept in kept_captions(path, Selection()).captions:
+            assert isinstance(kept["caption"], str)
     with suppress(CogcacheError):
         outdated(path)
     with suppress(CogcacheError), CaptionSearch(path) as search:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogcache.api.progress import progress_bar
 from cogcache.catalog import Catalog, path_to_text
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.settings import NO_MODEL, Settings, known_part, load_settings, parse_prompts
@@ -170,14 +171,14 @@ class Cache:
         if not settings.model:
             raise ConfigError(NO_MODEL, "name one: model='tiny', a folder, or a hub id")
         names = () if videos is None else as_names(videos)
-        result = ask_stage(
-            StageRequest(stage=stage, cache=self.folder, settings=settings, videos=names),
-            quiet=True,
-        )
+        request = StageRequest(stage=stage, cache=self.folder, settings=settings, videos=names)
+        with progress_bar(self.folder, stage) as bar:
+            result = ask_stage(request, quiet=True)
+            bar.end(result.report)
         if result.report is None:
             problem = f"{stage} ended with exit status {result.exit_status}"
             raise CogcacheError(problem, "its message is on the standard error stream")
-        del result.report["lines"]
+        del result.report["told"]
         return result.report
 
 

@@ -6,6 +6,7 @@ Kept apart from the other options: these need the settings, whose import takes a
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -32,9 +33,19 @@ class LocationType(NamedPath):
         return location_of(found) if isinstance(found, str) else found
 
 
+class CachePath(NamedPath):
+    """The folder of a cache; where none is named, those that lie here are."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """Say what to type."""
+        here = sorted(path.parent.name for path in Path().glob("*/cogcache.toml"))
+        known = f"; caches here: {', '.join(map(quote, here[:5]))}" if here else ""
+        return f"Name the folder of the cache, or set COGCACHE_CACHE{known}"
+
+
 cache_option = click.option(
     "--cache",
-    type=NamedPath(file_okay=False, path_type=Path),
+    type=CachePath(file_okay=False, path_type=Path),
     required=True,
     envvar="COGCACHE_CACHE",
     metavar="DIR",

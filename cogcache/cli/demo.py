@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +18,19 @@ if TYPE_CHECKING:
 
 
 NEXT = """To try on your own videos, of which tiny knows nothing:
-  cogcache configs                                    models and settings to start from
-  cogcache plan clips/ --config qwen2.5-vl            what one takes on this machine
-  cogcache run clips/ --cache cache --config qwen2.5-vl"""
+  {cogcache} configs                           models and settings to start from
+  {cogcache} plan clips/ --config qwen2.5-vl   what one takes on this machine
+  {cogcache} run clips/ --cache cache --config qwen2.5-vl"""
+
+
+def what_next() -> str:
+    """Return three commands to go on with, as they can be typed here.
+
+    `make demo` installs to a folder where a shell does not look: there the path is part of them.
+    """
+    own = sys.argv[0]
+    is_found = shutil.which("cogcache") or Path(own).name != "cogcache"
+    return NEXT.format(cogcache="cogcache" if is_found else quote(own))
 
 
 @click.command()
@@ -64,7 +77,7 @@ def _print_demonstration(shown: Demonstration) -> None:
         split = {part: float(str(seconds)) for part, seconds in row["split"].items()}
         parts = ", ".join(f"{part} {format_seconds(s)}" for part, s in split.items())
         click.echo(f"  {row['command']}: {parts}")
-    click.echo(f"\n{NEXT}")
+    click.echo(f"\n{what_next()}")
 
 
 def _rows(shown: Demonstration) -> list[dict[str, str]]:

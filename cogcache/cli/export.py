@@ -172,7 +172,7 @@ def _finish(done: Exported, *, json_: bool = False) -> None:
         told |= {"absent": [str(each) for each in done.absent], "notes": done.notes}
         click.echo(json.dumps(told, default=str))
         raise SystemExit(0 if done.is_whole else 1)
-    click.echo(f"{done.captions:,} captions written")
+    click.echo(f"{done.captions:,} caption{'s' * (done.captions != 1)} written")
     if done.rejected:
         click.echo(f"{done.rejected:,} rejected captions left out (--include-rejected)", err=True)
     if done.empty:

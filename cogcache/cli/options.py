@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cogcache.cli.cache_option import NamedPath
 from cogcache.cli.help import SettingOption
@@ -24,7 +25,7 @@ from cogcache.settings import (
     parse_prompts,
     prompt_sets_of,
 )
-from cogcache.system import package_file
+from cogcache.system import package_file, package_files
 
 Command = Callable[..., Any]
 
@@ -43,6 +44,14 @@ class _ConfigFile(click.ParamType[Path]):
         if path.exists() or path.suffix or len(path.parts) != 1:
             return Path(_FILE.convert(value, param, ctx))
         return package_file("configs", str(value))
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer the names, and where none begins so, files."""
+        names = [name for name in package_files("configs") if name.startswith(incomplete)]
+        found = [CompletionItem(name) for name in names]
+        return found or [CompletionItem(incomplete, type="file")]
 
 
 _ALIASES = {

@@ -183,7 +183,7 @@ def history(id_: int, cache: Path, set_: str, author: str | None, json_: bool) -
 
 @click.command()
 @click.argument("old", required=False, default="")
-@click.argument("new", required=False, default="")
+@click.argument("new", required=False, default=None)
 @cache_option
 @_review_options
 @click.option("--regex", is_flag=True, help="OLD is a pattern of Python's re; NEW may name groups.")
@@ -209,7 +209,10 @@ def replace(
     """
     from cogcache.review import Rewriting
 
-    rewriting = Rewriting(**how)
+    if how["old"] and how["new"] is None:
+        hint = "to take the words out, write '' for them"
+        raise ConfigError(f"it is not said what to put in the place of {how['old']!r}", hint)
+    rewriting = Rewriting(**{**how, "new": how["new"] or ""})
     with _opened(cache, set_, author) as reviews:
         changes = rewriting.preview(reviews.chosen(selection))
         rows = [

@@ -186,13 +186,12 @@ def run(
             say_what_toy_knows(settings, cache)
         if result.report:
             reports[stage] = result.report
-            _print([] if json_ else result.report["lines"])
+            _print([] if json_ else result.report["told"]["lines"])
 
     status = run_both(request, tell, quiet=json_, verbose=_is_verbose())
     if json_:
         for row in reports.values():
-            for name in ("lines", "failed", "next"):
-                del row[name]
+            del row["told"]
         _print([json.dumps({"exit_status": status, **reports})])
     else:
         _print(_peak_lines(list(reports.values())))
@@ -223,7 +222,7 @@ def stage(result_fd: int, quiet: bool) -> None:
         "next": next_lines(report, request.cache),
     }
     with os.fdopen(result_fd, "w", encoding="utf-8") as pipe:
-        json.dump({**report_object(report), **told}, pipe)
+        json.dump({**report_object(report), "told": told}, pipe)
     raise SystemExit(report.exit_status)
 
 
@@ -306,8 +305,8 @@ def _peak_lines(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 def _last_lines(reports: Sequence[dict[str, Any]]) -> list[str]:
     """Return what to type next: where anything failed, and what follows the last stage."""
-    failed = dict.fromkeys(line for row in reports for line in row["failed"])
-    return [*failed, *(reports[-1]["next"] if reports else [])]
+    failed = dict.fromkeys(line for row in reports for line in row["told"]["failed"])
+    return [*failed, *(reports[-1]["told"]["next"] if reports else [])]
 
 
 def _print(lines: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -13,8 +15,17 @@ from cogcache.errors import ConfigError
 from cogcache.system import package_file, package_files
 
 
+def _beginning(names: Iterable[str], begun: str) -> list[str]:
+    """Return the names that a shell offers for what was typed so far."""
+    return [name for name in names if name.startswith(begun)]
+
+
 @click.command()
-@click.argument("name", required=False)
+@click.argument(
+    "name",
+    required=False,
+    shell_complete=lambda _ctx, _param, begun: _beginning(package_files("configs"), begun),
+)
 @click.argument("target", type=NamedPath(path_type=Path), required=False)
 @json_option
 def configs(name: str | None, target: Path | None, json_: bool) -> None:
@@ -51,7 +62,11 @@ def _row(name: str, path: Path) -> dict[str, str]:
 
 
 @click.command("help")
-@click.argument("topic", required=False)
+@click.argument(
+    "topic",
+    required=False,
+    shell_complete=lambda _ctx, _param, begun: _beginning(package_files("docs"), begun),
+)
 @click.pass_context
 def help_(context: click.Context, topic: str | None) -> None:
     """Show a page of the docs: `cogcache help long-videos`; without TOPIC, list them.
@@ -69,7 +84,14 @@ def help_(context: click.Context, topic: str | None) -> None:
         print_rows(rows, ("topic", "about"), json_=False)
         click.echo("\n`cogcache help TOPIC` shows a page, `cogcache COMMAND --help` the options")
         return
-    click.echo_via_pager(package_file("docs", topic).read_text(encoding="utf-8"))
+    pages = package_files("docs")
+    if topic not in pages:
+        commands = group.commands if isinstance(group, click.Group) else {}
+        shown = [name for name, each in commands.items() if not each.hidden]
+        near = difflib.get_close_matches(topic, [*shown, *pages], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`cogcache help` lists the pages"
+        raise ConfigError(f"there is no page and no command {topic!r}", hint)
+    click.echo_via_pager(pages[topic].read_text(encoding="utf-8"))
 
 
 def _title(path: Path) -> str:

@@ -96,9 +96,10 @@ def format_of(out: Path, name: str | None) -> str:
     if chosen in FORMATS:
         return chosen
     there = f"give --format: {', '.join(FORMATS)}"
+    near = difflib.get_close_matches(chosen, FORMATS, n=1)
     if name is None:
-        raise ConfigError(f"{out.name!r} does not tell the format", there)
-    near = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {out.with_suffix(f'.{near[0]}').name}? Else {there}"
+        raise ConfigError(f"{out.name!r} does not tell the format", hint if near else there)
     hint = f"did you mean {near[0]}?" if near else there
     raise ConfigError(f"there is no format {name!r}", hint)
 

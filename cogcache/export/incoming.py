@@ -50,6 +50,9 @@ def lines_of(source: Path) -> Iterator[Line]:
         yield from _beside(source)
     elif source.suffix.lower() == ".csv":
         yield from _table(source)
+    elif source.suffix.lower() in (".vtt", ".srt", ".txt", ".parquet", ".xlsx"):
+        problem = f"{source} is none of JSONL, CSV, or a folder of .txt files beside videos"
+        raise ConfigError(problem, "correct what `cogcache export OUT.jsonl` or OUT.csv writes")
     else:
         yield from _json_lines(source)
 

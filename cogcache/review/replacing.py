@@ -71,7 +71,10 @@ class Rewriting:
         # \b is no border beside a letter that is none of a word: "(a)" would not be found.
         before = r"(?<!\w)" if self.old[:1].isalnum() else ""
         after = r"(?!\w)" if self.old[-1:].isalnum() else ""
-        return re.compile(f"{before}{re.escape(self.old)}{after}", flags)
+        words = f"{before}{re.escape(self.old)}{after}"
+        if not self.new:  # of the two blanks around words that are taken out, one stays
+            words = rf"(?:(?:^|(?<=\s)){words}[ \t]|[ \t]?{words})"
+        return re.compile(words, flags)
 
     def of(self, text: str) -> str:
         """Return a caption after the change.

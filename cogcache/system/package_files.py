@@ -32,7 +32,8 @@ def package_file(kind: Literal["configs", "docs"], name: str) -> Path:
     files = package_files(kind)
     if (found := files.get(name)) is not None:
         return found
-    near = difflib.get_close_matches(name, files, n=1)
-    what = "settings" if kind == "configs" else "help"
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(files)}"
+    near = difflib.get_close_matches(name, files, n=3)
+    near += [each for each in files if each.startswith(name) and each not in near]
+    hint = f"did you mean {', '.join(sorted(near))}?" if near else f"there are {', '.join(files)}"
+    what = "settings" if kind == "configs" else "page"
     raise ConfigError(f"there is no file {name}, nor {what} of that name", hint)

@@ -25,6 +25,14 @@ def test_the_notebook_runs_and_names_colours(tmp_path, monkeypatch):
         for output in cell.get("outputs", ())
         if "data" in output
     ]
+    bars = "".join(
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output["output_type"] == "stream" and output["name"] == "stderr"
+    )
+    assert "extract: 100%" in bars
+    assert "caption: 100%" in bars
     assert "(2, 0)" in said
     assert any("clip-00.mp4', 'Blue.'" in each for each in said)
     assert any("torch.bfloat16" in each for each in said)

@@ -41,6 +41,22 @@ FAILURE = {
     "tries": 1, "first_at": "2026-01-01T00:00:00", "last_at": "2026-01-01T00:00:00",
 }  # fmt: skip
 FACT = {"path": "/f/{n}.mp4", "size_bytes": 1, "mtime_ns": 1, "inode": "1", "digest": "d{n}"}
+FORGOTTEN = {
+    "caption_key": "f{n}", "forgotten_at": "2026-01-01T00:00:00", "feature_key": "{n:064x}",
+    "video": "/v/{n}.mp4", "start_s": 0.0, "prompt_name": "p", "prompt": "?", "caption": "a",
+    "model": "m", "quantization": "none", "flags": "[]", "num_tokens": 1, "seconds": 0.1,
+    "settings": "{}", "created_at": "2026-01-01T00:00:00",
+}  # fmt: skip
+CUT = {"feature_key": "{n:064x}", "cut": "whole"}
+EDIT = {
+    "uid": "e{n}", "caption_key": "k{n}", "edited_key": "{n:064x}", "set_name": "reviewed",
+    "action": "edit", "text": "a", "was": "b", "state": "accepted", "tags": "[]", "author": "me",
+    "created_at": "2026-01-01T00:00:00", "batch": "b{n}", "undoes": "",
+}  # fmt: skip
+SCORE = {
+    "name": "motion", "feature_key": "{n:064x}", "caption_key": "", "score": 0.5, "model": "m",
+    "prompt": "", "epoch": 1, "details": "{}", "created_at": "2026-01-01T00:00:00",
+}  # fmt: skip
 ODD: dict[str, tuple[dict, list[dict]]] = {
     "runs": (RUN, [
         {"settings": "{"}, {"settings": "[1]"}, {"split": '{"a": "b"}'}, {"split": DEEP},
@@ -77,6 +93,27 @@ ODD: dict[str, tuple[dict, list[dict]]] = {
     "memory": ({"name": "reading d{n}", "value": "{}"}, [
         {"value": "{"}, {"value": "[]"}, {"value": b"{}"}, {"value": DEEP}, {"name": b"a"},
         {"name": "a\0b"}, {"value": '{"a": Infinity}'}, {"value": "x" * 10**6},
+    ]),
+    "forgotten": (FORGOTTEN, [
+        {"forgotten_at": "long ago"}, {"caption": b"a"}, {"caption": "x" * 2**21}, {"flags": "{"},
+        {"settings": "7"}, {"start_s": "early"}, {"feature_key": "../k"}, {"model": b"m"},
+        {"num_tokens": "many"}, {"seconds": 9e999}, {"video": "a\0b"}, {"id": "first"},
+    ]),
+    "cuts": (CUT, [
+        {"feature_key": "../k"}, {"feature_key": b"k"}, {"cut": "segment:-1"}, {"cut": b"whole"},
+        {"cut": "<script>"}, {"cut": ""},
+    ]),
+    "edits": (EDIT, [
+        {"uid": ""}, {"uid": b"e"}, {"edited_key": "../k"}, {"caption_key": b"k"},
+        {"set_name": ""}, {"action": b"edit"}, {"text": b"a"}, {"was": 7.5}, {"text": "x" * 2**21},
+        {"state": "perhaps"}, {"tags": "{"}, {"tags": "[7]"}, {"tags": DEEP}, {"author": b"me"},
+        {"created_at": "then"}, {"batch": ""}, {"undoes": "u" * 300},
+    ]),
+    "scores": (SCORE, [
+        {"name": ""}, {"name": b"motion"}, {"feature_key": b"k"}, {"feature_key": "k" * 70},
+        {"caption_key": "k" * 300}, {"score": "high"}, {"score": 9e999}, {"model": b"m"},
+        {"prompt": b"?"}, {"epoch": "late"}, {"details": "[]"}, {"details": '{"a": NaN}'},
+        {"created_at": "then"}, {"run": "first"},
     ]),
 }  # fmt: skip
 """By table: a row that is in order, and what is odd in another one."""
@@ -278,6 +315,10 @@ def test_every_column_is_looked_at(cache):
         for table, checks in COLUMNS.items():
             names = {row[1] for row in conn.execute(f"PRAGMA table_info({table})")}
             assert names == {*checks, "checksum"}
+
+
+def test_every_table_has_odd_rows_here():
+    assert {*ODD, "captions"} == {*COLUMNS}
 
 
 def test_a_long_caption_without_blanks_is_left_out_before_it_is_cut_into_letters(tmp_path):

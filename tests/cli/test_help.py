@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete, get_completion_class
 from click.testing import CliRunner
 
 from cogcache.cli import main
 from cogcache.cli.help import COMMANDS, EXAMPLES, OLD_SPELLINGS
 
+ROOT = Path(__file__).parents[2]
 SHOWN = sorted(name for name, command in main.commands.items() if not command.hidden)
 
 
@@ -79,3 +82,26 @@ def test_help_lists_each_command_with_the_first_sentence_of_its_own_help():
     listed = {name: said for said_of in COMMANDS.values() for name, said in said_of.items()}
     shown = {name: each for name, each in main.commands.items() if not each.hidden}
     assert listed == {name: each.get_short_help_str(limit=500) for name, each in shown.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "offered"),
+    [
+        ([], "ex", {"export", "extract"}),
+        (["extract"], "--max-f", {"--max-frames"}),
+        (["extract", "--config"], "cogvlm2-c", {"cogvlm2-caption"}),
+        (["configs"], "ti", {"tiny"}),
+        (["help"], "long", {"long-videos"}),
+        ([], "sta", {"status"}),  # `stage` is hidden
+    ],
+)
+def test_a_shell_completes_commands_options_and_names(words, begun, offered):
+    complete = ShellComplete(main, {}, "cogcache", "_COGCACHE_COMPLETE")
+    assert {item.value for item in complete.get_completions(words, begun)} == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_docs_say_how_a_shell_learns_it(shell):
+    page = (ROOT / "docs" / "first-captions.md").read_text()
+    assert f"_COGCACHE_COMPLETE={shell}_source cogcache" in page
+    assert get_completion_class(shell) is not None

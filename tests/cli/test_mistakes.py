@@ -26,6 +26,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mistakes")
     write_scene(folder / "a.mp4", 0, num_frames=10)
     (folder / "list.txt").write_text("a.mp4\n")
+    (folder / "notes.vtt").write_text("WEBVTT\n")
     (folder / "sample.toml").write_text("[sample]\nmax_frames = 3\n")
     (folder / "typo.toml").write_text("[sampling]\nmax_frame = 3\n")
     asked = settings(model="tiny", quantization="none", max_new_tokens=2, retry=False)
@@ -71,7 +72,12 @@ MISTAKES = [
     ("search --cache cache --since yesterday red", "write it as YYYY-MM-DD"),
     ("ls --cache cache --columns nosuch", "there is no column 'nosuch'"),
     ("ls clips --cache cache --prompt-name default", "chooses among captions"),
-    ("help extrat", "did you mean"),
+    ("help extrat", "did you mean extract?"),
+    ("configs qwen", "did you mean qwen2-vl, qwen2.5-vl, qwen3-vl?"),
+    ("ls", "caches here: cache,"),
+    ("export out.jsn --cache cache", "did you mean out.jsonl?"),
+    ("replace blue --cache cache", "to take the words out, write ''"),
+    ("import notes.vtt --cache cache --set mine", "is none of JSONL, CSV, or a folder of .txt"),
     ("configs tinny", "did you mean tiny?"),
 ]
 

@@ -217,7 +217,7 @@ def test_the_command_writes_says_how_many_and_takes_filters(cache, tmp_path):
     out = tmp_path / "a.jsonl"
     arguments = ["export", str(out), "--cache", str(cache), "--max-duration", "1"]
     done = CliRunner().invoke(main, arguments)
-    assert (done.exit_code, done.stdout) == (0, "1 captions written\n")
+    assert (done.exit_code, done.stdout) == (0, "1 caption written\n")
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 2
     assert "--overwrite" in again.stderr

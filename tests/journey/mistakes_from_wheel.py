@@ -28,6 +28,7 @@ def make_things() -> None:
     """Make a captioned cache of one video, one whose video has moved, and easy mistakes."""
     write_clip(draw_scene(np.random.default_rng(0), 10), Path("a.mp4"))
     Path("list.txt").write_text("a.mp4\n")
+    Path("notes.vtt").write_text("WEBVTT\n")
     Path("sample.toml").write_text("[sample]\nmax_frames = 3\n")
     Path("typo.toml").write_text("[sampling]\nmax_frame = 3\n")
     settings = cogcache.load_settings(None, HOW)

@@ -190,6 +190,8 @@ def test_undo_of_a_bulk_change_leaves_what_was_edited_since(catalog, reviews):
         ({"old": r"(\w+) and \1", "new": r"\1", "regex": True}, "dogs and dogs", "dogs"),
         ({"old": "Dog", "new": "Cat", "ignore_case": True}, "dog Dog", "Cat Cat"),
         ({"old": "(a)", "new": r"\1"}, "so (a).", r"so \1."),
+        ({"old": "blue"}, "Two blue circles, all blue.", "Two circles, all."),
+        ({"old": "blue"}, "blue sky", "sky"),
         ({"prefix": "Film: "}, "Film: x", "Film: x"),
         ({"trigger": "SKS", "suffix": " End."}, "x", "SKS, x End."),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from click.testing import CliRunner
 from scenes import catalog_of
 
 from cogcache.cli import main
+from cogcache.cli.demo import what_next
 from cogcache.selftest.demonstration import ASKED, MIN_SHARE, NUM_CLIPS, Answer, Demonstration
+from cogcache.system import package_files
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,27 @@ def test_it_passes_only_where_each_question_is_answered_well_enough(num_wrong, p
 def test_one_question_that_is_answered_badly_is_enough_to_fail():
     bad = [replace(a, said="?") if a.question == "speed" else a for a in answers(0)]
     assert not Demonstration(tuple(bad), (), {}).passed
+
+
+@pytest.mark.parametrize(
+    ("typed", "on_path", "first"),
+    [
+        (".venv/bin/cogcache", None, ".venv/bin/cogcache"),
+        (".venv/bin/cogcache", "/usr/bin/cogcache", "cogcache"),
+        ("/somewhere/cogcache/__main__.py", None, "cogcache"),
+    ],
+)
+def test_it_ends_with_three_commands_that_can_be_typed_as_they_stand(
+    monkeypatch, typed, on_path, first
+):
+    monkeypatch.setattr(sys, "argv", [typed])
+    monkeypatch.setattr("shutil.which", lambda _: on_path)
+    _, *lines = what_next().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        name, command, *words = line.strip().partition("   ")[0].split()
+        assert name == first
+        options = {each for param in main.commands[command].params for each in param.opts}
+        assert {word for word in words if word.startswith("--")} <= options
+        if "--config" in words:
+            assert words[words.index("--config") + 1] in package_files("configs")

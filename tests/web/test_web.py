@@ -11,6 +11,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -457,6 +458,19 @@ def test_an_address_for_others_needs_a_token(collection, host):
 def test_a_short_token_is_refused():
     with pytest.raises(ConfigError, match="fewer than 16"):
         create_app(Path("cache"), "short")
+
+
+def test_the_example_of_the_docs_serves_the_pages(collection, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(collection.cache.parent)
+    assert collection.cache.name == "cache"
+    names: dict[str, Any] = {}
+    exec(code, names)  # what the page says, as a reader would type it
+    with TestClient(names["app"], base_url="http://films.example") as client:
+        assert client.get("/").status_code == 401
+        known = {"Authorization": f"Bearer {names['token']}"}
+        assert client.get("/", headers=known).status_code == 200
 
 
 def test_loopback_is_known():
