@@ -1,8 +1,9 @@
-"""What a model is told before the question: a system prompt, or a conversation of one's own."""
+"""What is told before the answers: system prompts and conversations, and warnings, once."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from scenes import catalog_of, settings, write_scene
 from zoo import QWEN2_VL
 
 from cogcache.cli import main
+from cogcache.stages.encoding.preparation import start_worker
 from cogcache.stages.extract import extract
+from cogcache.system import CONTEXT
 
 CONVERSATION = [
     {"role": "system", "content": [{"type": "text", "text": "Be terse."}]},
@@ -55,3 +58,13 @@ def test_two_system_prompts_are_refused(made):
     twice = asked(made, f"--prompt=what={json.dumps(CONVERSATION)}", "--system=Be kind.")
     assert twice.exit_code == 2
     assert "has a system message of its own" in twice.output
+
+
+def test_what_transformers_warns_of_is_shown_by_one_decode_worker_alone(monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "")  # so that it is put back afterwards
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+    first = CONTEXT.Semaphore(1)
+    start_worker("tiny", None, "bfloat16", first=first)
+    assert "TRANSFORMERS_VERBOSITY" not in os.environ
+    start_worker("tiny", None, "bfloat16", first=first)
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"

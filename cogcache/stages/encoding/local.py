@@ -18,7 +18,7 @@ from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.encoding.preparation import ClipSource, PreparedClip, prepare, start_worker
 from cogcache.stages.encoding.stage_one import StageOne
 from cogcache.stages.runs.report import RunReport
-from cogcache.system import Fetching, Spool
+from cogcache.system import CONTEXT, Fetching, Spool
 from cogcache.video import decode_limits, map_unordered
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class LocalEncoding(AbstractContextManager["LocalEncoding"]):
                 settings.revision,
                 vision.vision_dtype,
                 settings.limits.strict,
+                CONTEXT.Semaphore(1),
             ),
         )
         # An exception keeps the generator, and with it the workers, alive for a while.

@@ -6,6 +6,7 @@ back as safetensors bytes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from cogcache.system import Location, file_of
 from cogcache.video import Decoder, Seen, VideoInfo, check_unchanged, measured, read_clip, thumbnail
 
 if TYPE_CHECKING:
+    from multiprocessing.synchronize import Semaphore
+
     from cogcache.models import ClipTensors, Family
 
 
@@ -68,8 +71,25 @@ class _Worker:
     strict: bool
 
 
-def start_worker(model: str, revision: str | None, dtype: str, strict: bool = False) -> None:
-    """Make a process ready: build the family, and keep torch to one thread."""
+def start_worker(
+    model: str,
+    revision: str | None,
+    dtype: str,
+    strict: bool = False,
+    first: Semaphore | None = None,
+) -> None:
+    """Make a process ready: build the family, and keep torch to one thread.
+
+    Args:
+        model: folder or hub id of the checkpoint.
+        revision: of a hub id.
+        dtype: of what is prepared.
+        strict: whether clips that are decoded with faults are refused.
+        first: of several workers the one that gets it shows what transformers warns of; the others
+            would say the same again. None: this one shows it.
+    """
+    if first is not None and not first.acquire(block=False):
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # read when transformers is imported
     import torch
 
     torch.set_num_threads(1)
