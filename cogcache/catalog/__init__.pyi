@@ -62,6 +62,7 @@ from .search.queries import has_unspaced as has_unspaced
 from .search.selection import Listed as Listed
 from .search.selection import Selection as Selection
 from .search.selection import passing as passing
+from .search.selection import unknown_names as unknown_names
 from .search.selection import warn_of_unscored as warn_of_unscored
 from .search.semantic import SemanticIndex as SemanticIndex
 from .search.semantic import fused_search as fused_search

@@ -208,6 +208,14 @@ def print_absent(absent: Sequence[Absent]) -> None:
         click.echo(f"... and {len(absent) - SHOWN:,} more", err=True)
 
 
+def say_unknown_names(catalog: Path, selection: Selection) -> None:
+    """Say on stderr which names were asked for that no caption has: nothing is listed then."""
+    from cogcache.catalog import unknown_names
+
+    if (unknown := unknown_names(catalog, selection)) is not None:
+        click.echo("; ".join(unknown), err=True)
+
+
 def catalog_of(cache: Path) -> Path:
     """Return the catalog of a cache.
 

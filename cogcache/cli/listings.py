@@ -18,6 +18,7 @@ from cogcache.cli.filters import (
     catalog_of,
     look_options,
     print_absent,
+    say_unknown_names,
     selection_options,
     selection_options_of_failures,
 )
@@ -210,7 +211,10 @@ def _found(catalog: Catalog, what: str, selection: Selection) -> list[Any]:
     from cogcache.catalog import passing
 
     listed: Listed = "clips" if what == "clips" else "captions"
-    return [*passing(catalog.path, listed, selection, getattr(catalog, what).rows())]
+    found = [*passing(catalog.path, listed, selection, getattr(catalog, what).rows())]
+    if not found and listed == "captions":
+        say_unknown_names(catalog.path, selection)
+    return found
 
 
 def _with_cuts(catalog: Catalog, rows: list[Any]) -> list[Any]:

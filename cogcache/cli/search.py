@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.cache_option import cache_option
-from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.filters import (
+    catalog_of,
+    look_options,
+    print_absent,
+    say_unknown_names,
+    selection_options,
+)
 from cogcache.cli.judged import sort_option
 from cogcache.cli.printing import json_option, print_rows
 
@@ -89,6 +95,8 @@ def search(
         with Catalog(catalog_of(cache)) as catalog:
             rows = catalog.scores.order(rows, sort)
     print_absent(found.absent)
+    if not rows:
+        say_unknown_names(catalog_of(cache), selection)
     print_rows(rows if json_ else as_players_show(rows), COLUMNS, json_=json_)
     if found.capped:
         note = (

@@ -25,6 +25,7 @@ from cogcache.catalog import (
     names_url,
     outdated,
     text_to_file,
+    unknown_names,
     warn_of_unscored,
 )
 from cogcache.errors import ConfigError, NothingChosenError
@@ -167,16 +168,8 @@ def _current(catalog: Path, items: list[Item]) -> list[Item]:
 
 def _none_passes(catalog: Path, selection: Selection) -> NothingChosenError:
     """Return the error to show where filters leave nothing: names that are not there are told."""
-    with closing(CatalogFile(catalog)) as file:
-        for option, column, asked in (
-            ("--prompt-name", "prompt_name", selection.prompts),
-            ("--model", "model", selection.models),
-        ):
-            there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM shown_captions")]
-            if asked and not {*asked} & {*there}:
-                problem = f"no caption has {option} {', '.join(asked)}"
-                known = ", ".join(sorted(there)) or "none"
-                return NothingChosenError(problem, f"there are {known}")
+    if (unknown := unknown_names(catalog, selection)) is not None:
+        return NothingChosenError(*unknown)
     return no_caption(selection, _rejected_in(catalog, selection))
 
 

@@ -158,3 +158,12 @@ def test_captions_are_listed_by_the_filters_of_search_few_columns_and_few_rows(m
     assert listed("--prompt-name=default", "--until=2001-01-01") == []
     assert len(listed("--limit=1")) == 1
     assert "model" in here("ls", "--cache=cache").output.splitlines()[0]
+
+
+@pytest.mark.parametrize("typed", ["ls", "search a"])
+def test_a_name_that_no_caption_has_is_told_with_those_there_are(made, monkeypatch, typed):
+    monkeypatch.chdir(made)
+    found = here(*typed.split(), "--cache=cache", "--prompt-name=nosuch")
+    assert found.exit_code == 0
+    assert "no caption has --prompt-name nosuch; there are default" in found.stderr
+    assert "nothing to list" in found.stdout

@@ -277,3 +277,25 @@ def passing(
         found = file.query(f"SELECT {columns} FROM {listed} c WHERE {where}", values)
     known = {tuple(row) for row in found}
     return [row for row in rows if tuple(row[name] for name in names) in known]
+
+
+def unknown_names(catalog: Path, selection: Selection) -> tuple[str, str] | None:
+    """Say which prompts or models were asked for that no caption has, and which there are.
+
+    Args:
+        catalog: of the cache.
+        selection: the filters that nothing passed.
+
+    Returns:
+        What is wrong, and the names there are; None where each filter names one of them.
+    """
+    with closing(CatalogFile(catalog)) as file:
+        for option, column, asked in (
+            ("--prompt-name", "prompt_name", selection.prompts),
+            ("--model", "model", selection.models),
+        ):
+            there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM shown_captions")]
+            if asked and not {*asked} & {*there}:
+                known = ", ".join(sorted(there)) or "none"
+                return f"no caption has {option} {', '.join(asked)}", f"there are {known}"
+    return None
