@@ -81,15 +81,25 @@ def test_run_prints_what_both_stages_did_and_no_traceback(ran):
     assert "Traceback" not in done.stderr
 
 
-def test_run_ends_with_planned_and_measured_peaks_of_both_stages_in_one_table(ran):
+def test_run_ends_with_the_peaks_of_both_stages_in_one_table_and_what_to_type_next(ran):
     _, cache, done, _ = ran
-    *_, header, _, one, two = done.stdout.rstrip().splitlines()
+    *_, header, _, one, two, failed, after = done.stdout.rstrip().splitlines()
+    assert failed == f"  what failed, and why: cogcache failures --cache {cache}"
+    assert after == f"  next: cogcache ls --cache {cache}"
     names = ("planned_peak_bytes", "measured_peak_bytes")
     assert header.split() == ["stage", "before_loading_bytes", *names]
     for line, run in zip((one, two), listed("ls", "runs", f"--cache={cache}"), strict=True):
         stage, _, *peaks = re.split(r"\s{2,}", line)
         assert stage == run["command"]
         assert peaks == [format_bytes(run[name]) for name in names]
+
+
+def test_the_split_of_the_time_names_imports_and_leaves_little_out(ran):
+    _, cache, _, _ = ran
+    for run in listed("ls", "runs", f"--cache={cache}")[:2]:
+        assert run["split"]["import"] > 0
+        assert run["split"]["load"] > 0
+        assert sum(run["split"].values()) > 0.7 * run["report"]["total_s"], run["split"]
 
 
 def spent_s() -> float:
@@ -102,10 +112,15 @@ def test_a_second_run_does_no_work_says_so_and_takes_under_3_seconds(ran):
     videos, cache, _, _ = ran
     # Processor time: on a machine that does nothing else it is also what the clock says.
     before_s = spent_s()
-    done = cogcache("run", videos, f"--cache={cache}", "--decode-workers=1", "--prompt", COLOR)
+    how = [f"--cache={cache}", "--decode-workers=1", "--prompt", COLOR, "--json"]
+    done = cogcache("run", videos, *how)
     assert spent_s() - before_s < 3
-    assert "extract: 0 clips made, 2 there already" in done.stdout
-    assert "caption: 0 captions made, 2 there already" in done.stdout
+    told = json.loads(done.stdout)
+    assert {*told} == {"exit_status", "extract", "caption"}
+    assert told["exit_status"] == done.returncode == 0  # what failed before is no failure now
+    counts = [(told[stage]["done"], told[stage]["cached"]) for stage in ("extract", "caption")]
+    assert counts == [(0, 2), (0, 2)]
+    assert told["extract"]["skipped"] == 1
 
 
 def test_what_a_stage_imports_late_is_no_part_of_what_its_weights_take(ran):
