@@ -10,6 +10,7 @@ import click
 
 from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, selection_options
+from cogcache.cli.numbers import Whole
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 
@@ -27,9 +28,7 @@ COLUMNS = ("video", "start_s", "end_s", "prompt_name", "caption", "model")
 @click.option("--undo", is_flag=True, help="Take back what the last `forget --yes` deleted, or, "
               "of all that is kept, what passes the filters.")  # fmt: skip
 @click.option("--kept", is_flag=True, help="List what can be taken back.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=20, metavar="N", help="Show at most this many."
-)
+@click.option("--limit", type=Whole(1), default=20, metavar="N", help="Show at most this many.")
 @selection_options
 @json_option
 def forget(

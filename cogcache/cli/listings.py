@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gc
 import re
@@ -23,6 +24,7 @@ from cogcache.cli.filters import (
     selection_options_of_failures,
 )
 from cogcache.cli.judged import sort_option
+from cogcache.cli.numbers import Whole
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.units import format_bytes
@@ -77,7 +79,9 @@ class Shown:
             return found
         if absent := [name for name in self.columns if name not in found[0]]:
             known = ", ".join(found[0])
-            raise ConfigError(f"there is no column {absent[0]!r}", f"there are {known}")
+            near = difflib.get_close_matches(absent[0], [*found[0]], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {known}"
+            raise ConfigError(f"there is no column {absent[0]!r}", hint)
         return [{name: row[name] for name in self.columns} for row in found]
 
 
@@ -95,9 +99,9 @@ def shown_options(command: Callable[..., Any]) -> Callable[..., Any]:
     decorated: Callable[..., Any] = click.option(
         "--columns", metavar="A,B", help="Show these columns, of those that --json has."
     )(json_option(with_shown))
-    return click.option(
-        "--limit", type=click.IntRange(1), metavar="N", help="List at most this many."
-    )(decorated)
+    return click.option("--limit", type=Whole(1), metavar="N", help="List at most this many.")(
+        decorated
+    )
 
 
 def _sortable(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -284,9 +288,7 @@ def _order(row: Any) -> tuple[str, float]:
 @click.command()
 @click.argument("checkpoint", required=False)
 @click.option("--revision", metavar="TEXT", help="Commit, tag or branch of a hub id.")
-@click.option(
-    "--frames", type=click.IntRange(1), default=24, show_default=True, help="Frames of the clip."
-)
+@click.option("--frames", type=Whole(1), default=24, show_default=True, help="Frames of the clip.")
 @click.option(
     "--size",
     metavar="WIDTHxHEIGHT",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cogcache.cli.numbers import Real, Whole
 from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option
 from cogcache.settings import Sampling, Settings
@@ -69,14 +70,10 @@ class Asked:
 @click.command()
 @click.argument("videos", nargs=-1, type=str)
 @click.option("--size", type=SizeType(), metavar="WIDTHxHEIGHT", help="Of the videos' frames.")
-@click.option(
-    "--duration", "duration_s", type=click.FloatRange(0.1), metavar="SECONDS", help="Of a clip."
-)
-@click.option("--frames", type=click.IntRange(1), help="Frames of a clip, in place of --duration.")
-@click.option(
-    "--prompts", type=click.IntRange(1), default=1, show_default=True, help="Of each clip."
-)
-@click.option("--clips", type=click.IntRange(1), help="Clips to plan disk and time for.")
+@click.option("--duration", "duration_s", type=Real(0.1), metavar="SECONDS", help="Of a clip.")
+@click.option("--frames", type=Whole(1), help="Frames of a clip, in place of --duration.")
+@click.option("--prompts", type=Whole(1), default=1, show_default=True, help="Of each clip.")
+@click.option("--clips", type=Whole(1), help="Clips to plan disk and time for.")
 @click.option("--train", is_flag=True, help="Plan `cogcache train` too.")
 @click.option("--measure", is_flag=True, help="Run two made-up clips through both stages here.")
 @json_option

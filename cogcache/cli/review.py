@@ -14,6 +14,7 @@ from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, selection_options
 from cogcache.cli.help import dressed
 from cogcache.cli.judged import sort_option
+from cogcache.cli.numbers import Whole
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.errors import ConfigError
 from cogcache.units import printable
@@ -98,7 +99,7 @@ def review() -> None:
 @review.command("list")
 @cache_option
 @_review_options
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="List at most this many.")
+@click.option("--limit", type=Whole(1), metavar="N", help="List at most this many.")
 @sort_option
 @selection_options
 @json_option

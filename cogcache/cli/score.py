@@ -9,6 +9,7 @@ import click
 
 from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, selection_options_beside_model
+from cogcache.cli.numbers import Whole
 from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option, print_rows
 from cogcache.cli.search import DEFAULT_MODEL
@@ -26,7 +27,7 @@ SCORED = ("model", "sampling", "vision", "language", "limits")
 @cache_option
 @catalog_option
 @click.option(
-    "--others", type=click.IntRange(1), default=2, metavar="N",
+    "--others", type=Whole(1), default=2, metavar="N",
     help="Clips before which `swap` puts each caption.",
 )  # fmt: skip
 @click.option(
@@ -43,9 +44,7 @@ SCORED = ("model", "sampling", "vision", "language", "limits")
 )  # fmt: skip
 @click.option("--again", is_flag=True, help="Measure what was measured, too.")
 @click.option("--show", "show_", is_flag=True, help="List the scores that there are; measure none.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=20, help="With --show: list at most so many."
-)
+@click.option("--limit", type=Whole(1), default=20, help="With --show: list at most so many.")
 @json_option
 @selection_options_beside_model
 @settings_options(*SCORED, prompts=True, model_needed=False, without=("limit",))

@@ -18,6 +18,7 @@ from cogcache.cli.filters import (
     selection_options,
 )
 from cogcache.cli.judged import sort_option
+from cogcache.cli.numbers import Whole
 from cogcache.cli.printing import json_option, print_rows
 
 if TYPE_CHECKING:
@@ -52,10 +53,8 @@ def _semantic_options(command: Command) -> Command:
 @click.command()
 @click.argument("query", nargs=-1, required=True)
 @cache_option
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, help="Show at most this many.")
-@click.option(
-    "--offset", type=click.IntRange(0), default=0, help="Leave out that many of the best."
-)
+@click.option("--limit", type=Whole(1, 1000), default=20, help="Show at most this many.")
+@click.option("--offset", type=Whole(0), default=0, help="Leave out that many of the best.")
 @_semantic_options
 @sort_option
 @selection_options

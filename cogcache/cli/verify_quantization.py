@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.cache_option import cache_option
+from cogcache.cli.numbers import Real, Whole
 from cogcache.cli.options import settings_options
 from cogcache.cli.printing import json_option
 from cogcache.settings import Settings
@@ -17,26 +18,26 @@ if TYPE_CHECKING:
     from cogcache.stages import ComparedCaptions
 
 COMPARED = ("model", "sampling", "vision", "language", "backend", "generation")
-PART = click.FloatRange(0, 1)
+PART = Real(0, 1)
 
 
 @click.command("verify-quantization")
 @cache_option
 @click.option(
     "--compare-clips",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=32,
     show_default=True,
     help="Most clips that are captioned, spread over the cache.",
 )
 @click.option(
     "--positions",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=64,
     show_default=True,
     help="Most places of a caption at which logits are compared.",
 )
-@click.option("--max-kl", type=click.FloatRange(0), help="Most mean divergence, in nats.")
+@click.option("--max-kl", type=Real(0), help="Most mean divergence, in nats.")
 @click.option("--min-agreement", type=PART, help="Least part of places with the same top token.")
 @click.option("--min-similarity", type=PART, help="Least part of words that captions share.")
 @click.option("--max-flagged", type=PART, help="Most part of captions that get flags by it.")

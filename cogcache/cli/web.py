@@ -12,6 +12,7 @@ import click
 
 from cogcache.cli.cache_option import NamedPath, cache_option
 from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.numbers import Whole
 from cogcache.errors import ConfigError
 from cogcache.system import extra_hint
 
@@ -30,9 +31,7 @@ _force = click.option(
 @click.command()
 @cache_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, help="Port."
-)
+@click.option("--port", type=Whole(1, 65535), default=PORT, show_default=True, help="Port.")
 @click.option(
     "--token",
     envvar="COGCACHE_TOKEN",
@@ -77,7 +76,7 @@ def _exported(catalog: Path, selection: Selection) -> list[dict[str, Any]]:
 @cache_option
 @click.option("--search", "text", metavar="TEXT", help="Only captions that this search finds.")
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Most clips."
+    "--limit", type=Whole(1, 10_000), default=200, show_default=True, help="Most clips."
 )
 @click.option("--title", default="Captions", show_default=True, help="Heading of the page.")
 @_force
@@ -110,7 +109,7 @@ def gallery(
 @click.option(
     "--run",
     "runs",
-    type=click.IntRange(1),
+    type=Whole(1),
     metavar="RUN",
     multiple=True,
     help="Run whose memory is drawn, as `cogcache ls runs` numbers them; one of each stage, in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -52,7 +53,12 @@ def check_cache(root: Path) -> str | None:
         CacheError: there is no cache in the folder, or it is of another format.
     """
     if not root.is_dir():
-        raise CacheError(f"there is no cache in {root}", "make one with `cogcache extract`")
+        beside = [path.parent.name for path in root.parent.glob(f"*/{MARK}")]
+        near = difflib.get_close_matches(root.name, beside, n=1)
+        hint = (
+            f"did you mean {root.parent / near[0]}?" if near else "make one with `cogcache extract`"
+        )
+        raise CacheError(f"there is no cache in {root}", hint)
     return read_mark(root)
 
 

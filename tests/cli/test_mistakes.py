@@ -69,6 +69,10 @@ MISTAKES = [
     ("export out --cache cache", "does not tell the format"),
     ("export - --cache cache", "--format jsonl"),
     ("export out.jsonl --cache empty", "no caption passes"),
+    ("ls --cache cach", "did you mean cache?"),
+    ("ls --cache cache --columns video,captoin", "did you mean caption?"),
+    ("plan --model tiny --clips many", "'many' is not a valid whole number"),
+    ("plan --model tiny --clips 0", "0 is not in the range 1 or more"),
     ("search --cache cache --since yesterday red", "write it as YYYY-MM-DD"),
     ("ls --cache cache --columns nosuch", "there is no column 'nosuch'"),
     ("ls clips --cache cache --prompt-name default", "chooses among captions"),
@@ -167,3 +171,9 @@ def test_a_name_that_no_caption_has_is_told_with_those_there_are(made, monkeypat
     assert found.exit_code == 0
     assert "no caption has --prompt-name nosuch; there are default" in found.stderr
     assert "nothing to list" in found.stdout
+
+
+def test_thousands_may_be_typed_as_they_are_printed(made, monkeypatch):
+    monkeypatch.chdir(made)
+    assert here("ls", "--cache=cache", "--limit=10,000").exit_code == 0
+    assert here("ls", "--cache=cache", "--limit=1,00").exit_code == 2
