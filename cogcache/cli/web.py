@@ -75,9 +75,7 @@ def _exported(catalog: Path, selection: Selection) -> list[dict[str, Any]]:
 @_out
 @cache_option
 @click.option("--search", "text", metavar="TEXT", help="Only captions that this search finds.")
-@click.option(
-    "--limit", type=Whole(1, 10_000), default=200, show_default=True, help="Most clips."
-)
+@click.option("--limit", type=Whole(1, 10_000), default=200, show_default=True, help="Most clips.")
 @click.option("--title", default="Captions", show_default=True, help="Heading of the page.")
 @_force
 @selection_options
