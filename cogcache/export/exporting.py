@@ -98,8 +98,9 @@ def format_of(out: Path, name: str | None) -> str:
     there = f"give --format: {', '.join(FORMATS)}"
     near = difflib.get_close_matches(chosen, FORMATS, n=1)
     if name is None:
-        hint = f"did you mean {out.with_suffix(f'.{near[0]}').name}? Else {there}"
-        raise ConfigError(f"{out.name!r} does not tell the format", hint if near else there)
+        meant = [out.with_suffix(f".{each}").name for each in near]
+        hint = f"did you mean {meant[0]}? Else {there}" if meant else there
+        raise ConfigError(f"{out.name!r} does not tell the format", hint)
     hint = f"did you mean {near[0]}?" if near else there
     raise ConfigError(f"there is no format {name!r}", hint)
 
