@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, Failure
-from cogcache.models import identify, open_family
+from cogcache.models import Family, identify, open_family
 from cogcache.settings import Settings
 from cogcache.stages.clips.clip_claims import ClipClaims
 from cogcache.stages.clips.discovery import Finding
@@ -73,10 +73,8 @@ def extract(
     family = open_family(settings)
     family.frames_of(settings.sampling)  # refuses what no clip could be sampled by
     with open_run("extract", cache, settings, catalog_path) as run:
-        ready_to_scale("extract", settings, run.timings)
-        family = family.within(settings.sampling.pixels)
+        family = _scaling(family, run)
         remember(cache, settings)
-        ready_to_identify("extract", family, "vision", run.catalog.files, run.timings)
         with run.timings.time("digest"):
             identity = identify(family, "vision", run.catalog.files)
             wanted = Wanted(settings, family, identity, tuple(spans), retry_failed)
@@ -87,6 +85,14 @@ def extract(
             with run.working() as at:
                 _Extraction(wanted, store, run.catalog, report, at).run(work)
     return report
+
+
+def _scaling(family: Family, run: OpenedRun) -> Family:
+    """Return the family at the run's limits of pixels, with what is needed to identify its half."""
+    ready_to_scale("extract", run.settings, run.timings)
+    family = family.within(run.settings.sampling.pixels)
+    ready_to_identify("extract", family, "vision", run.catalog.files, run.timings)
+    return family
 
 
 def _begun(run: OpenedRun, work: Worklist) -> RunReport:
