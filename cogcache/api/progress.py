@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,9 +53,7 @@ def progress_bar(cache: Path, stage: Stage) -> Iterator[ProgressBar]:
     if not in_notebook():
         yield ProgressBar()
         return
-    with warnings.catch_warnings():  # without ipywidgets it draws with letters, and says so
-        warnings.simplefilter("ignore")
-        from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # without ipywidgets it draws with letters, and says so
 
     unit = "caption" if stage == "caption" else "clip"
     over = threading.Event()
