@@ -242,7 +242,7 @@ def test_a_worker_killed_in_the_middle_changes_no_token(kept):
     of = kept("cogvlm2")
 
     def kill(captioner: Captioner, made: int) -> None:
-        if made in (5, 30):
+        if made in (3, NUM_CLIPS * 2):
             decoder: VllmDecoder = captioner.half.decoder
             os.kill(decoder.pid, 9)
 
@@ -262,7 +262,8 @@ def test_rotary_tables_in_bfloat16_are_the_same_on_both_sides(kept):
 
 def test_positions_of_vllm_s_own_would_give_other_tokens(kept, monkeypatch):
     of = kept("cogvlm2")
-    monkeypatch.setattr(type(open_family(settings_of(of.model))), "positions", lambda *_: None)
+    plain = lambda _, row: torch.arange(row.length)  # noqa: E731
+    monkeypatch.setattr(type(open_family(settings_of(of.model))), "positions", plain)
     found, _ = tokens_of(of.cache, on_vllm(of.model))
     assert sum(found[key] == of.expected[key] for key in found) < len(found) / 2
 
