@@ -30,7 +30,14 @@ DECODERS: Final = {
     "qwen3_vl_text": ("qwen3", "CogcacheQwen3"),
 }
 """Kinds of decoder: what transformers calls them, vLLM's kind, and our class for vLLM."""
-FAMILIES: Final = ("cogvlm2", "qwen2_vl", "qwen3_vl")
+FAMILIES: Final = (
+    "cogvlm2",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava_onevision",
+    "llava_next_video",
+)
 """Families that were compared with transformers, token by token (`make test-vllm`)."""
 _FUSED: Final = ".language_expert_query_key_value."
 
