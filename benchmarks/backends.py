@@ -74,7 +74,7 @@ def groups(settings: Settings, store: FeatureStore, count: int) -> Iterator[list
     family, greedy = open_family(settings), Generation(max_new_tokens=64, retry=False)
     for key in store:
         # vLLM's worker reads the numbers itself.
-        found = store.outline(key) if settings.backend.is_vllm else store.read(key)
+        found = store.outline(key) if settings.inference.is_vllm else store.read(key)
         clip = ClipTensors(found.tensors)
         yield [Request(family.row(clip, text, "chat"), key, 0, greedy) for text in prompts(count)]
 

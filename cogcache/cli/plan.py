@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
 
 PLANNED = (
-    *("model", "sampling", "clips", "vision", "language", "backend", "generation"),
+    *("model", "sampling", "clips", "vision", "language", "inference", "generation"),
     *("training", "distillation"),
 )
 

@@ -34,7 +34,7 @@ STAGE_TWO = (
     "clips",
     "vision",
     "language",
-    "backend",
+    "inference",
     "generation",
     "summary",
     "quality",

@@ -17,7 +17,7 @@ from cogcache.settings import Settings
 if TYPE_CHECKING:
     from cogcache.stages import ComparedCaptions
 
-COMPARED = ("model", "sampling", "vision", "language", "backend", "generation")
+COMPARED = ("model", "sampling", "vision", "language", "inference", "generation")
 PART = Real(0, 1)
 
 

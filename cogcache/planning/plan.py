@@ -186,7 +186,7 @@ def make_plan(settings: Settings, job: Job) -> Plan:
         CogcacheError: there is no such checkpoint, or it is a split of other precisions; or vLLM
             is to run the language half.
     """
-    settings.backend.refuse_vllm("`plan`")
+    settings.inference.refuse_vllm("`plan`")
     family = family_of(Checkpoint.open(settings.model, settings.revision))
     settings = _with_kind(settings, family)
     points = {point: _Model(family.at(point), settings, job) for point in family.cache_points}

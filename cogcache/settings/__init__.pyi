@@ -1,11 +1,11 @@
 from . import json_schema as json_schema
 from . import templates as templates
-from .backend import Backend as Backend
 from .fields import AtLeastOne as AtLeastOne
 from .fields import NoneIfEmpty as NoneIfEmpty
 from .fields import NoneIfZero as NoneIfZero
 from .fields import Positive as Positive
 from .fields import Table as Table
+from .inference import Inference as Inference
 from .machines import Limits as Limits
 from .profile import DEFAULT as DEFAULT
 from .profile import MODELS as MODELS

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cogcache.settings import templates
-from cogcache.settings.backend import Backend
 from cogcache.settings.explain import explain, unknown_key
 from cogcache.settings.fields import MemorySize, NoneIfEmpty, PromptName, PromptText, Table
+from cogcache.settings.inference import Inference
 from cogcache.settings.machines import Limits, Machines
 from cogcache.settings.stage_one import Clips, Sampling, Vision
 from cogcache.settings.stage_two import Generation, Language, Quality, Summary
@@ -72,7 +72,7 @@ class Settings(Table):
     clips: Clips = Field(default_factory=Clips)
     vision: Vision = Field(default_factory=Vision)
     language: Language = Field(default_factory=Language)
-    backend: Backend = Field(default_factory=Backend)
+    inference: Inference = Field(default_factory=Inference)
     generation: Generation = Field(default_factory=Generation)
     summary: Summary = Field(default_factory=Summary)
     quality: Quality = Field(default_factory=Quality)

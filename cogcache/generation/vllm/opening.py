@@ -36,7 +36,7 @@ def opening_of(settings: Settings, view: Path) -> Opening:
         settings: device, precision, memory, rows, and the Python; see `check_backend`.
         view: folder of what it loads.
     """
-    backend, language = settings.backend, settings.language
+    backend, language = settings.inference, settings.language
     assert backend.backend_python is not None
     asked: Message = {
         "view": str(view),

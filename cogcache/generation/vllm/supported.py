@@ -22,7 +22,7 @@ def check_backend(settings: Settings, family: Family) -> None:
     Raises:
         ConfigError: names the first setting that it has no way for, and what to do.
     """
-    if settings.backend.backend_python is None:
+    if settings.inference.backend_python is None:
         problem = "--backend vllm needs the Python of the environment that vLLM is installed in"
         raise ConfigError(problem, "give --backend-python PATH; docs/vllm.md says how to make one")
     if family.name not in FAMILIES:
@@ -30,7 +30,7 @@ def check_backend(settings: Settings, family: Family) -> None:
         raise ConfigError(problem, f"it runs {', '.join(FAMILIES)}; leave --backend vllm out")
     for problem in _refused(settings, family):
         raise ConfigError(f"--backend vllm {problem}", _HINT)
-    if not settings.backend.unproven:
+    if not settings.inference.unproven:
         for what in _unproven(settings):
             problem = f"--backend vllm was never run here with {what}"
             raise ConfigError(problem, "give --unproven to try it all the same, or leave it out")
@@ -63,7 +63,7 @@ def _is_device(device: str) -> bool:
 
 
 def _unproven(settings: Settings) -> Iterator[str]:
-    if settings.backend.tensor_parallel > 1:
+    if settings.inference.tensor_parallel > 1:
         yield "several GPUs (--tensor-parallel)"
     if settings.machines.engine == "ray":
         yield "workers on Ray (--engine ray)"

@@ -77,7 +77,7 @@ def choose_quantization(
     """
     if settings.language.quantization != "auto":
         return Choice(settings)
-    if settings.backend.is_vllm:
+    if settings.inference.is_vllm:
         return _with(settings, {"quantization": "none"}, "--backend vllm quantises nothing")
     made = made or MadeWith({})
     if (held := _of_split(settings, family)) is not None:

@@ -55,7 +55,7 @@ class Captioner:
         # The grammar comes before the weights: it may be one that cannot be held.
         settings, family = self.stage.settings, self.stage.family
         self.half: LanguageHalf | VllmHalf
-        if settings.backend.is_vllm:
+        if settings.inference.is_vllm:
             assert self.store is not None
             self.half = VllmHalf(self.stage, self.report, self.store)
         else:

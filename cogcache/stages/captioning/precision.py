@@ -78,7 +78,7 @@ def check_precision(
             for the expectations.
         CacheError: the cache holds no clips for these settings.
     """
-    settings.backend.refuse_vllm("`verify-quantization`")
+    settings.inference.refuse_vllm("`verify-quantization`")
     if {settings.language.quantization, settings.language.head_quantization} == {"none"}:
         raise ConfigError("no quantisation is asked for", "give one, such as --quantization nf4")
     settings = _changed(settings, "generation", retry=False, n=1)

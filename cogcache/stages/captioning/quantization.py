@@ -29,7 +29,7 @@ def quantization_for(
         will_run: whether captions are to be made, and not only listed.
         prepare: is called before torch is needed.
     """
-    if settings.language.quantization != "auto" or settings.backend.is_vllm:
+    if settings.language.quantization != "auto" or settings.inference.is_vllm:
         return choose_quantization(settings, family)
     made = MadeWith(catalog.captions.made_in(settings.model), _group_size(catalog))
     return choose_quantization(settings, family, made, will_run=will_run, prepare=prepare)

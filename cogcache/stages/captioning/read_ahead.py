@@ -88,7 +88,7 @@ def read_clip_outline(family: Family) -> Read:
 
 def reader_for(stage: StageTwo) -> Read:
     """Return what reads a clip's features for the backend that the settings name."""
-    if stage.settings.backend.is_vllm:
+    if stage.settings.inference.is_vllm:
         return read_clip_outline(stage.family)
     return read_clip_features
 

@@ -48,7 +48,7 @@ class StageTwo:
     def _precision(self) -> dict[str, Field]:
         """Return the kind of weights, and who computes with them where it is not transformers."""
         fields: dict[str, Field] = {**Quantization.of(self.settings.language).fields()}
-        return fields | ({"backend": "vllm"} if self.settings.backend.is_vllm else {})
+        return fields | ({"backend": "vllm"} if self.settings.inference.is_vllm else {})
 
     def around(self) -> Callable[[str], str]:
         """Return what puts the system prompt, where there is one, before each prompt.

@@ -10,7 +10,7 @@ from cogcache.errors import ConfigError
 from cogcache.settings.fields import AtLeastOne, NoneIfEmpty, Positive, Table
 
 
-class Backend(Table):
+class Inference(Table):
     """Stage two's engine: transformers, or vLLM in a process of its own (docs/vllm.md)."""
 
     backend: Literal["transformers", "vllm"] = "transformers"
