@@ -49,11 +49,17 @@ class MemorySample:
 
 
 def sample(since_s: float = 0.0) -> MemorySample:
-    """Measure this process now; `time_s` counts from `since_s` (of `time.monotonic`)."""
+    """Measure this process now; `time_s` counts from `since_s` (of `time.monotonic`).
+
+    What is measured here is part of the peak of every monitor that runs.
+    """
     anonymous, mapped = _host_bytes()
     device, reserved = _device_bytes()
     driver = _driver_bytes() if reserved else 0
-    return MemorySample(time.monotonic() - since_s, anonymous, mapped, device, reserved, driver)
+    now = MemorySample(time.monotonic() - since_s, anonymous, mapped, device, reserved, driver)
+    for monitor in tuple(_RUNNING):
+        monitor.raise_peak(now)
+    return now
 
 
 def _host_bytes() -> tuple[int, int]:
@@ -102,9 +108,11 @@ class MemoryMonitor:
         self.timeline: list[MemorySample] = [self.start]
         self._every_s = SAMPLE_EVERY_S
         self._stop = threading.Event()
+        self._raising = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="memory-monitor", daemon=True)
 
     def __enter__(self) -> Self:
+        _RUNNING.add(self)
         self._thread.start()
         return self
 
@@ -117,6 +125,7 @@ class MemoryMonitor:
         self._stop.set()
         self._thread.join()
         self._take()
+        _RUNNING.discard(self)
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
@@ -126,22 +135,30 @@ class MemoryMonitor:
         with suppress(OSError):  # no more files to open: the stage says so where it matters
             self._record(sample(self.started_s))
 
-    def _record(self, now: MemorySample) -> None:
-        peak = self.peak
+    def raise_peak(self, now: MemorySample) -> None:
+        """Take a sample into the peak."""
         device, reserved = now.device_bytes, now.reserved_bytes
         if device or reserved:  # the allocator's own peak misses nothing between two samples
             accelerator = sys.modules["torch"].accelerator
             device = int(accelerator.max_memory_allocated())
             reserved = int(accelerator.max_memory_reserved())
-        self.peak = MemorySample(
-            now.time_s,
-            max(peak.anonymous_bytes, now.anonymous_bytes),
-            max(peak.file_bytes, now.file_bytes),
-            max(peak.device_bytes, device),
-            max(peak.reserved_bytes, reserved),
-            max(peak.driver_bytes, now.driver_bytes),
-        )
+        with self._raising:
+            peak = self.peak
+            self.peak = MemorySample(
+                now.time_s,
+                max(peak.anonymous_bytes, now.anonymous_bytes),
+                max(peak.file_bytes, now.file_bytes),
+                max(peak.device_bytes, device),
+                max(peak.reserved_bytes, reserved),
+                max(peak.driver_bytes, now.driver_bytes),
+            )
+
+    def _record(self, now: MemorySample) -> None:
+        self.raise_peak(now)
         self.timeline.append(now)
         if len(self.timeline) > TIMELINE_POINTS:
             self.timeline = self.timeline[::2]
             self._every_s *= 2
+
+
+_RUNNING: set[MemoryMonitor] = set()
