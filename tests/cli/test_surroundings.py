@@ -41,6 +41,7 @@ def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_run_does_both_stages_where_nothing_can_be_printed(videos, tmp_path):
     ended = shell('"$@" >/dev/full', "run", videos, "--cache", tmp_path / "cache", *QUICK)
     assert ended.returncode == 1  # as one video failed

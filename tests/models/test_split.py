@@ -376,7 +376,13 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(plain, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGKILL)),
+    ],
+)
 def test_an_interrupted_split_leaves_nothing_that_looks_done(golden, tmp_path, number):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cogcache", "split", str(golden), str(out)]

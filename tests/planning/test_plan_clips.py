@@ -95,6 +95,7 @@ def test_a_size_that_is_none_is_told():
     assert "write it like 1280x720" in here("plan", "--model=tiny", "--size=720p").output
 
 
+@pytest.mark.slow
 def test_what_a_clip_costs_is_measured_through_both_stages():
     found = measure(settings(model="tiny", max_new_tokens=4, retry=False), (64, 64), 2.0)
     assert {*found} == {"extract", "caption"}

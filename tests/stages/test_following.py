@@ -96,6 +96,7 @@ def test_following_captions_what_is_added_and_ends_when_stage_one_does(videos, c
     assert num_captions(cache) == 3
 
 
+@pytest.mark.slow
 def test_following_makes_whole_chains_of_the_clips_that_are_added(videos, cache, tmp_path):
     prompts = tmp_path / "prompts.toml"
     prompts.write_text(

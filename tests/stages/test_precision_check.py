@@ -185,6 +185,7 @@ def test_4_bits_of_tiny_say_the_same_and_are_hardly_apart(cache):
     assert 0 < found["kl"] < 0.01
 
 
+@pytest.mark.slow
 def test_random_weights_lose_much_and_the_gate_says_so(golden, videos, tmp_path):
     """Their choices are close, so that 4 bits change many of them."""
     settings = load_settings(None, {"model": str(golden), **ONE_WORKER})

@@ -188,6 +188,7 @@ def test_a_signal_ends_a_search_within_seconds_and_what_was_found_is_kept(
     assert not [*(cache / "claims").iterdir(), *(cache / "working").iterdir()]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_search_at_once(long_film, cache, running):
     process = start(cache, long_film)
     running.append(process)
@@ -234,6 +235,7 @@ def test_two_runs_search_no_film_twice_and_make_no_clip_twice(films, long_film, 
     assert not [*(cache / "claims").iterdir()]
 
 
+@pytest.mark.slow
 def test_a_film_is_searched_by_another_run_once_the_one_that_did_is_dead(long_film, cache, running):
     first = start(cache, long_film, **FEW)
     running.append(first)
@@ -250,6 +252,7 @@ def test_a_film_is_searched_by_another_run_once_the_one_that_did_is_dead(long_fi
     assert (counts["searched"], counts["done"]) == (1, num_clips(cache))
 
 
+@pytest.mark.slow
 def test_several_workers_make_clips_while_films_are_searched(films, long_film, cache, running):
     process = start(cache, films[0], long_film, devices="cpu,cpu")
     running.append(process)

@@ -82,6 +82,7 @@ def test_captions_of_two_devices_are_those_of_one_process(plain, tmp_path):
     assert "4: 21 of 22 linear layers" in str(report.quantization)
 
 
+@pytest.mark.slow
 def test_features_of_a_ray_cluster_are_those_of_one_process(plain, tmp_path):
     cache = tmp_path / "cache"
     with cluster_of(nodes=2) as cluster:

@@ -256,7 +256,7 @@ class TestALiveRun:
         assert [row["state"] for row in live_runs(tmp_path)] == ["dead"]
 
 
-@pytest.fixture(scope="module", params=["extract", "caption"])
+@pytest.fixture(scope="module", params=["extract", pytest.param("caption", marks=pytest.mark.slow)])
 def shared(request):
     """What runs said that worked together; one process forks them all."""
     command = [sys.executable, "-m", "benchmarks.sharing", "--clips=24", f"--stage={request.param}"]

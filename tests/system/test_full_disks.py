@@ -37,7 +37,14 @@ def disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["gc", "import", "export csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("gc", marks=pytest.mark.slow),
+        "import",
+        pytest.param("export csv", marks=pytest.mark.slow),
+    ],
+)
 def test_a_command_on_a_full_disk_tells_so_leaves_nothing_and_goes_on_with_room(name, tmp_path):
     # In a process of its own: children of one that has threads, as tests leave them, may crash.
     command = [sys.executable, "-m", "benchmarks.full_disks", name, "--free=0", "--free=16384"]

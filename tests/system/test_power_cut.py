@@ -181,7 +181,7 @@ class TestACommitOfCaptions:
         assert (mode, sync) == ("wal", 2)
 
 
-@pytest.mark.parametrize("stage", ["extract", "caption"])
+@pytest.mark.parametrize("stage", ["extract", pytest.param("caption", marks=pytest.mark.slow)])
 def test_a_stage_that_is_killed_at_any_moment_loses_nothing_and_makes_nothing_twice(
     stage, tmp_path
 ):

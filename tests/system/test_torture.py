@@ -14,7 +14,7 @@ import pytest
 from benchmarks.commands import COMMANDS
 from benchmarks.torture_commands import Torture
 
-SHORT = ("gc", "merge", "export txt")
+SHORT = (pytest.param("gc", marks=pytest.mark.slow), "merge", "export txt")
 
 
 @pytest.mark.timeout(600)
