@@ -66,7 +66,7 @@ def captioned(captioned_before, tmp_path) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner(env={"COLUMNS": "240"}).invoke(main, [str(each) for each in arguments])
+    return CliRunner(env={"COLUMNS": "1000"}).invoke(main, [str(each) for each in arguments])
 
 
 def rows(*arguments: object) -> list[dict[str, object]]:

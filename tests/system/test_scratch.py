@@ -150,7 +150,14 @@ def test_closing_removes_the_folder(temporary):
 
 def test_no_other_module_makes_temporary_files_that_nobody_would_clear_away():
     package = Path(scratch.__file__).parents[1]
-    makers = {path.name for path in package.rglob("*.py") if "tempfile" in path.read_text()}
+    # A file without a name is gone with its process, however that ends.
+    nameless = ("import tempfile", "tempfile.TemporaryFile(")
+    makers = set()
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        for each in nameless:
+            text = text.replace(each, "")
+        makers |= {path.name} if "tempfile" in text else set()
     assert makers == {"scratch.py", "spool.py"}  # the spool has a folder that stays
 
 

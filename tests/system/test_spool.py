@@ -9,6 +9,7 @@ import pytest
 
 from cogcache.errors import MachineError, VideoError
 from cogcache.system.spool import Spool
+from cogcache.system.urls import ObjectUrl
 
 
 def linked(folder: Path) -> None:
@@ -61,7 +62,7 @@ def fetched(tmp_path):
 
     name = f"/{tmp_path.name}/a.mp4"  # facts of objects are remembered by name
     fsspec.filesystem("memory").pipe(name, b"the bytes that were digested")
-    video = Path(f"memory:{name}")
+    video = ObjectUrl(f"memory://{name}")
     spool = Spool(tmp_path / "spool", 10**6)
     digest = spool.digest(video)
     (path,) = (tmp_path / "spool").iterdir()

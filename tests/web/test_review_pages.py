@@ -9,6 +9,7 @@ import pytest
 from axe_core_python.selenium import Axe
 from browser import chromium, find_browser, served
 from caches import make_cache
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
@@ -194,7 +195,8 @@ needs_browser = pytest.mark.skipif(find_browser() is None, reason="Chromium is n
 
 
 def until(browser, condition):
-    return WebDriverWait(browser, WAIT_S, 0.02).until(lambda _: condition())
+    wait = WebDriverWait(browser, WAIT_S, 0.02, [StaleElementReferenceException])
+    return wait.until(lambda _: condition())
 
 
 def press(browser, key):
