@@ -192,6 +192,8 @@ def faults(conn: sqlite3.Connection) -> list[str]:
         return [str(error)]
     except UnicodeDecodeError:  # it quotes what it found
         return ["SQLite's check names things that are no text"]
+    except MemoryError:  # a damaged length asks for more than there is
+        return ["SQLite's check asks for more memory than there is"]
     return [fault for row in rows for fault in str(row[0]).split("\n") if fault != "ok"]
 
 
@@ -200,16 +202,9 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
 
     The connection has to be one that may write, though nothing is changed.
     """
-    found = []
-    try:
-        conn.execute("INSERT INTO captions_fts (captions_fts, rank) VALUES ('integrity-check', 1)")
-    except sqlite3.DatabaseError as error:
-        code = _code(error)
-        if code not in (*_DAMAGED, sqlite3.SQLITE_READONLY):
-            raise
-        if code == sqlite3.SQLITE_READONLY:
-            return []  # a file that cannot be written cannot be asked
-        found.append("the full text index captions_fts does not fit the captions")
+    found = _index_faults(conn)
+    if found is None:
+        return []
     for table, sql in _DERIVED:
         try:
             differing = conn.execute(sql).fetchone()[0]
@@ -220,6 +215,25 @@ def derived_faults(conn: sqlite3.Connection) -> list[str]:
         else:
             found += [f"{table} does not fit what it is made from"] if differing else []
     return found
+
+
+def _index_faults(conn: sqlite3.Connection) -> list[str] | None:
+    """Return whether the full text index fits; None where it cannot be asked.
+
+    It is asked by a statement that writes, which a file that is read-only refuses.
+    """
+    try:
+        conn.execute("INSERT INTO captions_fts (captions_fts, rank) VALUES ('integrity-check', 1)")
+    except sqlite3.DatabaseError as error:
+        code = _code(error)
+        if code == sqlite3.SQLITE_READONLY:
+            return None
+        if code not in _DAMAGED:
+            raise
+        return ["the full text index captions_fts does not fit the captions"]
+    except MemoryError:  # a damaged length asks for more than there is
+        return ["the full text index captions_fts asks for more memory than there is"]
+    return []
 
 
 def odd_sums(conn: sqlite3.Connection) -> list[str]:

@@ -14,9 +14,11 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from cogcache.catalog import integrity
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.holders import Look
@@ -301,3 +303,15 @@ def test_a_schema_that_is_no_text_is_told_as_damage(whole, tmp_path):
         caption_rows(path)
     assert verify(cache)
     assert rebuild(cache).saved["captions"]
+
+
+@pytest.mark.parametrize("check", [integrity.faults, integrity.derived_faults])
+def test_a_check_that_asks_for_more_memory_than_there_is_finds_damage(check):
+    """A damaged length does so: SQLite then says that memory is short, and Python MemoryError."""
+    connection = Mock()
+    connection.execute.side_effect = MemoryError
+    if check is integrity.derived_faults:
+        asked = Mock()
+        asked.fetchone.return_value = (0,)
+        connection.execute.side_effect = [MemoryError, *[asked] * 9]
+    assert "more memory than there is" in check(connection)[0]
