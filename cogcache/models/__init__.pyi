@@ -46,6 +46,7 @@ from .quantization.automatic import Choice as Choice
 from .quantization.automatic import MadeWith as MadeWith
 from .quantization.automatic import choose_quantization as choose_quantization
 from .quantization.automatic import cost_of_going_on as cost_of_going_on
+from .quantization.automatic import runnable as runnable
 from .quantization.layers import Kind as Kind
 from .quantization.layers import Quantization as Quantization
 from .quantization.layers import check_int4 as check_int4

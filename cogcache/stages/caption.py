@@ -33,6 +33,7 @@ from cogcache.models import (
     cost_of_going_on,
     identify,
     open_family,
+    runnable,
     with_adapter,
 )
 from cogcache.settings import Settings
@@ -143,17 +144,14 @@ def _chosen(
     settings: Settings, family: Family, run: OpenedRun, which: _Which, follow: bool
 ) -> tuple[Choice, _Listed]:
     """Choose the kind that `auto` stands for; whether it runs here counts if there is work."""
-    chosen = partial(
-        quantization_for, settings, family, run.catalog,
-        prepare=partial(load_libraries, "caption", run.timings),
-    )  # fmt: skip
-    choice = chosen(will_run=False)
+    prepare = partial(load_libraries, "caption", run.timings)
+    choice = quantization_for(settings, family, run.catalog, will_run=False, prepare=prepare)
     listed = _listed(choice.settings, family, run, which)
-    if not (listed[2].missing or follow):
+    if not choice.is_untried or not (listed[2].missing or follow):
         return choice, listed
-    runs = chosen()
-    is_other = runs.settings != choice.settings
-    return runs, _listed(runs.settings, family, run, which) if is_other else listed
+    prepare()
+    runs = runnable(settings, choice)
+    return runs, listed if runs is choice else _listed(runs.settings, family, run, which)
 
 
 def _listed(settings: Settings, family: Family, run: OpenedRun, which: _Which) -> _Listed:

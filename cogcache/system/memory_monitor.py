@@ -53,13 +53,17 @@ def sample(since_s: float = 0.0) -> MemorySample:
 
     What is measured here is part of the peak of every monitor that runs.
     """
-    anonymous, mapped = _host_bytes()
-    device, reserved = _device_bytes()
-    driver = _driver_bytes() if reserved else 0
-    now = MemorySample(time.monotonic() - since_s, anonymous, mapped, device, reserved, driver)
+    now = _measured(since_s)
     for monitor in tuple(_RUNNING):
         monitor.raise_peak(now)
     return now
+
+
+def _measured(since_s: float) -> MemorySample:
+    anonymous, mapped = _host_bytes()
+    device, reserved = _device_bytes()
+    driver = _driver_bytes() if reserved else 0
+    return MemorySample(time.monotonic() - since_s, anonymous, mapped, device, reserved, driver)
 
 
 def _host_bytes() -> tuple[int, int]:
@@ -133,7 +137,7 @@ class MemoryMonitor:
 
     def _take(self) -> None:
         with suppress(OSError):  # no more files to open: the stage says so where it matters
-            self._record(sample(self.started_s))
+            self._record(_measured(self.started_s))
 
     def raise_peak(self, now: MemorySample) -> None:
         """Take a sample into the peak."""

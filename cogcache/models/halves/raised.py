@@ -84,12 +84,9 @@ class Raised(TorchFunctionMode):
         """Take the calls that are meant, and let all others be."""
         kwargs = kwargs or {}
         product = _RAISED.get(func) or _RAISED.get(str(func))
-        if product is not None and args and self._is_meant(args[0]):
+        if product is not None and args and _has_rows(args[0], self.fewest_rows):
             return product(*args, **kwargs)
         return func(*args, **kwargs)
-
-    def _is_meant(self, first: Tensor) -> bool:
-        return _has_rows(first, self.fewest_rows)
 
 
 def _has_rows(matrix: Tensor, fewest: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cogcache.models.checkpoints.checkpoint import SplitCheckpoint
@@ -45,6 +45,8 @@ class Choice:
     """Empty where nothing was to be chosen."""
     is_worth_saying: bool = False
     """Whether it is not what everybody has, or costs something."""
+    is_untried: bool = False
+    """Whether it is a cache's int4, of which it was not asked if it runs here."""
 
     def say(self) -> None:
         """Log which kind it is and why; for all to see where that is worth it."""
@@ -85,7 +87,21 @@ def choose_quantization(
     kind = _most_used(made)
     if prepare is not None and (kind is None or (kind == "int4" and will_run)):
         prepare()
-    return _of_cache(settings, made, will_run=will_run) or _of_machine(settings, family)
+    choice = _of_cache(settings, made) or _of_machine(settings, family)
+    return runnable(settings, choice) if will_run else choice
+
+
+def runnable(settings: Settings, choice: Choice) -> Choice:
+    """Return NF4 in place of a cache's int4 that this machine has no product for.
+
+    Args:
+        settings: as they were, with `auto`.
+        choice: made for them.
+    """
+    if not choice.is_untried or (why_not := _why_no_int4(settings)) is None:
+        return choice
+    reason = f"{choice.reason}, but {why_not}: all captions are made anew"
+    return _with(settings, {"quantization": "nf4"}, reason, is_worth_saying=True)
 
 
 def _of_split(settings: Settings, family: Family) -> Choice | None:
@@ -105,18 +121,15 @@ def _is_asked(language: Language, name: str) -> bool:
     return name != "quantization" and getattr(language, name) != default
 
 
-def _of_cache(settings: Settings, made: MadeWith, *, will_run: bool) -> Choice | None:
+def _of_cache(settings: Settings, made: MadeWith) -> Choice | None:
     """Go on with the kind of most captions that `auto` can have chosen."""
     if (kind := _most_used(made)) is None:
         return None
     there = f"{made.captions[kind]:,} captions of the cache are in {kind}"
     if kind == "nf4":
         return _with(settings, {"quantization": kind}, there)
-    why_not = _why_no_int4(settings) if will_run else None
-    if why_not is None:
-        return _with(settings, {"quantization": kind, "group_size": made.group_size}, there)
-    reason = f"{there}, but {why_not}: all captions are made anew"
-    return _with(settings, {"quantization": "nf4"}, reason, is_worth_saying=True)
+    chosen = _with(settings, {"quantization": kind, "group_size": made.group_size}, there)
+    return replace(chosen, is_untried=True)
 
 
 def _most_used(made: MadeWith) -> Kind | None:
