@@ -6,15 +6,16 @@ Imported where models run; it needs torch and transformers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from cogcache.generation.decoder import can_decode
+from cogcache.generation.kv_cache import rows_behind
 from cogcache.generation.prefixes import Prefixes, prefix_digest
 from cogcache.generation.requests import Request, Statistics, laid_out
 from cogcache.generation.teacher_forcing import log_probabilities
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
     from cogcache.generation.kv_cache import Prefix
     from cogcache.generation.prefix_files import KeptPrefixes
+
+MOST_TOKENS: Final = 1024
+"""In a pass, behind the video parts: more of them make a pass no quicker for each token."""
+ROWS_FOR_ONE: Final = 4
+"""Most captions in a pass, for each row that there is room for in a step of decoding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,13 +49,38 @@ class Forced:
     tokens: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """A caption behind its video part.
+
+    Args:
+        number: among all captions.
+        num_tokens: of the caption.
+        prefix: its video part.
+        tail: the tokens behind that, [L].
+        positions: of these, [..., 1, L].
+    """
+
+    number: int
+    num_tokens: int
+    prefix: Prefix
+    tail: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of(cls, number: int, each: Forced, prefix: Prefix, positions: Tensor) -> _Row:
+        """Cut what stands behind the video part from all tokens and all positions."""
+        tail = torch.cat((each.row.sequences["input_ids"][prefix.length :], _ids(each)))
+        return cls(number, len(each.tokens), prefix, tail, positions[..., prefix.length :])
+
+
 class ForcedRows:
     """Reads captions behind clips' video parts.
 
     Args:
         model: the language half.
         family: lays rows out.
-        rows_at_once: most captions in a pass.
+        rows_at_once: most clips in a pass; of short captions, up to four times as many.
         kept: where clips' video parts are kept between runs.
     """
 
@@ -74,15 +105,11 @@ class ForcedRows:
         Returns:
             For each caption float32 [its tokens], on the CPU.
         """
-        found: list[Tensor | None] = [None] * len(captions)
-        for numbers in self._sharing(captions):
-            for first in range(0, len(numbers), self.rows_at_once):
-                some = numbers[first : first + self.rows_at_once]
-                for number, values in zip(
-                    some, self._read([captions[n] for n in some]), strict=True
-                ):
-                    found[number] = values
-        return [values for values in found if values is not None]
+        found: dict[int, Tensor] = {}
+        for numbers, logits in self._passes(captions):
+            for number, each in zip(numbers, logits, strict=True):
+                found[number] = _of_tokens(each, captions[number]).cpu()
+        return [found[number] for number in range(len(captions))]
 
     @torch.inference_mode()
     def next_log_probabilities(self, captions: Sequence[Forced]) -> list[Tensor]:
@@ -91,16 +118,48 @@ class ForcedRows:
         Returns:
             For each float32 [V], on the CPU; the tokens of the captions are not looked at.
         """
-        found = []
-        for each in captions:
-            [logits] = self._logits([Forced(each.row, each.clip, ())])
-            found.append(torch.log_softmax(logits[-1].float(), dim=-1).cpu())
-        return found
+        prompts = [Forced(each.row, each.clip, ()) for each in captions]
+        found: dict[int, Tensor] = {}
+        for numbers, logits in self._passes(prompts):
+            for number, each in zip(numbers, logits, strict=True):
+                found[number] = torch.log_softmax(each[-1].float(), dim=-1).cpu()
+        return [found[number] for number in range(len(captions))]
+
+    def _passes(self, captions: Sequence[Forced]) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
+        """Yield the numbers of the captions of each pass, and their logits: right-aligned [L, V].
+
+        A pass has rows of as many clips as there is room for in a step of decoding.
+        """
+        if not self._shares:
+            for number, each in enumerate(captions):
+                yield [number], [log_probabilities(self.model, self.family, each.row, each.tokens)]
+            return
+        rows: list[_Row] = []
+        for numbers in self._sharing(captions):
+            prefix = self._prefix(captions[numbers[0]])
+            positions = self._positions([captions[number] for number in numbers])
+            for number, position in zip(numbers, positions, strict=True):
+                row = _Row.of(number, captions[number], prefix, position)
+                if rows and not self._has_room(rows, row):
+                    yield [each.number for each in rows], self._logits(rows)
+                    rows = []
+                rows.append(row)
+        if rows:
+            yield [each.number for each in rows], self._logits(rows)
+
+    def _has_room(self, rows: Sequence[_Row], another: _Row) -> bool:
+        prefixes = {id(each.prefix) for each in (*rows, another)}
+        longest = max(len(each.tail) for each in (*rows, another))
+        return (
+            len(prefixes) <= self.rows_at_once
+            and len(rows) < max(self.rows_at_once, MOST_TOKENS // longest)
+            and len(rows) < ROWS_FOR_ONE * self.rows_at_once
+        )
 
     def _sharing(self, captions: Sequence[Forced]) -> list[list[int]]:
         """Return the numbers of captions that have all up to the end of the video in common."""
-        digests = {id(each.row): each for each in captions}
-        found = {key: self._digest(each) for key, each in digests.items()}
+        rows = {id(each.row): each for each in captions}
+        found = {key: self._digest(each) for key, each in rows.items()}
         groups: dict[tuple[str, str], list[int]] = {}
         for number, each in enumerate(captions):
             groups.setdefault((each.clip, found[id(each.row)]), []).append(number)
@@ -109,43 +168,24 @@ class ForcedRows:
     def _digest(self, each: Forced) -> str:
         return prefix_digest(_request(each), self.family)
 
-    def _read(self, captions: Sequence[Forced]) -> list[Tensor]:
-        if not self._shares:
-            return [
-                _of_tokens(log_probabilities(self.model, self.family, each.row, each.tokens), each)
-                for each in captions
-            ]
-        found = []
-        for each, logits in zip(captions, self._logits(captions), strict=True):
-            places = torch.log_softmax(logits[-len(each.tokens) - 1 :].float(), dim=-1)
-            found.append(_of_tokens(places, each).cpu())
-        return found
-
-    def _logits(self, captions: Sequence[Forced]) -> list[Tensor]:
-        """Return the logits of captions behind their common video part, right-aligned: [L, V]."""
-        if not self._shares:
-            return [log_probabilities(self.model, self.family, c.row, c.tokens) for c in captions]
-        prefix = self._prefix(captions[0])
-        positions = self._positions(captions)
-        tails = [
-            torch.cat((each.row.sequences["input_ids"][prefix.length :], _ids(each)))
-            for each in captions
-        ]
-        width = max(len(tail) for tail in tails)
+    def _logits(self, rows: Sequence[_Row]) -> list[Tensor]:
+        """Return the logits of captions behind their video parts, right-aligned: [L, V]."""
+        tails = [each.tail for each in rows]
+        width, start = max(map(len, tails)), max(each.prefix.length for each in rows)
+        columns = torch.arange(start)
+        before = torch.stack([columns >= start - each.prefix.length for each in rows]).long()
         ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
-        before = torch.ones(len(tails), prefix.length, dtype=torch.long)
         device = self.model.device
-        places = [pad(each[..., prefix.length :], (width - len(t), 0)) for each, t in zip(
-            positions, tails, strict=True)]  # fmt: skip
+        places = [pad(each.positions, (width - len(each.tail), 0)) for each in rows]
         ids = left_padded(tails, self.family.pad_id).to(device)
         with raised_products(self.model, ids.numel()):
             output = self.model(
                 input_ids=ids,
                 attention_mask=torch.cat((before, ones), dim=1).to(device),
                 position_ids=torch.cat(places, -2).to(device),
-                past_key_values=prefix.for_rows(),
+                past_key_values=rows_behind([each.prefix for each in rows]),
                 use_cache=True,
-                logits_to_keep=max(len(each.tokens) for each in captions) + 1,
+                logits_to_keep=max(each.num_tokens for each in rows) + 1,
             )
         return list(output.logits)
 
@@ -194,7 +234,8 @@ def _with_tokens(each: Forced) -> Request:
     return Request(PromptRow(each.row.features, sequences), each.clip, 0, Generation())
 
 
-def _of_tokens(places: Tensor, each: Forced) -> Tensor:
-    """Take from log probabilities [L + 1, V] those of the caption's own tokens, [L]."""
-    own = torch.tensor(list(each.tokens), dtype=torch.long, device=places.device)
-    return places[: len(own)].gather(-1, own[:, None])[:, 0]
+def _of_tokens(logits: Tensor, each: Forced) -> Tensor:
+    """Take from logits, or log probabilities, right-aligned [L, V], those of the own tokens."""
+    own = torch.tensor(list(each.tokens), dtype=torch.long, device=logits.device)
+    places = torch.log_softmax(logits[-len(own) - 1 :][: len(own)].float(), dim=-1)
+    return places.gather(-1, own[:, None])[:, 0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -47,6 +48,32 @@ class _RowsBehindPrefix(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         own = 0 if self.keys is None else self.keys.shape[-2]
         return int(self.prefix[0].shape[-2]) + own
+
+
+class _RowsBehindPrefixes(DynamicLayer):  # type: ignore[misc]
+    """Several rows, each behind a prefix of its own, for one pass; prefixes end at one column."""
+
+    def __init__(self, prefixes: Sequence[KeyValues]) -> None:
+        super().__init__()
+        self.prefixes = prefixes
+        self.length = max(int(keys.shape[-2]) for keys, _ in prefixes)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = key_states, value_states
+        keys, values = zip(*self.prefixes, strict=True)
+        return self._joined(keys, key_states), self._joined(values, value_states)
+
+    def _joined(self, prefixes: Sequence[Tensor], own: Tensor) -> Tensor:
+        # Zeros, not what memory holds: a masked NaN is still a NaN.
+        rows = [pad(each, (0, 0, self.length - each.shape[-2], 0)) for each in prefixes]
+        return torch.cat((torch.stack(rows), own), dim=-2)
+
+    def get_seq_length(self) -> int:
+        own = 0 if self.keys is None else self.keys.shape[-2]
+        return self.length + int(own)
 
 
 class _Slots(DynamicLayer):  # type: ignore[misc]
@@ -101,6 +128,21 @@ class Prefix:
     def for_rows(self) -> Cache:
         """Return a cache in which rows go on behind this prefix, for one pass."""
         return Cache(layers=[_RowsBehindPrefix(layer) for layer in self.layers])
+
+
+def rows_behind(prefixes: Sequence[Prefix]) -> Cache:
+    """Return a cache in which rows go on for one pass, each behind its own of these prefixes.
+
+    Shorter prefixes are filled up on their left; the mask has to leave that out.
+    """
+    if all(each is prefixes[0] for each in prefixes):
+        return prefixes[0].for_rows()
+    return Cache(
+        layers=[
+            _RowsBehindPrefixes(layers)
+            for layers in zip(*(each.layers for each in prefixes), strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from .duplicates import Cluster as Cluster
 from .duplicates import clusters as clusters
 from .support import SUPPORT_EPOCH as SUPPORT_EPOCH
 from .support import Claimed as Claimed
+from .support import ReadBehind as ReadBehind
 from .support import Supported as Supported
 from .support import Supporter as Supporter
 from .support import least_supported as least_supported

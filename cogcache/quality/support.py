@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from cogcache.errors import ConfigError
 from cogcache.generation import Forced, ForcedRows
 from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.quality.texts import claims_of
-
-if TYPE_CHECKING:
-    pass
 
 SUPPORT_EPOCH: Final = 1
 _LEAST_WORDS: Final = 3
@@ -46,6 +43,21 @@ class Claimed:
     feature_key: str
     prompt: str
     text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadBehind:
+    """A caption that is read behind a clip, its own or another.
+
+    Args:
+        feature_key: of the clip.
+        features: of the clip.
+        caption: the caption.
+    """
+
+    feature_key: str
+    features: ClipTensors
+    caption: Claimed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,22 +122,24 @@ class Supporter:
             self._tokens[key] = ids[:-1] if ids and ids[-1] in self.family.stop_ids else ids
         return self._tokens[key]
 
-    def behind(
-        self, feature_key: str, features: ClipTensors, captions: Sequence[Claimed]
-    ) -> list[tuple[list[int], Tensor]]:
-        """Return the tokens of captions and their log probabilities behind one clip.
+    def behind(self, read: Sequence[ReadBehind]) -> list[tuple[list[int], Tensor]]:
+        """Return the tokens of captions and their log probabilities, each behind a clip.
 
-        The clip need not be theirs.
+        The clip need not be theirs. What belongs to one clip should stand together.
         """
-        rows: dict[str, PromptRow] = {}
-        forced = []
-        for caption in captions:
-            prompt = caption.prompt
-            if prompt not in rows:
-                rows[prompt] = self.family.row(features, prompt, self.layout)
-            forced.append(Forced(rows[prompt], feature_key, self.tokens(features, caption)))
+        tokens = [self.tokens(each.features, each.caption) for each in read]
+        rows: dict[tuple[str, str], PromptRow] = {}
+        for each in read:
+            prompt = each.caption.prompt
+            if (each.feature_key, prompt) not in rows:
+                row = self.family.row(each.features, prompt, self.layout)
+                rows[each.feature_key, prompt] = row
+        forced = [
+            Forced(rows[each.feature_key, each.caption.prompt], each.feature_key, own)
+            for each, own in zip(read, tokens, strict=True)
+        ]
         values = self.rows.token_log_probabilities(forced)
-        return [(list(each.tokens), value) for each, value in zip(forced, values, strict=True)]
+        return list(zip(tokens, values, strict=True))
 
     def blind(self, features: ClipTensors, captions: Sequence[Claimed]) -> list[Tensor]:
         """Return the log probabilities of captions' tokens behind their prompts alone.
@@ -140,24 +154,29 @@ class Supporter:
         self._blind |= dict(zip(new, values, strict=True))
         return [self._blind[each.prompt, each.text] for each in captions]
 
-    def affirmed(
-        self, feature_key: str, features: ClipTensors, caption: Claimed
-    ) -> list[tuple[str, float]]:
-        """Return a caption's claims, each with the probability of yes against no.
+    def affirmed(self, read: Sequence[ReadBehind]) -> list[list[tuple[str, float]]]:
+        """Return the claims of captions, each with the probability of yes against no.
 
         Raises:
             ConfigError: the model's tokenizer begins yes and no alike.
         """
-        answers = self._answers(features)
-        claims = claims_of(caption.text)
+        if not read:
+            return []
+        answers = self._answers(read[0].features)
+        claims = [claims_of(each.caption.text) for each in read]
         asked = [
-            self.family.row(features, QUESTION.format(claim=self.family.plain(claim)), self.layout)
-            for claim in claims
+            Forced(self._question(each, claim), each.feature_key, ())
+            for each, its in zip(read, claims, strict=True)
+            for claim in its
         ]
-        found = self.rows.next_log_probabilities([Forced(row, feature_key, ()) for row in asked])
-        return [
-            (claim, _share(values, answers)) for claim, values in zip(claims, found, strict=True)
-        ]
+        shares = iter(
+            [_share(values, answers) for values in self.rows.next_log_probabilities(asked)]
+        )
+        return [[(claim, next(shares)) for claim in its] for its in claims]
+
+    def _question(self, each: ReadBehind, claim: str) -> PromptRow:
+        text = QUESTION.format(claim=self.family.plain(claim))
+        return self.family.row(each.features, text, self.layout)
 
     def _answers(self, features: ClipTensors) -> dict[str, list[int]]:
         first = {

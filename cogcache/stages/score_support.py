@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,14 +18,20 @@ from cogcache.models import Family, HalfIdentity, identify, open_family, with_ad
 from cogcache.settings import Settings
 from cogcache.stages.captioning.language_half import LanguageHalf
 from cogcache.stages.captioning.quantization import quantization_for
-from cogcache.stages.captioning.read_ahead import read_clip_features
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
-from cogcache.stages.score_visits import Entry, fitting, unscored, visits
+from cogcache.stages.score_visits import (
+    Entry,
+    clip_features,
+    fitting,
+    together,
+    unscored,
+    visits,
+)
 
 if TYPE_CHECKING:
     from cogcache.models import ClipTensors
-    from cogcache.quality import Supporter
+    from cogcache.quality import ReadBehind, Supporter
     from cogcache.stages.score import Scorable, Work
 
 _DRAWS_EPOCH: Final = 1
@@ -93,16 +98,12 @@ class _Support:
         todo = visits([*self.open.values()], videos, others)
         bar = tqdm(total=len(missing), unit="caption", desc="support", disable=None, delay=1)
         with bar:
-            for key, features in self._features([*todo]):
+            read = clip_features(self.work.store, [*todo])
+            for clips in together(read, lambda: self._most_clips):
                 if self.work.at.stop:
                     break
-                if isinstance(features, ClipError):
-                    self._fail(key, todo[key], features)
-                else:
-                    self._load(features, todo[key])
-                    with self.work.report.timings.time("score"):
-                        self._read(key, features, todo[key])
-                bar.update(self._complete(todo.pop(key)))
+                self._score(dict(clips), todo)
+                bar.update(sum(self._complete(todo.pop(key)) for key, _ in clips))
         self.work.commit()
         return self._lines(len(captions), left_out)
 
@@ -115,36 +116,46 @@ class _Support:
         prompt = known or next(iter(prompts.values()), "Describe this video.")
         return Entry(each, Claimed(each.caption_key, each.feature_key, prompt, each.caption))
 
-    # ---- one clip ---------------------------------------------------------------------------
+    # ---- some clips -------------------------------------------------------------------------
 
-    def _features(self, keys: Sequence[str]) -> Iterator[tuple[str, ClipTensors | ClipError]]:
-        """Yield the features of clips, each read while the one before it is worked on."""
-        with ThreadPoolExecutor(1, "features") as reader:
-            ahead = None
-            for key in keys:
-                coming = key, reader.submit(read_clip_features, self.work.store, key)
-                if ahead is not None:
-                    yield ahead[0], ahead[1].result()
-                ahead = coming
-            if ahead is not None:
-                yield ahead[0], ahead[1].result()
+    @property
+    def _most_clips(self) -> int:
+        return self._supporter.rows.rows_at_once if self._supporter else 1
 
-    def _read(self, key: str, features: ClipTensors, entries: Sequence[Entry]) -> None:
+    def _score(
+        self, clips: Mapping[str, ClipTensors | ClipError], todo: Mapping[str, Sequence[Entry]]
+    ) -> None:
+        """Read what is to be read behind some clips; note those that cannot be read."""
+        from cogcache.quality import ReadBehind
+
+        read: list[tuple[Entry, ReadBehind]] = []
+        for key, features in clips.items():
+            if isinstance(features, ClipError):
+                self._fail(key, todo[key], features)
+                continue
+            self._load(features, todo[key])
+            read += [(each, ReadBehind(key, features, each.claimed)) for each in todo[key]]
+        with self.work.report.timings.time("score"):
+            self._read(read)
+
+    def _read(self, read: Sequence[tuple[Entry, ReadBehind]]) -> None:
         supporter = self._supporter
-        assert supporter is not None
-        claimed = [entry.claimed for entry in entries]
-        forced = supporter.behind(key, features, claimed)
-        own = [entry for entry in entries if entry.caption.feature_key == key]
-        for entry, (tokens, values) in zip(entries, forced, strict=True):
-            if entry.caption.feature_key == key:
-                entry.own = tokens, values
-            else:
-                entry.others.append(float(values.mean()))
-        if "grounding" in self.wanted:
-            self._read_blind(features, own)
+        if supporter is None or not read:
+            return
+        if self.wanted & {"grounding", "swap"}:
+            found = supporter.behind([each for _, each in read])
+            for (entry, each), (tokens, values) in zip(read, found, strict=True):
+                if entry.caption.feature_key == each.feature_key:
+                    entry.own = tokens, values
+                else:
+                    entry.others.append(float(values.mean()))
+        own = [pair for pair in read if pair[0].caption.feature_key == pair[1].feature_key]
+        if "grounding" in self.wanted and own:
+            self._read_blind(own[0][1].features, [entry for entry, _ in own])
         if "questions" in self.wanted:
-            for entry in own:
-                self._keep_questions(entry, supporter.affirmed(key, features, entry.claimed))
+            answers = supporter.affirmed([each for _, each in own])
+            for (entry, _), its in zip(own, answers, strict=True):
+                self._keep_questions(entry, its)
 
     def _read_blind(self, features: ClipTensors, own: Sequence[Entry]) -> None:
         """Read captions behind their prompts alone, with those that will be asked for next."""

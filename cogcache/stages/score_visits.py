@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from cogcache.catalog import Catalog
-from cogcache.errors import ConfigError
-from cogcache.models import Family, recall
+from cogcache.errors import ClipError, ConfigError
+from cogcache.models import ClipTensors, Family, recall
+from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, read_clip_features
+from cogcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cogcache.quality import Claimed
     from cogcache.stages.score import Scorable
+
+ReadClip = tuple[str, ClipTensors | ClipError]
+"""A clip's key, and its features or why there are none."""
+_QUICK_S: Final = 2.0
+"""Clips are read together as long as that takes no longer."""
 
 
 @dataclass(eq=False)
@@ -99,3 +109,36 @@ def _others(own: int, ring: Sequence[str], clips: Mapping[str, str], number: int
         problem = "`swap` compares clips of different videos, and all captions are of one"
         raise ConfigError(problem, "leave it out: cogcache score grounding")
     return found
+
+
+def clip_features(store: FeatureStore, keys: Sequence[str]) -> Iterator[ReadClip]:
+    """Yield the features of clips, each read while those before it are worked on."""
+    ahead: deque[tuple[str, Future[ClipTensors | ClipError]]] = deque()
+    with ThreadPoolExecutor(1, "features") as reader:
+        try:
+            for key in keys:
+                ahead.append((key, reader.submit(read_clip_features, store, key)))
+                if len(ahead) > CLIPS_AHEAD:
+                    coming, features = ahead.popleft()
+                    yield coming, features.result()
+            for coming, features in ahead:
+                yield coming, features.result()
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+def together(clips: Iterator[ReadClip], most: Callable[[], int]) -> Iterator[list[ReadClip]]:
+    """Yield clips that are worked on together: one at first, and more as long as that is quick.
+
+    A signal is heard between them.
+
+    Args:
+        clips: one after another.
+        most: says how many there is room for.
+    """
+    number = 1
+    while some := list(islice(clips, number)):
+        started = time.monotonic()
+        yield some
+        is_quick = time.monotonic() - started < _QUICK_S
+        number = min(2 * number, most()) if is_quick else max(number // 2, 1)

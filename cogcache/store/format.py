@@ -10,10 +10,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
@@ -33,11 +33,14 @@ OURS: Final = "cogcache_"
 """What the names of the format's own attributes begin with."""
 
 _BLOCK_BYTES: Final = 2**20
+_SMALL_BYTES: Final = 2**18
+"""A block below this is hashed before a thread for it would have started."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _JSON: Final = "json:"
 _MAX_DEPTH: Final = 32
 """Of JSON in an attribute; what stage one writes is nested three deep."""
 
+T = TypeVar("T")
 Array: TypeAlias = npt.NDArray[np.signedinteger[Any]]
 
 
@@ -132,9 +135,20 @@ def block_rows(shape: Sequence[int], itemsize: int) -> int:
     return max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
 
 
+class _Hashers(ThreadPoolExecutor):
+    """Threads to hash blocks in; small blocks are hashed at once, before a thread would start."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        if not args or getattr(args[0], "nbytes", _SMALL_BYTES) >= _SMALL_BYTES:
+            return super().submit(fn, *args, **kwargs)
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 def hashing() -> ThreadPoolExecutor:
     """Return threads to hash blocks in: hashlib lets go of the interpreter meanwhile."""
-    return ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    return _Hashers(min(4, os.cpu_count() or 1))
 
 
 def hash_block(block: Array) -> str:

@@ -19,7 +19,7 @@ from cogcache.errors import ConfigError
 from cogcache.export.importing import import_captions
 from cogcache.generation.forced_rows import Forced, ForcedRows
 from cogcache.generation.teacher_forcing import log_probabilities
-from cogcache.models import open_family
+from cogcache.models import ClipTensors, open_family
 from cogcache.models.halves.load import load_half
 from cogcache.quality.clips import look_at
 from cogcache.quality.duplicates import clusters
@@ -241,6 +241,33 @@ def test_forced_rows_say_what_the_plain_way_says(made):
         plain = log_probabilities(model, family, row, each.tokens)
         wanted = plain[: len(each.tokens)].gather(-1, torch.tensor(each.tokens)[:, None])[:, 0]
         torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.02)
+
+
+def test_captions_of_several_clips_in_one_pass_are_scored_as_each_alone(made):
+    settings = settings_of()
+    family = open_family(settings)
+    model = load_half("tiny", "language").model
+    with Catalog(made / "catalog.sqlite") as catalog:
+        captions = catalog.captions.rows(model="claims")[:4]
+    layout, forced = family.layout(settings.language), []
+    for number, each in enumerate(captions):
+        whole = clip_tensors(FeatureStore.open(made).read(each["feature_key"])).tensors
+        # Of one clip fewer frames: its video part is shorter.
+        some = {name: t[:5] if number == 1 else t for name, t in whole.items()}
+        row = family.row(ClipTensors(some), PROMPT, layout)
+        forced += [
+            Forced(row, str(number), family.answer_ids(row.features, PROMPT, layout, text))
+            for text in (each["caption"], "A ring.")
+        ]
+    rows = ForcedRows(model, family, 16)
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    found = rows.token_log_probabilities(forced)
+    assert len(passes) == 5  # four video parts, then all captions
+    for each, values in zip(forced, found, strict=True):
+        plain = log_probabilities(model, family, each.row, each.tokens)
+        wanted = plain[: len(each.tokens)].gather(-1, torch.tensor(each.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(values, wanted, atol=0.08, rtol=0.02)
 
 
 def test_the_command_scores_sorts_and_filters(made):
