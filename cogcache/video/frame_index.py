@@ -144,7 +144,7 @@ def _index_frames(path: Path) -> FrameIndex:
 
 def _index(path: Path, video: OpenVideo, packets: Packets) -> FrameIndex:
     container, stream = video.container, video.stream
-    stamps, first = _stamps(packets), packets.first_frame
+    stamps, first = _stamps(video, packets), packets.first_frame
     times = _times(video, packets, stamps)
     defects = tuple(_defects(path, video, packets))
     shown = _shown(times, packets, float(stream.time_base or 0))
@@ -196,11 +196,33 @@ class _Times:
     """Whether frames bear their times; if not, they are counted."""
 
 
-def _stamps(packets: Packets) -> NDArray[np.int64]:
-    """Return the time stamps of the frames that are shown, in the order of the file."""
+def _stamps(video: OpenVideo, packets: Packets) -> NDArray[np.int64]:
+    """Return the time stamps of the frames that are shown, in the order of the file.
+
+    Of AVI, in the order in which they are shown.
+    """
     is_shown = np.asarray(packets.kinds, np.int8) == SHOWN
+    dts: NDArray[np.int64] = np.asarray(packets.dts, np.int64)[is_shown]
+    if video.container.format.name == "avi" and (dts != NONE).all():
+        return _in_turn(dts, packets.delay)
     shown: NDArray[np.int64] = np.asarray(packets.pts, np.int64)[is_shown]
     return shown
+
+
+def _in_turn(dts: NDArray[np.int64], delay: int) -> NDArray[np.int64]:
+    """Return when frames are shown of which only their places in the file are told.
+
+    AVI counts packets, and leaves numbers out where no new picture is shown. libav makes time
+    stamps of that which are wrong for H.264. A player shows a frame when the decoder gives it.
+
+    Args:
+        dts: the places of the packets, ascending. Shape [N].
+        delay: packets that the decoder takes before it gives the first frame.
+    """
+    step = max(int(np.diff(dts).min()), 1) if len(dts) > 1 else 1
+    delay = min(delay, len(dts) - 1)
+    stamps: NDArray[np.int64] = np.append(dts, dts[-1] + step * np.arange(1, delay + 1))[delay:]
+    return stamps
 
 
 def _times(video: OpenVideo, packets: Packets, stamps: NDArray[np.int64]) -> _Times:
@@ -210,10 +232,20 @@ def _times(video: OpenVideo, packets: Packets, stamps: NDArray[np.int64]) -> _Ti
     fps = (_measured_rate if counted_twice else _frame_rate)(video.stream, unique)
     # AVI numbers its packets in the order of decoding, whatever it calls those numbers.
     counted = video.container.format.name == "avi"
-    if (stamps == NONE).any() or (counted and len(np.unique(stamps)) != len(stamps)):
+    if (stamps == NONE).any() or (counted and _told_by_rate(packets, unique)):
         return _Times((np.arange(len(stamps)) / fps).astype(np.float32), fps, by_stamp=False)
     times_s = (np.sort(stamps) - stamps.min()) * float(video.stream.time_base or 0)
     return _Times(times_s.astype(np.float32), fps, by_stamp=not counted)
+
+
+def _told_by_rate(packets: Packets, stamps: NDArray[np.int64]) -> bool:
+    """Say whether the frames of an AVI come at its rate, and libav cannot tell them apart.
+
+    Which of two ways their times are reckoned in then shows in their last digit, and in the key.
+    """
+    is_even = len(np.unique(np.diff(stamps))) < 2
+    shown = np.asarray(packets.pts, np.int64)[np.asarray(packets.kinds, np.int8) == SHOWN]
+    return is_even and ((shown == NONE).any() or len(np.unique(shown)) != len(shown))
 
 
 def _offset_s(video: OpenVideo, stamps: NDArray[np.int64]) -> float:

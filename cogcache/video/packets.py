@@ -89,6 +89,8 @@ class Packets:
         self.has_fields = False
         self.stopped_by = ""
         self.first_frame: VideoFrame | None = None
+        self.delay = 0
+        """Packets that the decoder takes before it gives the first frame."""
         self._last_key: int | None = None
         self._parity: int | None = None
         """Of the field before, if it waits for the other one."""
@@ -109,6 +111,7 @@ class Packets:
             for packet in self.video.container.demux(self.stream):
                 if self.first_frame is None:
                     self.first_frame = _decode_one(self.stream, packet)
+                    self.delay = self.count(SHOWN) if self.first_frame is not None else 0
                 if packet.size:
                     self._add(packet)
         for error in found:

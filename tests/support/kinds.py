@@ -16,6 +16,8 @@ from videos import picture, remux, write_video
 Make = Callable[[Path], object]
 SHORT = {"num_frames": 40, "gop": 12}
 B_FRAMES = {"max_b_frames": 2, "options": {"preset": "fast"}}
+LEFT_OUT_S = [(n + 3 * (n // 5)) / 10 for n in range(40)]
+"""When frames begin of which three are left out behind each fifth."""
 OPEN_GOP = {"max_b_frames": 3, "options": {"preset": "fast", "x264-params": "open-gop=1"}}
 INTERLACED = {"options": {"preset": "fast", "x264-params": "tff=1"}}
 
@@ -157,6 +159,8 @@ SPECIAL: dict[str, Make] = {
     "b frames.mp4": coded("libx264", **B_FRAMES), "b frames.ts": coded("libx264", **B_FRAMES),
     "b frames.avi": coded("libx264", **B_FRAMES), "mpeg4 b.avi": coded("mpeg4", max_b_frames=2),
     "mpeg2 b.mpg": coded("mpeg2video", fps=25, max_b_frames=2),
+    "left out.avi": coded("libx264", times_s=LEFT_OUT_S),
+    "left out b.avi": coded("libx264", times_s=LEFT_OUT_S, **B_FRAMES),
     "open gop.mp4": coded("libx264", **OPEN_GOP),
     "variable.mkv": coded("libx264", times_s=[n * 0.1 + (n % 3) * 0.03 for n in range(40)]),
     "late.mkv": coded("libx264", times_s=[1.5 + n / 10 for n in range(40)], audio=True),

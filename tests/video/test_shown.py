@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kinds import CONTAINERS, SOON, SPECIAL
+from kinds import CONTAINERS, LEFT_OUT_S, SOON, SPECIAL
 from videos import numbers_in, write_video
 
 from cogcache.settings.stage_one import Sampling
@@ -102,6 +102,19 @@ def test_films_that_were_joined_go_on_where_the_first_ends(name, tmp_path):
     for number in (5, 39, 40, 77):
         frames, _ = pyav_frames(path, index, [number])
         assert numbers_in(frames) == [number % 40]
+
+
+@pytest.mark.parametrize(
+    ("name", "offset_s"), [("left out.avi", 0), ("left out b.avi", 0.2), ("h264.avi", 0)]
+)
+def test_frames_of_avi_begin_where_a_player_shows_them(name, offset_s, tmp_path):
+    path = tmp_path / name
+    ALL[name](path)
+    index = index_frames(path)
+    wanted = LEFT_OUT_S if name.startswith("left") else np.arange(40) / 10
+    np.testing.assert_allclose(index.times_s, wanted, atol=1e-3)
+    assert index.offset_s == pytest.approx(offset_s)
+    assert (index.change is not None) == name.startswith("left")
 
 
 def test_a_last_frame_is_in_the_clips_through_which_it_is_held(tmp_path):
