@@ -205,6 +205,8 @@ class _Splices:
         self._back, self._ahead = (each / unit_s if unit_s else 0 for each in (BACK_S, AHEAD_S))
         self._expected: int | None = None
         """When the next packet is to be decoded, or a new film to begin, as it goes on."""
+        self._shown = NONE
+        """When the last frame so far ends, as it goes on."""
         self._last: int | None = None
         """When the packet before was decoded, or the key frame before is shown."""
         rate = video.stream.average_rate or 0
@@ -225,10 +227,16 @@ class _Splices:
         if self._expected is not None and self._last is not None:
             jump = dts + self.offset - self._expected
             if jump > self._ahead or jump < -self._back - lasts:
-                self.offset -= jump
+                # Of two films the second may have no frames out of order: then it is decoded later
+                # than the first one's last frames, and yet shown after them.
+                early = 0 if packet.pts is None else self._shown - packet.pts - self.offset + jump
+                self.offset += max(early, 0) - jump
             self._step = max(dts + self.offset - self._last, 0) or self._step
         self._last = dts + self.offset
         self._expected = self._last + (packet.duration or self._step)
+        if packet.pts is not None:
+            end = packet.pts + self.offset + (packet.duration or self._step)
+            self._shown = max(self._shown, end)
 
     def _next_by_keys(self, packet: Packet[VideoStream], pts: int) -> None:
         """Go by when key frames are shown: decoding times are made up, and jumps ahead are gaps."""

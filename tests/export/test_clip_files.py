@@ -7,7 +7,7 @@ import subprocess
 import av
 import numpy as np
 import pytest
-from kinds import CONTAINERS, SOON, SPECIAL
+from kinds import CONTAINERS, SOON, SPECIAL, joined
 from readers import READERS, captioned, differences
 from videos import write_video
 
@@ -44,6 +44,13 @@ def test_a_whole_video_is_copied_only_where_readers_show_it_as_it_was_captioned(
             frames = read(source)
             assert frames.shape == wanted.shape, reader
             assert np.abs(frames.astype(int) - wanted).mean((1, 2, 3)).max() < BOUND, reader
+
+
+def test_frames_stay_in_order_where_a_film_without_b_frames_was_joined_to_one_with(tmp_path):
+    source, made = tmp_path / "joined.ts", tmp_path / "clip.mp4"
+    joined(source, {})
+    assert max(differences(source, made, 3.0, 5.0).values()) < BOUND
+    np.testing.assert_allclose(index_frames(source).times_s, np.arange(80) / 10, atol=1e-3)
 
 
 def test_the_times_of_an_exported_clip_are_those_of_its_frames(tmp_path):

@@ -77,12 +77,12 @@ def edited(path: Path) -> None:
     remux(write_video(path.with_name(f".{path.name}"), **SHORT), path, shift_s=-0.55)  # type: ignore[arg-type]
 
 
-def joined(path: Path) -> None:
+def joined(path: Path, second: dict[str, object] = B_FRAMES) -> None:
     """Write two videos behind each other: the time stamps begin anew."""
     parts = []
-    for number in (0, 1):
+    for number, how in enumerate((B_FRAMES, second)):
         part = path.with_name(f".{number}{path.suffix}")
-        parts.append(write_video(part, **{**SHORT, **B_FRAMES}).read_bytes())  # type: ignore[arg-type]
+        parts.append(write_video(part, **{**SHORT, **how}).read_bytes())  # type: ignore[arg-type]
     path.write_bytes(b"".join(parts))
 
 
