@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cogcache.video import ONLY_THE_FILE, FrameIndex, damage
+from cogcache.video import AHEAD_S, BACK_S, ONLY_THE_FILE, FrameIndex, Joined, damage
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -37,7 +37,7 @@ def open_sound(
     """Open the sound from `begin_s` after the first frame on; None where there is none."""
     import av
 
-    if not wanted or index.packets.is_spliced:  # its times begin anew elsewhere than the pictures'
+    if not wanted:
         yield None
         return
     with (
@@ -49,7 +49,7 @@ def open_sound(
         ) as container,
     ):
         first_s = (container.start_time or 0) / 1e6 + index.offset_s
-        sound = Sound(container, first_s + begin_s, length_s)
+        sound = Sound(container, first_s + begin_s, length_s, index.packets.joined)
         yield sound if sound.has_any else None
 
 
@@ -60,10 +60,13 @@ class Sound:
         container: the file, open, for this alone.
         begin_s: when the clip begins, by the file's time stamps.
         length_s: how long it is.
+        joined: how the time stamps go on, of films that were joined.
     """
 
-    def __init__(self, container: InputContainer, begin_s: float, length_s: float) -> None:
-        self._container, self._begin_s = container, begin_s
+    def __init__(
+        self, container: InputContainer, begin_s: float, length_s: float, joined: Joined | None
+    ) -> None:
+        self._container, self._begin_s, self._joined = container, begin_s, joined
         stream: Any = container.streams.best("audio")
         self._input = stream
         self._blocks: Iterator[Samples] = iter(())
@@ -141,18 +144,40 @@ class Sound:
 
     def _resampled(self) -> Iterator[tuple[int, Samples]]:
         """Yield samples, and the number of the first from the clip's begin; it may be negative."""
-        import av
-
-        resampler = av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
-        if self._begin_s > EARLIER_S:
+        resamplers: dict[tuple[object, ...], Any] = {}
+        if self._joined is None and self._begin_s > EARLIER_S:
             with damage():
                 self._container.seek(int((self._begin_s - EARLIER_S) * 1e6))
         with damage() as found:
-            for packet in self._container.demux(self._input):
+            for packet in self._packets():
                 for frame in self._decoded(packet):
-                    yield from self._placed(resampler.resample(frame))
+                    # Films that were joined may have sound of different kinds.
+                    kind = frame.format.name, frame.layout.name, frame.sample_rate
+                    if kind not in resamplers:
+                        resamplers[kind] = self._resampler()
+                    yield from self._placed(resamplers[kind].resample(frame))
         if found:
             logger.info("the sound ends early: %s", found[0])
+
+    def _resampler(self) -> Any:
+        import av
+
+        return av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate)
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield the packets of the sound, those far before the clip left out if films were joined.
+
+        Their times find nothing then, so the file is gone through from its begin.
+        """
+        films = None if self._joined is None else _Films(self._joined)
+        for packet in self._container.demux(self._input):
+            if films is not None and packet.pts is not None:
+                shift_s = films.shift_s(packet)
+                time_s = float(packet.pts * packet.time_base) + shift_s
+                if time_s < self._begin_s - EARLIER_S:
+                    continue
+                packet.pts += round(shift_s / packet.time_base)
+            yield packet
 
     def _decoded(self, packet: Any) -> list[Any]:
         with damage():
@@ -165,3 +190,22 @@ class Sound:
                 continue
             time_s = float(frame.pts * frame.time_base) - self._begin_s
             yield round(time_s * self._rate), frame.to_ndarray()
+
+
+class _Films:
+    """Follows the sound through films that were joined: its time stamps begin anew with each."""
+
+    def __init__(self, joined: Joined) -> None:
+        self._joined, self._film = joined, 0
+        self._next_s: float | None = None
+
+    def shift_s(self, packet: Any) -> float:
+        """Return what to add to the time of the next packet, so that it goes on."""
+        time_s = float(packet.pts * packet.time_base)
+        if self._next_s is None:
+            place = packet.pos or 0
+            self._film = sum(each <= place for each in self._joined.places[1:])
+        elif not self._next_s - BACK_S <= time_s <= self._next_s + AHEAD_S:
+            self._film = self._joined.film_at(packet.pos, self._film)
+        self._next_s = time_s + float((packet.duration or 0) * packet.time_base)
+        return self._joined.shifts_s[self._film]

@@ -16,6 +16,9 @@ from .file_state import state_of as state_of
 from .file_state import unreadable as unreadable
 from .frame_index import FrameIndex as FrameIndex
 from .frame_index import index_frames as index_frames
+from .packets import AHEAD_S as AHEAD_S
+from .packets import BACK_S as BACK_S
+from .packets import Joined as Joined
 from .paths import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from .paths import check_named as check_named
 from .paths import find_videos as find_videos

@@ -33,6 +33,28 @@ NONE = np.iinfo(np.int64).min
 SHOWN, HIDDEN, SECOND_FIELD, NEVER_SHOWN = range(4)
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Films that were joined by appending files, each with time stamps of its own."""
+
+    places: tuple[int, ...]
+    """Byte at which each film's first picture begins, ascending."""
+    shifts_s: tuple[float, ...]
+    """What is added to the time stamps of each film so that they go on."""
+
+    def film_at(self, place: int | None, after: int) -> int:
+        """Return which film a packet is of that is the first of its stream with other times.
+
+        Args:
+            place: byte at which it begins; None: not known.
+            after: the film before.
+        """
+        later = range(after + 1, len(self.places))
+        if place is None or not later:
+            return min(after + 1, len(self.places) - 1)
+        return min(later, key=lambda film: abs(self.places[film] - place))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PacketTable:
     """All packets of a stream in the order of the file, P in all."""
@@ -51,8 +73,13 @@ class PacketTable:
     """The first frame that is whole when decoding begins at an entry. Shape [K]."""
     entry_stamps: NDArray[np.int64]
     """The time stamp by which each entry is sought. Shape [K]."""
-    is_spliced: bool
-    """Whether time stamps begin anew on the way: times then find nothing."""
+    joined: Joined | None
+    """Films whose time stamps begin anew on the way; times then find nothing."""
+
+    @property
+    def is_spliced(self) -> bool:
+        """Whether time stamps begin anew on the way."""
+        return self.joined is not None
 
     def entry_before(self, number: int) -> int:
         """Return the last entry from which a frame can be decoded."""
@@ -95,6 +122,8 @@ class Packets:
         self._parity: int | None = None
         """Of the field before, if it waits for the other one."""
         self._splices = _Splices(video)
+        self._joints = [(0, 0)]
+        """Packets from which on so much is added to time stamps."""
         self._collect()
 
     @property
@@ -121,6 +150,8 @@ class Packets:
         coded = self._pictures.of(bytes(packet), is_key=packet.is_keyframe)
         self.has_fields |= coded.has_fields
         offset = self._splices.next(packet)
+        if offset != self._joints[-1][1]:
+            self._joints.append((len(self.kinds), offset))
         kind = self._kind(packet, coded)
         self.num_incomplete += packet.is_corrupt
         self._note_key(packet, coded, kind)
@@ -179,8 +210,13 @@ class Packets:
             entries=keys,
             entry_numbers=firsts,
             entry_stamps=stamps,
-            is_spliced=self.is_spliced,
+            joined=self._joined() if self.is_spliced else None,
         )
+
+    def _joined(self) -> Joined:
+        unit_s = float(self.stream.time_base or 0)
+        known = [max(self.places[first], 0) for first, _ in self._joints]
+        return Joined(tuple(known), tuple(shift * unit_s for _, shift in self._joints))
 
 
 def _numbers(kinds: NDArray[np.int8], pts: NDArray[np.int64] | None) -> NDArray[np.int32]:

@@ -73,6 +73,26 @@ def test_an_exported_clip_keeps_the_sound_of_its_time(tmp_path):
         assert not container.streams.audio
 
 
+@pytest.mark.parametrize("ending", ["ts", "mpg"])
+def test_films_that_were_joined_keep_the_sound_of_each(ending, tmp_path):
+    source, made = tmp_path / f"joined.{ending}", tmp_path / "clip.mp4"
+    parts = []
+    for pitch in (440, 880):
+        part = tmp_path / f"{pitch}.{ending}"
+        command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=s=96x48:r=25:d=2"]
+        command += ["-f", "lavfi", "-i", f"sine=frequency={pitch}:duration=2", str(part)]
+        subprocess.run(command, check=True)
+        parts.append(part.read_bytes())
+    source.write_bytes(b"".join(parts))
+    encode(part_of(source, 1.0, 3.0), made, sound=True)
+    with av.open(made) as container:
+        rate = container.streams.audio[0].rate
+        heard = np.concatenate([each.to_ndarray()[0] for each in container.decode(audio=0)])
+    for start_s, pitch in ((0.0, 440), (1.1, 880)):
+        second = heard[round(start_s * rate) :][: round(0.9 * rate)]
+        assert np.abs(np.fft.rfft(second)).argmax() / 0.9 == pytest.approx(pitch, rel=0.02)
+
+
 def test_a_clip_in_which_a_frame_stands_still_has_the_sound_of_its_own_time(tmp_path):
     source, made = tmp_path / "a.mkv", tmp_path / "clip.mp4"
     pictures = write_video(tmp_path / "pictures.mkv", times_s=[0.0, 0.1, 0.2, 6.0])
