@@ -27,8 +27,6 @@ class Command:
     """Whether it takes videos that can be decoded, and features and captions of `tiny`."""
     passed_by: tuple[str, ...] = ()
     """Patterns of files whose bytes hold times or figures."""
-    refuses: str = ""
-    """What it says, with status 2, where all that it makes is there already; "": nothing."""
 
 
 NUM_REAL = 2
@@ -154,7 +152,6 @@ COMMANDS: dict[str, Command] = {
     "split": Command(
         lambda f: ["split", "tiny", _out(f, "out"), "--quantization=nf4"],
         real=True,
-        refuses="is there already",
     ),
     "demo": Command(lambda f: ["demo", f"--folder={f / 'demo'}"], real=True),
     "gc": Command(lambda f: ["gc", "--yes", _on(f)], _lose_videos),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cogcache.errors import CheckpointError, ConfigError
+from cogcache.errors import CheckpointError, ConfigError, QuantizationError
 from cogcache.models.checkpoints.checkpoint import Checkpoint, SplitCheckpoint
 from cogcache.models.checkpoints.headers import read_tensor
 from cogcache.models.checkpoints.split_manifest import (
@@ -64,12 +64,16 @@ class SplitReport:
     original_bytes: int
     quantization: str | None
     """What verifying the language half found."""
+    is_new: bool = True
+    """Whether it was written now; else the same split was there, and all of it is whole."""
 
     def lines(self) -> list[str]:
         """Return what a reader wants to know."""
         written = sum(self.bytes_by_file.values())
         whole = format_bytes(self.original_bytes)
         lines = [f"{self.folder}: {format_bytes(written)}, the original has {whole}"]
+        if not self.is_new:
+            lines.append("  it was there already, and is whole: nothing was written")
         for kind in ("vision", "both", "language", "originals"):
             found = [size for name, size in self.bytes_by_file.items() if name.startswith(kind)]
             if found:
@@ -82,21 +86,24 @@ def split(model: str, out: Path, settings: Settings) -> SplitReport:
 
     Args:
         model: a folder, a hub id, or `tiny`.
-        out: the folder to be; there must be none, or an empty one.
+        out: the folder to be; there must be none, an empty one, or the same split, which stays.
         settings: the revision, the device to quantise on, both halves' precision.
 
     Raises:
-        ConfigError: the folder is there already, or the disk has no room.
+        ConfigError: the folder is there with something else in it, or the disk has no room.
         CheckpointError: the checkpoint cannot be read, or is a split itself.
         QuantizationError: the language half does not suit the precision.
     """
     checkpoint = Checkpoint.open(model, settings.revision)
     if isinstance(checkpoint, SplitCheckpoint):
         raise CheckpointError(f"{model} is split already", "split the original")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    is_there = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    if is_there and not (out / MANIFEST).is_file():
         raise ConfigError(f"{out} is there already", "give a folder that is not there")
     job = _Split(checkpoint, settings)
     checkpoint.fetch(checkpoint.shards_of(job.names))
+    if is_there:
+        return _report_of_same(job, out)
     make_folder(out.absolute().parent)
     put_right(out.absolute())
     job.check_disk(out.absolute().parent)
@@ -110,6 +117,39 @@ def split(model: str, out: Path, settings: Settings) -> SplitReport:
             shutil.rmtree(partial, ignore_errors=True)
     sync_folder(out.absolute().parent)
     return report
+
+
+def _report_of_same(job: _Split, out: Path) -> SplitReport:
+    """Return the report of a split that is there, once all its files have been read.
+
+    Raises:
+        ConfigError: it is of another checkpoint or precision.
+        CheckpointError: a file of it is damaged or missing.
+    """
+    there = SplitCheckpoint(str(out), out)
+    if not _is_same(job, there):
+        problem = f"{out} is there already, and is a split of another checkpoint or precision"
+        raise ConfigError(problem, "give a folder that is not there")
+    there.digest(job.names, sha256_of)
+    sizes = {name: (out / name).stat().st_size for name in there.manifest.files}
+    return SplitReport(out, sizes, job.original_bytes, None, is_new=False)
+
+
+def _is_same(job: _Split, there: SplitCheckpoint) -> bool:
+    """Say whether a split is of the same checkpoint, and can be loaded as is asked for."""
+    kind, manifest = job.quantization.kind, there.manifest
+    if there.described(manifest.tensors) != job.checkpoint.tensors(job.names):
+        return False
+    try:
+        for half in HALVES:
+            is_quantized = half == "language" and kind != "none"
+            asked = job.quantization.fields() if is_quantized else {}
+            there.is_stored_as(job.partition.names(half), job.dtype(half), asked)
+    except QuantizationError:
+        return False
+    shards = job.checkpoint.shards_of(job.names)
+    digests = {shard: job.checkpoint.shard_digest(shard, sha256_of) for shard in shards}
+    return manifest.shards == digests and (manifest.quantized is None) == (kind == "none")
 
 
 @dataclass
@@ -169,9 +209,14 @@ class _Split:
         vision = half_sizes(self.checkpoint, self.partition, "vision")
         meta, modules, item_bytes = self.whole.meta, self.partition.modules, ITEM_BYTES
         language = language_sizes(
-            meta, modules, self.quantization, item_bytes[self._dtype("language")], on_cpu=False
+            meta, modules, self.quantization, item_bytes[self.dtype("language")], on_cpu=False
         )
-        return vision.num_parameters * ITEM_BYTES[self._dtype("vision")] + language.total_bytes
+        return vision.num_parameters * ITEM_BYTES[self.dtype("vision")] + language.total_bytes
+
+    @property
+    def original_bytes(self) -> int:
+        """Bytes of the tensors of both halves in the original."""
+        return sum(info.num_bytes for info in self.checkpoint.tensors(self.names).values())
 
     def write(self, folder: Path, out: Path) -> SplitReport:
         """Write all files, the manifest last."""
@@ -193,8 +238,7 @@ class _Split:
         sync_file(manifest)
         sync_folder(folder)
         sizes = {name: (folder / name).stat().st_size for name in self.files}
-        original = sum(info.num_bytes for info in self.checkpoint.tensors(self.names).values())
-        return SplitReport(out, sizes, original, self.quantization_summary)
+        return SplitReport(out, sizes, self.original_bytes, self.quantization_summary)
 
     def _copy(self, writer: TensorFiles) -> None:
         """Copy every tensor that is not going to be stored quantised, in three groups of files."""
@@ -210,7 +254,7 @@ class _Split:
 
     def _tensors(self, names: Iterable[str], half: Half) -> Iterator[tuple[str, Tensor]]:
         """Read tensors, in the type that the half is loaded in where that is narrower."""
-        types = loaded_types(self.whole.cls, self.whole.config, self._dtype(half))
+        types = loaded_types(self.whole.cls, self.whole.config, self.dtype(half))
         for name in names:
             path = self.checkpoint.folder / self.checkpoint.weight_map[name]
             tensor = read_tensor(path, name)
@@ -218,7 +262,8 @@ class _Split:
             is_wider = tensor.is_floating_point() and tensor.itemsize > wanted.itemsize
             yield name, tensor.to(wanted) if is_wider else tensor
 
-    def _dtype(self, half: Half) -> str:
+    def dtype(self, half: Half) -> str:
+        """Return the type in which a half is stored where it is not quantised."""
         vision, language = self.settings.vision, self.settings.language
         return vision.vision_dtype if half == "vision" else language.compute_dtype
 

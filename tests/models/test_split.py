@@ -362,6 +362,24 @@ def test_a_folder_that_is_there_is_not_written_to(plain, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+def test_a_split_that_is_there_and_whole_is_not_made_again(plain, parts):
+    before = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    report = split(str(plain), parts, NF4)
+    assert "it was there already, and is whole: nothing was written" in report.lines()[1]
+    assert {path: path.stat().st_mtime_ns for path in parts.iterdir()} == before
+
+
+def test_a_split_that_is_there_is_refused_where_it_is_another_or_damaged(plain, parts, tmp_path):
+    with pytest.raises(ConfigError, match="is a split of another checkpoint or precision"):
+        split(str(plain), parts, Settings(language={"quantization": "int8"}))
+    with pytest.raises(ConfigError, match="is a split of another checkpoint or precision"):
+        split(str(write_checkpoint(tmp_path / "other", SUITED, seed=1)), parts, NF4)
+    path = parts / "vision-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match="does not hold the bytes that were split off"):
+        split(str(plain), parts, NF4)
+
+
 def test_a_split_is_not_split_again(parts, tmp_path):
     assert isinstance(Checkpoint.open(str(parts)), SplitCheckpoint)
     with pytest.raises(CheckpointError, match="is split already"):
