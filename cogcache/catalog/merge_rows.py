@@ -160,7 +160,7 @@ def _conflicts(file: CatalogFile) -> list[Conflict]:
         "SELECT c.caption_key, c.video, c.start_s, c.prompt_name,"
         f" iif({_EARLIER.format(one='o', other='c')}, o.caption, c.caption),"
         f" iif({_EARLIER.format(one='o', other='c')}, c.caption, o.caption)"
-        " FROM main.captions c JOIN other.captions o USING (caption_key)"
+        " FROM whole_captions c JOIN other.captions o USING (caption_key)"
         f" WHERE c.caption <> o.caption AND c.quantization <> '{EDITED}'"
         " ORDER BY c.video, c.start_s, c.caption_key"
     )

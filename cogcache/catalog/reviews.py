@@ -157,7 +157,8 @@ class Edits:
 
     def sources(self, caption_keys: Collection[str]) -> dict[str, str]:
         """Return, by the keys of captions that a set has, those that they were edited from."""
-        sql = f"SELECT DISTINCT edited_key, caption_key FROM edits WHERE edited_key IN {_AMONG}"
+        sql = f"""SELECT DISTINCT edited_key, caption_key FROM whole_edits
+            WHERE edited_key IN {_AMONG}"""
         rows = self._file.query(sql, {"keys": json.dumps([*caption_keys])})
         return {row["edited_key"]: row["caption_key"] for row in rows}
 
@@ -254,7 +255,7 @@ class Scores:
 
     def names(self) -> list[str]:
         """Return the names of the scores that there are."""
-        return [row["name"] for row in self._file.query("SELECT DISTINCT name FROM scores")]
+        return [row["name"] for row in self._file.query("SELECT DISTINCT name FROM whole_scores")]
 
 
 def _said(conn: sqlite3.Connection, caption_keys: Collection[str]) -> dict[str, str]:
@@ -263,7 +264,7 @@ def _said(conn: sqlite3.Connection, caption_keys: Collection[str]) -> dict[str, 
 
 
 def _check_free(conn: sqlite3.Connection, set_name: str) -> None:
-    sql = f"""SELECT quantization FROM captions WHERE model = ? AND quantization <> '{EDITED}'
+    sql = f"""SELECT quantization FROM shown_captions WHERE model = ? AND quantization <> '{EDITED}'
         LIMIT 1"""
     if conn.execute(sql, [set_name]).fetchone():
         problem = f"{set_name!r} is a model, or a set that was imported"

@@ -221,7 +221,7 @@ def select_items(
 
 def _num_rejected(file: CatalogFile, selection: Selection) -> int:
     where, values = selection.of_rejected()
-    return int(file.query(f"SELECT count(*) FROM captions c WHERE {where}", values)[0][0])
+    return int(file.query(f"SELECT count(*) FROM shown_captions c WHERE {where}", values)[0][0])
 
 
 def _order(item: Item) -> tuple[object, ...]:

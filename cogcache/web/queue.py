@@ -121,7 +121,7 @@ class Queue:
         where, values = self._where()
         if number is not None and not self.wanted.sort:
             where, values = f"{where} AND c.id <= :until_id", {**values, "until_id": number}
-        return self._browser.value(f"SELECT count(*) FROM captions c WHERE {where}", values)
+        return self._browser.value(f"SELECT count(*) FROM shown_captions c WHERE {where}", values)
 
     @property
     def _browser(self) -> Browser:
@@ -131,7 +131,7 @@ class Queue:
         where, values = self._where()
         values = {**values, "here": number}
         if not self.wanted.sort:
-            sql = f"""SELECT {_COLUMNS} FROM captions c WHERE {where} AND c.id {sign} :here
+            sql = f"""SELECT {_COLUMNS} FROM whole_captions c WHERE {where} AND c.id {sign} :here
                 ORDER BY c.id {order} LIMIT 1"""
             return next(iter(self._browser.rows(sql, values)), None)
         values["sort"] = self.wanted.sort
@@ -139,7 +139,7 @@ class Queue:
         if number:
             place = f"""AND (s.score, c.id) {sign} (SELECT s.score, c.id FROM whole_captions c
                 JOIN whole_scores s ON s.name = :sort AND {_OF} WHERE c.id = :here)"""
-        sql = f"""SELECT {_COLUMNS} FROM whole_scores s JOIN captions c ON {_OF}
+        sql = f"""SELECT {_COLUMNS} FROM whole_scores s JOIN whole_captions c ON {_OF}
             WHERE s.name = :sort AND {where} {place}
             ORDER BY s.score {order}, c.id {order} LIMIT 1"""
         return next(iter(self._browser.rows(sql, values)), None)
@@ -166,7 +166,7 @@ _OF: Final = """(s.caption_key = c.caption_key
 def progress(browser: Browser, set_name: str) -> dict[str, int]:
     """Return how many captions were accepted, rejected and edited, and how many there are."""
     sql = """SELECT state, text IS NOT NULL AS edited, count(*) AS number FROM (
-            SELECT caption_key, state, text, max(created_at) FROM edits
+            SELECT caption_key, state, text, max(created_at) FROM whole_edits
             WHERE set_name = :set_name GROUP BY caption_key)
         GROUP BY state, edited"""
     found = {"accepted": 0, "rejected": 0, "edited": 0}

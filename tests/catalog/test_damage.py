@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -18,20 +19,25 @@ from unittest.mock import Mock
 
 import pytest
 
+import cogcache
 from cogcache.catalog import integrity
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
 from cogcache.catalog.holders import Look
 from cogcache.catalog.search.full_text import CaptionSearch
 from cogcache.catalog.search.selection import Selection
+from cogcache.catalog.upkeep.forgotten import forget
 from cogcache.catalog.upkeep.rebuild import rebuild
 from cogcache.catalog.upkeep.verify import verify
 from cogcache.catalog.whole_rows import TABLES
 from cogcache.errors import CogcacheError
 from cogcache.export.items import choose_items
 from cogcache.export.wording import Wording
+from cogcache.review.reviews import Reviews
 from cogcache.web import figures
 from cogcache.web.browse import Browser, Filter
+from cogcache.web.queue import Queue, QueueFilter, progress
+from cogcache.web.site import open_site
 from tests.support.caches import AS_VERSION_7, make_cache
 
 PAGE_BYTES = 4096
@@ -75,6 +81,23 @@ def browsed(path: Path) -> list[tuple[object, ...]]:
         return [(row["video"], row["caption"]) for row in rows] + [("captions", counts)]
 
 
+def later_rows(path: Path) -> list[tuple[object, ...]]:
+    """What people did, what was measured, deleted, cut, and could not be done."""
+    tables = {
+        "edits": ("caption_key", "state", "text", "tags", "author"),
+        "scores": ("name", "feature_key", "score", "details"),
+        "forgotten": ("video", "caption", "settings"),
+        "cuts": ("feature_key", "cut"),
+        "failures": ("video", "reason", "message"),
+    }
+    with Catalog(path) as catalog:
+        return [
+            (table, *(str(row[name]) for name in names))
+            for table, names in tables.items()
+            for row in catalog._file.select(table)
+        ]
+
+
 READERS: dict[str, Callable[[Path], list[tuple[object, ...]]]] = {
     "captions": caption_rows,
     "clips": clip_rows,
@@ -82,6 +105,7 @@ READERS: dict[str, Callable[[Path], list[tuple[object, ...]]]] = {
     "export": exported,
     "search": searched,
     "pages": browsed,
+    "later": later_rows,
 }
 
 
@@ -97,10 +121,31 @@ def whole(tmp_path_factory) -> Path:
         (row,) = catalog.captions.rows()[:1]
         row = {**row, "caption_key": "f" * 64, "prompt_name": "color", "flags": ["looping"]}
         del row["id"]
+        add_later_rows(catalog)
         shutil.copytree(cache, folder / "closed")
         catalog.captions.add([{**row, "run": run}])
         shutil.copytree(cache, folder / "logged")
     return folder
+
+
+def add_later_rows(catalog: Catalog) -> None:
+    """Add rows of each table that came later: reviews, scores, forgotten captions, cuts."""
+    captions = catalog.captions.rows()
+    reviews = Reviews(catalog, author="me")
+    reviews.accept(reviews.of_keys([row["caption_key"] for row in captions[:4]]).values())
+    reviews.edit(reviews.of_keys([captions[4]["caption_key"]]).popitem()[1], "another text")
+    catalog.cuts.add((row["feature_key"], "whole") for row in captions)
+    score = {"name": "motion", "caption_key": "", "model": "", "prompt": "", "epoch": 1}
+    details = {"frames": 2}
+    catalog.scores.add(
+        [{**score, "feature_key": row["feature_key"], "score": 0.5, "details": details}
+         for row in captions]
+    )  # fmt: skip
+    catalog.failures.add(
+        {"video": "/bad.mp4", "start_s": 0.0, "end_s": None, "stage": "extract",
+         "feature_key": None, "reason": "timeout", "message": "it took too long"}
+    )  # fmt: skip
+    forget(catalog.path, Selection(folders=(Path(captions[-1]["video"]),)), remove=True)
 
 
 def answers(path: Path) -> Answers:
@@ -202,6 +247,7 @@ def torture(whole: Path, tmp_path: Path, told: Told, number: int, seed: int = 0)
         made = rebuild(cache)
         said = caption_rows(path)
         assert set(said) <= set(truths[kind]["captions"]), what
+        assert set(later_rows(path)) <= set(truths[kind]["later"]), what
         lost = len(truths[kind]["captions"]) - len(said)
         assert not lost or not made.is_whole, f"{what}: rebuild does not say what it lost"
         shutil.rmtree(cache)
@@ -223,9 +269,8 @@ def test_a_row_that_changed_behind_an_unchanged_time_is_left_out(whole, tmp_path
     path = cache / "catalog.sqlite"
     truth = answers(path)["captions"]  # which notes the file as it is
     stat = path.stat()
-    content = bytearray(path.read_bytes())
-    content[content.index(b"What is seen") + 3] ^= 1
-    path.write_bytes(content)
+    text = str(truth[3][1]).encode()
+    path.write_bytes(path.read_bytes().replace(text, b"Ghat" + text[4:]))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     said = caption_rows(path)
     assert told.rows == 1
@@ -316,3 +361,69 @@ def test_a_check_that_asks_for_more_memory_than_there_is_finds_damage(check):
         asked.fetchone.return_value = (0,)
         connection.execute.side_effect = [MemoryError, *[asked] * 9]
     assert "more memory than there is" in check(connection)[0]
+
+
+def altered(cache: Path, table: str, where: str, column: str, value: str) -> None:
+    """Change a cell as a fault of the disk does: its row's checksum stays."""
+    path = cache / "catalog.sqlite"
+    stat = path.stat()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        done = conn.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", [value]).rowcount
+        assert done, "there is no such row"
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_the_review_queue_passes_by_a_damaged_caption_and_a_damaged_review(whole, tmp_path, told):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    with open_site(cache) as site:
+        queue = Queue(site, QueueFilter())
+        first = queue.after(0)
+        assert first
+        done = progress(site.browser, "reviewed")
+        altered(cache, "captions", f"id = {first['id']}", "caption", "what nobody said")
+        altered(cache, "edits", "text IS NOT NULL", "state", "rejected")
+        following = queue.after(0)
+        assert following
+        assert following["id"] > first["id"]
+        assert progress(site.browser, "reviewed") == {**done, "accepted": 4, "edited": 0}
+    assert told.rows
+
+
+def test_a_damaged_caption_hides_no_other_one_of_its_clip(whole, tmp_path, told):
+    cache = shutil.copytree(whole / "closed", tmp_path / "cache")
+    path = cache / "catalog.sqlite"
+    with Catalog(path) as catalog:
+        (row,) = catalog.captions.rows()[:1]
+        other = {**row, "caption_key": "e" * 64, "model": "another"}
+        del other["id"]
+        catalog.captions.add([other])
+        prefer = Selection(prompts=("default",), prefer=("another", "made-up"))
+        altered(cache, "captions", f"caption_key = '{'e' * 64}'", "caption", "what nobody said")
+        items = choose_items(path, prefer, Wording(), Look()).items
+    texts = {item.caption for item in items}
+    assert row["caption"] in texts
+    assert "what nobody said" not in texts
+    assert told.rows
+
+
+_RAW = re.compile(rf"(?:FROM|JOIN) (?:main\.)?({'|'.join(table.name for table in TABLES)})\b")
+_MAY_READ_TABLES = {
+    "catalog.py": 2,  # keys that lead to files, which prove themselves; failures to be deleted
+    "earlier_versions.py": 1,  # names of families: which changes are to be looked for
+    "foreign.py": 2,  # what a copy is cleansed of
+    "forgotten.py": 2,  # whether a number or a key is taken
+    "integrity.py": 4,  # sums are compared with all rows that there are
+    "later_migrations.py": 2,
+    "merge_rows.py": 8,  # of a copy that has whole rows alone; whether a row is there
+    "migrations.py": 5,
+    "rows.py": 2,  # the greatest number
+}
+
+
+def test_rows_are_read_from_views_that_hold_their_checksums():
+    found: dict[str, int] = {}
+    for path in Path(cogcache.__file__).parent.rglob("*.py"):
+        text = re.sub(r"DELETE FROM \w+", "", path.read_text())
+        if places := _RAW.findall(text):
+            found[path.name] = found.get(path.name, 0) + len(places)
+    assert found == _MAY_READ_TABLES

@@ -89,7 +89,7 @@ def preferred(names: Sequence[str], values: dict[str, Any]) -> str:
     for number, name in enumerate(names):
         values[f"preferred_{number}"] = name
     listed = ", ".join(f":preferred_{number}" for number in range(len(names)))
-    return f"""(c.model IN ({listed}) AND NOT EXISTS (SELECT 1 FROM captions b
+    return f"""(c.model IN ({listed}) AND NOT EXISTS (SELECT 1 FROM whole_captions b
         WHERE b.prompt_name = c.prompt_name AND b.end_s IS c.end_s AND b.model IN ({listed})
         AND {_rank("b", len(names))} < {_rank("c", len(names))}
         AND (b.video_digest = c.video_digest AND b.start_s = c.start_s

@@ -180,7 +180,7 @@ def warn_of_unscored(file: CatalogFile, selection: Selection) -> None:
     if (condition := selection.unscored()) is None:
         return
     where, values = condition
-    number = file.query(f"SELECT count(*) FROM captions c WHERE {where}", values)[0][0]
+    number = file.query(f"SELECT count(*) FROM shown_captions c WHERE {where}", values)[0][0]
     if number:
         logger.warning("%d captions are left out as they were not scored: `cogcache score`", number)
 
