@@ -93,7 +93,7 @@ def _remembered(
 ) -> dict[int, float]:
     """Return the seconds of each number of rows: what a file says, and what it lacks measured."""
     known: dict[int, float] = {}
-    with suppress(OSError, ValueError, TypeError, AttributeError):
+    with suppress(OSError, RecursionError, ValueError, TypeError, AttributeError):
         known = {int(rows): float(spent) for rows, spent in json.loads(file.read_text()).items()}
     missing = [rows for rows in candidates if rows not in known]
     if missing:

@@ -128,7 +128,7 @@ def live_runs(root: Path) -> list[dict[str, Any]]:
     rows, paths = [], [*CachePaths(root).working.glob("*.json")]
     now_s = clock_s(root) if paths else 0.0
     for path in paths:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, RecursionError, ValueError):  # whatever lies there
             row = json.loads(path.read_text(encoding="utf-8"))
             silent_s = max(now_s - path.stat().st_mtime, 0.0)
             state = "at work" if is_alive(root, path.stem, now_s) else "dead"

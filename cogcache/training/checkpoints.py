@@ -195,7 +195,9 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
         raise TrainingError(f"{folder / STATE} cannot be read: {error}", _HINT) from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{folder / STATE} is no state of a training run", _HINT)
     return state

@@ -128,9 +128,11 @@ def begin(out: Path, record: Record, names: Mapping[str, str]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
         raise TrainingError(f"{path} cannot be read: {error}", "give another folder") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path} is no record of a training run", "give another folder")
     return content
 
 
