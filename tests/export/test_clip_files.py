@@ -46,6 +46,14 @@ def test_a_whole_video_is_copied_only_where_readers_show_it_as_it_was_captioned(
             assert np.abs(frames.astype(int) - wanted).mean((1, 2, 3)).max() < BOUND, reader
 
 
+def test_noise_is_kept_where_frames_follow_soon_after_each_other(tmp_path):
+    source = tmp_path / "noise.mkv"
+    noise = "testsrc2=s=160x120:r=240:d=0.1,noise=alls=60:allf=t:all_seed=1"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", noise, "-c:v", "ffv1", str(source)]
+    subprocess.run(command, check=True)
+    assert max(differences(source, tmp_path / "clip.mp4", 0.0, None).values()) < BOUND
+
+
 def test_frames_stay_in_order_where_a_film_without_b_frames_was_joined_to_one_with(tmp_path):
     source, made = tmp_path / "joined.ts", tmp_path / "clip.mp4"
     joined(source, {})
