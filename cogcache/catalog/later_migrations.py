@@ -96,7 +96,18 @@ def _cut_of(settings: str) -> tuple[str, float | None]:
     return ",".join(filter(None, parts)) or "whole", step_s
 
 
+_READINGS_OF_AVI: Final = """DELETE FROM memory WHERE name IN (
+    SELECT 'reading ' || digest FROM videos WHERE lower(path) LIKE '%.avi'
+    UNION SELECT 'reading ' || digest FROM files WHERE lower(path) LIKE '%.avi')"""
+
+
+def _readings_of_avi(conn: Connection) -> None:
+    """Have AVI files looked at again: their times were believed as libav makes them up."""
+    conn.execute(_READINGS_OF_AVI)
+
+
 STEPS: Final[tuple[tuple[str, Callable[[Connection], None]], ...]] = (
     ("0010_forgotten", _forgotten),
     ("0011_cuts", _cuts),
+    ("0012_readings_of_avi", _readings_of_avi),
 )

@@ -23,7 +23,7 @@ from cogcache.catalog.whole_rows import Damage, add_row_checks, is_whole
 from cogcache.errors import CatalogError, DamagedCatalogError
 from cogcache.system import extra_hint
 
-VERSION: Final = 11
+VERSION: Final = 12
 """Number of the last step of `migrations`; a higher one is of a catalog of a newer cogcache."""
 _APPLICATION_ID: Final = 0x636F6763  # "cogc": tells a catalog from any other SQLite file
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)

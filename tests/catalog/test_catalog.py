@@ -342,6 +342,19 @@ def test_version_is_the_number_of_the_last_migration(catalog):
     assert sql(catalog, "PRAGMA user_version") == [(VERSION,)]
 
 
+def test_an_older_catalog_has_avi_files_looked_at_again(catalog, tmp_path):
+    stat = Path(__file__).stat()
+    names = {"a": "film.AVI", "b": "film.mp4", "c": "avi.mkv"}
+    catalog.files.remember_digests([(tmp_path / name, stat, d) for d, name in names.items()])
+    for digest in names:
+        catalog.files.remember(f"reading {digest}", {"offset_s": 0.1})
+    sql_write(catalog.path, "DELETE FROM _sqlite_migrations WHERE name = '0012_readings_of_avi'")
+    sql_write(catalog.path, "PRAGMA user_version = 11")
+    with Catalog(catalog.path) as again:
+        known = again.files.recall_all([f"reading {digest}" for digest in names])
+    assert known.keys() == {"reading b", "reading c"}
+
+
 def sql_write(path, statement):
     connection = sqlite3.connect(path)
     try:
