@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.cache_option import NamedPath, cache_option
-from cogcache.cli.filters import SHOWN, catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.filters import (
+    SHOWN,
+    catalog_of,
+    look_options,
+    print_absent,
+    selection_options_of_users,
+)
 from cogcache.cli.judged import sort_option
 from cogcache.errors import ConfigError
 from cogcache.units import printable
@@ -108,7 +114,7 @@ def _form_options(command: Command) -> Command:
 @_form_options
 @click.option("--json", "json_", is_flag=True, help="Print what was written as one JSON object.")
 @_writing_options
-@selection_options
+@selection_options_of_users
 def export(
     out: Path | None,
     cache: Path,

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.cache_option import LocationType
-from cogcache.cli.judged import JUDGED, JUDGED_NAMES, judged, judged_several
+from cogcache.cli.judged import (
+    JUDGED,
+    JUDGED_NAMES,
+    include_rejected_option,
+    judged,
+    judged_several,
+    needless_rejected_option,
+)
 from cogcache.errors import ConfigError
 from cogcache.generation import FLAGS
 from cogcache.units import printable
@@ -89,7 +96,12 @@ _OF_CAPTIONS = ("prompts", "flags", "no_flags", *JUDGED_NAMES)
 
 def selection_options(command: Command) -> Command:
     """Give a command the filters; it is called with ``selection: Selection`` for all of them."""
-    return _with_filters(command, _OPTIONS)
+    return _with_filters(command, [*_OPTIONS, needless_rejected_option])
+
+
+def selection_options_of_users(command: Command) -> Command:
+    """Give the filters to a command that leaves out rejected captions unless told otherwise."""
+    return _with_filters(command, [*_OPTIONS, include_rejected_option])
 
 
 def selection_options_of_failures(command: Command) -> Command:
@@ -100,6 +112,15 @@ def selection_options_of_failures(command: Command) -> Command:
 
 def selection_options_beside_model(command: Command) -> Command:
     """Give the filters to a command whose ``--model`` is the model that it loads."""
+    return _with_filters(command, [*_beside_model(), needless_rejected_option])
+
+
+def selection_options_of_training(command: Command) -> Command:
+    """Give the filters to a command that loads a model and leaves out rejected captions."""
+    return _with_filters(command, [*_beside_model(), include_rejected_option])
+
+
+def _beside_model() -> list[Callable[[Command], Command]]:
     others = [
         option
         for name, option in zip(_NAMES, _OPTIONS, strict=True)
@@ -119,7 +140,7 @@ def selection_options_beside_model(command: Command) -> Command:
         metavar="NAME",
         help="Only captions of this model, or of this imported set. Repeatable.",
     )
-    return _with_filters(command, [captions_of, prompt_name, *others])
+    return [captions_of, prompt_name, *others]
 
 
 def _with_filters(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
@@ -129,7 +150,7 @@ def _with_filters(command: Command, options: Sequence[Callable[[Command], Comman
 
         # Where `prompts` are what is asked, the filter's names have another name.
         names = {"prompts": "prompt_names"} if "prompt_names" in given else {}
-        taken = {name: names.get(name, name) for name in _NAMES}
+        taken = {name: names.get(name, name) for name in (*_NAMES, "include_rejected")}
         chosen = {name: given.pop(own) for name, own in taken.items() if own in given}
         return command(*args, selection=Selection(**judged(chosen)), **given)
 

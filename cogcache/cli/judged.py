@@ -50,12 +50,15 @@ JUDGED = (
     ),
     min_motion_option,
     drop_duplicates_option,
-    click.option(
-        "--include-rejected",
-        is_flag=True,
-        help="Include captions that a reviewer rejected.",
-    ),
 )
+include_rejected_option = click.option(
+    "--include-rejected",
+    is_flag=True,
+    help="Take captions that a reviewer rejected, too; else they are left out.",
+)
+"""Of a command that leaves them out."""
+needless_rejected_option = click.option("--include-rejected", is_flag=True, hidden=True)
+"""Of a command that takes them in any case."""
 sort_option = click.option(
     "--sort", metavar="NAME", help="Sort by this score, lowest first; -NAME: highest first."
 )
@@ -67,7 +70,6 @@ JUDGED_NAMES = (
     "min_scores",
     "min_motion",
     "drop_duplicates",
-    "include_rejected",
 )
 
 

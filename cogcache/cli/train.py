@@ -12,7 +12,7 @@ from cogcache.cli.cache_option import NamedPath, cache_option
 from cogcache.cli.filters import (
     catalog_of,
     selection_arguments,
-    selection_options_beside_model,
+    selection_options_of_training,
 )
 from cogcache.cli.options import as_arguments, settings_options
 from cogcache.cli.stages import STAGE_TWO as CAPTIONED
@@ -44,7 +44,7 @@ TRAINED = (
     help="Folder for the adapter and the checkpoints on the way to it.",
 )
 @catalog_option
-@selection_options_beside_model
+@selection_options_of_training
 @settings_options(*TRAINED, prompts=True)
 def train(
     cache: Path,
@@ -91,7 +91,7 @@ DISTILLED = (*TRAINED, "distillation")
     help="Do this part alone, in this process; by default both, each in one of its own.",
 )
 @catalog_option
-@selection_options_beside_model
+@selection_options_of_training
 @settings_options(*DISTILLED, prompts=True)
 def distill(
     cache: Path,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cogcache.cli.cache_option import NamedPath, cache_option
-from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options
+from cogcache.cli.filters import catalog_of, look_options, print_absent, selection_options_of_users
 from cogcache.cli.numbers import Whole
 from cogcache.errors import ConfigError
 from cogcache.system import extra_hint
@@ -78,7 +78,7 @@ def _exported(catalog: Path, selection: Selection) -> list[dict[str, Any]]:
 @click.option("--limit", type=Whole(1, 10_000), default=200, show_default=True, help="Most clips.")
 @click.option("--title", default="Captions", show_default=True, help="Heading of the page.")
 @_force
-@selection_options
+@selection_options_of_users
 @look_options
 def gallery(
     out: Path,

@@ -59,6 +59,12 @@ def test_options_that_stage_two_ignores_are_hidden_and_still_taken():
     assert "--decode-timeout-s" in options
 
 
+def test_include_rejected_is_shown_where_it_changes_something_and_taken_elsewhere():
+    shown = {name for name in SHOWN if "--include-rejected" in help_of(name)}
+    assert shown == {"export", "gallery", "train", "distill"}
+    assert "--include-rejected" in [each for p in main.commands["ls"].params for each in p.opts]
+
+
 @pytest.mark.parametrize(("command", "old"), [("gallery", "--force"), ("run", "--features")])
 def test_old_spellings_still_work(command, old):
     assert old in [each for param in main.commands[command].params for each in param.opts]
