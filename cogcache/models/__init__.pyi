@@ -22,6 +22,8 @@ from .family import ClipTensors as ClipTensors
 from .family import Family as Family
 from .family import PromptRow as PromptRow
 from .family import left_padded as left_padded
+from .fitting_features import check_features as check_features
+from .fitting_features import features_of as features_of
 from .halves.compiled import compile_blocks as compile_blocks
 from .halves.identity import HalfIdentity as HalfIdentity
 from .halves.identity import identify as identify

@@ -256,6 +256,21 @@ class Family(ABC):
             First those that take the embeddings' place, then those of each deep-stack level.
         """
 
+    def feature_width(self) -> int:
+        """Return how many numbers of a level stand in one slot, as they are cached."""
+        return int(self.text_config["hidden_size"])
+
+    def num_slots(self, features: Tensor) -> int:
+        """Return how many slots the rows of a tensor stand in."""
+        return int(features.shape[:-1].numel())
+
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """The config of the language model, which stands within the model's or is all of it."""
+        config = self.full_config()
+        found: Mapping[str, Any] = config.get("text_config") or config
+        return found
+
     @abstractmethod
     def model_inputs(self, rows: Sequence[PromptRow], model: PreTrainedModel) -> dict[str, Any]:
         """Return the arguments of `generate` for a left-padded batch of rows.

@@ -41,7 +41,7 @@ from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import UNFILLED
 from cogcache.stages.captioning.following import Following
 from cogcache.stages.captioning.quantization import quantization_for
-from cogcache.stages.captioning.read_ahead import read_ahead, reader_for
+from cogcache.stages.captioning.read_ahead import if_fitting, read_ahead, reader_for
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
@@ -292,9 +292,10 @@ class _Captioning:
         of_clips = self.shared.ours(task for task in tasks if task.words is None)
         waiting = partial(self.report.timings.time, "wait_for_features")
         clips = read_ahead(of_clips, self.store, waiting, reader_for(self.stage))
-        for of_clip, features in clips:
+        for of_clip, read in clips:
             if stop:
                 return
+            features = if_fitting(read, self.stage.family, of_clip[0].key.layout)
             if isinstance(features, ClipError):
                 self._fail(of_clip, features)
             else:

@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, ClipRow, rows_of
-from cogcache.errors import ConfigError, CorruptFeaturesError
+from cogcache.errors import ConfigError, CorruptFeaturesError, FeaturesError
 from cogcache.keys import FeatureKey
-from cogcache.models import Checkpoint, ClipTensors, family_of, identify, load_projector
+from cogcache.models import (
+    Checkpoint,
+    ClipTensors,
+    check_features,
+    family_of,
+    features_of,
+    identify,
+    load_projector,
+)
 from cogcache.settings import Settings
 from cogcache.stages.clips.choice import names_of
 from cogcache.stages.runs.opened import open_run
@@ -35,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 WAYS: Final = {("pooled", "projected")}
 """From which cache point to which."""
+TYPES: Final = ("bfloat16", "float32")
+"""What a vision half computes in."""
 
 
 def convert(
@@ -115,7 +125,7 @@ class _Conversion:
         try:
             self.counts.done += (worked := task())
             self.counts.cached += not worked
-        except CorruptFeaturesError as error:
+        except (CorruptFeaturesError, FeaturesError) as error:
             self.counts.failed += 1
             logger.warning("%s", error.problem)
 
@@ -204,15 +214,16 @@ class _Conversion:
             return f"they were made by the vision half of {clip['model']}, of other weights"
         if made["epoch"] != self.source.epoch:
             return "they were made by an earlier version, in another way"
+        if str(made["dtype"]).partition(",")[0] not in TYPES:
+            return f"they are of the type {made['dtype']}"
         return "" if clip["feature_key"] in self.store else "the feature file is gone"
 
     def _project(self, clip: ClipRow, key: FeatureKey) -> bool:
         old = clip["feature_key"]
         stored = self.store.read(old)
-        texts: Any = stored.attributes["texts"]
-        projected = self._projected(
-            ClipTensors(stored.tensors, texts), str(key.dtype).partition(",")[0]
-        )
+        features = features_of(stored.tensors, stored.attributes)
+        check_features(self.source, features, self.source.layout(self.settings.language))
+        projected = self._projected(features, str(key.dtype).partition(",")[0])
         told = {**stored.attributes, **key.fields(), "converted_from": old, "versions": versions()}
         packed = self.compression or compression_of(self.store, old)
         self.store.write(key.digest, projected.tensors, told, stored.thumbnail, compression=packed)

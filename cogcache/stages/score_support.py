@@ -18,6 +18,7 @@ from cogcache.models import Family, HalfIdentity, identify, open_family, with_ad
 from cogcache.settings import Settings
 from cogcache.stages.captioning.language_half import LanguageHalf
 from cogcache.stages.captioning.quantization import quantization_for
+from cogcache.stages.captioning.read_ahead import if_fitting
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.runs.libraries import load_libraries, ready_to_identify
 from cogcache.stages.score_visits import (
@@ -129,7 +130,8 @@ class _Support:
         from cogcache.quality import ReadBehind
 
         read: list[tuple[Entry, ReadBehind]] = []
-        for key, features in clips.items():
+        for key, found in clips.items():
+            features = if_fitting(found, self.family, self.layout)
             if isinstance(features, ClipError):
                 self._fail(key, todo[key], features)
                 continue

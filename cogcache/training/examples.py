@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cogcache.catalog import Catalog, CatalogFile, ClipRow, Selection, warn_of_unscored
-from cogcache.errors import NothingToLearnError, TrainingError
-from cogcache.models import ClipTensors, Family, PromptRow
+from cogcache.errors import CacheError, FeaturesError, NothingToLearnError, TrainingError
+from cogcache.models import ClipTensors, Family, PromptRow, check_features, features_of
 from cogcache.store import FeatureStore
 from cogcache.units import printable
 
@@ -237,13 +237,13 @@ def lay_out(
         context: most positions of the model; None where it does not say.
 
     Raises:
-        CacheError: a clip's features are gone or damaged.
+        CacheError: a clip's features are gone, damaged, or no such as the model reads.
     """
     laid = LaidOut()
     outlines: dict[str, ClipTensors] = {}
     for each in chosen:
         if each.feature_key not in outlines:
-            outlines[each.feature_key] = _outline(store, each.feature_key)
+            outlines[each.feature_key] = _outline(store, each, family, layout)
         example = lay_out_one(each, family, outlines[each.feature_key], layout)
         if family.text_of(example.answer) != each.caption:
             laid.left_out["the tokenizer cannot spell them"].append(each.name)
@@ -280,12 +280,15 @@ def as_row(example: Example, features: ClipTensors, width: int, fill: int) -> Pr
     return PromptRow(features, sequences)
 
 
-def _outline(store: FeatureStore, key: str) -> ClipTensors:
-    return clip_tensors(store.outline(key))
+def _outline(store: FeatureStore, chosen: Chosen, family: Family, layout: str) -> ClipTensors:
+    try:
+        features = clip_tensors(store.outline(chosen.feature_key))
+        check_features(family, features, layout)
+    except FeaturesError as error:
+        raise CacheError(f"{chosen.name}: {error.problem}", error.hint) from error
+    return features
 
 
 def clip_tensors(stored: Any) -> ClipTensors:
     """Return what a feature file holds as a family reads it."""
-    texts = stored.attributes["texts"]
-    told = {name: str(text) for name, text in texts.items()}
-    return ClipTensors(stored.tensors, told, stored.attributes)
+    return features_of(stored.tensors, stored.attributes)

@@ -32,6 +32,7 @@ from cogcache.models.derived.positions import GRID, RATE_ALONE
 from cogcache.models.derived.positions import left_padded as padded_positions
 from cogcache.models.derived.times import FrameTimes
 from cogcache.models.family import ClipTensors, Family, PromptRow
+from cogcache.models.fitting_features import check_features
 from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.quantization.layers import Quantization, left_out
@@ -471,6 +472,8 @@ class ModelFamilyTests:
             assert sum(t.nbytes for t in expected.values()) == sum(t.nbytes for t in found.values())
             extras = {name for name in found if name.startswith("extra.")}
             assert {name for name in expected if name.startswith("extra.")} == extras
+            layout = lab.family.layout(Language())
+            check_features(lab.family, lab.features(frames, "bfloat16"), layout)
 
     @claim("together")
     def test_clips_encoded_together_are_as_encoded_alone(self, lab):

@@ -167,6 +167,17 @@ class CogVLM2Family(Family):
         """Name the one tensor of features."""
         return [[FEATURES]]
 
+    def feature_width(self) -> int:
+        """Return the width of the language model, or before the projector that of the encoder."""
+        if self.cache_point == "pooled":
+            return int(self.checkpoint.config["vision_config"]["hidden_size"])
+        return super().feature_width()
+
+    def num_slots(self, features: Tensor) -> int:
+        """Return the number of rows; before the projector boi and eoi of each frame besides."""
+        around = 2 * len(features) if self.cache_point == "pooled" else 0
+        return super().num_slots(features) + around
+
     def prefix_length(self, row: PromptRow) -> int:
         """Return the number of tokens up to the last feature slot; 0 where there is none."""
         slots = row.sequences["token_type_ids"].nonzero()

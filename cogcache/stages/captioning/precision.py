@@ -23,7 +23,7 @@ from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import Filler
 from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, compare, similarity
 from cogcache.stages.captioning.quantization import quantization_for
-from cogcache.stages.captioning.read_ahead import read_ahead
+from cogcache.stages.captioning.read_ahead import if_fitting, read_ahead
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
@@ -171,7 +171,9 @@ def _run(job: _Job) -> dict[str, Said]:
 def _clips(job: _Job) -> Iterator[ClipTasks]:
     """Yield the tasks of each clip with its features; clips without are left out."""
     store, split = FeatureStore.open(job.cache), Timings()
-    for tasks, features in read_ahead(job.tasks, store, lambda: split.time("wait")):
+    family = open_family(job.settings)
+    for tasks, read in read_ahead(job.tasks, store, lambda: split.time("wait")):
+        features = if_fitting(read, family, tasks[0].key.layout)
         if not isinstance(features, ClipError):
             yield tasks, features
 

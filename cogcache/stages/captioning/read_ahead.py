@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
 
 from cogcache.errors import ClipError, CorruptFeaturesError, FeaturesError
-from cogcache.models import ClipTensors, Family
+from cogcache.models import ClipTensors, Family, check_features, features_of
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
 from cogcache.store import FeatureStore, StoredFeatures
@@ -93,6 +93,22 @@ def reader_for(stage: StageTwo) -> Read:
     return read_clip_features
 
 
+def if_fitting(
+    features: ClipTensors | ClipError, family: Family, layout: str
+) -> ClipTensors | ClipError:
+    """Return features, or why no prompt can be laid out around them.
+
+    Called where prompts are laid out: a tokenizer is for one thread at a time.
+    """
+    if isinstance(features, ClipError):
+        return features
+    try:
+        check_features(family, features, layout)
+    except FeaturesError as error:
+        return error
+    return features
+
+
 def _gone(key: str) -> FeaturesError:
     hint = "run `cogcache extract` again: it makes what is missing"
     return FeaturesError("features_missing", f"the feature file {key} is gone", hint)
@@ -107,7 +123,7 @@ def _told(
         moved = store.quarantine(key, error.problem)
         hint = "run `cogcache extract` again: it makes the clip anew"
         return FeaturesError("features_corrupt", f"{error.problem}; moved to {moved}", hint)
-    texts = stored.attributes["texts"]
-    assert isinstance(texts, Mapping)  # sealed so by stage one
-    told = {name: str(text) for name, text in texts.items()}
-    return ClipTensors(stored.tensors, told, stored.attributes)
+    try:
+        return features_of(stored.tensors, stored.attributes)
+    except FeaturesError as error:
+        return error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cogcache.errors import ClipError
 from cogcache.models import ClipTensors, HalfIdentity
 from cogcache.settings import Settings
-from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, Read, reader_for
+from cogcache.stages.captioning.read_ahead import CLIPS_AHEAD, Read, if_fitting, reader_for
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
@@ -103,7 +103,7 @@ class CaptionActor:
                 continue
             item, reading = self.ahead.popleft()
             with self.report.timings.time("wait_for_features"):
-                features = reading.result()
+                features = self._fitting(reading.result(), item.job[0])
             if isinstance(features, ClipError):
                 self.failed.append(Result(item.job_id, features))
             else:
@@ -122,6 +122,11 @@ class CaptionActor:
         if task.words is not None:
             return ClipTensors({})
         return self.read(self.store, task.key.feature_key)
+
+    def _fitting(self, features: ClipTensors | ClipError, task: Task) -> ClipTensors | ClipError:
+        if task.words is not None:
+            return features
+        return if_fitting(features, self.captioner.stage.family, task.key.layout)
 
     def _kept(self, made: Made | GivenUp) -> Result | None:
         clip = self.in_hand.pop(made.task.key.digest)
