@@ -57,8 +57,10 @@ include_rejected_option = click.option(
     help="Take captions that a reviewer rejected, too; else they are left out.",
 )
 """Of a command that leaves them out."""
-needless_rejected_option = click.option("--include-rejected", is_flag=True, hidden=True)
-"""Of a command that takes them in any case."""
+needless_rejected_option = click.option(
+    "--include-rejected", is_flag=True, hidden=True, help="They are taken in any case."
+)
+"""Of a command to which this makes no difference."""
 sort_option = click.option(
     "--sort", metavar="NAME", help="Sort by this score, lowest first; -NAME: highest first."
 )
