@@ -97,6 +97,10 @@ def _with_numbers(cells: Mapping[str, str]) -> dict[str, Any]:
 def _beside(folder: Path) -> Iterator[Line]:
     """Yield what the text files of a folder say of the videos of the same name."""
     for file in sorted(folder.rglob("*.txt")):
+        if not (file.is_file() and file.resolve().is_relative_to(folder.resolve())):
+            raise ConfigError(
+                f"{file} is no file of {folder}, or a link that leads out of it", HINT
+            )
         text = _read(file).strip()
         name = str(file.relative_to(folder).with_suffix(""))
         yield _checked(str(file), partial(dict, stem=name, caption=text), folder)

@@ -52,7 +52,7 @@ class Matcher:
         whole = os.path.normpath(beside.absolute() / video)
         if found := self._by_place.get((whole, span)):
             return found
-        if Path(whole).exists():
+        if _is_there(Path(whole)):
             return NO_CLIP  # the line means that file, not one elsewhere whose name ends alike
         return self._by_ending(PurePath(os.path.normpath(video)), span, with_suffix=True)
 
@@ -60,7 +60,7 @@ class Matcher:
         """Return the clip of the video beside a text; where there is none, by its name alone."""
         whole = folder.absolute() / stem
         beside = [whole.with_name(whole.name + suffix) for suffix in sorted(VIDEO_SUFFIXES)]
-        there = [str(path) for path in beside if path.exists()]
+        there = [str(path) for path in beside if _is_there(path)]
         if there:
             found = [self._by_place[path, span] for path in there if (path, span) in self._by_place]
             return found[0] if len(found) == 1 else NO_CLIP
@@ -106,6 +106,13 @@ class Matcher:
             for last in {path.name, path.stem}:
                 found[last].append((path, clip))
         return found
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that no file system takes
+        return False
 
 
 def _span(row: Mapping[str, Any]) -> Span:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -223,3 +224,22 @@ def test_a_table_that_cannot_be_read_says_where(catalog, tmp_path, text, fault):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(ConfigError, match=fault):
         import_captions(tmp_path / "t.csv", catalog, "t")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".mp4", "a" * 100_000, "b/" * 3000])
+def test_a_name_that_no_file_system_takes_is_that_of_no_clip(catalog, tmp_path, name):
+    file = tmp_path / "named.jsonl"
+    file.write_text(json.dumps({"caption": "a", "video": name}))
+    with pytest.raises(ConfigError, match="no such clip"):
+        import_captions(file, catalog, "edited")
+
+
+@pytest.mark.parametrize("make", ["link", "pipe"])
+def test_a_text_that_lies_elsewhere_or_is_no_file_is_not_read(catalog, tmp_path, make):
+    (tmp_path / "secret").write_text("mine")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    text = folder / "clip.txt"
+    text.symlink_to(tmp_path / "secret") if make == "link" else os.mkfifo(text)
+    with pytest.raises(ConfigError, match="clip.txt is no file of"):
+        import_captions(folder, catalog, "edited")

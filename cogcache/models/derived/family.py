@@ -152,7 +152,7 @@ class DerivedFamily(Family):
             return None
         slots = self.slots(row)
         try:
-            grids = mrope.grids_of(rule, tensors, self.config)
+            grids = mrope.grids_of(rule, tensors, self.config, int(slots.sum()))
             return mrope.with_text_axis(mrope.positions_of(slots, grids))
         except ValueError as error:
             problem = f"the prompt does not fit the features of the clip: {error}"

@@ -10,6 +10,7 @@ Everything here is a pure function of ids, grids and rates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,10 @@ def positions_of(slots: Tensor, grids: Sequence[Grid]) -> Tensor:
 
 
 def grids_of(
-    rule: PositionRule, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+    rule: PositionRule,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    most: float = math.inf,
 ) -> list[Grid]:
     """Return the grids of a clip's features.
 
@@ -138,16 +142,22 @@ def grids_of(
         rule: the family's.
         tensors: what the processor gave beside pixels, by name.
         config: of the whole model, defaults included.
+        most: slots that there are.
+
+    Raises:
+        ValueError: the grid has more rows in time than there are slots.
     """
     import torch
 
     patches, height, width = (int(each) for each in tensors[GRID].flatten())
     merge = int(config["vision_config"]["spatial_merge_size"])
     height, width = height // merge, width // merge
-    if rule.frames_apart:
-        return [Grid(torch.zeros(1, dtype=torch.long), height, width)] * patches
     if rule.time_merge:
         patches //= int(_at(config, rule.time_merge))
+    if patches > most:
+        raise ValueError(f"a grid of {patches} rows in time for {most} slots")
+    if rule.frames_apart:
+        return [Grid(torch.zeros(1, dtype=torch.long), height, width)] * patches
     times = torch.arange(patches)
     if rule.rate:
         # In this order and in float32, as published: cut off, a rounding is a whole position.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cogcache.models.derived.features import EXTRA
+from cogcache.models.derived.features import EXTRA, FEATURES, nested, num_rows
 from cogcache.models.derived.frame_texts import FRAME_TEXTS, Frames
 from cogcache.models.derived.positions import GRID
 from cogcache.models.derived.times import FrameTimes
@@ -46,6 +46,9 @@ def with_frame_text(clip: ClipTensors, processor: ClipProcessor) -> ClipTensors:
     Args:
         clip: tensors and, in its facts, times.
         processor: the checkpoint's; families share its class and with it the text.
+
+    Raises:
+        ValueError: the clip's grid is not that of its features.
     """
     times = FrameTimes.of_facts(clip.facts)
     text_of = FRAME_TEXTS.get(type(processor.processor).__name__)
@@ -55,6 +58,14 @@ def with_frame_text(clip: ClipTensors, processor: ClipProcessor) -> ClipTensors:
     for name in {GRID, f"{EXTRA}{GRID}"} & clip.tensors.keys():
         pictures, height, width = (int(each) for each in clip.tensors[name].flatten())
         slots = height * width // processor.processor.video_processor.merge_size**2
+        _check_room(clip, pictures * slots)
     text = text_of(Frames(times, pictures, slots, processor.processor))
     told = {"replacements": json.dumps([text], ensure_ascii=False)}
     return replace(clip, texts={**clip.texts, **told})
+
+
+def _check_room(clip: ClipTensors, slots: int) -> None:
+    """Refuse a grid with more slots than there are features, before a text is made for them."""
+    features = nested(FEATURES, clip.tensors)
+    if features is not None and slots > num_rows(features):
+        raise ValueError(f"a grid of {slots} slots for {num_rows(features)} rows of features")
