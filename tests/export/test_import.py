@@ -241,5 +241,5 @@ def test_a_text_that_lies_elsewhere_or_is_no_file_is_not_read(catalog, tmp_path,
     folder.mkdir()
     text = folder / "clip.txt"
     text.symlink_to(tmp_path / "secret") if make == "link" else os.mkfifo(text)
-    with pytest.raises(ConfigError, match="clip.txt is no file of"):
+    with pytest.raises(ConfigError, match=r"clip\.txt is no file of"):
         import_captions(folder, catalog, "edited")
