@@ -170,6 +170,8 @@ def test_a_name_that_no_caption_has_is_told_with_those_there_are(made, monkeypat
     found = here(*typed.split(), "--cache=cache", "--prompt-name=nosuch")
     assert found.exit_code == 0
     assert "no caption has --prompt-name nosuch; there are default" in found.stderr
+    found = CliRunner().invoke(main, ["ls", "--cache", "cache", "--cut", "segmnt:24"])
+    assert "no caption has --cut segmnt:24; there are whole" in found.stderr
     assert "nothing to list" in found.stdout
 
 

@@ -280,7 +280,7 @@ def passing(
 
 
 def unknown_names(catalog: Path, selection: Selection) -> tuple[str, str] | None:
-    """Say which prompts or models were asked for that no caption has, and which there are.
+    """Say which prompts, models or cuts were asked for that no caption has, and which there are.
 
     Args:
         catalog: of the cache.
@@ -290,12 +290,15 @@ def unknown_names(catalog: Path, selection: Selection) -> tuple[str, str] | None
         What is wrong, and the names there are; None where each filter names one of them.
     """
     with closing(CatalogFile(catalog)) as file:
-        for option, column, asked in (
-            ("--prompt-name", "prompt_name", selection.prompts),
-            ("--model", "model", selection.models),
+        for option, column, table, asked in (
+            ("--prompt-name", "prompt_name", "shown_captions", selection.prompts),
+            ("--model", "model", "shown_captions", selection.models),
+            ("--cut", "cut", "cuts", selection.cuts),
         ):
-            there = [row[0] for row in file.query(f"SELECT DISTINCT {column} FROM shown_captions")]
-            if asked and not {*asked} & {*there}:
+            there = {row[0] for row in file.query(f"SELECT DISTINCT {column} FROM {table}")}
+            # Clips of an earlier version are whole videos, and no row says so.
+            there |= {"whole"} if option == "--cut" else set()
+            if asked and not {*asked} & there:
                 known = ", ".join(sorted(there)) or "none"
                 return f"no caption has {option} {', '.join(asked)}", f"there are {known}"
     return None
