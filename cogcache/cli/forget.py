@@ -12,6 +12,7 @@ from cogcache.cli.cache_option import cache_option
 from cogcache.cli.filters import catalog_of, selection_options
 from cogcache.cli.numbers import Whole
 from cogcache.cli.printing import json_option, print_rows
+from cogcache.cli.times import as_players_show, under_names_of_today
 from cogcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def forget(
     Deleted captions are kept for thirty days, and --undo takes them back. Features stay: `cogcache
     caption` makes the captions again when it is asked for them.
     """
+    from cogcache.catalog import Catalog, kept_captions, take_back
     from cogcache.catalog import forget as find
-    from cogcache.catalog import kept_captions, take_back
 
     if sum((yes, undo, kept)) > 1:
         raise ConfigError("--yes, --undo and --kept each do another thing", "give one of them")
@@ -58,8 +59,9 @@ def forget(
     else:
         done = find(catalog, selection, remove=yes)
     columns = (*COLUMNS, "forgotten_at") if kept else COLUMNS
-    rows = done.captions if json_ else done.captions[:limit]
-    print_rows(rows, columns, json_=json_)
+    with Catalog(catalog) as opened:
+        rows = under_names_of_today(opened, done.captions if json_ else done.captions[:limit])
+    print_rows(rows if json_ else as_players_show(rows), columns, json_=json_)
     if not json_:
         _tell(done, limit, _outcome(yes=yes, undo=undo, kept=kept))
 

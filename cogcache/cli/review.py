@@ -16,6 +16,7 @@ from cogcache.cli.help import dressed
 from cogcache.cli.judged import sort_option
 from cogcache.cli.numbers import Whole
 from cogcache.cli.printing import json_option, print_rows
+from cogcache.cli.times import as_players_show, under_names_of_today
 from cogcache.errors import ConfigError
 from cogcache.units import printable
 
@@ -116,7 +117,8 @@ def list_(
     with _opened(cache, set_, author) as reviews:
         rows = [each.row() for each in reviews.chosen(selection)]
         rows = reviews.catalog.scores.order(rows, sort) if sort else rows
-    print_rows(rows[:limit], COLUMNS, json_=json_)
+        rows = under_names_of_today(reviews.catalog, rows[:limit])
+    print_rows(rows if json_ else as_players_show(rows), COLUMNS, json_=json_)
 
 
 @review.command()
@@ -216,10 +218,11 @@ def replace(
     rewriting = Rewriting(**{**how, "new": how["new"] or ""})
     with _opened(cache, set_, author) as reviews:
         changes = rewriting.preview(reviews.chosen(selection))
+        now = under_names_of_today(reviews.catalog, [each.reviewed.caption for each in changes])
         rows = [
-            {"id": each.reviewed.caption["id"], "video": each.reviewed.caption["video"],
+            {"id": row["id"], "video": row["video"],
              "before": each.reviewed.text, "after": each.after}
-            for each in changes
+            for row, each in zip(now, changes, strict=True)
         ]  # fmt: skip
         if json_:
             print_rows(rows, (), json_=True)

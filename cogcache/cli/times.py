@@ -1,4 +1,4 @@
-"""Times in listings: those that a player shows."""
+"""Times and names in listings: those that a player shows, and those of the files of today."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ def as_players_show(rows: Sequence[Any]) -> Rows:
             shows at `offset_s`; rows without times stay as they are.
     """
     return [_shown(row) if row.get("offset_s") else {**row} for row in rows]
+
+
+def under_names_of_today(catalog: Catalog, rows: Sequence[Any]) -> Rows:
+    """Return rows of captions under the files that hold their videos now, in the same order.
+
+    Where no file holds a video, its row keeps the name; None where other bytes have it by now.
+    """
+    from cogcache.catalog import Look, Placing
+
+    numbered = [{**row, "place": place} for place, row in enumerate(rows)]
+    placed = Placing(catalog.holders(), Look("keep")).one(numbered).rows
+    return [
+        {name: value for name, value in row.items() if name != "place"}
+        for row in sorted(placed, key=lambda row: int(row["place"]))
+    ]
 
 
 def _shown(row: Any) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def _shown(request: Request, queue: Queue, row: BrowseRow) -> dict[str, Any]:
         raise HTTPException(404, "The catalog has no such caption.")
     reviewed = found[row["caption_key"]]
     clip = site.browser.clip(row["feature_key"])
-    placed = site.placed([clip] if clip else [])
+    held = next(iter(site.placed([clip] if clip else []).rows), None)
+    here = {name: held[name] for name in ("video", "offset_s")} if held else {"video": ""}
     edited = reviewed.version["edited_key"] if reviewed.version else ""
     scores = shown_scores(site.browser, [row["caption_key"], edited], row["feature_key"])
     weak = [word for s in scores if s["name"] == "grounding" for word in s["details"]["least"]]
@@ -143,8 +144,8 @@ def _shown(request: Request, queue: Queue, row: BrowseRow) -> dict[str, Any]:
     return {
         "row": row,
         "reviewed": reviewed,
-        "clip": {**clip, "video": placed.rows[0]["video"] if placed.rows else ""} if clip else None,
-        "video": site.browser.video(clip["video_digest"]) if clip and placed.rows else None,
+        "clip": {**clip, **here} if clip else None,
+        "video": site.browser.video(clip["video_digest"]) if clip and held else None,
         "scores": scores,
         "weak": [word for word, _, _ in weak],
         "history": site.catalog.edits.history(row["caption_key"], editing.set_name),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import tarfile
 from functools import cache
 from hashlib import sha256
@@ -164,6 +165,15 @@ def test_listings_name_the_file_that_has_the_bytes(swapped):
     assert all(row["video_digest"] == digest(Path(row["video"])) for row in clips)
     pairs = swapped.rows("diff", "default", "default", "--all")
     assert all(row["a"] == f"bytes {digest(Path(row['video']))}" for row in pairs)
+
+
+@pytest.mark.parametrize("command", [("review", "list"), ("forget", "--since", "2000-01-01")])
+def test_captions_to_review_or_forget_are_named_by_the_file_that_has_the_bytes(swapped, command):
+    assert_true(swapped.rows(*command), 3)
+    a = digest(swapped.path("a"))
+    with Catalog(swapped.cache / "catalog.sqlite") as catalog:
+        catalog.files.note_offset(a, 4.0)
+    assert re.search(r"start_s +4", swapped.run(*command).stdout)
 
 
 def test_a_folder_of_the_filter_is_where_the_bytes_are_now(swapped):

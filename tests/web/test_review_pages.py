@@ -62,6 +62,16 @@ def post(client, fields, headers=OWN, path="/review"):
     return client.post(path, data=fields, headers=headers)
 
 
+def test_the_player_plays_the_clip_of_a_video_that_begins_late(client, cache):
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        clip = next(each for each in catalog.clips.rows() if each["start_s"] is not None)
+        catalog.files.note_offset(clip["video_digest"], 5.5)
+        captions = catalog.captions.rows(feature_keys=[clip["feature_key"]])
+    page = client.get("/review", params={"at": captions[0]["id"]}).text
+    assert f'data-start="{clip["start_s"] + 5.5}"' in page
+    assert f"#t={clip['start_s'] + 5.5}" in page
+
+
 def test_a_form_reviews_and_goes_on_to_the_next(client, cache):
     done = post(client, form(client, "/review?prompt=default"))
     assert done.status_code == 303
