@@ -182,7 +182,8 @@ class Checksums:
     def test(self, row: str = "") -> str:
         """Return the SQL that says whether a row is as it was written."""
         checksum = f"{row}.checksum" if row else "checksum"
-        return f"fits_{self.table.name}({checksum}, {self.arguments(row)})"
+        # A damaged one may be a text that is no UTF-8, which could not be handed to Python.
+        return f"fits_{self.table.name}(CAST({checksum} AS INTEGER), {self.arguments(row)})"
 
 
 def columns_of(conn: sqlite3.Connection, table: str, schema: str = "main") -> list[Column]:
