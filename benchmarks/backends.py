@@ -97,7 +97,7 @@ def measure(folder: Path, options: argparse.Namespace, backend: str) -> dict[str
     peak_bytes = monitor.peak.host_bytes
     if isinstance(decoder, VllmDecoder):
         decoder.close()
-        peak_bytes += decoder.closed["peak_bytes"]
+        peak_bytes += decoder.peaks.host_bytes
     return {
         "tokens_per_s": found["tokens"] / (found["end"] - loaded),
         "first_caption_s": found["first"] - loaded,

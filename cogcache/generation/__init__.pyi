@@ -17,6 +17,7 @@ from .requests import take_positions as take_positions
 from .row_tuner import rows_a_step as rows_a_step
 from .teacher_forcing import log_probabilities as log_probabilities
 from .vllm.decoder import VllmDecoder as VllmDecoder
+from .vllm.decoder import vllm_log_probabilities as vllm_log_probabilities
 from .vllm.opening import Opening as Opening
 from .vllm.opening import opening_of as opening_of
 from .vllm.supported import check_backend as check_backend

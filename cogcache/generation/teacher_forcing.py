@@ -30,11 +30,7 @@ def log_probabilities(
     Returns:
         float32 [len(tokens) + 1, V], on the CPU.
     """
-    sequences = {
-        name: torch.cat((each, torch.tensor(tokens) if name == "input_ids" else _zeros(tokens)))
-        for name, each in row.sequences.items()
-    }
-    inputs = family.model_inputs([PromptRow(row.features, sequences)], model)
+    inputs = family.model_inputs([followed_by(row, tokens)], model)
     # The positions that `generate` and our own loop give these tokens: those of a longer prompt.
     positions = take_positions(inputs, model)
     with raised_products(model):
@@ -42,6 +38,15 @@ def log_probabilities(
             **inputs, position_ids=positions, use_cache=False, logits_to_keep=len(tokens) + 1
         )
     return torch.log_softmax(output.logits[0].float(), dim=-1).cpu()
+
+
+def followed_by(row: PromptRow, tokens: Sequence[int]) -> PromptRow:
+    """Return a row with the tokens of a caption behind it."""
+    sequences = {
+        name: torch.cat((each, torch.tensor(tokens) if name == "input_ids" else _zeros(tokens)))
+        for name, each in row.sequences.items()
+    }
+    return PromptRow(row.features, sequences)
 
 
 def _zeros(tokens: Sequence[int]) -> Tensor:

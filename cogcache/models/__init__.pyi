@@ -11,6 +11,7 @@ from .adapters import put_on as put_on
 from .adapters import with_adapter as with_adapter
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.checkpoint import SplitCheckpoint as SplitCheckpoint
+from .checkpoints.checkpoint import stored_method as stored_method
 from .checkpoints.tensor_files import sync_file as sync_file
 from .cogvlm2.other_decoder import PROJECTOR as PROJECTOR
 from .cogvlm2.other_decoder import read_decoder as read_decoder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, UnknownFamilyError
 from cogcache.models.checkpoints.bounds import blamed_on
-from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint, stored_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +62,8 @@ def load_config(checkpoint: Checkpoint, cls: type[PreTrainedModel], **overrides:
             config = cls.config_class.from_pretrained(checkpoint.folder)
         except (StrictDataclassError, TypeError, ValueError, KeyError, OSError) as error:
             raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}", hint) from error
+    if stored_method(checkpoint) is not None:
+        del config.quantization_config  # what is loaded here is not quantised, or refused
     for key, value in overrides.items():
         if hasattr(config, key):
             setattr(config, key, value)

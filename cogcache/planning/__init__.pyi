@@ -25,3 +25,4 @@ from .training import TrainingPlan as TrainingPlan
 from .training import plan_training as plan_training
 from .training import too_little as too_little
 from .videos import look_at as look_at
+from .vllm_memory import VllmMemory as VllmMemory

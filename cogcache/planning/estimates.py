@@ -55,16 +55,17 @@ def logit_bytes(config: Mapping[str, Any]) -> int:
 def kv_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
     """Return the keys and values of one row at its full length, for all its beams."""
     tokens = row_tokens + settings.generation.max_new_tokens
-    return _kv_bytes_a_token(config, settings) * tokens * settings.generation.num_beams
+    return kv_bytes_a_token(config, settings) * tokens * settings.generation.num_beams
 
 
 def prefix_bytes(config: Mapping[str, Any], settings: Settings, row_tokens: int) -> int:
     """Return the keys and values of a clip's video part, as `--keep-prefix` keeps them."""
     tokens = row_tokens - QUESTION_TOKENS - 1  # it ends before the last index
-    return _kv_bytes_a_token(config, settings) * tokens
+    return kv_bytes_a_token(config, settings) * tokens
 
 
-def _kv_bytes_a_token(config: Mapping[str, Any], settings: Settings) -> int:
+def kv_bytes_a_token(config: Mapping[str, Any], settings: Settings) -> int:
+    """Return the keys and values of one token in all layers."""
     text = _text(config)
     heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
     kv_heads = int(text.get("num_key_value_heads") or text.get("num_multi_query_heads") or heads)

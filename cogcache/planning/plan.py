@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from cogcache.errors import ConfigError
 from cogcache.models import (
     ITEM_BYTES,
     Checkpoint,
@@ -24,6 +25,7 @@ from cogcache.models import (
     half_sizes,
     is_stored,
     language_sizes,
+    stored_method,
 )
 from cogcache.planning.choices import (
     DEVICE_CONTEXT_BYTES,
@@ -36,7 +38,7 @@ from cogcache.planning.choices import (
 )
 from cogcache.planning.clip import DEFAULT_SIZE, PlannedClip, Size, planned_clip
 from cogcache.planning.estimates import positions_of, prefix_bytes
-from cogcache.planning.hours import TWO_CORES, ClipWork, planned_hours
+from cogcache.planning.hours import TWO_CORES, ClipWork, PlannedHours, planned_hours
 from cogcache.planning.planned import (
     ClipTokens,
     LanguageParts,
@@ -45,6 +47,7 @@ from cogcache.planning.planned import (
     PlannedHalf,
     PlannedMemory,
 )
+from cogcache.planning.vllm_memory import VllmMemory
 from cogcache.settings import Settings
 from cogcache.system import free_bytes, pick_device, sample
 from cogcache.units import GIB, format_bytes, parse_bytes
@@ -54,6 +57,7 @@ USUAL_GIB = (4, 6, 8, 12, 16, 24, 48)
 CAPTION_BYTES = 2000
 """What a caption takes in the catalog, its index for searching included."""
 KINDS: tuple[Kind, ...] = ("none", "int8", "nf4", "int4")
+VLLM_KINDS: tuple[Kind, ...] = ("none", "int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +126,20 @@ class _Model:
         check_int4(self.whole.meta, quantization, self.settings.device)
         is_stored(self.whole, names("language"), language.compute_dtype, quantization)
 
-    def choices(self, usable: int) -> tuple[VisionChoice, LanguageChoice]:
-        positions, tokens = self.clip.frame_positions, self.clip.row_tokens
+    def choices(self, memory: _Memory) -> tuple[VisionChoice, LanguageChoice]:
+        positions, tokens, usable = self.clip.frame_positions, self.clip.row_tokens, memory.usable
         vision = choose_vision(self.vision, self.config, self.settings, usable, positions)
-        return vision, choose_language(self.asked, self.config, self.settings, usable, tokens)
+        if not self.settings.inference.is_vllm:
+            language = choose_language(self.asked, self.config, self.settings, usable, tokens)
+            return vision, language
+        there = VllmMemory(
+            sizes=self.asked,
+            config=self.config,
+            settings=self.settings,
+            row_tokens=tokens,
+            on_device=memory.on_device,
+        )
+        return vision, there.choose(memory.size_bytes, usable)
 
     @property
     def work(self) -> ClipWork:
@@ -183,11 +197,13 @@ def make_plan(settings: Settings, job: Job) -> Plan:
         was chosen for each memory and why.
 
     Raises:
-        CogcacheError: there is no such checkpoint, or it is a split of other precisions; or vLLM
-            is to run the language half.
+        CogcacheError: there is no such checkpoint, or it is a split of other precisions, or its
+            weights are stored in AWQ or the like.
     """
-    settings.inference.refuse_vllm("`plan`")
     family = family_of(Checkpoint.open(settings.model, settings.revision))
+    if (stored := stored_method(family.checkpoint)) is not None:
+        problem = f"`plan` does not know what weights take that are stored in {stored}"
+        raise ConfigError(problem, "name the model that it was made of, with --quantization none")
     settings = _with_kind(settings, family)
     points = {point: _Model(family.at(point), settings, job) for point in family.cache_points}
     model = points[family.at(settings.vision.cache_point).cache_point]
@@ -198,12 +214,20 @@ def make_plan(settings: Settings, job: Job) -> Plan:
         halves=(*_vision_halves(model), *_language_halves(model)),
         clip=_clip(model),
         disk=tuple(_disk(each) for each in points.values()),
-        hours=planned_hours(model.work, TWO_CORES, job.clips),
+        hours=_hours(model),
         memories=tuple(
             _in_memory(name, memory, points, model.family.cache_point)
             for name, memory in _memories(model).items()
         ),
     )
+
+
+def _hours(model: _Model) -> PlannedHours:
+    hours = planned_hours(model.work, TWO_CORES, model.job.clips)
+    if not model.settings.inference.is_vllm:
+        return hours
+    told = f"stage two as on transformers, for vLLM nothing is known beforehand: {hours.unit_costs}"
+    return replace(hours, unit_costs=told)
 
 
 def _with_kind(settings: Settings, family: Family) -> Settings:
@@ -217,7 +241,8 @@ def _with_kind(settings: Settings, family: Family) -> Settings:
 def _chosen_kind(settings: Settings, family: Family) -> Settings:
     if settings.language.quantization != "auto":
         return settings
-    if settings.device == "cpu" or isinstance(family.checkpoint, SplitCheckpoint):
+    of_vllm = settings.inference.is_vllm
+    if of_vllm or settings.device == "cpu" or isinstance(family.checkpoint, SplitCheckpoint):
         return choose_quantization(settings, family).settings
     kind = Quantization.of(settings.language).kind
     language = settings.language.model_copy(update={"quantization": kind})
@@ -240,7 +265,7 @@ def _in_memory(
     name: str, memory: _Memory, points: Mapping[str, _Model], asked: str
 ) -> PlannedMemory:
     """Choose for one memory: at the cache point asked for, told which one would suit best."""
-    chosen = {point: each.choices(memory.usable) for point, each in points.items()}
+    chosen = {point: each.choices(memory) for point, each in points.items()}
     (vision, language), (best, reason) = chosen[asked], _cache_point(asked, chosen)
     return PlannedMemory(
         name=name,
@@ -288,7 +313,7 @@ def _vision_halves(model: _Model) -> Iterator[PlannedHalf]:
 
 def _language_halves(model: _Model) -> Iterator[PlannedHalf]:
     language = model.settings.language
-    for kind in KINDS:
+    for kind in VLLM_KINDS if model.settings.inference.is_vllm else KINDS:
         for dtype in ITEM_BYTES if kind == "none" else (language.compute_dtype,):
             asked = replace(Quantization.of(language), kind=kind)
             held = model.language_held(asked, dtype)

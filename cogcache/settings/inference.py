@@ -26,7 +26,8 @@ class Inference(Table):
     tensor_parallel: AtLeastOne = 1
     """GPUs that share the language half; only with backend vllm, and `unproven`."""
     unproven: bool = False
-    """Let vLLM do what was never run here: several GPUs for one half, workers on Ray."""
+    """Let vLLM do what was never run here: several GPUs for one half, workers on Ray, `fp8`, and
+    checkpoints stored in AWQ, GPTQ, compressed-tensors or fp8."""
 
     @property
     def is_vllm(self) -> bool:

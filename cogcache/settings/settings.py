@@ -92,6 +92,12 @@ class Settings(Table):
         return self
 
     @model_validator(mode="after")
+    def _the_backend_has_the_precision(self) -> Self:
+        if self.language.quantization == "fp8" and not self.inference.is_vllm:
+            raise ValueError("quantization fp8 needs backend vllm; give nf4, int8, int4 or none")
+        return self
+
+    @model_validator(mode="after")
     def _summaries_and_prompts_fit(self) -> Self:
         self.summary.check(self.prompts)
         return self

@@ -83,9 +83,10 @@ GroupSize = Annotated[int, AfterValidator(_known_group_size)]
 class Language(Table):
     """Stage two: how the language half is loaded and how prompts meet features."""
 
-    quantization: Literal["auto", "nf4", "fp4", "int8", "int4", "none"] = "auto"
+    quantization: Literal["auto", "nf4", "fp4", "int8", "int4", "fp8", "none"] = "auto"
     """Precision of the decoder's linear weights in memory: `auto` is what the cache's captions are
-    made in, else `nf4`, or `int4` on CPUs without AVX-512; `none` keeps them in compute_dtype."""
+    made in, else `nf4`, or `int4` on CPUs without AVX-512; `none` keeps them in compute_dtype;
+    `fp8` with backend vllm alone."""
     group_size: GroupSize = 64
     """Columns that share a scale in `int4`: 32, 64, 128 or 256; fewer lose less, and take more."""
     double_quant: bool = True

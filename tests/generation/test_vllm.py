@@ -16,7 +16,7 @@ import torch
 from scenes import catalog_of, settings
 from standin_worker import LENGTH, tokens_for, write_python
 
-from cogcache.errors import CogcacheError, ConfigError
+from cogcache.errors import CogcacheError, ConfigError, QuantizationError
 from cogcache.generation.vllm.supported import check_backend
 from cogcache.generation.vllm.view import View
 from cogcache.keys import FeatureKey
@@ -27,6 +27,7 @@ from cogcache.models.halves.load import WholeModel
 from cogcache.models.registry import family_of
 from cogcache.settings.settings import Settings
 from cogcache.stages.caption import caption
+from cogcache.stages.captioning.precision import check_precision
 from cogcache.stages.clips.worklist import Clip, Wanted, clip_row
 from cogcache.store.store import FeatureStore
 
@@ -118,6 +119,41 @@ def test_every_caption_is_of_its_own_features_ids_and_positions(cache, made, tmp
     assert caption(cache, asked(python)).counts.cached == NUM_CLIPS * len(PROMPTS)
 
 
+@pytest.mark.parametrize("devices", [{}, {"devices": "cpu"}], ids=["here", "crew"])
+def test_the_memory_that_is_reported_is_that_of_vllm_s_worker(cache, tmp_path, devices):
+    python = write_python(tmp_path / "env")
+    report = caption(cache, asked(python, **devices))
+    held = max(entry.get("held_bytes", 0) for entry in log(python))
+    assert held > 0
+    assert report.peak.host_bytes == pytest.approx(held, rel=0.1)
+    assert report.planned.cache_bytes > 0
+    assert 0 < report.base_bytes <= held
+
+
+def test_the_worker_is_asked_what_it_expects_at_given_places(cache, made, tmp_path):
+    python = write_python(tmp_path / "env")
+    [first, *others] = check_precision(cache, asked(python), clips=2, positions=4)
+    assert len(others) == 3
+    assert first.expectations.positions == 4
+    assert first.caption in expected(cache, made[1]).values()
+    looks = [entry for entry in log(python) if "look" in entry]
+    assert [entry["look"] for entry in looks] == [4] * 4
+
+
+def test_int8_and_none_are_told_apart_by_the_key_and_what_is_held_is_checked(cache, tmp_path):
+    held = {"layers": {"Int8Linear, int8": 6}, "weight_error": 0.0061}
+    python = write_python(tmp_path / "env", held=held)
+    report = caption(cache, asked(python, quantization="int8"))
+    assert "6 layers by Int8Linear, int8; weight error at most 0.0061" in report.quantization
+    with catalog_of(cache) as catalog:
+        keys = [row["settings"]["quantization"] for row in catalog.captions.rows()]
+    assert {(key["kind"], key["backend"]) for key in keys} == {("int8", "vllm")}
+    held = {"layers": {"Int8Linear, int8": 5, "UnquantizedLinearMethod, bfloat16": 1}}
+    python = write_python(tmp_path / "other", held=held)
+    with pytest.raises(QuantizationError, match="otherwise than in int8"):
+        caption(cache, asked(python, quantization="int8", prompts={"new": "Once more."}))
+
+
 def test_a_worker_that_is_killed_costs_nothing_but_time(cache, made, tmp_path):
     python = write_python(tmp_path / "env", deaths=2, die_after=LENGTH * 3)
     report = caption(cache, asked(python))
@@ -186,6 +222,7 @@ def test_prompts_made_of_captions_are_asked_of_the_same_worker(cache, made, tmp_
         ({"device": "mps"}, "--device"),
         ({"tensor_parallel": 2}, "--unproven"),
         ({"engine": "ray"}, "--unproven"),
+        ({"quantization": "fp8"}, "--unproven"),
     ],
 )
 def test_what_the_worker_cannot_do_is_refused_by_name(changes, named):
@@ -194,6 +231,11 @@ def test_what_the_worker_cannot_do_is_refused_by_name(changes, named):
     with pytest.raises(ConfigError) as caught:
         check_backend(wanted, family)
     assert named in str(caught.value)
+
+
+def test_fp8_is_refused_without_vllm():
+    with pytest.raises(ConfigError, match="fp8 needs backend vllm"):
+        settings(quantization="fp8")
 
 
 def test_options_of_vllm_without_it_are_refused():

@@ -106,6 +106,26 @@ def test_without_a_gpu_the_memory_of_the_process_itself_is_planned_for():
     assert "driver" in plan_of("8GiB").memories[0].margin_reason
 
 
+def test_blocks_of_vllm_are_planned_from_what_is_given_on_a_cpu_and_left_on_a_gpu(tiny):
+    vllm = {"backend": "vllm", "backend_python": "python", "clips_per_batch": 4}
+    text = tiny.checkpoint.config
+    head_width = text["hidden_size"] // text["num_attention_heads"]
+    token = 2 * text["num_hidden_layers"] * text["num_multi_query_heads"] * head_width * 2
+    [given] = plan_of("8GiB", device="cpu", kv_cache_gib=1, **vllm).memories
+    assert given.language.plan.cache_bytes == 32 * token * (2**30 // (32 * token))
+    assert given.language.clips_per_batch == 4
+    assert "--kv-cache-gib 1" in given.language.reason
+    [left] = plan_of("8GiB", gpu_memory_share=0.5, **vllm).memories
+    assert 3 * GIB < left.language.plan.peak_bytes < 4 * GIB
+    assert left.language.plan.cache_bytes % (16 * token) == 0
+    [none] = plan_of("900MiB", gpu_memory_share=0.4, **vllm).memories
+    assert not none.language.fits
+    enough = f"{none.least_bytes['language'] // MIB + 1}MiB"
+    [some] = plan_of(enough, gpu_memory_share=0.4, **vllm).memories
+    assert some.language.fits
+    assert not plan_of("900MiB", device="cpu", **vllm).memories[0].language.fits
+
+
 def test_rows_that_are_too_long_for_the_context_are_told():
     assert plan_of("8GiB").clip.over_context is None
     assert "context of 2,048" in plan_of("8GiB", frames=300).clip.over_context

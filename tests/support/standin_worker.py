@@ -5,12 +5,14 @@ All but the engine is the worker's own code. Run as a program it takes its order
     vllm          the version to say it has
     die_after     tokens after which the process kills itself
     deaths        how many processes do so, one after another
+    held          how it says that it holds layers
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import signal
 import stat
@@ -19,10 +21,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import save_file
+
 from cogcache_vllm import worker
 from cogcache_vllm.features import Bits
 
 PACKAGE = Path(worker.__file__).parents[1]
+VOCABULARY = 512
+"""Of `tiny`."""
 LENGTH = 6
 """Tokens of a caption, without the one that ends it."""
 
@@ -58,7 +65,8 @@ class StandIn:
         sizes = [_size(*place) for place in listed.values()]
         self.facts = {
             "num_tensors": len(sizes), "num_bytes": sum(sizes), "device": "cpu",
-            "kv_tokens": 4096, "versions": {"vllm": "0.32.0"},
+            "kv_tokens": 4096, "versions": {"vllm": "0.32.0"}, "base_bytes": worker.peak_bytes(),
+            "layers": {}, "weight_error": 0.0, **_orders()[1].get("held", {}),
         }  # fmt: skip
         self.left: dict[int, tuple[list[int], int]] = {}
         self.made = 0
@@ -67,8 +75,13 @@ class StandIn:
         rows = {name: bits.array.tobytes() for name, bits in tensors.items()}
         tokens = tokens_for(request["ids"], request["positions"], rows)
         tokens = [*tokens, request["sampling"]["stop_ids"][0]]
+        if look := request.get("look"):
+            expected = np.full((look["places"], VOCABULARY), -math.log(VOCABULARY), np.float32)
+            save_file({"expected": expected}, look["path"])
+            _log({"look": look["places"]})
         self.left[request["id"]] = tokens[: request["sampling"]["max_tokens"]], 0
-        _log({"prompt": len(request["ids"]), "in_hand": len(self.left)})
+        held_bytes = worker.peak_bytes()
+        _log({"prompt": len(request["ids"]), "in_hand": len(self.left), "held_bytes": held_bytes})
 
     def abort(self, request: int) -> None:
         self.left.pop(request, None)

@@ -19,7 +19,7 @@ def register() -> None:
     """Make the model classes known; vLLM calls this in each of its processes."""
     from vllm import ModelRegistry
 
-    from cogcache_vllm import loader  # noqa: F401 - its import makes the loader known
+    from cogcache_vllm import int8, loader  # noqa: F401 - their import makes both known
     from cogcache_vllm.architectures import ARCHITECTURES
 
     known = ModelRegistry.get_supported_archs()

@@ -9,6 +9,7 @@ from typing import Any
 os.environ.setdefault("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")  # slots may outnumber positions
 
 import torch
+from safetensors.torch import save_file
 from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.inputs import mm_input, tokens_input
 from vllm.multimodal.inputs import (
@@ -24,7 +25,7 @@ from vllm.sampling_params import RequestOutputKind
 from cogcache_vllm import loader, models
 from cogcache_vllm.architectures import ARCHITECTURES
 from cogcache_vllm.features import Bits
-from cogcache_vllm.worker import Message, Output
+from cogcache_vllm.worker import Message, Output, peak_bytes
 
 CPU_BLOCK_TOKENS = 32
 """Prompts share whole blocks: the smallest that vLLM's attention on CPUs takes."""
@@ -41,6 +42,7 @@ class VllmEngine:
     """
 
     def __init__(self, asked: Message) -> None:
+        self.base_bytes = peak_bytes()
         on_cpu = current_platform.is_cpu()
         here = "cpu" if on_cpu else current_platform.device_type
         if asked["device"] not in ("auto", here):
@@ -65,17 +67,21 @@ class VllmEngine:
             enable_mm_embeds=True,
             limit_mm_per_prompt={"video": 0},
             mm_processor_cache_gb=0,
+            quantization=asked.get("quantization"),
             **memory,
         )
         self.core = self.llm.llm_engine
         self.facts = self._facts(here)
+        self.looks: dict[str, Message] = {}
+        """By request, where to write what is expected at its last places."""
 
     def _facts(self, device: str) -> Message:
-        read = self.llm.apply_model(lambda model: dict(model.cogcache_read))[0]
+        [read] = self.llm.apply_model(lambda model: {**model.cogcache_read, **model.held()})
         cache = self.core.vllm_config.cache_config
         return {
             **read,
             "device": device,
+            "base_bytes": self.base_bytes,
             "kv_tokens": int(cache.num_gpu_blocks or 0) * int(cache.block_size),
             "versions": {"vllm": _vllm_version(), "torch": str(torch.__version__)},
         }
@@ -86,7 +92,12 @@ class VllmEngine:
         prompt: Any = tokens_input(ids)
         if about is not None:
             prompt = _with_clip(request, _rows(about["levels"], tensors))
-        self.core.add_request(str(request["id"]), prompt, _sampling(request["sampling"]))
+        sampling = _sampling(request["sampling"])
+        if look := request.get("look"):
+            self.looks[str(request["id"])] = look
+            sampling.skip_reading_prefix_cache = True  # what is found there is not run
+            self.llm.apply_model(lambda model: model.keep(True))
+        self.core.add_request(str(request["id"]), prompt, sampling)
 
     def abort(self, request: int) -> None:
         """Make no more tokens for a request."""
@@ -98,15 +109,24 @@ class VllmEngine:
 
     def step(self) -> list[Output]:
         """Run the model once over all rows that are taken together."""
-        return [
-            Output(
-                int(each.request_id.partition("-")[0]),
-                list(each.outputs[0].token_ids),
-                each.outputs[0].finish_reason,
-                each.num_cached_tokens or 0,
-            )
-            for each in self.core.step()
-        ]
+        outputs = []
+        for each in self.core.step():
+            number = each.request_id.partition("-")[0]
+            ended = each.outputs[0].finish_reason
+            if ended and (look := self.looks.pop(number, None)):
+                self._write(look, len(each.prompt_token_ids or ()))
+            tokens = list(each.outputs[0].token_ids)
+            outputs.append(Output(int(number), tokens, ended, each.num_cached_tokens or 0))
+        return outputs
+
+    def _write(self, look: Message, prompt_tokens: int) -> None:
+        """Write what is expected at the last places of a prompt, and keep nothing more.
+
+        Raises:
+            ValueError: the passes had other rows than the prompt has tokens.
+        """
+        [found] = self.llm.apply_model(lambda model: model.expected(look["places"], prompt_tokens))
+        save_file({"expected": found}, look["path"])
 
     def measured(self) -> Message:
         """Return the most memory that torch held on a GPU; nothing on a CPU."""

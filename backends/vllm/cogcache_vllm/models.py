@@ -6,12 +6,14 @@ the tokens of the whole prompt stand. Nothing is computed of it, and there is no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from vllm.compilation.decorators import support_torch_compile
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModal
@@ -34,6 +36,10 @@ ROWS = "rows"
 POSITIONS = "positions"
 """Field: of all tokens of the prompt, then what new ones count on from. int64 [3, L + 1]."""
 INV_FREQ = "model.rotary_emb.inv_freq"
+MATRIX = 2
+"""Dimensions of a weight."""
+UNFILLED_SHARE = 1 / 64
+"""A part of an integer weight that is still as it was, above which it was not filled."""
 
 
 class Info(BaseProcessingInfo):
@@ -87,6 +93,8 @@ class FromCache(SupportsMultiModal, SupportsMRoPE):
 
     width: int
     levels: int
+    kept: list[Tensor] | None = None
+    """What the decoder gave in each pass, while that is kept. [N, width] each."""
     deep: Tensor | None = None
     """What waits for the next pass: a row a token for each deep-stack level. [levels, N, width]."""
 
@@ -142,6 +150,57 @@ class FromCache(SupportsMultiModal, SupportsMRoPE):
             place[is_multimodal.to(place.device)] = rows[:, start : start + self.width].to(place)
         self.has_deep = True
 
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the decoder."""
+        hidden = super().forward(  # type: ignore[misc]
+            input_ids, positions, intermediate_tensors, inputs_embeds
+        )
+        return self._kept(hidden)
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        if self.kept is not None:
+            self.kept.append(hidden.detach().clone())
+        return hidden
+
+    def keep(self, whether: bool) -> None:
+        """Keep what each pass gives from now on, or no more."""
+        self.kept = [] if whether else None
+
+    def expected(self, places: int, prompt_tokens: int) -> Tensor:
+        """Return the log probabilities at the last places of the one prompt that was run.
+
+        Args:
+            places: how many.
+            prompt_tokens: of the prompt.
+
+        Raises:
+            ValueError: the passes had other rows than the prompt has tokens.
+        """
+        rows = torch.cat(self.kept or [])
+        self.keep(False)
+        if len(rows) != prompt_tokens:
+            raise ValueError(f"{len(rows)} rows were run for a prompt of {prompt_tokens} tokens")
+        logits = self.compute_logits(rows[-places:])  # type: ignore[attr-defined]
+        return torch.log_softmax(logits.float(), dim=-1).cpu()
+
+    def held(self) -> dict[str, Any]:
+        """Return how linear layers hold their weights, as far as vLLM tells."""
+        layers: Counter[str] = Counter()
+        errors = [0.0]
+        for module in self.modules():  # type: ignore[attr-defined]
+            if isinstance(module, LinearBase):
+                method = type(module.quant_method).__name__
+                layers[f"{method}, {_type_of(module)}"] += 1
+                errors.append(getattr(module, "cogcache_error", 0.0))
+        return {"layers": dict(layers), "weight_error": max(errors)}
+
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
     ) -> tuple[Tensor, int]:
@@ -159,13 +218,12 @@ class FromCache(SupportsMultiModal, SupportsMRoPE):
         Raises:
             ValueError: a part of a weight is in no tensor of the view.
         """
-        parameters = dict(self.named_parameters())  # type: ignore[attr-defined]
-        for parameter in parameters.values():
-            parameter.data.fill_(torch.nan)
+        for parameter in self.parameters():  # type: ignore[attr-defined]
+            parameter.data.fill_(_unset(parameter.dtype))
         kept: dict[str, Tensor] = {}
         loaded: set[str] = super().load_weights(_without(weights, kept))  # type: ignore[misc]
-        for name, parameter in parameters.items():
-            if parameter.isnan().any():
+        for name, parameter in self.named_parameters():  # type: ignore[attr-defined]
+            if _is_unset(parameter):
                 raise ValueError(f"{name} was not filled: the checkpoint lacks it or a part of it")
         told = self.config.cogcache  # type: ignore[attr-defined]
         if told["rotary_dtype"] == "bfloat16":
@@ -173,6 +231,21 @@ class FromCache(SupportsMultiModal, SupportsMRoPE):
             for layer in self.model.layers:  # type: ignore[attr-defined]
                 round_tables(layer.self_attn.rotary_emb, inverse)
         return loaded
+
+
+def _unset(dtype: torch.dtype) -> float:
+    """Return what stands in a weight before it is filled."""
+    return torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def _is_unset(parameter: Tensor) -> bool:
+    """Say whether a part of a weight was not filled; one without numbers yet is none."""
+    if parameter.is_meta:
+        return False
+    if parameter.dtype.is_floating_point:
+        return bool(parameter.float().isnan().any())
+    left = (parameter == torch.iinfo(parameter.dtype).min).float().mean()
+    return float(left) > UNFILLED_SHARE
 
 
 def _without(
@@ -184,6 +257,14 @@ def _without(
             kept[name] = tensor
         else:
             yield name, tensor
+
+
+def _type_of(layer: nn.Module) -> str:
+    """Return the type of a layer's largest tensor; vLLM may have packed it out of sight."""
+    largest = max(layer.parameters(), key=lambda each: each.nbytes, default=None)
+    if largest is None or largest.ndim < MATRIX:
+        return "packed"
+    return str(largest.dtype).removeprefix("torch.")
 
 
 def round_tables(rotary: Any, inverse: Tensor) -> None:
@@ -299,7 +380,9 @@ class CogcacheQwen3(FromCache, Qwen3ForCausalLM):
             count = inputs_embeds.shape[0]
             levels = {str(level): self.deep[level, :count] for level in range(self.levels)}
             deep = IntermediateTensors(levels)
-        hidden = self.model(input_ids, positions, intermediate_tensors, inputs_embeds, deep)
+        hidden = self._kept(
+            self.model(input_ids, positions, intermediate_tensors, inputs_embeds, deep)
+        )
         if self.deep is not None and self.has_deep:
             self.deep.zero_()
             self.has_deep = False

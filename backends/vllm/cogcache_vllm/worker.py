@@ -65,7 +65,7 @@ class Engine(Protocol):
         """Make some tokens."""
 
     def measured(self) -> Message:
-        """Return what `closed` tells beside the memory of this process."""
+        """Return the memory that it holds beside that of this process: on a GPU."""
 
 
 @dataclass
@@ -218,6 +218,7 @@ class _Service:
             {
                 "type": "tokens", "id": output.request, "tokens": tokens,
                 "ended": output.ended, "cached": output.cached,
+                **(self.engine.measured() if output.ended else {}),
             }
         )  # fmt: skip
 

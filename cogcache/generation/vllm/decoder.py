@@ -11,14 +11,26 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from cogcache.errors import ClipError, CogcacheError
 from cogcache.generation.requests import Finished, Request, Statistics
 from cogcache.generation.vllm.messages import Files, LaidOut, Messages
 from cogcache.generation.vllm.opening import Opening
-from cogcache.generation.vllm.worker_process import Message, WorkerEnded, WorkerProcess, opened
-from cogcache.models import Family
+from cogcache.generation.vllm.worker_process import (
+    Message,
+    Peaks,
+    WorkerEnded,
+    WorkerProcess,
+    opened,
+)
+from cogcache.models import Family, PromptRow
+from cogcache.settings import Generation
+from cogcache.system import scratch_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_RESTARTS: Final = 2
 """A worker is started again this many times in a row, when it ended before it gave anything."""
@@ -70,12 +82,13 @@ class VllmDecoder:
         self.in_hand: dict[int, _InHand] = {}
         self.facts: Message = {}
         self.restarts, self.cached_tokens, self.prompt_tokens = 0, 0, 0
-        self.closed: Message = {}
+        self.peaks = Peaks()
         self.refused: dict[str, ClipError] = {}
         """By feature key, why a clip has no captions."""
         self._worker: WorkerProcess | None = None
         self._room, self._number, self._deaths = 0, 0, 0
         self._clock = _ShareClock()
+        self.look: Message | None = None  # while `vllm_log_probabilities` asks
 
     def submit(self, request: Request) -> None:
         """Put in a request between others, while `run` is under way."""
@@ -119,10 +132,16 @@ class VllmDecoder:
         self._start()
 
     def close(self) -> None:
-        """End the worker; `closed` has what it told of itself."""
+        """End the worker."""
         if self._worker is not None:
-            self.closed = self._worker.close() or self.closed
+            self.measure()
+            self.peaks.note(self._worker.close())
             self._worker = None
+
+    def measure(self) -> None:
+        """Take the memory that the worker holds into the peaks."""
+        if self._worker is not None:
+            self.peaks.note({"peak_bytes": self._worker.peak_bytes()})
 
     @property
     def pid(self) -> int:
@@ -132,18 +151,7 @@ class VllmDecoder:
 
     def lines(self) -> list[str]:
         """Return what a reader of the report wants to know."""
-        lines = []
-        if self.prompt_tokens:
-            share = self.cached_tokens / self.prompt_tokens
-            lines.append(
-                f"decoding: vLLM, {self.statistics.tokens} new tokens, {share:.0%} of the prompts' "
-                "tokens run for another prompt already"
-            )
-        if self.restarts:
-            lines.append(f"vLLM's worker ended {self.restarts} times and was started again")
-        return lines
-
-    # ---- the worker -------------------------------------------------------------------------
+        return _lines(self)
 
     def _start(self) -> None:
         opening = self.opening
@@ -157,6 +165,8 @@ class VllmDecoder:
             return
         self._number += 1
         laid_out = self.messages.of(self._number, request)
+        if self.look is not None:
+            laid_out.message["look"] = self.look
         needed = len(laid_out.message["ids"]) + laid_out.limit
         if needed > self._room:
             while self.in_hand:
@@ -232,6 +242,8 @@ class VllmDecoder:
             return
         seconds = self._clock.at(len(self.in_hand)) - held.began_s
         del self.in_hand[message["id"]]
+        self.measure()
+        self.peaks.note(message)
         self.statistics.tokens += len(held.tokens)
         self.prompt_tokens += len(held.laid_out.message["ids"])
         self.cached_tokens += message["cached"]
@@ -253,8 +265,54 @@ class VllmDecoder:
             logger.debug("the worker ended before it was told to stop; that is seen next")
 
 
+def _lines(decoder: VllmDecoder) -> list[str]:
+    lines = []
+    if decoder.prompt_tokens:
+        share = decoder.cached_tokens / decoder.prompt_tokens
+        lines.append(
+            f"decoding: vLLM, {decoder.statistics.tokens} new tokens, {share:.0%} of the prompts' "
+            "tokens run for another prompt already"
+        )
+    if decoder.restarts:
+        lines.append(f"vLLM's worker ended {decoder.restarts} times and was started again")
+    return lines
+
+
 def _finished(held: _InHand, seconds: float, ends: Sequence[int]) -> Finished:
     is_over = held.tokens[-1] in ends
     laid_out = held.laid_out
     full = laid_out.cut_by_context and len(held.tokens) == laid_out.limit
     return Finished(held.request, held.tokens, seconds, over_context=full and not is_over)
+
+
+def vllm_log_probabilities(
+    decoder: VllmDecoder, row: PromptRow, clip: str, tokens: Sequence[int]
+) -> Tensor:
+    """Return the log probabilities of every token at each place of a caption, and behind it.
+
+    `teacher_forcing` asks the same of transformers.
+
+    Args:
+        decoder: with a worker, and nothing in hand.
+        row: a clip with a prompt.
+        clip: feature key of the clip.
+        tokens: the caption, without what ends it.
+
+    Returns:
+        float32 [len(tokens) + 1, V], on the CPU.
+    """
+    from safetensors.torch import load_file
+
+    from cogcache.generation.teacher_forcing import followed_by
+
+    one = Request(followed_by(row, tokens), clip, 0, Generation(max_new_tokens=1, retry=False))
+    with scratch_folder() as folder:
+        path = Path(folder) / "expected.safetensors"
+        decoder.look = {"places": len(tokens) + 1, "path": str(path)}
+        try:
+            [finished] = decoder.run([[one]])
+        finally:
+            decoder.look = None
+        if finished.error is not None:
+            raise finished.error
+        return load_file(path)["expected"].clone()

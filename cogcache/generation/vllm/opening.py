@@ -6,10 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cogcache.generation.vllm.worker_process import Message
 from cogcache.settings import Settings
 from cogcache.units import GIB
+
+ONLINE: Final = {"fp8": "fp8_per_channel"}
+"""What vLLM calls kinds that it quantises to by itself; those of the view's config apart."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def opening_of(settings: Settings, view: Path) -> Opening:
         "kv_cache_bytes": int(backend.kv_cache_gib * GIB),
         "gpu_memory_share": backend.gpu_memory_share,
         "tensor_parallel": backend.tensor_parallel,
+        "quantization": ONLINE.get(language.quantization),
     }
     environment = _environment(settings.device)
     return Opening(Path(backend.backend_python), environment, asked, language.clips_per_batch)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from cogcache.errors import ConfigError
 from cogcache.generation.vllm.view import FAMILIES
-from cogcache.models import Family, SplitCheckpoint
+from cogcache.models import Family, SplitCheckpoint, stored_method
 from cogcache.settings import Settings
 
+KINDS: Final = ("auto", "none", "int8", "fp8")
+STORED: Final = ("awq", "gptq", "compressed-tensors", "fp8")
+"""Kinds of quantised checkpoints that are handed to vLLM."""
 _HINT = "leave it out, or leave --backend vllm out"
 
 
@@ -31,7 +35,7 @@ def check_backend(settings: Settings, family: Family) -> None:
     for problem in _refused(settings, family):
         raise ConfigError(f"--backend vllm {problem}", _HINT)
     if not settings.inference.unproven:
-        for what in _unproven(settings):
+        for what in _unproven(settings, family):
             problem = f"--backend vllm was never run here with {what}"
             raise ConfigError(problem, "give --unproven to try it all the same, or leave it out")
 
@@ -39,10 +43,10 @@ def check_backend(settings: Settings, family: Family) -> None:
 def _refused(settings: Settings, family: Family) -> list[str]:
     language, generation, checkpoint = settings.language, settings.generation, family.checkpoint
     split = checkpoint.manifest.quantized if isinstance(checkpoint, SplitCheckpoint) else None
-    stored = checkpoint.config.get("quantization_config") or {}
+    stored = stored_method(checkpoint)
     kind, head, device = language.quantization, language.head_quantization, settings.device
     in_the_way = {
-        f"has no weights in {kind} (--quantization)": kind not in ("auto", "none"),
+        f"has no weights in {kind} (--quantization)": kind not in KINDS,
         f"has no output head in {head} (--head-quantization)": head != "none",
         "takes no adapter (--adapter)": language.adapter is not None,
         "keeps no video parts between runs (--keep-prefix)": language.keep_prefix is not None,
@@ -52,7 +56,10 @@ def _refused(settings: Settings, family: Family) -> list[str]:
             family.cache_point != "projected"
         ),
         "does not read the quantised half of a split (--model)": split is not None,
-        f"reads no weights stored in {stored.get('quant_method', '?')} (--model)": bool(stored),
+        f"reads no weights stored in {stored} (--model)": stored not in (None, *STORED),
+        f"has weights that are stored in {stored}, not {kind} (--quantization)": (
+            stored is not None and kind not in ("auto", "none")
+        ),
         f"does not run on {device} (--device)": not _is_device(device),
     }
     return [problem for problem, is_so in in_the_way.items() if is_so]
@@ -62,7 +69,11 @@ def _is_device(device: str) -> bool:
     return device in ("auto", "cpu") or device.startswith("cuda")
 
 
-def _unproven(settings: Settings) -> Iterator[str]:
+def _unproven(settings: Settings, family: Family) -> Iterator[str]:
+    if stored_method(family.checkpoint) is not None:
+        yield f"weights stored in {stored_method(family.checkpoint)} (--model)"
+    if settings.language.quantization == "fp8":
+        yield "weights in fp8 (--quantization)"
     if settings.inference.tensor_parallel > 1:
         yield "several GPUs (--tensor-parallel)"
     if settings.machines.engine == "ray":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cogcache.errors import ConfigError
-from cogcache.models import Family
+from cogcache.models import Family, stored_method
 from cogcache.settings import Language
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class View:
             if target is not None:
                 tensors[target] = (str((family.checkpoint.folder / files[name]).resolve()), name)
         read = family.checkpoint.bytes_by_file([name for _, name in tensors.values()])
-        return cls(_config(family, whole), tensors, read)
+        quantized = _quantized(language.quantization) or _stored(family, decoder)
+        return cls(_config(family, whole) | quantized, tensors, read)
 
     def write(self, folder: Path) -> None:
         """Write the view into a folder that is there."""
@@ -118,6 +119,31 @@ def _config(family: Family, whole: WholeModel) -> dict[str, Any]:
         rope = {key: value for key, value in config["rope_parameters"].items() if key != "type"}
         config["rope_parameters"] = {**rope, **axes}
     return config
+
+
+def _quantized(kind: str) -> dict[str, Any]:
+    """Return what makes vLLM hold the decoder's weights as our own package does it."""
+    return {"quantization_config": {"quant_method": "cogcache_int8"}} if kind == "int8" else {}
+
+
+def _stored(family: Family, decoder: str) -> dict[str, Any]:
+    """Return how the checkpoint says that its weights are quantised, by the names of the view."""
+    told = family.checkpoint.config.get("quantization_config")
+    if stored_method(family.checkpoint) is None or not told:
+        return {}
+    lists = ("ignore", "modules_to_not_convert")
+    renamed = {
+        key: [_module(name, decoder) for name in told[key] or ()] for key in lists if key in told
+    }
+    return {"quantization_config": {**told, **renamed}}
+
+
+def _module(name: str, decoder: str) -> str:
+    """Return what the view calls a module that the whole model's config names."""
+    for prefix in (f"{decoder}.", "language_model.model.", "model.language_model."):
+        if name.startswith(prefix):
+            return f"model.{name.removeprefix(prefix)}"
+    return name.removeprefix("language_model.")
 
 
 def _num_levels(family: Family) -> int:

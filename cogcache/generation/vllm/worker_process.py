@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,19 @@ _TAIL_BYTES: Final = 4096
 _HINT: Final = "docs/vllm.md says how to make that environment"
 
 Message = dict[str, Any]
+
+
+@dataclass
+class Peaks:
+    """The most memory that a worker held so far, as it told or the system says."""
+
+    host_bytes: int = 0
+    device_bytes: int = 0
+
+    def note(self, told: Message) -> None:
+        """Take in what a message tells of it, if anything."""
+        self.host_bytes = max(self.host_bytes, told.get("peak_bytes", 0))
+        self.device_bytes = max(self.device_bytes, told.get("device_bytes", 0))
 
 
 class WorkerEnded(Exception):
@@ -74,6 +88,14 @@ class WorkerProcess:
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
+
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process held so far; 0 where the system does not say."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return 0
 
     def send(self, message: Message) -> None:
         """Send a message.

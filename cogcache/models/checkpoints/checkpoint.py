@@ -299,6 +299,16 @@ class RewrittenCheckpoint(Checkpoint):
         return config if set(names) <= set(self.manifest["vision"]) else self.config
 
 
+def stored_method(checkpoint: Checkpoint) -> str | None:
+    """Return how `config.json` says that weights are quantised, such as `awq`; None: not so.
+
+    The manifest of a split says it of that.
+    """
+    told = checkpoint.config.get("quantization_config")
+    method = told.get("quant_method") if isinstance(told, dict) else None
+    return str(method) if method else None
+
+
 class SplitCheckpoint(Checkpoint):
     """A checkpoint that `cogcache split` wrote: it describes its original, whose keys it shares.
 

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from cogcache.errors import CheckpointError, TensorMismatchError
 from cogcache.models.checkpoints.bounds import blamed_on
-from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint, stored_method
 from cogcache.models.classes import load_config, model_class
 from cogcache.models.halves.offload import Offload, Placement
 from cogcache.models.halves.partition import (
+    PARTS,
     Half,
     ModulePaths,
     Partition,
@@ -180,6 +181,7 @@ def _plan(
     if quantization is not None:
         check_int4(whole.meta, quantization, device)
     names = whole.partition.names(half)
+    _refuse_parts(whole, half, names)
     whole.checkpoint.tensors(names)
     stored = is_stored(whole, names, str(dtype).removeprefix("torch."), quantization)
     placement = Placement(
@@ -193,6 +195,20 @@ def _plan(
         else:
             options["quantization_config"] = settings
     return _Plan(whole, placement, names, dtype, options)
+
+
+def _refuse_parts(whole: WholeModel, half: Half, names: Sequence[str]) -> None:
+    """Refuse a half whose weights lie quantised in a way that is not ours.
+
+    Raises:
+        CheckpointError: such as AWQ's.
+    """
+    parts = [name for name in names if name.rpartition(".")[2] in PARTS]
+    if parts:
+        method, model = stored_method(whole.checkpoint), whole.checkpoint.model
+        problem = f"the {half} half of {model} is stored in {method}: {shortened(parts, 3)}"
+        hint = "name the model that it was made of; --backend vllm reads language halves like it"
+        raise CheckpointError(problem, hint)
 
 
 def _fill(plan: _Plan) -> tuple[PreTrainedModel, Path]:

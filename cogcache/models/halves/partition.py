@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cogcache.errors import TensorMismatchError, UnknownFamilyError
-from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.checkpoints.checkpoint import Checkpoint, stored_method
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Half = Literal["vision", "language"]
+PARTS: Final = frozenset(
+    {
+        *("qweight", "qzeros", "scales", "g_idx"),
+        *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+        *("input_scale", "input_zero_point", "weight_scale_inv"),
+    }
+)
+"""Names of what stands for a weight that AWQ, GPTQ, compressed-tensors or fp8 have quantised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,7 @@ def partition(checkpoint: Checkpoint, model: PreTrainedModel) -> Partition:
     targets, unexpected = {}, []
     known = model.state_dict()
     for name, target in _targets(checkpoint.weight_map, model, known).items():
-        if target in known:
+        if target in known or _weight_of(target, checkpoint) in known:
             targets[name] = target
             parts[modules.half_of(target) or "shared"].append(name)
         elif any(re.search(pattern, target) for pattern in needless):
@@ -144,6 +152,13 @@ def partition(checkpoint: Checkpoint, model: PreTrainedModel) -> Partition:
         raise TensorMismatchError(f"{problem}has no place for: {shortened(unexpected)}", hint)
     lists = {part: tuple(names) for part, names in parts.items()}
     return Partition(modules, **lists, targets=targets)
+
+
+def _weight_of(target: str, checkpoint: Checkpoint) -> str:
+    """Return the weight that a tensor is a part of, where the checkpoint is stored quantised."""
+    layer, _, part = target.rpartition(".")
+    is_part = stored_method(checkpoint) is not None and part in PARTS
+    return f"{layer}.weight" if is_part else target
 
 
 def shortened(names: Iterable[str], most: int = 10) -> str:

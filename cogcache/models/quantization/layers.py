@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cogcache.settings import Language
 
-Kind = Literal["nf4", "fp4", "int8", "int4", "none"]
+Kind = Literal["nf4", "fp4", "int8", "int4", "fp8", "none"]
 NESTED: frozenset[Kind] = frozenset({"nf4", "fp4"})
 """Kinds whose scales can be quantised too."""
 BLOCK_SIZE = 64
@@ -59,7 +59,7 @@ class Quantization:
     @property
     def bits(self) -> int:
         """Of a quantised weight, its scale apart."""
-        return 8 if self.kind == "int8" else 4
+        return 8 if self.kind in ("int8", "fp8") else 4
 
     def fields(self) -> dict[str, str | bool | int]:
         """Return what a caption depends on, for its key.
@@ -244,13 +244,13 @@ def quantized_bytes(num_rows: int, num_columns: int, quantization: Quantization)
 
     A block of 64 weights has a float32 scale, and a layer a table of 16 float32. Double
     quantisation turns a scale into one byte and a float32 for 256 blocks, and adds a table of
-    256 float32 and an offset. int8 has a float32 scale a row, int4 a scale and a zero of two
-    bytes each a group.
+    256 float32 and an offset. int8 and fp8 have a float32 scale a row, int4 a scale and a
+    zero of two bytes each a group.
     """
     num_weights = num_rows * num_columns
     if quantization.kind == "int4":
         return num_weights // 2 + 4 * (num_weights // quantization.group_size)
-    if quantization.kind == "int8":
+    if quantization.kind in ("int8", "fp8"):
         return num_weights + 4 * num_rows
     blocks = -(-num_weights // BLOCK_SIZE)
     double = blocks + 4 * -(-blocks // 256) + 4 * 256 + 4

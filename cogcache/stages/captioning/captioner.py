@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cogcache.errors import ConfigError
 from cogcache.generation import Finished, NoRoom, Request
-from cogcache.models import ClipTensors, Family
+from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.settings import Settings
 from cogcache.stages.captioning.language_half import LanguageHalf
 from cogcache.stages.captioning.results import GivenUp, Made
@@ -25,6 +25,7 @@ from cogcache.store import FeatureStore
 from cogcache.system import extra_hint
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from cogcache.generation import Grammar
@@ -71,6 +72,20 @@ class Captioner:
     def close(self) -> None:
         """End what other processes do for this one."""
         self.half.close()
+
+    def log_probabilities(self, row: PromptRow, task: Task, tokens: Sequence[int]) -> Tensor:
+        """Return what is expected at each place of a caption, and behind it: float32 [L + 1, V].
+
+        Args:
+            row: a clip with a prompt.
+            task: what it was laid out for.
+            tokens: the caption, without what ends it.
+        """
+        return self.half.log_probabilities(row, task.key.feature_key, tokens)
+
+    def measure(self) -> None:
+        """Put into the report what memory others hold for this process."""
+        self.half.measure()
 
     def lines(self) -> list[str]:
         """Return what a reader of the report wants to know."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,12 @@ from cogcache.stages.runs.report import RunReport
 from cogcache.units import GIB
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from cogcache.generation import Decoder, KeptPrefixes
     from cogcache.keys import Field
+    from cogcache.models import PromptRow
     from cogcache.planning import Fitted, LanguageLoader
 
 
@@ -88,6 +91,15 @@ class LanguageHalf:
             raise CogcacheError("memory runs out while weights load", "give the stage more memory")
         self._decoder = self._decoder_of(self._half)
         return True
+
+    def log_probabilities(self, row: PromptRow, clip: str, tokens: Sequence[int]) -> Tensor:
+        """Return what is expected at each place of a caption, and behind it."""
+        from cogcache.generation import log_probabilities
+
+        return log_probabilities(self.model, self.stage.family, row, tokens)
+
+    def measure(self) -> None:
+        """Nothing to do: who measures this process measures the half."""
 
     def close(self) -> None:
         """Nothing to do: the model is in this process."""

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from cogcache.catalog import Catalog, ClipRow
 from cogcache.errors import CacheError, ClipError, CogcacheError, ConfigError
 from cogcache.models import Family, HalfIdentity, identify, open_family, with_adapter
-from cogcache.settings import Settings
+from cogcache.settings import Inference, Settings
 from cogcache.stages.captioning.captioner import Captioner, ClipTasks
 from cogcache.stages.captioning.fill_prompts import Filler
 from cogcache.stages.captioning.likeness import ComparedCaptions, Expectations, compare, similarity
 from cogcache.stages.captioning.quantization import quantization_for
-from cogcache.stages.captioning.read_ahead import if_fitting, read_ahead
+from cogcache.stages.captioning.read_ahead import if_fitting, read_ahead, reader_for
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.tasks import Task
@@ -32,6 +33,9 @@ from cogcache.stages.runs.report import Counts, RunReport, Timings
 from cogcache.store import FeatureStore
 from cogcache.system import CachePaths, in_own_process, scratch_folder
 from cogcache.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def check_precision(
 ) -> list[ComparedCaptions]:
     """Compare the quantisation of `settings` with none, on clips spread over a cache.
 
+    What is compared with is transformers' half, unquantised, whatever backend the settings name.
+
     Nothing is written to the cache but digests of the model's files.
 
     Args:
@@ -74,12 +80,14 @@ def check_precision(
         positions: most places of a caption at which expectations are compared.
 
     Raises:
-        ConfigError: `settings` quantise nothing or name another backend, or the disk has no room
+        ConfigError: `settings` quantise nothing and name no other backend, or the disk has no room
             for the expectations.
         CacheError: the cache holds no clips for these settings.
     """
-    settings.inference.refuse_vllm("`verify-quantization`")
-    if {settings.language.quantization, settings.language.head_quantization} == {"none"}:
+    is_vllm = settings.inference.is_vllm
+    if not is_vllm and {settings.language.quantization, settings.language.head_quantization} == {
+        "none"
+    }:
         raise ConfigError("no quantisation is asked for", "give one, such as --quantization nf4")
     settings = _changed(settings, "generation", retry=False, n=1)
     FeatureStore.open(cache)
@@ -96,6 +104,7 @@ def check_precision(
     with scratch_folder() as folder:
         _check_disk(folder, len(tasks) * positions, family)
         plain = _changed(settings, "language", quantization="none", head_quantization="none")
+        plain = plain.model_copy(update={"inference": Inference()})
         job = _Job(cache, plain, identity, tasks, folder, positions, None)
         reference = in_own_process(_run, job)
         left = [task for task in tasks if _name(task) in reference]
@@ -146,48 +155,53 @@ def _run(job: _Job) -> dict[str, Said]:
     """Caption all clips in one precision, then look at expectations; runs in its own process."""
     family, settings = open_family(job.settings), job.settings
     report = RunReport(0, "caption", settings.model, Counts(len(job.tasks)), Timings())
-    captioner = Captioner(StageTwo(settings, family, job.identity), report)
+    stage = StageTwo(settings, family, job.identity)
+    captioner = Captioner(stage, report, FeatureStore.open(job.cache))
     made: dict[str, Made] = {}
-    kind = settings.language.quantization
-    desc = "not quantised" if kind == "none" else kind
-    with tqdm(total=2 * len(job.tasks), unit="pass", desc=desc, disable=None) as bar:
-        for each in captioner.captions(_clips(job)):
+    with (
+        closing(captioner),
+        tqdm(total=2 * len(job.tasks), unit="pass", desc=_name_of(settings), disable=None) as bar,
+    ):
+        for each in captioner.captions(_clips(job, stage)):
             if isinstance(each, GivenUp):
                 raise CogcacheError(each.error.problem, each.error.hint)
             made[_name(each.task)] = each
             bar.update()
         said: dict[str, Said] = {}
-        for tasks, features in _clips(job):
+        for tasks, features in _clips(job, stage):
             for task in tasks:
                 name = _name(task)
                 tokens = (job.reference[name] if job.reference else made[name]).tokens
                 row = family.row(features, task.prompt, task.key.layout)
-                found = _look(job, captioner, row, tokens[: job.positions - 1], name)
+                expected = captioner.log_probabilities(row, task, tokens[: job.positions - 1])
+                found = _look(job, expected, name)
                 said[name] = Said(made[name].text, made[name].flags, made[name].tokens, found)
                 bar.update()
     return said
 
 
-def _clips(job: _Job) -> Iterator[ClipTasks]:
+def _name_of(settings: Settings) -> str:
+    """Return what a bar is called: the backend and the kind of weights."""
+    kind = settings.language.quantization
+    name = "not quantised" if kind == "none" else kind
+    return f"vLLM, {name}" if settings.inference.is_vllm else name
+
+
+def _clips(job: _Job, stage: StageTwo) -> Iterator[ClipTasks]:
     """Yield the tasks of each clip with its features; clips without are left out."""
     store, split = FeatureStore.open(job.cache), Timings()
-    family = open_family(job.settings)
-    for tasks, read in read_ahead(job.tasks, store, lambda: split.time("wait")):
+    family, reader = open_family(job.settings), reader_for(stage)
+    for tasks, read in read_ahead(job.tasks, store, lambda: split.time("wait"), reader):
         features = if_fitting(read, family, tasks[0].key.layout)
         if not isinstance(features, ClipError):
             yield tasks, features
 
 
-def _look(
-    job: _Job, captioner: Captioner, row: Any, tokens: Sequence[int], name: str
-) -> Expectations | None:
+def _look(job: _Job, found: Tensor, name: str) -> Expectations | None:
     """Keep the expectations of the reference, or compare with those that were kept."""
     from safetensors.torch import load_file, save_file
 
-    from cogcache.generation import log_probabilities
-
     path = job.folder / f"{name}.safetensors"
-    found = log_probabilities(captioner.model, captioner.stage.family, row, tokens)
     if job.reference is None:
         save_file({"expected": found}, path)
         return None

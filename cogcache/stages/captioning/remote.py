@@ -144,6 +144,7 @@ class CaptionActor:
 
     def stats(self) -> WorkerReport:
         """Return memory, times and what was loaded."""
+        self.captioner.measure()
         return WorkerReport.of(self.report, self.monitor)
 
     def close(self) -> None:

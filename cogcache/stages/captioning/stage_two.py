@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cogcache.keys import CaptionKey, Field
-from cogcache.models import Family, HalfIdentity, Quantization
+from cogcache.models import Family, HalfIdentity, Quantization, stored_method
 from cogcache.settings import Generation, Settings
 from cogcache.settings import json_schema as schemas
 
@@ -48,7 +48,10 @@ class StageTwo:
     def _precision(self) -> dict[str, Field]:
         """Return the kind of weights, and who computes with them where it is not transformers."""
         fields: dict[str, Field] = {**Quantization.of(self.settings.language).fields()}
-        return fields | ({"backend": "vllm"} if self.settings.inference.is_vllm else {})
+        if not self.settings.inference.is_vllm:
+            return fields
+        stored = stored_method(self.family.checkpoint)
+        return fields | {"backend": "vllm"} | ({"kind": stored} if stored else {})
 
     def around(self) -> Callable[[str], str]:
         """Return what puts the system prompt, where there is one, before each prompt.

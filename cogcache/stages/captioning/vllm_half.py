@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.errors import CacheError, ClipError, ConfigError, FeaturesError
+from cogcache.errors import CacheError, ClipError, ConfigError, FeaturesError, QuantizationError
 from cogcache.generation import View, VllmDecoder, check_backend, opening_of
+from cogcache.models import stored_method
+from cogcache.settings import Language
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.runs.report import RunReport
 from cogcache.store import FeatureStore
@@ -15,7 +18,31 @@ from cogcache.system import MemorySample, Scratch
 from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
+
+    from cogcache.models import PromptRow
+    from cogcache.planning import StagePlan
+
+
+def held_by(language: Language, stored: str | None, facts: dict[str, Any], read_bytes: int) -> str:
+    """Say how the worker holds the language half, and check what was asked for.
+
+    Raises:
+        QuantizationError: it holds layers in another way.
+    """
+    kind, layers = stored or language.quantization, facts["layers"]
+    told = ", ".join(f"{count} layers by {how}" for how, count in layers.items())
+    if kind == "none":
+        size = format_bytes(read_bytes)
+        return f"language half not quantised, in {language.compute_dtype}, {size} read; {told}"
+    plain = [how for how in layers if how.startswith("Unquantized")]
+    if len(plain) == len(layers) or (kind == "int8" and [*layers] != ["Int8Linear, int8"]):
+        problem = f"vLLM holds the language half otherwise than in {kind}: {told}"
+        raise QuantizationError(problem, "leave --quantization out")
+    error = facts["weight_error"]
+    checked = f"weight error at most {error:.4f}" if error else "vLLM tells no more of it"
+    return f"{kind} by vLLM: {told}; {checked}; {format_bytes(read_bytes)} read"
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,8 @@ class VllmHalf:
             with self.report.timings.time("load"):
                 self._decoder.open(row_tokens + settings.generation.max_new_tokens)
             self._take_over(view, self._decoder.facts)
+            if stored_method(family.checkpoint) is None:
+                self.report.planned = self._planned(self._decoder.facts, row_tokens)
         return self._decoder
 
     def plan_for(self, row_tokens: int) -> None:
@@ -114,18 +143,36 @@ class VllmHalf:
         """Return what a reader of the report wants to know of decoding."""
         return self._decoder.lines() if self._decoder else []
 
+    def log_probabilities(self, row: PromptRow, clip: str, tokens: Sequence[int]) -> Tensor:
+        """Return what is expected at each place of a caption, and behind it."""
+        from cogcache.generation import vllm_log_probabilities
+
+        return vllm_log_probabilities(self.decoder, row, clip, tokens)
+
+    def measure(self) -> None:
+        """Put the most memory that the worker held so far into the report."""
+        if (decoder := self._decoder) is not None:
+            decoder.measure()
+            host, device = decoder.peaks.host_bytes, decoder.peaks.device_bytes
+            self.report.workers_peak = MemorySample(
+                anonymous_bytes=host, device_bytes=device, reserved_bytes=device
+            )
+
     def close(self) -> None:
-        """End the worker, and take over the memory that it reports."""
+        """End the worker, and take over the memory that it held."""
         if self._decoder is not None:
             self._decoder.close()
-            told = self._decoder.closed
-            if told:
-                self.report.workers_peak = MemorySample(
-                    anonymous_bytes=told["peak_bytes"], device_bytes=told.get("device_bytes", 0)
-                )
+            self.measure()
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
+
+    def _planned(self, facts: dict[str, Any], row_tokens: int) -> StagePlan:
+        from cogcache.planning import VllmMemory
+
+        settings, on_device = self.stage.settings, facts["device"] != "cpu"
+        memory = VllmMemory.of(self.stage.family, settings, row_tokens, on_device=on_device)
+        return memory.plan_for(facts["kv_tokens"])
 
     def _take_over(self, view: View, facts: dict[str, Any]) -> None:
         """Put into the report what the worker told of what it loaded."""
@@ -136,8 +183,9 @@ class VllmHalf:
             )
             problem += f"the language half has {len(view.tensors)}, {read} bytes"
             raise ConfigError(problem, "report this with the model's name; leave --backend out")
+        self.report.base_bytes = facts["base_bytes"]
         self.report.bytes_by_shard = {Path(file).name: n for file, n in view.bytes_by_file.items()}
-        dtype = self.stage.settings.language.compute_dtype
-        self.report.quantization = f"language half not quantised, in {dtype}, {format_bytes(read)}"
+        stored = stored_method(self.stage.family.checkpoint)
+        self.report.quantization = held_by(self.stage.settings.language, stored, facts, read)
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
         self.report.notes.append(f"vLLM's worker: {versions}; room for {facts['kv_tokens']} tokens")

@@ -36,7 +36,7 @@ class WorkerReport:
             report.quantization,
             list(report.notes),
             dict(report.timings.seconds),
-            monitor.peak,
+            report.workers_peak or monitor.peak,
         )
 
 
