@@ -218,6 +218,19 @@ class Reviews:
 
         return self._change(captions, action, edited, latest)
 
+    def reopen(self, captions: Sequence[Reviewed], before: Mapping[str, str]) -> Outcome:
+        """Note that captions were made again: nobody has reviewed them as they are now.
+
+        Args:
+            captions: which.
+            before: what they said before, by key.
+        """
+
+        def opened(each: Reviewed) -> dict[str, Any]:
+            return {"state": "", "text": None, "was": before.get(each.key, each.text)}
+
+        return self._change(captions, "remade", opened, None)
+
     def _change(
         self,
         captions: Sequence[Reviewed],

@@ -28,12 +28,15 @@ def _holds_captions(text: str) -> str:
 
 
 class Quality(Table):
-    """Which clips are worth a caption, by their scores (docs/scores.md). Part of no key."""
+    """Which clips are worth a caption, and which another one (docs/scores.md). Part of no key."""
 
     min_motion: Annotated[float, Field(ge=0)] = 0.0
     """Only clips whose score `motion` is at least this; 0 takes all."""
     drop_duplicates: bool = False
     """Of clips that were found to be near-duplicates, only the one to keep."""
+    remake_rejected: bool = False
+    """Make captions that reviewers rejected once more, drawn at random; `forget --kept` lists the
+    rejected ones."""
 
 
 class Summary(Table):

@@ -42,6 +42,7 @@ from cogcache.stages.captioning.fill_prompts import UNFILLED
 from cogcache.stages.captioning.following import Following
 from cogcache.stages.captioning.quantization import quantization_for
 from cogcache.stages.captioning.read_ahead import if_fitting, read_ahead, reader_for
+from cogcache.stages.captioning.remaking import put_in_place
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.captioning.summaries import NO_SUMMARY, list_all
@@ -208,6 +209,8 @@ class _Captioning:
     at: AtWork
     shown: Show | None = None
     uncommitted: list[CaptionRow] = field(default_factory=list)
+    remade: list[CaptionRow] = field(default_factory=list)
+    """Those among them that replace rejected captions."""
     committed_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -220,6 +223,8 @@ class _Captioning:
     def _is_made(self, task: Task) -> bool:
         """Say whether another run has made a caption since it was listed; it counts as cached."""
         made = bool(self.catalog.captions.known([task.key.digest]))
+        if task.rejected:
+            made = made and not self.catalog.edits.rejected([task.key.digest])
         self.report.counts.cached += made
         return made
 
@@ -305,7 +310,7 @@ class _Captioning:
 
     def _keep(self, made: Made) -> None:
         row = made.row(self.stage.settings, self.report.run)
-        self.uncommitted.append(row)
+        (self.remade if made.task.rejected else self.uncommitted).append(row)
         if self.show:
             with self.bar.external_write_mode():
                 self.show(row, self._offset_s(made.task.clip["video_digest"]))
@@ -320,9 +325,12 @@ class _Captioning:
     def _commit(self) -> None:
         with self.report.timings.time("commit"):
             self.catalog.captions.add(self.uncommitted)
-        self.report.counts.done += len(self.uncommitted)
-        self.shared.give_back(row["caption_key"] for row in self.uncommitted)
+            put_in_place(self.catalog, self.remade)
+        rows = [*self.uncommitted, *self.remade]
+        self.report.counts.done += len(rows)
+        self.shared.give_back(row["caption_key"] for row in rows)
         self.uncommitted.clear()
+        self.remade.clear()
         self.committed_s = time.monotonic()
 
     def _fail(self, of_clip: Sequence[Task], error: ClipError) -> None:

@@ -77,6 +77,28 @@ def test_captions_are_listed_and_stay_until_yes_is_said(cache):
     assert captions(cache) == before
 
 
+def test_scores_come_back_with_their_caption_and_not_with_another_of_its_key(cache):
+    with Catalog(path_of(cache)) as catalog:
+        keys = [row["caption_key"] for row in catalog.captions.rows(prompt_name="color")]
+        score = {"name": "swap", "feature_key": "", "score": 0.25, "model": "m", "prompt": "p",
+                 "epoch": 1, "details": {"others": 2}}  # fmt: skip
+        catalog.scores.add([{**score, "caption_key": key} for key in keys])
+        before = catalog.scores.rows()
+    forget(path_of(cache), COLOURS, remove=True)
+    with Catalog(path_of(cache)) as catalog:
+        assert catalog.scores.rows() == []
+    assert len(take_back(path_of(cache), Selection()).captions) == 3
+    with Catalog(path_of(cache)) as catalog:
+        assert catalog.scores.rows() == before
+    assert verify(cache) == []
+    forget(path_of(cache), COLOURS, remove=True)
+    with closing(CatalogFile(path_of(cache))) as file:
+        file.write("UPDATE forgotten SET forgotten_at = '2020-01-01'", {})
+    collect(cache, remove=True)
+    with closing(CatalogFile(path_of(cache))) as file:
+        assert not file.query("SELECT 1 FROM memory WHERE name LIKE 'scores of%'")
+
+
 def test_deleted_captions_are_in_no_listing_search_or_sum_and_come_back_as_they_were(cache):
     before = captions(cache)
     done = run("forget", "--cache", cache, "--prompt-name", "color", "--yes")

@@ -1,12 +1,14 @@
 """Captions that are deleted, and kept for thirty days so that they can be taken back.
 
 They leave the table ``captions``, the full text index and the sums, and lie in ``forgotten`` with
-the time of their deletion. Features stay. What is not covered: a merge with a catalog that still
-holds such a caption brings it back, and so does `caption` when it is asked for it again.
+the time of their deletion; their scores lie in ``memory``. Features stay. What is not covered: a
+merge with a catalog that still holds such a caption brings it back, and so does `caption` when it
+is asked for it again.
 """
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from cogcache.catalog.backup import with_room
 from cogcache.catalog.database import CatalogFile
+from cogcache.catalog.values import misfits
 from cogcache.catalog.whole_rows import columns_of
 from cogcache.errors import ConfigError
 
@@ -24,6 +27,13 @@ _LISTED: Final = (
     "c.video, c.start_s, c.end_s, c.prompt_name, c.caption, c.model, c.quantization, c.flags,"
     " c.created_at, c.feature_key, c.caption_key, c.video_digest"
 )
+
+_SCORE: Final = (
+    "name", "feature_key", "caption_key", "score", "model", "prompt", "epoch", "details",
+    "created_at",
+)  # fmt: skip
+_SCORES_OF: Final = "scores of a forgotten caption: "
+"""Begins the names under which ``memory`` has them."""
 
 
 class Filters(Protocol):
@@ -123,7 +133,34 @@ def _move(conn: Connection, ids: list[int]) -> None:
             SELECT id, ?, {columns} FROM whole_captions WHERE id = ?""",
         [(now, each) for each in ids],
     )
+    for each in ids:
+        _keep_scores(conn, each, now)
     conn.executemany("DELETE FROM captions WHERE id = ?", [(each,) for each in ids])
+
+
+def _keep_scores(conn: Connection, caption_id: int, forgotten_at: str) -> None:
+    """Note the scores of a caption: they are deleted with it."""
+    sql = f"""SELECT {", ".join(_SCORE)} FROM whole_scores
+        WHERE caption_key = (SELECT caption_key FROM whole_captions WHERE id = ?)"""
+    if rows := [dict(zip(_SCORE, row, strict=True)) for row in conn.execute(sql, (caption_id,))]:
+        name = _name_of(rows[0]["caption_key"], forgotten_at)
+        value = json.dumps({"scores": rows})
+        conn.execute("INSERT OR REPLACE INTO memory (name, value) VALUES (?, ?)", (name, value))
+
+
+def _put_back_scores(conn: Connection, caption_key: str, forgotten_at: str) -> None:
+    name = (_name_of(caption_key, forgotten_at),)
+    found = conn.execute("SELECT value FROM whole_memory WHERE name = ?", name).fetchone()
+    rows = json.loads(found[0]).get("scores", []) if found else []
+    rows = [each for each in rows if {*each} == {*_SCORE} and not misfits("scores", each)]
+    places = ", ".join(f":{column}" for column in _SCORE)
+    sql = f"INSERT OR IGNORE INTO scores ({', '.join(_SCORE)}) VALUES ({places})"
+    conn.executemany(sql, rows)
+    conn.execute("DELETE FROM memory WHERE name = ?", name)
+
+
+def _name_of(caption_key: str, forgotten_at: str) -> str:
+    return f"{_SCORES_OF}{caption_key} {forgotten_at}"
 
 
 def _put_back(conn: Connection, row: dict[str, Any]) -> bool:
@@ -139,6 +176,7 @@ def _put_back(conn: Connection, row: dict[str, Any]) -> bool:
     ).rowcount
     if added:
         conn.execute("DELETE FROM forgotten WHERE caption_key = ? AND forgotten_at = ?", at)
+        _put_back_scores(conn, *at)
     return bool(added)
 
 
@@ -155,7 +193,14 @@ def expire(catalog: Path) -> int:
 def _expire(conn: Connection) -> int:
     """Delete for good what was deleted more than thirty days ago."""
     before = (datetime.now(UTC) - timedelta(days=KEPT_DAYS)).isoformat(timespec="microseconds")
-    return conn.execute("DELETE FROM forgotten WHERE forgotten_at < ?", (before,)).rowcount
+    number = conn.execute("DELETE FROM forgotten WHERE forgotten_at < ?", (before,)).rowcount
+    conn.execute(
+        """DELETE FROM memory WHERE name LIKE :scores_of || '%' AND NOT EXISTS (
+            SELECT 1 FROM forgotten
+            WHERE memory.name = :scores_of || caption_key || ' ' || forgotten_at)""",
+        {"scores_of": _SCORES_OF},
+    )
+    return number
 
 
 def _columns(conn: Connection) -> str:

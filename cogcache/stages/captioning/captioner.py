@@ -15,6 +15,7 @@ from cogcache.generation import Finished, NoRoom, Request
 from cogcache.models import ClipTensors, Family, PromptRow
 from cogcache.settings import Settings
 from cogcache.stages.captioning.language_half import LanguageHalf
+from cogcache.stages.captioning.remaking import drawn_anew
 from cogcache.stages.captioning.results import GivenUp, Made
 from cogcache.stages.captioning.second_try import CaptionCheck
 from cogcache.stages.captioning.stage_two import StageTwo
@@ -142,7 +143,8 @@ class Captioner:
         self.half.plan_for(row.length)
         seed = int(task.key.digest[:15], 16)  # the caption's own, whoever is beside it
         generation = self.stage.settings.generation
-        return Request(row, task.key.feature_key, seed, generation, task, self.grammar)
+        request = Request(row, task.key.feature_key, seed, generation, task, self.grammar)
+        return drawn_anew(request, task.rejected)
 
     def _timed(self, finished: Iterator[Finished]) -> Iterator[Finished]:
         """Count the time spent generating, less what of it is spent waiting for features."""

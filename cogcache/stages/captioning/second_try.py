@@ -9,6 +9,7 @@ from cogcache.errors import ClipError
 from cogcache.generation import Finished, Request, changes_for, flags_of, stop_texts
 from cogcache.models import Family
 from cogcache.settings import Settings
+from cogcache.stages.captioning.remaking import said_of
 from cogcache.stages.captioning.results import GivenUp, Made
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CaptionCheck:
         made = self._made(finished)
         if isinstance(request.task, SecondTry):
             return min(request.task.first, made, key=lambda each: len(each.flags))
-        generation = self.settings.generation
+        generation = request.generation
         changes = changes_for(made.flags, generation) if generation.retry else {}
         if not changes:
             return made
@@ -66,6 +67,8 @@ class CaptionCheck:
         if isinstance(task, SecondTry):
             retried = {"because": list(task.first.flags), "changes": task.changes}
             task = task.first.task
+        elif task.rejected:
+            retried = said_of(request)
         flags += ("from_flagged",) if task.from_flagged else ()
         flags += ("gaps",) if task.gaps else ()
         return Made(task, text, len(kept), finished.seconds, flags, retried, tuple(kept))

@@ -13,6 +13,7 @@ from cogcache.errors import ClipError
 from cogcache.keys import CaptionKey, Template
 from cogcache.settings import Settings, levels
 from cogcache.stages.captioning.fill_prompts import Filled, Filler
+from cogcache.stages.captioning.remaking import rejections
 from cogcache.stages.captioning.stage_two import StageTwo
 from cogcache.stages.clips.choice import choose_clips
 from cogcache.video import Span
@@ -36,6 +37,8 @@ class Task:
     """Whether clips are missing from it for good."""
     draw: int = 0
     """The number among captions of one clip with one prompt."""
+    rejected: int = 0
+    """How often reviewers have rejected this caption, where it is made once more for that."""
 
 
 def _nothing_further(_: Task, __: FlaggedCaption) -> list[Task]:
@@ -136,20 +139,23 @@ class _Listing:
             if each.draw == 0:
                 self.found.summed_up[each.clip["feature_key"]] = digest
         known = self.catalog.captions.known(keys)
+        again = {}
+        if self.settings.quality.remake_rejected:
+            again = rejections(self.catalog, known)
         for name, of_prompt in wanted.items():
             if name in self.filler.needed:
                 self._remember(of_prompt, known)
             for digest, each in of_prompt:
-                self._add(digest, each, is_known=digest in known)
+                self._add(digest, each, again.get(digest, 0), is_known=digest in known)
 
-    def _add(self, digest: str, wanted: _Wanted, *, is_known: bool) -> None:
+    def _add(self, digest: str, wanted: _Wanted, rejected: int, *, is_known: bool) -> None:
         if digest in self.seen:  # two prompts that are the same once they are filled in
             return
         self.seen.add(digest)
-        if is_known:
+        if is_known and not rejected:
             self.found.num_cached += 1
         else:
-            self.found.missing.append(self._task(wanted))
+            self.found.missing.append(replace(self._task(wanted), rejected=rejected))
 
     def _task(self, wanted: _Wanted) -> Task:
         clip, name, draw, (prompt, from_flagged) = wanted
