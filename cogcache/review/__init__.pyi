@@ -6,3 +6,4 @@ from .reviews import SET as SET
 from .reviews import Outcome as Outcome
 from .reviews import Reviewed as Reviewed
 from .reviews import Reviews as Reviews
+from .reviews import reopen as reopen

@@ -147,13 +147,13 @@ class Reviews:
         self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
     ) -> Outcome:
         """Accept captions; `latest` as in `edit`."""
-        return self._change(captions, "accept", lambda _: {"state": "accepted"}, latest)
+        return self.change(captions, "accept", lambda _: {"state": "accepted"}, latest)
 
     def reject(
         self, captions: Sequence[Reviewed], latest: Mapping[str, str] | None = None
     ) -> Outcome:
         """Reject captions; `latest` as in `edit`."""
-        return self._change(captions, "reject", lambda _: {"state": "rejected"}, latest)
+        return self.change(captions, "reject", lambda _: {"state": "rejected"}, latest)
 
     def tag(
         self,
@@ -175,7 +175,7 @@ class Reviews:
             kept = dict.fromkeys([*each.tags, *(tag.strip() for tag in add)])
             return {"tags": [tag for tag in kept if tag not in remove]}
 
-        return self._change(captions, "tag", tags, latest)
+        return self.change(captions, "tag", tags, latest)
 
     def edit(
         self, caption: Reviewed, text: str, latest: Mapping[str, str] | None = None
@@ -216,28 +216,16 @@ class Reviews:
             state = {"state": "accepted"} if action == "edit" else {}
             return {"text": None if is_own else text, **state}
 
-        return self._change(captions, action, edited, latest)
+        return self.change(captions, action, edited, latest)
 
-    def reopen(self, captions: Sequence[Reviewed], before: Mapping[str, str]) -> Outcome:
-        """Note that captions were made again: nobody has reviewed them as they are now.
-
-        Args:
-            captions: which.
-            before: what they said before, by key.
-        """
-
-        def opened(each: Reviewed) -> dict[str, Any]:
-            return {"state": "", "text": None, "was": before.get(each.key, each.text)}
-
-        return self._change(captions, "remade", opened, None)
-
-    def _change(
+    def change(
         self,
         captions: Sequence[Reviewed],
         action: str,
         change: Callable[[Reviewed], dict[str, Any]],
-        latest: Mapping[str, str] | None,
+        latest: Mapping[str, str] | None = None,
     ) -> Outcome:
+        """Give captions new versions; `change` says what is new, `latest` is as in `edit`."""
         batch, versions, same = uuid4().hex, [], 0
         for each in captions:
             version = _version(self, each, action, batch, change(each))
@@ -296,6 +284,21 @@ class Reviews:
         seen = _seen(versions, [each for each, _ in pairs], latest)
         others = self.catalog.edits.add(versions, seen)
         return Outcome(0 if others else len(versions), same, others, batch)
+
+
+def reopen(reviews: Reviews, captions: Sequence[Reviewed], before: Mapping[str, str]) -> Outcome:
+    """Note that captions were made again: nobody has reviewed them as they are now.
+
+    Args:
+        reviews: of the set.
+        captions: which.
+        before: what they said before, by key.
+    """
+
+    def opened(each: Reviewed) -> dict[str, Any]:
+        return {"state": "", "text": None, "was": before.get(each.key, each.text)}
+
+    return reviews.change(captions, "remade", opened)
 
 
 _BLANK: Final[Mapping[str, Any]] = {"text": None, "state": "", "tags": []}

@@ -21,6 +21,7 @@ from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import media, pages
 from cogcache.web.editing import Editing, routes
 from cogcache.web.guard import Guard, check_address
+from cogcache.web.odd_clips import odd_clips
 from cogcache.web.rendering import HERE
 from cogcache.web.site import open_site
 
@@ -62,6 +63,7 @@ def create_app(cache: Path, token: str | None = None, editing: Editing | None = 
             Route("/runs", pages.runs),
             Route("/runs/{run}", pages.run),
             Route("/figures", pages.collection),
+            Route("/odd", odd_clips),
             Route("/thumbnail/{key}", media.thumbnail),
             Route("/video/{digest}", media.video),
             *(routes() if editing is not None else ()),

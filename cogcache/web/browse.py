@@ -9,19 +9,21 @@ import json
 import math
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from cogcache.catalog import EDITED, Absent, CatalogFile
 from cogcache.errors import CatalogError
 
 BrowseRow = dict[str, Any]
+T = TypeVar("T")
 
 PAGE_SIZE: Final = 48
 DEADLINE_S: Final = 2.0
+_MOST_REMEMBERED: Final = 100
 SCANNED: Final = 500
 """How many captions of a set one page of differences compares."""
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
@@ -98,6 +100,7 @@ class Browser:
     def __init__(self, path: Path, deadline_s: float = DEADLINE_S) -> None:
         self.path, self._deadline_s = path, deadline_s
         self._ends_at = math.inf
+        self._remembered: dict[object, tuple[Any, int, float]] = {}
         self._file = CatalogFile(path, derived=True)
         with self._file.reading() as conn:
             conn.execute("PRAGMA query_only = ON")
@@ -141,6 +144,27 @@ class Browser:
         """Return the one number that a query selects; 0 for none."""
         row = self.rows(sql, values)[0]
         return int(next(iter(row.values())) or 0)
+
+    def remembered(self, name: object, read: Callable[[], T], *, kept_s: float = 0.0) -> T:
+        """Return what was read under this name, or read it where the catalog has changed since.
+
+        For counts, sums and orders over whole tables.
+
+        Args:
+            name: what is read.
+            read: reads it.
+            kept_s: seconds for which it is used even if the catalog has changed.
+        """
+        with self._file.reading() as conn:
+            version = conn.execute("PRAGMA data_version").fetchone()[0]
+        now_s = time.monotonic()
+        kept = self._remembered.get(name)
+        if kept is None or (kept[1] != version and now_s > kept[2]):
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[name] = kept = (read(), version, now_s + kept_s)
+        found: T = kept[0]
+        return found
 
     def page(
         self,
@@ -285,19 +309,19 @@ class Browser:
 
 
 def _clips_of_several(browser: Browser, number: int) -> Page:
-    clip = "video_digest, start_s, end_s"
-    total = browser.value(f"SELECT count(*) FROM (SELECT DISTINCT {clip} FROM shown_clips)")
-    sql = f"""SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
+    sql = """SELECT min(feature_key) AS place FROM shown_clips
+        GROUP BY video_digest, start_s, end_s ORDER BY min(video), start_s"""
+    places = browser.remembered(sql, lambda: [row["place"] for row in browser.rows(sql)])
+    sql = """SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
             clips.end_s, clips.model, caption, prompt_name, quantization, flags
-        FROM (SELECT min(feature_key) AS place FROM shown_clips GROUP BY {clip}
-            ORDER BY min(video), start_s LIMIT :limit OFFSET :offset)
-        JOIN whole_clips AS clips ON clips.feature_key = place
+        FROM whole_clips AS clips
         LEFT JOIN whole_captions AS captions ON captions.id = (
             SELECT min(id) FROM shown_captions AS own
             WHERE own.video_digest = clips.video_digest AND own.start_s = clips.start_s
             AND own.end_s IS clips.end_s)
+        WHERE clips.feature_key IN (SELECT value FROM json_each(:places))
         ORDER BY clips.video, clips.start_s"""
-    return browser.page(total, number, sql, {})
+    return _page_of(browser, places, number, sql)
 
 
 def _clips_with(browser: Browser, where: str, values: Mapping[str, str], number: int) -> Page:
@@ -305,19 +329,24 @@ def _clips_with(browser: Browser, where: str, values: Mapping[str, str], number:
 
     What is shown of a clip is an edited caption where there is one, else the oldest.
     """
-    clip = "video_digest, start_s, end_s, iif(video_digest IS NULL, feature_key, '')"
-    total = browser.value(
-        f"SELECT count(*) FROM (SELECT DISTINCT {clip} FROM shown_captions WHERE {where})",
-        values,
-    )
     shown = f"ifnull(min(iif(quantization = '{EDITED}', id, NULL)), min(id))"
-    sql = f"""SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
+    found = f"""SELECT {shown} AS place FROM shown_captions WHERE {where}
+        GROUP BY video_digest, start_s, end_s, iif(video_digest IS NULL, feature_key, '')
+        ORDER BY min(id)"""
+    places = browser.remembered(
+        (found, *values.values()), lambda: [row["place"] for row in browser.rows(found, values)]
+    )
+    sql = """SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
             prompt_name, quantization, flags
-        FROM whole_captions WHERE id IN (
-            SELECT {shown} FROM shown_captions WHERE {where}
-            GROUP BY {clip} ORDER BY min(id) LIMIT :limit OFFSET :offset)
-        ORDER BY id"""
-    return browser.page(total, number, sql, values)
+        FROM whole_captions WHERE id IN (SELECT value FROM json_each(:places)) ORDER BY id"""
+    return _page_of(browser, places, number, sql)
+
+
+def _page_of(browser: Browser, places: Sequence[object], number: int, sql: str) -> Page:
+    """Return one page of a list whose rows are known by their places."""
+    number = min(max(1, number), max(1, -(-len(places) // PAGE_SIZE)))
+    some = places[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+    return Page(browser.rows(sql, {"places": json.dumps(some)}), number, len(places))
 
 
 def _row(row: sqlite3.Row) -> BrowseRow:

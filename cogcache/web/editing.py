@@ -26,6 +26,7 @@ from cogcache.web import figures
 from cogcache.web.browse import BrowseRow
 from cogcache.web.queue import STATES, Queue, QueueFilter, progress, shown_scores
 from cogcache.web.rendering import render
+from cogcache.web.score_order import score_names
 from cogcache.web.site import site_of
 
 Exporter = Callable[[Selection], list[dict[str, Any]]]
@@ -174,7 +175,7 @@ def _choices(request: Request) -> dict[str, Any]:
         "models": sorted({one.model for one in made["sets"] if one.quantization != "edited"}),
         "flag_names": sorted(made["flags"]),
         "states": STATES,
-        "names": sorted(site.catalog.scores.names()),
+        "names": score_names(site.browser),
     }
 
 

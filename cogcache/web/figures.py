@@ -62,6 +62,11 @@ def whole_model_bytes(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 
 def collection(browser: Browser) -> BrowseRow:
+    """Return the figures of the whole collection, as `figures_of` has them, until it changes."""
+    return browser.remembered("figures", lambda: figures_of(browser))
+
+
+def figures_of(browser: Browser) -> BrowseRow:
     """Return the figures of the whole collection.
 
     Returns:

@@ -7,17 +7,21 @@ a reviewed caption may no longer pass the filter, and the next one must not be s
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Final
 
 from cogcache.catalog import EDITED, Selection
 from cogcache.errors import ConfigError
 from cogcache.system import location_of
 from cogcache.web.browse import Browser, BrowseRow
+from cogcache.web.score_order import ScoreOrder, score_names
 from cogcache.web.site import Site
 
 STATES: Final = ("unreviewed", "accepted", "rejected")
+_COUNTED_FOR_S: Final = 10.0
 _COLUMNS: Final = "c.id, c.caption_key, c.feature_key, c.prompt_name"
 
 
@@ -85,7 +89,7 @@ def _number(text: str) -> float | None:
         raise ConfigError(f"{text!r} is no number", "write it like 0.5") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Queue:
     """The captions that pass a filter, in order.
 
@@ -112,38 +116,57 @@ class Queue:
 
     def all(self) -> list[BrowseRow]:
         """Return all captions of the queue, by number."""
-        where, values = self._where()
+        where, values = self._where
         sql = f"SELECT {_COLUMNS} FROM whole_captions c WHERE {where} ORDER BY c.id"
         return self._browser.rows(sql, values)
 
     def count(self, number: int | None = None) -> int:
-        """Return how many captions there are, or are up to that of a number."""
-        where, values = self._where()
-        if number is not None and not self.wanted.sort:
-            where, values = f"{where} AND c.id <= :until_id", {**values, "until_id": number}
-        return self._browser.value(f"SELECT count(*) FROM shown_captions c WHERE {where}", values)
+        """Return how many captions there are, or are up to that of a number.
+
+        It may be a few seconds old: each review changes the catalog.
+        """
+        numbers = self._numbers()
+        is_part = number is not None and not self.wanted.sort
+        return bisect_right(numbers, number) if is_part and number else len(numbers)
+
+    def _numbers(self) -> list[int]:
+        where, values = self._where
+        # Only counted: a checksum for each score would take too long.
+        where = where.replace("whole_scores", "shown_scores")
+        sql = f"SELECT json_group_array(c.id) AS numbers FROM shown_captions c WHERE {where}"
+
+        def read() -> list[int]:
+            return sorted(json.loads(self._browser.rows(sql, values)[0]["numbers"]))
+
+        return self._browser.remembered((sql, *values.values()), read, kept_s=_COUNTED_FOR_S)
 
     @property
     def _browser(self) -> Browser:
         return self.site.browser
 
     def _beside(self, number: int, sign: str, order: str) -> BrowseRow | None:
-        where, values = self._where()
+        where, values = self._where
         values = {**values, "here": number}
         if not self.wanted.sort:
             sql = f"""SELECT {_COLUMNS} FROM whole_captions c WHERE {where} AND c.id {sign} :here
                 ORDER BY c.id {order} LIMIT 1"""
             return next(iter(self._browser.rows(sql, values)), None)
-        values["sort"] = self.wanted.sort
-        place = ""
-        if number:
-            place = f"""AND (s.score, c.id) {sign} (SELECT s.score, c.id FROM whole_captions c
-                JOIN whole_scores s ON s.name = :sort AND {_OF} WHERE c.id = :here)"""
-        sql = f"""SELECT {_COLUMNS} FROM whole_scores s JOIN whole_captions c ON {_OF}
-            WHERE s.name = :sort AND {where} {place}
-            ORDER BY s.score {order}, c.id {order} LIMIT 1"""
-        return next(iter(self._browser.rows(sql, values)), None)
+        return self._sorted(number, sign, where, values)
 
+    def _sorted(
+        self, number: int, sign: str, where: str, values: Mapping[str, Any]
+    ) -> BrowseRow | None:
+        """Return the caption after or before one in the order of a score."""
+        order = ScoreOrder(self._browser, self.wanted.sort, backwards=sign == "<")
+        after = None
+        if number:
+            here = self.at(number)
+            if here is None or (place := order.place_of(here)) is None:
+                return None
+            after = place, number
+        return order.first(f"SELECT {_COLUMNS} FROM whole_captions c", where, values, after)
+
+    @cached_property
     def _where(self) -> tuple[str, dict[str, Any]]:
         where, values = self.wanted.selection().where()
         # An edited caption is shown in the place of the one that it was edited from.
@@ -157,10 +180,6 @@ class Queue:
             tests.append("c.id IN (SELECT value FROM json_each(:found))")
             values["found"] = json.dumps(ids)
         return " AND ".join(tests), values
-
-
-_OF: Final = """(s.caption_key = c.caption_key
-    OR s.caption_key = '' AND s.feature_key = c.feature_key)"""
 
 
 def progress(browser: Browser, set_name: str) -> dict[str, int]:
@@ -181,9 +200,17 @@ def shown_scores(
     browser: Browser, caption_keys: Sequence[str], feature_key: str
 ) -> list[BrowseRow]:
     """Return the scores of a caption, and of its clip, by name."""
+    names = score_names(browser)
+    values = {
+        "keys": json.dumps([key for key in caption_keys if key]),
+        "feature_key": feature_key,
+        "names": json.dumps(names),
+    }
+    # Each half by an index of its own: with OR all rows would be read.
     sql = """SELECT name, score, caption_key, details FROM whole_scores
-        WHERE caption_key IN (SELECT value FROM json_each(:keys))
-        OR feature_key = :feature_key AND caption_key = '' ORDER BY name"""
-    values = {"keys": json.dumps([*caption_keys]), "feature_key": feature_key}
+            WHERE caption_key IN (SELECT value FROM json_each(:keys))
+        UNION ALL SELECT name, score, caption_key, details FROM whole_scores
+            WHERE name IN (SELECT value FROM json_each(:names))
+            AND feature_key = :feature_key AND caption_key = '' ORDER BY name"""
     rows = browser.rows(sql, values)
     return [{**row, "details": json.loads(row["details"])} for row in rows]

@@ -25,6 +25,7 @@ from cogcache.web.editing import Editing
 TOKEN = "correct horse battery staple"
 OWN = {"sec-fetch-site": "same-origin", "origin": "http://testserver"}
 WAIT_S = 20
+WIDTH = "document.documentElement.scrollWidth"
 
 
 @pytest.fixture
@@ -173,6 +174,42 @@ def test_filters_choose_the_queue(client, cache):
     assert client.get("/review?min_score=grounding").status_code == 400
 
 
+def test_a_caption_is_shown_with_its_own_scores_and_those_of_its_clip_alone(client, cache):
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        made = {"model": "", "prompt": "", "epoch": 1, "details": {"least": []}}
+        first, second = (row["feature_key"] for row in catalog.clips.rows()[:2])
+        rows = [("motion", first, 0.125), ("motion", second, 0.875)]
+        catalog.scores.add(
+            {**made, "name": name, "feature_key": key, "caption_key": "", "score": value}
+            for name, key, value in rows
+        )
+    page = client.get("/review?at=1").text
+    assert "0.125" in page
+    assert "0.875" not in page
+
+
+def test_captions_sorted_by_a_score_of_their_clips_go_forth_and_back(client, cache):
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        made = {"model": "", "prompt": "", "epoch": 1, "details": {}}
+        clips = catalog.clips.rows()
+        catalog.scores.add(
+            {**made, "name": "motion", "feature_key": clip["feature_key"], "caption_key": "",
+             "score": -float(number // 2)}
+            for number, clip in enumerate(clips)
+        )  # fmt: skip
+    page, seen = client.get("/review?sort=motion").text, []
+    while found := re.search(r'rel="next"[^>]*href="\?([^"]*)"', page):
+        seen.append(re.search(r'name="key" value="(\w+)"', page)[1])
+        page = client.get(f"/review?{found[1]}".replace("&amp;", "&")).text
+    seen.append(re.search(r'name="key" value="(\w+)"', page)[1])
+    assert len({*seen}) == len(seen) == 12
+    back = []
+    while found := re.search(r'rel="prev"[^>]*href="\?([^"]*)"', page):
+        page = client.get(f"/review?{found[1]}".replace("&amp;", "&")).text
+        back.append(re.search(r'name="key" value="(\w+)"', page)[1])
+    assert back == seen[-2::-1]
+
+
 def test_a_bulk_change_is_shown_made_and_taken_back(client, cache):
     page = client.get("/review/bulk?old=seen&new=heard").text
     assert "12 captions would change" in page
@@ -190,6 +227,43 @@ def test_a_pattern_that_is_none_is_told(client):
     page = client.get("/review/bulk?old=(&regex=1")
     assert page.status_code == 400
     assert "is no pattern" in page.text
+
+
+def odd_scores(clips):
+    """Return scores by which one clip is static, and two look like another."""
+    made = {"caption_key": "", "model": "", "prompt": "", "epoch": 1, "details": {}}
+    keys = [clip["feature_key"] for clip in clips]
+    rows = [{**made, "name": "static", "feature_key": key, "score": 0.0} for key in keys]
+    rows[0]["score"] = 1.0
+    twins = [{**made, "name": "duplicate", "feature_key": key, "score": 0.0} for key in keys]
+    for twin, likeness in ((twins[3], 0.9975), (twins[5], 0.9985)):
+        twin |= {"score": likeness, "details": {"of": keys[1]}}
+    motion = [{**made, "name": "motion", "feature_key": key, "score": 0.5} for key in keys]
+    motion[0]["score"] = 0.0005
+    return [*rows, *twins, *motion]
+
+
+def test_static_clips_and_clusters_of_near_duplicates_are_shown_with_the_one_that_is_kept(
+    client, cache
+):
+    assert "cogcache score clips" in client.get("/odd").text
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        clips = catalog.clips.rows()
+        catalog.scores.add(odd_scores(clips))
+    keys = [clip["feature_key"] for clip in clips]
+    static = client.get("/odd").text
+    assert "1 static clip<" in static
+    assert keys[0] in static
+    assert "motion 0.0005" in static
+    assert keys[1] not in static
+    page = client.get("/odd?kind=duplicate").text
+    assert "2 clips in 1 cluster;" in page
+    kept, first, second = (page.index(f"/clip/{keys[n]}") for n in (1, 5, 3))
+    assert kept < first < second
+    assert page.index("kept", kept) < first
+    assert "similarity 0.9985" in page
+    assert keys[2] not in page
+    assert client.get("/odd?kind=nothing&page=9999").status_code == 200
 
 
 # ---- in a browser -----------------------------------------------------------------------------
@@ -292,6 +366,39 @@ def test_clips_are_reviewed_by_keyboard_alone_and_the_catalog_has_the_same(
     assert width <= 390
 
 
+def write(browser, text):
+    """Write a text into the box of the page and save it."""
+    browser.find_element(By.TAG_NAME, "body").send_keys("e")
+    box = browser.switch_to.active_element
+    box.send_keys(Keys.CONTROL, "a", Keys.NULL, text)
+    old = browser.find_element(By.TAG_NAME, "html")
+    box.send_keys(Keys.CONTROL, Keys.ENTER)
+    until(browser, lambda: gone(old) and browser.find_elements(By.ID, "help"))
+
+
+@needs_browser
+def test_of_two_browsers_at_once_the_second_is_shown_the_conflict_and_both_texts_are_kept(
+    cache, editing
+):
+    with served(cache, TOKEN, editing) as address, chromium() as one, chromium() as other:
+        for browser in (one, other):
+            browser.get(f"{address}/review?at=1&token={TOKEN}")
+        write(one, "Of the first.")
+        write(other, "Of the second.")
+        assert "Somebody has reviewed" in other.find_element(By.ID, "conflict").text
+        assert "Of the first." in other.find_element(By.ID, "caption").text
+        box = other.find_element(By.CSS_SELECTOR, "#edit textarea")
+        assert box.get_attribute("value") == "Of the second."
+        assert reviewed(cache)[1].text == "Of the first."
+        old = other.find_element(By.TAG_NAME, "html")
+        box.send_keys(Keys.CONTROL, Keys.ENTER)
+        until(other, lambda: gone(old) and other.find_elements(By.ID, "help"))
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        key = reviewed(cache)[1].key
+        texts = [version["text"] for version in catalog.edits.history(key)]
+    assert texts == ["Of the first.", "Of the second."]
+
+
 @needs_browser
 def test_labels_names_and_contrast_are_there_for_a_screen_reader(cache, editing):
     with served(cache, TOKEN, editing) as address, chromium() as browser:
@@ -315,14 +422,27 @@ def test_labels_names_and_contrast_are_there_for_a_screen_reader(cache, editing)
 
 @needs_browser
 @pytest.mark.parametrize(
-    "path", ["/review", "/review?at=1", "/review/bulk?old=seen&new=heard", "/?prompt=default"]
+    "path",
+    [
+        "/review",
+        "/review?at=1",
+        "/review/bulk?old=seen&new=heard",
+        "/?prompt=default",
+        "/odd",
+        "/odd?kind=duplicate",
+    ],
 )
 def test_axe_finds_nothing(cache, editing, shared_browser, path):
     with Catalog(cache / "catalog.sqlite") as catalog:
         reviews = Reviews(catalog)
         reviews.edit(reviews.chosen()[0], "Another caption.")
         reviews.tag([reviews.chosen()[0]], ["dark"])
+        catalog.scores.add(odd_scores(catalog.clips.rows()))
     with served(cache, TOKEN, editing) as address:
         shared_browser.get(f"{address}{path}{'&' if '?' in path else '?'}token={TOKEN}")
+        small = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        shared_browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", small)
+        assert shared_browser.execute_script(f"return {WIDTH}") <= 390
+        shared_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         found = Axe().run(shared_browser)["violations"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []

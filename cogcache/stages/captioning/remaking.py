@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from cogcache.catalog import CaptionRow, Catalog, forget
-from cogcache.review import Reviews
+from cogcache.review import Reviews, reopen
 
 if TYPE_CHECKING:
     from cogcache.generation import Request
@@ -76,4 +76,4 @@ def put_in_place(catalog: Catalog, rows: Sequence[CaptionRow]) -> None:
     for set_name in sorted(sets):
         reviews = Reviews(catalog, set_name, author="cogcache")
         found = [each for each in reviews.of_keys(keys).values() if each.state == "rejected"]
-        reviews.reopen(found, texts)
+        reopen(reviews, found, texts)
