@@ -113,14 +113,13 @@ class ForcedRows:
 
     @torch.inference_mode()
     def next_log_probabilities(self, captions: Sequence[Forced]) -> list[Tensor]:
-        """Return the log probability of every token that may come first behind each prompt.
+        """Return the log probability of every token that may come next, behind each one's tokens.
 
         Returns:
-            For each float32 [V], on the CPU; the tokens of the captions are not looked at.
+            For each float32 [V], on the CPU.
         """
-        prompts = [Forced(each.row, each.clip, ()) for each in captions]
         found: dict[int, Tensor] = {}
-        for numbers, logits in self._passes(prompts):
+        for numbers, logits in self._passes(captions):
             for number, each in zip(numbers, logits, strict=True):
                 found[number] = torch.log_softmax(each[-1].float(), dim=-1).cpu()
         return [found[number] for number in range(len(captions))]

