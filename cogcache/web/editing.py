@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -33,6 +34,9 @@ Exporter = Callable[[Selection], list[dict[str, Any]]]
 MAX_FORM: Final = 256 * 1024
 SHOWN_CHANGES: Final = 200
 _COUNTED_FOR_S: Final = 5.0
+_KEPT_TIMES: Final = 20
+"""Counts are kept for so many times the time that counting took."""
+_NONE: Final = {"accepted": 0, "rejected": 0, "edited": 0}
 _ACTIONS: Final = ("accept", "reject", "edit", "tag", "untag", "undo")
 
 
@@ -51,7 +55,7 @@ class Editing:
     author: str | None = None
     set_name: str = SET
     exporter: Exporter | None = None
-    _counted: tuple[float, dict[str, int]] = (-1e9, {})
+    _counted: tuple[float, dict[str, int]] = field(default=(-1e9, {}), repr=False)
 
     @property
     def form_token(self) -> str:
@@ -59,11 +63,19 @@ class Editing:
         return hmac.digest(self.secret.encode(), b"cogcache forms", "sha256").hex()
 
     def progress(self, request: Request) -> dict[str, int]:
-        """Return the progress of the reviews; it may be a few seconds old."""
-        now_s = time.monotonic()
-        if now_s - self._counted[0] > _COUNTED_FOR_S:
-            self._counted = now_s, progress(site_of(request).browser, self.set_name)
-        return self._counted[1]
+        """Return the progress of the reviews.
+
+        It may be a few seconds old, or older where counting takes long or is given up.
+        """
+        started_s = time.monotonic()
+        until_s, counts = self._counted[0], self._counted[1] or _NONE
+        if started_s > until_s:
+            with suppress(CatalogError):
+                counts = progress(site_of(request).browser, self.set_name)
+            took_s = time.monotonic() - started_s
+            kept_s = max(_COUNTED_FOR_S, _KEPT_TIMES * took_s)
+            self._counted = started_s + took_s + kept_s, counts
+        return counts
 
     def reviews(self, request: Request) -> Reviews:
         """Return the reviews of the site."""
