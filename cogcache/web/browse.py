@@ -17,13 +17,13 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from cogcache.catalog import EDITED, Absent, CatalogFile
 from cogcache.errors import CatalogError
+from cogcache.web.remembered import Remembered
 
 BrowseRow = dict[str, Any]
 T = TypeVar("T")
 
 PAGE_SIZE: Final = 48
 DEADLINE_S: Final = 2.0
-_MOST_REMEMBERED: Final = 100
 SCANNED: Final = 500
 """How many captions of a set one page of differences compares."""
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
@@ -100,7 +100,7 @@ class Browser:
     def __init__(self, path: Path, deadline_s: float = DEADLINE_S) -> None:
         self.path, self._deadline_s = path, deadline_s
         self._ends_at = math.inf
-        self._remembered: dict[object, tuple[Any, int, float]] = {}
+        self._remembered = Remembered()
         self._file = CatalogFile(path, derived=True)
         with self._file.reading() as conn:
             conn.execute("PRAGMA query_only = ON")
@@ -146,25 +146,10 @@ class Browser:
         return int(next(iter(row.values())) or 0)
 
     def remembered(self, name: object, read: Callable[[], T], *, kept_s: float = 0.0) -> T:
-        """Return what was read under this name, or read it where the catalog has changed since.
-
-        For counts, sums and orders over whole tables.
-
-        Args:
-            name: what is read.
-            read: reads it.
-            kept_s: seconds for which it is used even if the catalog has changed.
-        """
+        """Return what `read` returns, or returned before the catalog changed; see `Remembered`."""
         with self._file.reading() as conn:
             version = conn.execute("PRAGMA data_version").fetchone()[0]
-        now_s = time.monotonic()
-        kept = self._remembered.get(name)
-        if kept is None or (kept[1] != version and now_s > kept[2]):
-            if len(self._remembered) >= _MOST_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[name] = kept = (read(), version, now_s + kept_s)
-        found: T = kept[0]
-        return found
+        return self._remembered.of(name, version, read, kept_s)
 
     def page(
         self,
