@@ -215,18 +215,6 @@ class Browser:
                 return found[0]
         return None
 
-    def pictured(self, feature_key: str) -> str:
-        """Return the key of the clip whose picture stands for a caption's part of a video.
-
-        A summary belongs to no clip; it uses the picture of the clip that starts at the same time.
-        """
-        sql = """SELECT clips.feature_key FROM whole_captions AS captions JOIN whole_clips AS clips
-                ON clips.video_digest = json_extract(captions.settings, '$.video_digest')
-            WHERE captions.feature_key = :key AND clips.start_s >= captions.start_s
-            ORDER BY clips.start_s LIMIT 1"""
-        found = self.rows(sql, {"key": feature_key})
-        return str(found[0]["feature_key"]) if found else feature_key
-
     def of_clip(self, table: str, clip: Mapping[str, Any]) -> list[BrowseRow]:
         """Return the rows of a clip in ``clips``, ``captions`` or ``failures``, of any model."""
         span = {name: clip[name] for name in ("feature_key", "video_digest", "start_s", "end_s")}
@@ -291,6 +279,19 @@ class Browser:
         if rest:
             return found, int(found[-1]["id"])
         return found, int(seen[-1]["id"]) if len(seen) == SCANNED else None
+
+
+def pictured(browser: Browser, feature_key: str) -> str:
+    """Return the key of the clip whose picture stands for a caption's part of a video.
+
+    A summary belongs to no clip; it uses the picture of the clip that starts at the same time.
+    """
+    sql = """SELECT clips.feature_key FROM whole_captions AS captions JOIN whole_clips AS clips
+            ON clips.video_digest = json_extract(captions.settings, '$.video_digest')
+        WHERE captions.feature_key = :key AND clips.start_s >= captions.start_s
+        ORDER BY clips.start_s LIMIT 1"""
+    found = browser.rows(sql, {"key": feature_key})
+    return str(found[0]["feature_key"]) if found else feature_key
 
 
 def _clips_of_several(browser: Browser, number: int) -> Page:

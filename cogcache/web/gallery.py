@@ -25,7 +25,7 @@ from cogcache.catalog import (
 from cogcache.errors import CacheError, ConfigError
 from cogcache.store import FeatureStore
 from cogcache.system import CachePaths, seal
-from cogcache.web.browse import Browser, BrowseRow
+from cogcache.web.browse import Browser, BrowseRow, pictured
 from cogcache.web.rendering import HERE, environment
 
 _COLUMNS: Final = """feature_key, video, video_digest, start_s, end_s, prompt_name, caption, model,
@@ -117,7 +117,7 @@ def _selected(catalog: Path, selection: Selection, limit: int) -> list[BrowseRow
 def _with_picture(store: FeatureStore, browser: Browser, clip: BrowseRow) -> BrowseRow:
     key = clip["feature_key"]
     try:
-        key = key if key in store else browser.pictured(key)
+        key = key if key in store else pictured(browser, key)
         picture = store.read(key, names=()).thumbnail
     except (CacheError, ValueError):  # gone, damaged, or a caption from elsewhere
         picture = None

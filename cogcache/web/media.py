@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, Response
 
 from cogcache.catalog import names_url, text_to_file
 from cogcache.errors import CacheError
+from cogcache.web.browse import pictured
 from cogcache.web.rendering import HERE
 from cogcache.web.site import site_of
 
@@ -29,7 +30,7 @@ def thumbnail(request: Request) -> Response:
     if _KEY.fullmatch(key):
         try:
             site = site_of(request)
-            key = key if key in site.store else site.browser.pictured(key)
+            key = key if key in site.store else pictured(site.browser, key)
             picture = site.store.read(key, names=()).thumbnail
         except CacheError:  # gone or damaged: `cogcache verify` is the place to say so
             picture = None
