@@ -17,13 +17,13 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from cogcache.catalog import EDITED, Absent, CatalogFile
 from cogcache.errors import CatalogError
-from cogcache.web.remembered import Remembered
 
 BrowseRow = dict[str, Any]
 T = TypeVar("T")
 
 PAGE_SIZE: Final = 48
 DEADLINE_S: Final = 2.0
+_MOST_REMEMBERED: Final = 100
 SCANNED: Final = 500
 """How many captions of a set one page of differences compares."""
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
@@ -84,6 +84,31 @@ class Filter:
         }
         values = {name: getattr(self, name) for name in tests if getattr(self, name)}
         return " AND ".join(tests[name] for name in values) or "true", values
+
+
+class Remembered:
+    """Counts, sums and orders over whole tables, kept by name until the catalog changes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[object, tuple[Any, int, float]] = {}
+
+    def of(self, name: object, version: int, read: Callable[[], T], kept_s: float) -> T:
+        """Return what was read under a name, or read it where the catalog has changed since.
+
+        Args:
+            name: what is read.
+            version: of the catalog, now.
+            read: reads it.
+            kept_s: seconds for which it is used even if the catalog has changed.
+        """
+        now_s = time.monotonic()
+        kept = self._kept.get(name)
+        if kept is None or (kept[1] != version and now_s > kept[2]):
+            if len(self._kept) >= _MOST_REMEMBERED:
+                self._kept.clear()
+            self._kept[name] = kept = (read(), version, now_s + kept_s)
+        found: T = kept[0]
+        return found
 
 
 class Browser:
