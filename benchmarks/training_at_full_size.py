@@ -13,7 +13,7 @@ import torch
 from cogcache.errors import TrainingError
 from cogcache.models import PromptRow, family_of
 from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.planning import StagePlan, memory_for, plan_training, too_little
+from cogcache.planning import memory_for, plan_training, too_little
 from cogcache.store.store import FeatureStore
 from cogcache.system import Stop
 from cogcache.training import Chosen, Example, Record, base_kind
@@ -45,10 +45,7 @@ def plan(stage: Any, row: PromptRow) -> None:
     given = memory_for(settings, "cpu")
     if problem := too_little(planned, given, f"there are {format_bytes(given)}"):
         raise TrainingError(problem, "give more --memory, or train a smaller part")
-    held = planned.weights_bytes + planned.adapters_bytes + planned.optimizer_bytes
-    stage.report.planned = StagePlan(
-        held, planned.activations_bytes, logits_bytes=planned.logits_bytes
-    )
+    stage.report.planned = planned.as_stage()
     stage.report.notes += planned.lines()
 
 

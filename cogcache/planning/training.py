@@ -15,8 +15,10 @@ from cogcache.models import (
     language_sizes,
     linear_layers,
 )
+from cogcache.planning.choices import StagePlan
 from cogcache.planning.estimates import raised_bytes
 from cogcache.settings import Settings
+from cogcache.system import pick_device
 from cogcache.units import MIB, format_bytes
 
 _ITEM_BYTES: Final = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -31,6 +33,9 @@ width, and for each of the intermediate one. Counted with torch's hooks of saved
 decoders of two and three layers (docs/measurements.md)."""
 _LOGIT_BYTES: Final = 12
 """Of each word's logit beside itself: in float32, after the softmax, and its gradient."""
+_BUFFERS_BYTES: Final = 48 * MIB
+"""What the first steps leave on a CPU whatever the model's size: compiled kernels, buffers of
+products, small blocks of the heap (docs/measurements.md)."""
 _CAPTION_TOKENS: Final = 200
 """Of a caption that is learnt, where none is at hand to be counted."""
 
@@ -51,12 +56,20 @@ class TrainingPlan:
     logits_bytes: int
     tokens: int
     """Of a batch."""
+    buffers_bytes: int = 0
+    """Kernels and buffers of the CPU's products."""
 
     @property
     def peak_bytes(self) -> int:
         """Sum of the parts."""
+        return self.as_stage().peak_bytes
+
+    def as_stage(self) -> StagePlan:
+        """Return the plan as reports of runs have it."""
         held = self.weights_bytes + self.adapters_bytes + self.optimizer_bytes
-        return held + self.activations_bytes + self.logits_bytes
+        return StagePlan(
+            held + self.buffers_bytes, self.activations_bytes, logits_bytes=self.logits_bytes
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the parts by name, and their sum."""
@@ -70,7 +83,8 @@ class TrainingPlan:
             f"training: {format_bytes(self.peak_bytes)} for batches of {self.tokens:,} tokens",
             f"  weights {format_bytes(self.weights_bytes)}, adapters "
             f"{format_bytes(self.adapters_bytes)}, gradients and optimizer "
-            f"{format_bytes(self.optimizer_bytes)}, logits {format_bytes(self.logits_bytes)}",
+            f"{format_bytes(self.optimizer_bytes)}, logits {format_bytes(self.logits_bytes)}"
+            + (f", buffers {format_bytes(self.buffers_bytes)}" if self.buffers_bytes else ""),
             f"  activations {checkpointed} with gradient checkpointing, {plain} without",
         ]
 
@@ -124,6 +138,7 @@ def plan_training(
         activations_checkpointed_bytes=checkpointed,
         logits_bytes=labels * int(text["vocab_size"]) * (item + _LOGIT_BYTES),
         tokens=tokens,
+        buffers_bytes=_BUFFERS_BYTES if pick_device(settings.device) == "cpu" else 0,
     )
 
 

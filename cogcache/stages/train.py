@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from cogcache.catalog import Catalog, Selection
 from cogcache.errors import NothingToLearnError, TrainingError
 from cogcache.models import Family, identify, open_family, recall
-from cogcache.planning import StagePlan, memory_for, plan_training, too_little
+from cogcache.planning import memory_for, plan_training, too_little
 from cogcache.settings import Settings
 from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.report import Counts, RunReport
@@ -179,11 +179,7 @@ class TrainingJob:
         given = memory_for(self.settings, pick_device(self.settings.device))
         if problem := too_little(plan, given, f"there are {format_bytes(given)}"):
             raise TrainingError(problem, "give more --memory, or train a smaller part")
-        report.planned = StagePlan(
-            plan.weights_bytes + plan.adapters_bytes + plan.optimizer_bytes,
-            plan.activations_bytes,
-            logits_bytes=plan.logits_bytes,
-        )
+        report.planned = plan.as_stage()
         report.notes += plan.lines()
 
     def _laid_out(self, chosen: list[Chosen]) -> LaidOut:
