@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
-from cogcache.errors import TrainingError
 from cogcache.models import PromptRow, family_of
 from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.planning import memory_for, plan_training, too_little
+from cogcache.planning import check_fits, plan_training
 from cogcache.store.store import FeatureStore
 from cogcache.system import Stop
 from cogcache.training import Chosen, Example, Record, base_kind
 from cogcache.training.learning import Run
-from cogcache.units import format_bytes
 
 CAPTION_TOKENS = 100
 NUM_STEPS = 2
@@ -42,9 +40,7 @@ def plan(stage: Any, row: PromptRow) -> None:
     family = family_of(Checkpoint.open(settings.model))
     kind, tokens = base_kind(settings), row.length + CAPTION_TOKENS
     planned = plan_training(family, settings, kind, tokens, CAPTION_TOKENS)
-    given = memory_for(settings, "cpu")
-    if problem := too_little(planned, given, f"there are {format_bytes(given)}"):
-        raise TrainingError(problem, "give more --memory, or train a smaller part")
+    check_fits(planned, settings, "cpu")
     stage.report.planned = planned.as_stage()
     stage.report.notes += planned.lines()
 

@@ -22,7 +22,7 @@ from .planned import PlannedDisk as PlannedDisk
 from .planned import PlannedHalf as PlannedHalf
 from .planned import PlannedMemory as PlannedMemory
 from .training import TrainingPlan as TrainingPlan
+from .training import check_fits as check_fits
 from .training import plan_training as plan_training
-from .training import too_little as too_little
 from .videos import look_at as look_at
 from .vllm_memory import VllmMemory as VllmMemory

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from cogcache.errors import TrainingError
 from cogcache.models import (
     Family,
     Kind,
@@ -17,9 +17,10 @@ from cogcache.models import (
 )
 from cogcache.planning.choices import StagePlan
 from cogcache.planning.estimates import raised_bytes
+from cogcache.planning.fitted import memory_for
 from cogcache.settings import Settings
 from cogcache.system import pick_device
-from cogcache.units import MIB, format_bytes
+from cogcache.units import MIB, format_bytes, parse_bytes
 
 _ITEM_BYTES: Final = {"bf16": 2, "fp16": 2, "fp32": 4}
 _KEPT: Final = {
@@ -122,10 +123,7 @@ def plan_training(
     of_hidden, of_wide = _KEPT[training.method, item]
     tokens = max(row_tokens, training.tokens_per_batch // row_tokens * row_tokens)
     one_layer = int(tokens * (of_hidden * hidden + of_wide * wide))
-    # A matrix in 4 bits is multiplied in 16, dequantised for the moment, both ways.
-    moment = 2 * sizes.largest_matrix
-    if training.precision == "bf16":
-        moment += tokens * raised_bytes(settings, "bfloat16", wide)
+    moment = _product_bytes(settings, sizes.largest_matrix, tokens, wide)
     plain = layers * one_layer + moment
     checkpointed = layers * tokens * hidden * item + one_layer + moment
     labels = label_tokens * max(1, tokens // row_tokens)
@@ -142,6 +140,16 @@ def plan_training(
     )
 
 
+def _product_bytes(settings: Settings, largest_matrix: int, tokens: int, wide: int) -> int:
+    """Return what a product takes for the moment.
+
+    A matrix in 4 bits is multiplied in 16, dequantised, both ways.
+    """
+    is_bf16 = settings.training.precision == "bf16"
+    raised = raised_bytes(settings, "bfloat16", wide) if is_bf16 else 0
+    return 2 * largest_matrix + tokens * raised
+
+
 def _trained_bytes(whole: WholeModel, settings: Settings, all_bytes: int) -> int:
     """Return what is trained, in float32."""
     training = settings.training
@@ -156,15 +164,41 @@ def _trained_bytes(whole: WholeModel, settings: Settings, all_bytes: int) -> int
     )
 
 
-def too_little(plan: TrainingPlan, given_bytes: int, held: str) -> str | None:
-    """Say what does not fit a memory and what would help; None where all fits."""
-    if plan.peak_bytes <= given_bytes:
-        return None
-    needed = -(-plan.peak_bytes // MIB)
-    options: Mapping[str, bool] = {
-        "--gradient-checkpointing": plan.activations_bytes > plan.activations_checkpointed_bytes,
-        "fewer --tokens-per-batch": True,
-        "--quantization nf4": True,
+def check_fits(plan: TrainingPlan, settings: Settings, device: str) -> None:
+    """Check that the memory that there is holds a step.
+
+    Args:
+        plan: of a step.
+        settings: the memory that was given; the method and precision, for what would help.
+        device: where training is to run.
+
+    Raises:
+        TrainingError: it does not fit.
+    """
+    given = memory_for(settings, device)
+    if plan.peak_bytes <= given:
+        return
+    problem = " ".join(plan.lines())
+    if settings.memory == "auto":
+        problem += f"; {format_bytes(given)} are free"
+        enough = f"free {format_bytes(plan.peak_bytes)} or more"
+    else:
+        taken = parse_bytes(settings.memory) - given
+        held = f", of which the process itself holds {format_bytes(taken)}" if taken else ""
+        problem += f"; this does not fit {settings.memory}{held}"
+        enough = f"give --memory {-(-(plan.peak_bytes + taken) // MIB)}MiB or more"
+    raise TrainingError(problem, f"{enough}; or try {', '.join(_savings(plan, settings))}")
+
+
+def _savings(plan: TrainingPlan, settings: Settings) -> list[str]:
+    """Name options that would make a step smaller."""
+    training, is_lora = settings.training, settings.training.method == "lora"
+    is_wide = settings.language.quantization == "none"
+    options = {
+        "--gradient-checkpointing": not training.gradient_checkpointing,
+        "--method lora": not is_lora,
+        "--quantization nf4": is_lora and is_wide,
+        "a smaller --tokens-per-batch": plan.tokens <= training.tokens_per_batch,
+        "a lower --rank": is_lora,
     }
-    better = ", ".join(name for name, helps in options.items() if helps)
-    return f"{' '.join(plan.lines())}; {held}; {needed} MiB would do, or try {better}"
+    return [name for name, helps in options.items() if helps]

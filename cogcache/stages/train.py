@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cogcache.catalog import Catalog, Selection
-from cogcache.errors import NothingToLearnError, TrainingError
+from cogcache.errors import NothingToLearnError
 from cogcache.models import Family, identify, open_family, recall
-from cogcache.planning import memory_for, plan_training, too_little
+from cogcache.planning import check_fits, plan_training
 from cogcache.settings import Settings
 from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.report import Counts, RunReport
@@ -32,7 +32,6 @@ from cogcache.training import (
     lay_out,
     split_by_video,
 )
-from cogcache.units import format_bytes
 
 if TYPE_CHECKING:
     from cogcache.training import Learnt
@@ -176,9 +175,7 @@ class TrainingJob:
         plan = plan_training(
             family, self.settings, base_kind(self.settings), longest.length, longest.num_labels
         )
-        given = memory_for(self.settings, pick_device(self.settings.device))
-        if problem := too_little(plan, given, f"there are {format_bytes(given)}"):
-            raise TrainingError(problem, "give more --memory, or train a smaller part")
+        check_fits(plan, self.settings, pick_device(self.settings.device))
         report.planned = plan.as_stage()
         report.notes += plan.lines()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -390,8 +391,18 @@ def test_what_does_not_fit_is_refused_before_a_weight_is_read(cache, tmp_path, m
         raise AssertionError
 
     monkeypatch.setattr("cogcache.training.learning.load_half", never)
-    with pytest.raises(TrainingError, match=r"training: .* for batches of .* tokens"):
+    with pytest.raises(TrainingError, match=r"training: .* for batches of .* tokens") as caught:
         trained(cache, tmp_path / "adapter", memory="1MiB")
+    assert "does not fit 1MiB, of which the process itself holds" in caught.value.problem
+    enough = re.search(r"give --memory (\d+MiB) or more", caught.value.hint)
+    assert enough is not None
+    with pytest.raises(AssertionError):  # enough: it is on its way to the weights
+        trained(cache, tmp_path / "adapter", memory=f"{int(enough[1].removesuffix('MiB')) + 64}MiB")
+    assert "--quantization nf4" in caught.value.hint
+    with pytest.raises(TrainingError) as caught:
+        trained(cache, tmp_path / "model", memory="1MiB", method="full")
+    assert "--quantization nf4" not in caught.value.hint
+    assert "--method lora" in caught.value.hint
 
 
 def test_an_adapter_is_merged_into_16_bits_and_says_the_same(lab, done, tmp_path):
