@@ -29,7 +29,7 @@ MORE = [
     ("extract a.mp4 --cache new-one", "no model was named"),
     ("extract a.mp4 --cache fresh --model tiny --devices cuda:0", "there is no cuda device here"),
     ("forget --cache cache", "which captions to forget"),
-    ("export film.vtt --cache cache --cut segment:24", "no caption passes"),
+    ("export film.vtt --cache cache --cut segment:24", "no caption has --cut segment:24"),
 ]
 
 
