@@ -108,6 +108,8 @@ class OpenFile:
         self._conn.row_factory = sqlite3.Row
         self._conn.execute("PRAGMA foreign_keys = ON")
         self._conn.execute("PRAGMA synchronous = FULL")
+        # Some builds of SQLite leave deleted rows in free pages, where damage brings them back.
+        self._conn.execute("PRAGMA secure_delete = ON")
         version = self._version()
         # From here on the schema is ours, whose triggers write to the full text index.
         self._conn.execute("PRAGMA trusted_schema = ON")

@@ -88,9 +88,13 @@ class Pages:
         return found
 
     def rows(self) -> Iterator[tuple[int, list[Value]]]:
-        """Yield what looks like a row of some table: its number and its values."""
+        """Yield what looks like a row of some table: its number and its values.
+
+        Those of the log come first: a page of the file that was written to another's place may
+        hold rows as they were before.
+        """
         free = self.free()
-        for number in range(1, self.count + 1):
+        for number in sorted(range(1, self.count + 1), key=lambda each: each not in self._logged):
             page = self.page(number) if number not in free else b"\0" * 8
             start = _HEADER if number == 1 else 0
             if page[start] != _TABLE_LEAF:

@@ -233,3 +233,17 @@ def test_on_a_full_disk_they_are_listed_and_none_is_lost(cache, tmp_path, backed
         assert there == told(cache)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_deleted_caption_stays_deleted_where_the_backup_still_has_it(cache):
+    back_up(path_of(cache))
+    forget(path_of(cache), COLOURS, remove=True)
+    rebuild(cache, from_backup=True)
+    assert not any(text.startswith("turquoise") for text in told(cache))
+    assert len(kept_captions(path_of(cache), COLOURS).captions) == 3
+
+
+def test_nothing_of_a_deleted_row_stays_in_the_file(cache):
+    with closing(CatalogFile(path_of(cache))) as file, file.transaction() as conn:
+        conn.execute("DELETE FROM captions WHERE prompt_name = 'color'")
+    assert b"turquoise 1" not in path_of(cache).read_bytes()

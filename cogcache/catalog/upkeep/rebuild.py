@@ -138,7 +138,19 @@ def _save(path: Path, fresh: Path, result: Rebuilt) -> None:
                 saved = _insert(into, checksums, found[name])
                 result.saved[name] = result.saved.get(name, 0) + saved
         with into.transaction() as conn:
+            result.saved["captions"] -= _leave_deleted_out(conn)
             settle(conn)
+
+
+def _leave_deleted_out(conn: sqlite3.Connection) -> int:
+    """Delete captions that `cogcache forget` deleted; return how many.
+
+    The backup still has them, and so has a page of before that a disk wrote to another's place.
+    """
+    sql = """DELETE FROM captions WHERE EXISTS (SELECT 1 FROM forgotten WHERE
+        forgotten.caption_key = captions.caption_key AND forgotten.id = captions.id
+        AND forgotten.created_at = captions.created_at)"""
+    return conn.execute(sql).rowcount
 
 
 def _insert(into: CatalogFile, checksums: Checksums, rows: Rows) -> int:
