@@ -227,6 +227,7 @@ def test_no_caption_goes_out_beside_other_bytes(film, history):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=200, deadline=None, suppress_health_check=CHECKS)
 @given(HISTORIES)
 def test_no_caption_goes_out_beside_other_bytes_in_200_histories(film, history):

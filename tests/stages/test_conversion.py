@@ -17,6 +17,7 @@ from cogcache.errors import ConfigError
 from cogcache.stages.caption import caption
 from cogcache.stages.convert import convert
 from cogcache.stages.extract import extract
+from cogcache.stages.runs.report import RunReport
 from cogcache.stages.runs.report_lines import report_lines
 from cogcache.store import writer
 from cogcache.store.repacking import compression_of, repack
@@ -57,12 +58,22 @@ def of_point(cache: Path, point: str) -> dict[str, dict[str, torch.Tensor]]:
     return {clip["feature_key"]: store.read(clip["feature_key"]).tensors for clip in clips}
 
 
+def convert_exactly(cache: Path, dtype: str) -> RunReport:
+    """Convert, but for a type of which this processor's products depend on the number of rows."""
+    try:
+        return convert(cache, settings(), **POINT)
+    except ConfigError as error:
+        if dtype == "float32" and "gives other bits for other numbers of frames" in str(error):
+            pytest.skip("float32 is refused here: MKL multiplies few rows in another order")
+        raise
+
+
 # ---- cache points -------------------------------------------------------------------------------
 
 
 def test_pooled_features_become_those_that_stage_one_makes_projected(extracted, pooled):
     dtype, _, reference = extracted
-    report = convert(pooled, settings(), **POINT)
+    report = convert_exactly(pooled, dtype)
     assert (report.counts.found, report.counts.done) == (NUM_CLIPS, NUM_CLIPS)
     assert any(
         f"projected in {dtype}: the same bits" in line
@@ -78,7 +89,7 @@ def test_pooled_features_become_those_that_stage_one_makes_projected(extracted, 
 
 def test_both_stages_take_converted_features_for_their_own(extracted, pooled, videos):
     dtype, *_ = extracted
-    convert(pooled, settings(), **POINT)
+    convert_exactly(pooled, dtype)
     given = {"vision_dtype": dtype, "quantization": "none", "max_new_tokens": 24}
     again = extract([videos], pooled, settings(vision_dtype=dtype))
     assert (again.counts.done, again.counts.cached) == (0, NUM_CLIPS)
@@ -92,7 +103,7 @@ def test_both_stages_take_converted_features_for_their_own(extracted, pooled, vi
     assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_a_second_run_has_nothing_to_do_and_a_lost_row_is_written_again(pooled):
     convert(pooled, settings(), **POINT)
     again = convert(pooled, settings(), **POINT)
@@ -105,14 +116,14 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_row_is_written_again(pooled):
     assert partial_files(pooled) == []
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_the_cache_is_sound_afterwards_and_can_be_made_anew(pooled):
     convert(pooled, settings(), **POINT)
     convert(pooled, settings(), compression="blosc2")
     assert verify(pooled) == []
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_only_the_projector_is_loaded(monkeypatch, pooled):
     from cogcache.models.halves import projector
 
@@ -130,7 +141,7 @@ def test_only_the_projector_is_loaded(monkeypatch, pooled):
     assert names == {"linear_proj", "boi", "eoi"}
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_what_cannot_be_turned_exactly_is_refused_with_the_reason(extracted, tmp_path, monkeypatch):
     *_, projected = extracted
     with pytest.raises(ConfigError, match="nothing can be turned into 'pooled' exactly"):
@@ -148,15 +159,15 @@ def test_what_cannot_be_turned_exactly_is_refused_with_the_reason(extracted, tmp
         convert(other, settings(), **POINT)
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_a_projector_whose_bits_depend_on_the_number_of_frames_is_refused(pooled, monkeypatch):
     from cogcache.models.cogvlm2.vision import CogVLM2VisionTower
 
     real = CogVLM2VisionTower.project
     monkeypatch.setattr(
-        CogVLM2VisionTower, "project", lambda tower, x: real(tower, x) * (1 + len(x) * 1e-6)
+        CogVLM2VisionTower, "project", lambda tower, x: real(tower, x) * (1 + len(x))
     )
-    with pytest.raises(ConfigError, match="in float32 on this device the projector gives other"):
+    with pytest.raises(ConfigError, match="in bfloat16 on this device the projector gives"):
         convert(pooled, settings(), **POINT)
     assert of_point(pooled, "projected") == {}
 
@@ -191,7 +202,7 @@ def test_a_file_is_what_it_would_be_had_it_been_packed_so_at_once(large, tmp_pat
     assert partial_files(store.root) == []
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_a_damaged_file_is_left_as_it_is_and_told(pooled, caplog):
     store = FeatureStore.open(pooled)
     path = store.path_of(next(iter(store)))
@@ -204,7 +215,7 @@ def test_a_damaged_file_is_left_as_it_is_and_told(pooled, caplog):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("extracted", ["float32"], indirect=True)
+@pytest.mark.parametrize("extracted", ["bfloat16"], indirect=True)
 def test_the_command_says_what_it_did_and_what_it_left(pooled):
     def run(*arguments: str):
         return CliRunner().invoke(main, ["convert", "--cache", str(pooled), *arguments])
