@@ -39,6 +39,8 @@ class Conflict:
     prompt_name: str
     kept: str
     dropped: str
+    offset_s: float = 0.0
+    """The time that a player shows at the video's first frame."""
 
 
 @dataclass
@@ -159,7 +161,9 @@ def _conflicts(file: CatalogFile) -> list[Conflict]:
     rows: list[Any] = file.query(
         "SELECT c.caption_key, c.video, c.start_s, c.prompt_name,"
         f" iif({_EARLIER.format(one='o', other='c')}, o.caption, c.caption),"
-        f" iif({_EARLIER.format(one='o', other='c')}, c.caption, o.caption)"
+        f" iif({_EARLIER.format(one='o', other='c')}, c.caption, o.caption),"
+        " coalesce((SELECT v.offset_s FROM whole_clips k JOIN whole_videos v"
+        " ON v.digest = k.video_digest WHERE k.feature_key = c.feature_key), 0)"
         " FROM whole_captions c JOIN other.captions o USING (caption_key)"
         f" WHERE c.caption <> o.caption AND c.quantization <> '{EDITED}'"
         " ORDER BY c.video, c.start_s, c.caption_key"

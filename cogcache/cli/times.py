@@ -37,7 +37,7 @@ def under_names_of_today(catalog: Catalog, rows: Sequence[Any]) -> Rows:
 
 
 def _shown(row: Any) -> dict[str, Any]:
-    times = {name: row[name] for name in ("start_s", "end_s") if row[name] is not None}
+    times = {name: row[name] for name in ("start_s", "end_s") if row.get(name) is not None}
     return {**row, **{name: row["offset_s"] + time_s for name, time_s in times.items()}}
 
 

@@ -9,6 +9,7 @@ import click
 
 from cogcache.cli.cache_option import NamedPath, cache_option
 from cogcache.cli.printing import json_option, print_rows
+from cogcache.cli.times import as_players_show
 
 if TYPE_CHECKING:
     from cogcache.catalog import Outdated
@@ -86,7 +87,8 @@ def gc(cache: Path, dry_run: bool, yes: bool, json_: bool) -> None:
     remove = yes and not dry_run
     unused = collect(cache, remove=remove)
     columns = ("video", "start_s", "end_s", "size_bytes", "feature_key")
-    print_rows([asdict(each) for each in unused], columns, json_=json_)
+    found = [asdict(each) for each in unused]
+    print_rows(found if json_ else as_players_show(found), columns, json_=json_)
     if unused and not json_:
         size = format_bytes(sum(each.size_bytes for each in unused))
         click.echo(f"{size} deleted" if remove else f"{size}; --yes deletes them for good")
@@ -148,7 +150,8 @@ def merge(sources: tuple[Path, ...], into: Path, json_: bool) -> None:
     merged = run(sources, into)
     rows = [asdict(each) for each in merged.conflicts]
     if rows or json_:
-        print_rows(rows, ("video", "start_s", "prompt_name", "kept", "dropped"), json_=json_)
+        columns = ("video", "start_s", "prompt_name", "kept", "dropped")
+        print_rows(rows if json_ else as_players_show(rows), columns, json_=json_)
     if not json_:
         for line in merged.lines():
             click.echo(line)

@@ -93,6 +93,7 @@ def _lines(found: dict[str, float]) -> list[str]:
 
 def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
     from cogcache.cli.tables import as_table
+    from cogcache.cli.times import as_players_show
     from cogcache.stages import worst
 
     rows = [
@@ -100,4 +101,8 @@ def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
         for pair in worst(pairs)
     ]
     columns = ("video", "start_s", "prompt_name", "similarity", "kl", "unquantised", "quantised")
-    return [f"The {len(rows)} that are furthest apart:", as_table(rows, columns), ""]
+    return [
+        f"The {len(rows)} that are furthest apart:",
+        as_table(as_players_show(rows), columns),
+        "",
+    ]

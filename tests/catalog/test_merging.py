@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sqlite3
@@ -144,6 +145,20 @@ def change_as_others_do(cache: Path, *statements: str) -> None:
     with closing(sqlite3.connect(cache / "catalog.sqlite")) as conn, conn:
         for statement in statements:
             conn.execute(statement)
+
+
+def test_merge_and_gc_list_the_times_that_a_player_shows(tmp_path):
+    make_cache(tmp_path, 2)
+    cache = tmp_path / "cache"
+    change(cache, "UPDATE videos SET offset_s = 2.5")
+    other = copy_of(cache, "other")
+    change(other, "UPDATE captions SET caption = 'another' WHERE video LIKE '%/0.mp4'")
+    merged = CliRunner().invoke(main, ["merge", str(other), "--into", str(cache)])
+    assert re.search(r"start_s +2.5", merged.stdout)
+    for video in tmp_path.glob("*.mp4"):
+        video.unlink()
+    unused = CliRunner().invoke(main, ["gc", "--cache", str(cache)])
+    assert unused.stdout.count(" 2.5 ") == 2
 
 
 @pytest.mark.parametrize("order", [1, -1])

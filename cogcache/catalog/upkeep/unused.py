@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.database import CatalogFile
-from cogcache.catalog.rows import names_url, text_to_file
+from cogcache.catalog.rows import ClipRow, names_url, text_to_file
 from cogcache.catalog.upkeep.forgotten import expire
 from cogcache.catalog.upkeep.leftovers import remove_features, removing, tidy
 from cogcache.errors import CatalogError, VideoError
@@ -30,6 +30,8 @@ class Unused:
     end_s: float | None
     size_bytes: int
     removed: bool = False
+    offset_s: float = 0.0
+    """The time that a player showed at the video's first frame."""
 
 
 def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
@@ -52,10 +54,11 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
     with Catalog(CachePaths(cache).catalog) as catalog:
         current = _current_digests(catalog)
         rows = {row["feature_key"]: row for row in catalog.clips.rows()}
+        gone = {key: row for key, row in rows.items() if row["video_digest"] not in current}
+        offsets_s = catalog.files.offsets_s({row["video_digest"] for row in gone.values()})
         unused = [
-            Unused(key, row["video"], row["start_s"], row["end_s"], row["size_bytes"], remove)
-            for key, row in sorted(rows.items(), key=lambda item: item[1]["video"])
-            if row["video_digest"] not in current
+            _unused(row, offsets_s.get(row["video_digest"], 0.0), remove)
+            for row in sorted(gone.values(), key=lambda row: row["video"])
         ]
     if remove:
         keys = [each.feature_key for each in unused]
@@ -64,6 +67,13 @@ def collect(cache: Path, *, remove: bool = False) -> list[Unused]:
         with suppress(CatalogError):  # there may be no room for that, and it can wait
             expire(CachePaths(cache).catalog)
     return unused
+
+
+def _unused(row: ClipRow, offset_s: float, removed: bool) -> Unused:
+    span = row["start_s"], row["end_s"]
+    return Unused(
+        row["feature_key"], row["video"], *span, row["size_bytes"], removed, offset_s=offset_s
+    )
 
 
 def _current_digests(catalog: Catalog) -> set[str]:

@@ -59,6 +59,8 @@ class ComparedCaptions:
     flags: tuple[str, ...]
     similarity: float
     expectations: Expectations
+    offset_s: float = 0.0
+    """The time that a player shows at the video's first frame."""
 
     def row(self) -> dict[str, Any]:
         """Return the pair with all its figures side by side."""

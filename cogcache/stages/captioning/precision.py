@@ -98,6 +98,7 @@ def check_precision(
         identity = with_adapter(identity, settings.language.adapter)
         chosen = _spread(choose_clips(settings, family, catalog, None).clips, clips)
         tasks = list(_tasks(chosen, StageTwo(settings, family, identity), catalog))
+        offsets_s = catalog.files.offsets_s({clip["video_digest"] for clip in chosen})
     if not tasks:
         problem = f"{cache} holds no clips to caption with these settings and prompts"
         raise CacheError(problem, "run `cogcache extract` first")
@@ -111,7 +112,11 @@ def check_precision(
         job = replace(job, settings=settings, tasks=left, reference=reference)
         said = in_own_process(_run, job)
     both = [task for task in left if _name(task) in said]
-    return [_pair(task, reference[_name(task)], said[_name(task)]) for task in both]
+    pairs = [_pair(task, reference[_name(task)], said[_name(task)]) for task in both]
+    return [
+        replace(pair, offset_s=offsets_s.get(task.clip["video_digest"], 0.0))
+        for task, pair in zip(both, pairs, strict=True)
+    ]
 
 
 def _changed(settings: Settings, table: str, **changes: Any) -> Settings:
