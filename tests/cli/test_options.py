@@ -69,7 +69,7 @@ def test_segment_is_short_for_segment_s():
 def test_a_wrong_choice_is_misuse_and_lists_the_choices():
     result = CliRunner().invoke(command, ["--cache", "x", "--quantization", "nf8"])
     assert result.exit_code == 2
-    assert "'nf4', 'fp4', 'int8', 'int4', 'none'" in result.output
+    assert "'nf4', 'fp4', 'int8', 'int4', 'fp8', 'none'" in result.output
 
 
 def test_prompts_replace_those_of_the_config_file(tmp_path):

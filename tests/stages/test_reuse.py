@@ -111,7 +111,8 @@ def test_a_damaged_neighbour_costs_no_clip(video, alone, tmp_path, caplog):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_features_of_a_frame_do_not_depend_on_the_frames_beside_it(video, dtype):
-    """On the CPU; a single frame in float32 goes through other arithmetic, last bits apart."""
+    """On the CPU. In float32 few rows may go through other arithmetic, last bits apart: MKL decides
+    that by the processor."""
     family = family_of(Checkpoint.open("tiny"))
     assert family.frames_alone
     model = load_half(WholeModel.of(family.checkpoint), "vision", dtype=dtype).model
@@ -123,9 +124,7 @@ def test_features_of_a_frame_do_not_depend_on_the_frames_beside_it(video, dtype)
         return made.tensors["features"]
 
     whole = encoded(pixels)
-    for count in (2, 3, 5, 8, 13, 23):
-        assert torch.equal(encoded(pixels[:count]), whole[:count]), count
-        assert torch.equal(encoded(pixels[-count:]), whole[-count:]), count
-    single = encoded(pixels[:1])
-    assert torch.allclose(single, whole[:1], atol=1e-4)
-    assert dtype == torch.float32 or torch.equal(single, whole[:1])
+    most = 1e-4 if dtype == torch.float32 else 0.0
+    for count in (1, 2, 3, 5, 8, 13, 23):
+        assert torch.allclose(encoded(pixels[:count]), whole[:count], rtol=0, atol=most), count
+        assert torch.allclose(encoded(pixels[-count:]), whole[-count:], rtol=0, atol=most), count

@@ -147,9 +147,9 @@ def _leave_deleted_out(conn: sqlite3.Connection) -> int:
 
     The backup still has them, and so has a page of before that a disk wrote to another's place.
     """
-    sql = """DELETE FROM captions WHERE EXISTS (SELECT 1 FROM forgotten WHERE
-        forgotten.caption_key = captions.caption_key AND forgotten.id = captions.id
-        AND forgotten.created_at = captions.created_at)"""
+    sql = """DELETE FROM captions WHERE EXISTS (SELECT 1 FROM whole_forgotten f
+        WHERE f.caption_key = captions.caption_key AND f.id = captions.id
+        AND f.created_at = captions.created_at)"""
     return conn.execute(sql).rowcount
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cogcache.settings import Language
 
 Kind = Literal["nf4", "fp4", "int8", "int4", "fp8", "none"]
+KINDS_OF_LAYERS: tuple[Kind, ...] = ("nf4", "fp4", "int8", "int4", "none")
+"""Kinds that `quantized_linear` makes; vLLM alone has the others."""
 NESTED: frozenset[Kind] = frozenset({"nf4", "fp4"})
 """Kinds whose scales can be quantised too."""
 BLOCK_SIZE = 64

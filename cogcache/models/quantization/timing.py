@@ -5,9 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from cogcache.models.quantization.layers import Kind, Quantization, quantized_linear
+from cogcache.models.quantization.layers import (
+    KINDS_OF_LAYERS,
+    Kind,
+    Quantization,
+    quantized_linear,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +25,7 @@ REPEATS = 5
 
 
 def product_times_s(
-    kinds: Iterable[Kind] = get_args(Kind), *, num_rows: int = 1, side: int = PRODUCT_SIDE
+    kinds: Iterable[Kind] = KINDS_OF_LAYERS, *, num_rows: int = 1, side: int = PRODUCT_SIDE
 ) -> dict[str, float]:
     """Return the seconds that a product takes with a square weight of each kind, on the CPU.
 
