@@ -8,7 +8,7 @@ process of its own, one after the other, so that they never share memory.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,9 +113,15 @@ def check_precision(
         said = in_own_process(_run, job)
     both = [task for task in left if _name(task) in said]
     pairs = [_pair(task, reference[_name(task)], said[_name(task)]) for task in both]
+    return _with_offsets(both, pairs, offsets_s)
+
+
+def _with_offsets(
+    tasks: Sequence[Task], pairs: Sequence[ComparedCaptions], offsets_s: Mapping[str, float]
+) -> list[ComparedCaptions]:
     return [
         replace(pair, offset_s=offsets_s.get(task.clip["video_digest"], 0.0))
-        for task, pair in zip(both, pairs, strict=True)
+        for task, pair in zip(tasks, pairs, strict=True)
     ]
 
 
