@@ -66,6 +66,7 @@ from .registry import open_family as open_family
 from .releases import PASSED as PASSED
 from .releases import RELEASES as RELEASES
 from .releases import Release as Release
+from .releases import hush_transformers as hush_transformers
 from .releases import minor_of as minor_of
 from .releases import release_note as release_note
 from .rewritten import layers_of as layers_of

@@ -20,6 +20,8 @@ Sources, for each family:
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -119,3 +121,12 @@ def release_note() -> str | None:
         return None
     problem = f"transformers {installed} was never tried with cogcache, only {', '.join(PASSED)}"
     return f"{problem}: what goes into a model may differ"
+
+
+def hush_transformers() -> None:
+    """Have transformers say errors alone in this process, whether it is imported already or not."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # read when it is imported
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()

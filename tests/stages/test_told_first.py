@@ -12,7 +12,10 @@ from scenes import catalog_of, settings, write_scene
 from zoo import QWEN2_VL
 
 from cogcache.cli import main
+from cogcache.stages.distributed.launch import quiet_but_for_first
+from cogcache.stages.distributed.stage_worker import WorkerEnvironment
 from cogcache.stages.encoding.preparation import start_worker
+from cogcache.stages.encoding.remote import DecodeSpec, EncodeSpec
 from cogcache.stages.extract import extract
 from cogcache.system import CONTEXT
 
@@ -68,3 +71,22 @@ def test_what_transformers_warns_of_is_shown_by_one_decode_worker_alone(monkeypa
     assert "TRANSFORMERS_VERBOSITY" not in os.environ
     start_worker("tiny", None, "bfloat16", first=first)
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+
+
+@pytest.mark.parametrize("kind", [DecodeSpec, EncodeSpec])
+def test_of_several_workers_the_first_of_a_phase_alone_shows_warnings(kind, monkeypatch, tmp_path):
+    from transformers.utils import logging
+
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "")  # so that it is put back afterwards
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+    before = logging.get_verbosity()
+    logging.set_verbosity_warning()
+    spec = kind(settings(model="tiny"), WorkerEnvironment("tiny", tmp_path))
+    try:
+        for number, is_quiet in ((0, False), (1, True), (2, True)):
+            environment = quiet_but_for_first(number, spec).environment
+            environment.take("cpu")
+            assert ("TRANSFORMERS_VERBOSITY" in os.environ) is is_quiet
+            assert (logging.get_verbosity() == logging.ERROR) is is_quiet
+    finally:
+        logging.set_verbosity(before)

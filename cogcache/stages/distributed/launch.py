@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,13 @@ def worker_spec_of(number: int, worker: _HalfWorker, actor_spec: Any, room: int)
     """Return what the scheduler starts for the numbered worker of a phase."""
     # The first of each phase asks for no CPU: another phase, or a node's death, could otherwise
     # leave none for it, and all would wait for ever.
-    return WorkerSpec(actor_spec, room, cpus=worker.cpus if number else 0, gpus=worker.gpus)
+    spec = quiet_but_for_first(number, actor_spec)
+    return WorkerSpec(spec, room, cpus=worker.cpus if number else 0, gpus=worker.gpus)
+
+
+def quiet_but_for_first(number: int, actor_spec: Any) -> Any:
+    """Return the numbered worker's spec: the first of a phase shows what transformers warns of."""
+    return replace(actor_spec, environment=replace(actor_spec.environment, quiet=number > 0))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from cogcache.models import Family, open_family
+from cogcache.models import Family, hush_transformers, open_family
 from cogcache.planning import StagePlan
 from cogcache.settings import Settings
 from cogcache.stages.runs.report import Counts, RunReport, Timings
@@ -68,13 +68,17 @@ class WorkerEnvironment:
     cache: Path
     threads: int | None = None
     """Threads of torch; None leaves them as they are."""
+    quiet: bool = False
+    """Whether another worker shows what transformers warns of: this one would say the same."""
 
     def family(self, settings: Settings) -> Family:
         """Return the family of the checkpoint, at the cache point."""
         return open_family(settings, self.checkpoint)
 
     def take(self, device: str) -> None:
-        """Have torch keep to this place."""
+        """Have torch keep to this place, and transformers to its errors if another warns."""
+        if self.quiet:
+            hush_transformers()
         import torch
 
         if self.threads is not None:

@@ -6,14 +6,13 @@ back as safetensors bytes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cogcache.errors import VideoError
 from cogcache.keys import Field
-from cogcache.models import Checkpoint, family_of
+from cogcache.models import Checkpoint, family_of, hush_transformers
 from cogcache.settings import Sampling
 from cogcache.system import Location, file_of
 from cogcache.video import Decoder, Seen, VideoInfo, check_unchanged, measured, read_clip, thumbnail
@@ -77,6 +76,7 @@ def start_worker(
     dtype: str,
     strict: bool = False,
     first: Semaphore | None = None,
+    quiet: bool = False,
 ) -> None:
     """Make a process ready: build the family, and keep torch to one thread.
 
@@ -87,9 +87,10 @@ def start_worker(
         strict: whether clips that are decoded with faults are refused.
         first: of several workers the one that gets it shows what transformers warns of; the others
             would say the same again. None: this one shows it.
+        quiet: whether a worker of another pool shows it.
     """
-    if first is not None and not first.acquire(block=False):
-        os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # read when transformers is imported
+    if quiet or (first is not None and not first.acquire(block=False)):
+        hush_transformers()
     import torch
 
     torch.set_num_threads(1)

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from cogcache.settings import Sampling, Settings
 from cogcache.stages.clips.worklist import Clip
 from cogcache.stages.distributed.jobs import JobQueue, Result
-from cogcache.stages.distributed.launch import WorkerLayout, _environment, reporting, worker_spec_of
+from cogcache.stages.distributed.launch import (
+    WorkerLayout,
+    _environment,
+    quiet_but_for_first,
+    reporting,
+    worker_spec_of,
+)
 from cogcache.stages.distributed.scheduler import Scheduler, WorkerSpec
 from cogcache.stages.distributed.stage_worker import WorkerEnvironment, WorkerReport, watched
 from cogcache.stages.encoding.frame_reuse import Neighbours
@@ -62,6 +68,8 @@ class DecodeSpec:
                 settings.revision,
                 vision.vision_dtype,
                 settings.limits.strict,
+                None,
+                self.environment.quiet,
             ),
         )
         return DecodeActor(settings.sampling, vision.decoder, DecodeWorker(program))
@@ -196,6 +204,9 @@ def distributed_encoding(
         for number, worker in enumerate(layout.workers)
     ]
     decoding = DecodeSpec(settings, _environment(settings, cache, None))
-    decoders = [WorkerSpec(decoding, cpus=1 if number else 0) for number in range(layout.decoders)]
+    decoders = [
+        WorkerSpec(quiet_but_for_first(number, decoding), cpus=1 if number else 0)
+        for number in range(layout.decoders)
+    ]
     with reporting(Scheduler(layout.engine, [decoders, encoders], stop), report) as scheduler:
         yield DistributedEncoding(scheduler, neighbours)
