@@ -154,11 +154,11 @@ def test_merge_and_gc_list_the_times_that_a_player_shows(tmp_path):
     other = copy_of(cache, "other")
     change(other, "UPDATE captions SET caption = 'another' WHERE video LIKE '%/0.mp4'")
     merged = CliRunner().invoke(main, ["merge", str(other), "--into", str(cache)])
-    assert re.search(r"start_s +2.5", merged.stdout)
+    assert re.search(r"\b2\.5\b", merged.stdout)  # as a row or as a record, by the paths' lengths
     for video in tmp_path.glob("*.mp4"):
         video.unlink()
     unused = CliRunner().invoke(main, ["gc", "--cache", str(cache)])
-    assert unused.stdout.count(" 2.5 ") == 2
+    assert len(re.findall(r"\b2\.5\b", unused.stdout)) == 2
 
 
 @pytest.mark.parametrize("order", [1, -1])
