@@ -39,10 +39,7 @@ class FileFacts:
         return cast(list[VideoRow], self._file.select("videos", "path", among=among))
 
     def offsets_s(self, digests: Collection[str]) -> dict[str, float]:
-        """Return by digest the times that a player shows at the first frames of videos, if known.
-
-        Those that are 0 may be left out.
-        """
+        """Return by digest the times that a player shows at first frames; 0 where nobody looked."""
         return {row["digest"]: row["offset_s"] or 0.0 for row in self.videos(digests=digests)}
 
     def known_digest(self, path: Location, stat: Stat) -> str | None:

@@ -319,8 +319,7 @@ class _Captioning:
             self._commit()
 
     def _offset_s(self, digest: str) -> float:
-        videos = self.catalog.files.videos(digests=[digest])
-        return (videos[0]["offset_s"] or 0.0) if videos else 0.0
+        return self.catalog.files.offsets_s([digest]).get(digest, 0.0)
 
     def _commit(self) -> None:
         with self.report.timings.time("commit"):

@@ -112,17 +112,7 @@ def check_precision(
         job = replace(job, settings=settings, tasks=left, reference=reference)
         said = in_own_process(_run, job)
     both = [task for task in left if _name(task) in said]
-    pairs = [_pair(task, reference[_name(task)], said[_name(task)]) for task in both]
-    return _with_offsets(both, pairs, offsets_s)
-
-
-def _with_offsets(
-    tasks: Sequence[Task], pairs: Sequence[ComparedCaptions], offsets_s: Mapping[str, float]
-) -> list[ComparedCaptions]:
-    return [
-        replace(pair, offset_s=offsets_s.get(task.clip["video_digest"], 0.0))
-        for task, pair in zip(tasks, pairs, strict=True)
-    ]
+    return [_pair(task, reference[_name(task)], said[_name(task)], offsets_s) for task in both]
 
 
 def _changed(settings: Settings, table: str, **changes: Any) -> Settings:
@@ -224,7 +214,9 @@ def _name(task: Task) -> str:
     return task.key.digest
 
 
-def _pair(task: Task, reference: Said, said: Said) -> ComparedCaptions:
+def _pair(
+    task: Task, reference: Said, said: Said, offsets_s: Mapping[str, float]
+) -> ComparedCaptions:
     assert said.expectations is not None
     clip = task.clip
     return ComparedCaptions(
@@ -239,4 +231,5 @@ def _pair(task: Task, reference: Said, said: Said) -> ComparedCaptions:
         flags=said.flags,
         similarity=similarity(reference.text, said.text),
         expectations=said.expectations,
+        offset_s=offsets_s.get(clip["video_digest"], 0.0),
     )
