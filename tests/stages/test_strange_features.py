@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zoo
 from click.testing import CliRunner
+from contracts import clip
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.cli import main
 from cogcache.errors import CacheError, FeaturesError
 from cogcache.models import check_features, family_of, features_of
 from cogcache.models.checkpoints.checkpoint import Checkpoint
+from cogcache.models.derived.times import FrameTimes
+from cogcache.models.family import ClipTensors
+from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.selftest.shapes import draw_scene, write_clip
 from cogcache.settings.settings import Settings, load_settings
+from cogcache.settings.stage_two import Language
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
 from cogcache.store import FeatureStore
@@ -81,3 +88,36 @@ def test_pooled_features_have_the_width_of_the_encoder(cache):
     with pytest.raises(FeaturesError, match="rows have 128 numbers"):
         check_features(family, features_of({"features": sound}, {"texts": {}}), "chat")
     check_features(family.at("pooled"), features_of({"features": sound}, {"texts": {}}), "chat")
+
+
+GRID = "extra.video_grid_thw"
+GRIDS = {
+    "endless in time": [10**9, 4, 4],
+    "wide": [1, 10**9, 10**9],
+    "beyond 64 bits": [2**62, 4, 4],
+    "negative": [-7, -8, -14],
+    "zero": [0, 0, 0],
+    "of two numbers": [4, 4],
+    "of two clips": [[4, 4, 4], [4, 4, 4]],
+    "empty": [],
+    "no number": [float("nan")] * 3,
+    "infinite": [float("inf")] * 3,
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("animal", [zoo.QWEN2_VL, zoo.QWEN3_VL], ids=lambda a: a.name)
+def test_a_grid_that_is_not_that_of_the_features_is_refused_before_it_takes_memory(
+    animal, tmp_path
+):
+    family = family_of(Checkpoint.open(str(animal.write(tmp_path))))
+    vision = load_half(WholeModel.of(family.checkpoint), "vision", dtype=torch.float32).model
+    frames = clip(4, (32, 48), 1)
+    [sound] = family.encode(vision, [family.prepare(frames, torch.float32)], 48)
+    facts, layout = asdict(FrameTimes.of_clip(frames)), family.layout(Language())
+    check_features(family, replace(sound, facts=facts), layout)
+    without = {name: tensor for name, tensor in sound.tensors.items() if name != GRID}
+    odd = {name: {**without, GRID: torch.tensor(grid)} for name, grid in GRIDS.items()}
+    for tensors in [without, *odd.values()]:
+        with pytest.raises(FeaturesError, match=r"fit the features|not those of a"):
+            check_features(family, ClipTensors(tensors, sound.texts, facts), layout)

@@ -145,12 +145,13 @@ class DerivedFamily(Family):
         """Return where a prompt's tokens stand; None where they stand on a line. int64 [4, L].
 
         Raises:
-            FeaturesError: the prompt has other slots than the clip has features.
+            FeaturesError: the prompt has other slots than the clip has features, or the clip
+                has lost its grid.
         """
         rule, tensors = self.position_rule, parts.extras([row.features.tensors], "cpu")
-        if rule is None or mrope.GRID not in tensors:
-            return None
         slots = self.slots(row)
+        if rule is None or not (mrope.GRID in tensors or self.processor.takes_videos):
+            return None
         try:
             grids = mrope.grids_of(rule, tensors, self.config, int(slots.sum()))
             return mrope.with_text_axis(mrope.positions_of(slots, grids))

@@ -145,10 +145,12 @@ def grids_of(
         most: slots that there are.
 
     Raises:
-        ValueError: the grid has more rows in time than there are slots.
+        ValueError: there is no grid, or it has more rows in time than there are slots.
     """
     import torch
 
+    if GRID not in tensors:
+        raise ValueError(f"no tensor {GRID} stands beside them")
     patches, height, width = (int(each) for each in tensors[GRID].flatten())
     merge = int(config["vision_config"]["spatial_merge_size"])
     height, width = height // merge, width // merge
