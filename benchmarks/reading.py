@@ -32,7 +32,7 @@ from cogcache.video.frame_index import index_frames
 from cogcache.video.reading import Decoder, read_clip
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from videos import OPTIONS, real_videos, write_video
+from videos import OPTIONS, real_videos, same_scheduling, write_video
 
 FPS = 25
 CLIP_S = 24
@@ -59,7 +59,7 @@ def write_clip(path: Path, codec: str, size: tuple[int, int]) -> None:
     """Write 24 s of a film: some seconds are encoded, and their packets repeated."""
     film = next(each for each in real_videos() if each.name == "bigbuckbunny.mp4")
     options = {**OPTIONS[codec], "crf": QUALITY[codec]}
-    with av.open(film) as source, av.open(path, "w") as container:
+    with same_scheduling(), av.open(film) as source, av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.max_b_frames, stream.thread_count = 0, 2

@@ -7,8 +7,10 @@ black or white blocks spell the frame's number; :func:`numbers_in` reads it back
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,6 +47,23 @@ def numbers_in(frames: NDArray[np.uint8]) -> list[int]:
     rows = frames[:, : frames.shape[1] // 3].mean(axis=(1, 3))
     blocks = [part.mean(axis=1) > 127 for part in np.array_split(rows, BITS, axis=1)]
     return [sum(int(block[t]) << bit for bit, block in enumerate(blocks)) for t in range(len(rows))]
+
+
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """Undo what an encoder does to the scheduling of the thread that uses it.
+
+    SVT-AV1, run by root, makes its caller a real-time thread, and so all that the caller starts
+    from then on: one of them that is busy can keep everything else from a processor for minutes.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def write_video(
@@ -84,7 +103,7 @@ def write_video(
     """
     width, height = size
     times_s = [float(i / Fraction(fps)) for i in range(num_frames)] if times_s is None else times_s
-    with av.open(path, "w") as container:
+    with same_scheduling(), av.open(path, "w") as container:
         stream = container.add_stream(
             codec, rate=Fraction(fps), options={**OPTIONS.get(codec, {}), **(options or {})}
         )

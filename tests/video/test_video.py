@@ -502,3 +502,10 @@ def test_clips_share_what_they_are_to_overlap(duration_s, clips):
 def test_clips_follow_one_another_without_a_gap():
     clips = cut(10_800.0, 7.3)
     assert all(before[1] == after[0] for before, after in pairwise(clips))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux alone tells it")
+def test_writing_a_video_leaves_the_scheduling_of_this_process_as_it_was(tmp_path):
+    before = os.sched_getscheduler(0)
+    write_video(tmp_path / "av1.mp4", codec="libsvtav1", num_frames=4)
+    assert os.sched_getscheduler(0) == before
