@@ -11,11 +11,14 @@ import pytest
 import torch
 from checkpoints import MINI, Sizes, write_checkpoint
 from safetensors.torch import save_file
+from torch._subclasses import FakeTensorMode
 
 from cogcache.errors import ConfigError, QuantizationError
 from cogcache.models import load_half
-from cogcache.models.quantization import int4
+from cogcache.models.halves.offload import Offload
+from cogcache.models.quantization import int4, int4_products
 from cogcache.models.quantization.int4 import Int4Linear
+from cogcache.models.quantization.int4_products import check_product, lay_out, product
 from cogcache.models.quantization.layers import Quantization
 from cogcache.settings import GROUP_SIZES, load_settings
 
@@ -60,6 +63,7 @@ def test_weights_stored_on_one_processor_are_right_on_another(tmp_path, capabili
 import sys, torch
 from safetensors.torch import load_file
 from cogcache.models.quantization.int4 import Int4Linear
+from cogcache.models.quantization.int4_products import check_product, lay_out, product
 made = load_file(sys.argv[1])
 layer, wanted = Int4Linear.of(made["weight"], None, 64), made["wanted"]
 assert torch.equal(layer.weight, made["codes"])
@@ -129,14 +133,78 @@ def test_smaller_groups_serve_where_the_usual_do_not():
 
 
 def test_a_torch_without_the_operators_is_told(folder, monkeypatch):
-    monkeypatch.setattr(int4, "OPERATORS", ("_no_such_product",))
+    monkeypatch.setitem(int4_products.OPERATORS, "cpu", ("_no_such_product",))
     with pytest.raises(QuantizationError, match=r"torch .* has no product of int4 weights"):
         load_half(str(folder), "language", quantization=Quantization(kind="int4"))
 
 
-def test_a_gpu_is_told_before_anything_is_read(folder):
-    with pytest.raises(QuantizationError, match=r"int4 has a product for CPUs alone.* cuda:0"):
-        load_half(str(folder), "language", quantization=Quantization(kind="int4"), device="cuda:0")
+def test_a_device_without_a_product_is_told_before_anything_is_read(folder):
+    with pytest.raises(QuantizationError, match=r"products for CPUs and NVIDIA GPUs.* is mps"):
+        load_half(str(folder), "language", quantization=Quantization(kind="int4"), device="mps")
+
+
+def test_a_half_that_does_not_fit_a_gpu_is_refused_in_int4(folder):
+    asked, offload = Quantization(kind="int4"), Offload(resident_layers=1)
+    with pytest.raises(QuantizationError, match="fits there whole"):
+        load_half(str(folder), "language", quantization=asked, device="cuda:0", offload=offload)
+
+
+class TestProductOfAGpu:
+    """What can be said of it without a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def standing_in(self, monkeypatch):
+        check_product.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
+        yield
+        check_product.cache_clear()
+
+    @pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+    def test_the_product_of_this_processor_is_right(self, group_size):
+        check_product("cpu", group_size)
+
+    def test_another_order_of_codes_is_refused(self, monkeypatch):
+        monkeypatch.setattr(
+            int4_products, "lay_out", lambda codes: lay_out(codes << 4 | codes >> 4)
+        )
+        with pytest.raises(QuantizationError, match="% off what its weights give"):
+            check_product("cpu", 64)
+
+    def test_no_number_is_refused(self, monkeypatch):
+        nothing = torch.full((4, 32), float("nan"))
+        monkeypatch.setattr(int4_products, "product", lambda *_: nothing)
+        with pytest.raises(QuantizationError, match="nan% off"):
+            check_product("cpu", 64)
+
+    def test_an_old_gpu_is_told(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+        with pytest.raises(QuantizationError, match=r"capability 8\.0, and cuda:0 has \(7, 5\)"):
+            check_product("cuda:0", 64)
+
+    @pytest.mark.parametrize("columns", [32, 64, 96, 128, 4096])
+    def test_codes_for_a_gpu_have_the_shape_that_its_product_takes(self, columns):
+        """torch says it, by what it compiles with; nothing is multiplied."""
+        with FakeTensorMode(), torch.device("cuda"):
+            codes = torch.empty(16, columns // 2, dtype=torch.uint8)
+            laid_out = lay_out(codes)
+            assert (laid_out.dtype, laid_out.nbytes) == (torch.int32, codes.nbytes)
+            rows = torch.empty(3, columns, dtype=torch.bfloat16)
+            scales = torch.empty(columns // 32, 16, 2, dtype=torch.bfloat16)
+            assert product(rows, laid_out, 32, scales).shape == (3, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+def test_a_gpu_multiplies_as_the_codes_say(group_size):
+    check_product("cuda:0", group_size)
+    weight = torch.randn(64, 512)
+    layer = Int4Linear.of(weight, None, group_size)
+    wanted = layer.dequantized()
+    layer = layer.to("cuda:0")
+    rows = torch.randn(5, 512).bfloat16()
+    found = layer(rows.to("cuda:0")).float().cpu()
+    assert torch.allclose(found, rows.float() @ wanted.T, rtol=0.05, atol=0.2)
+    assert torch.allclose(layer.dequantized().cpu(), wanted, rtol=0.01, atol=0.01)
 
 
 def test_products_in_float32_are_refused(folder):

@@ -14,7 +14,7 @@ from scenes import catalog_of, settings, write_scene
 from cogcache.errors import QuantizationError
 from cogcache.models import Checkpoint, MadeWith, choose_quantization, cost_of_going_on, family_of
 from cogcache.models import split as split_checkpoint
-from cogcache.models.quantization import automatic
+from cogcache.models.quantization import automatic, int4_products
 from cogcache.planning import Job, make_plan
 from cogcache.stages.caption import caption
 from cogcache.stages.extract import extract
@@ -85,7 +85,7 @@ def test_in_float32_it_is_nf4(monkeypatch):
 
 def test_a_torch_without_the_product_takes_nf4(monkeypatch):
     on(monkeypatch, AVX2)
-    monkeypatch.setattr("cogcache.models.quantization.int4.OPERATORS", ("_no_such_product",))
+    monkeypatch.setitem(int4_products.OPERATORS, "cpu", ("_no_such_product",))
     assert chosen()[1] == "nf4"
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cogcache.errors import CheckpointError, TensorMismatchError
+from cogcache.errors import CheckpointError, QuantizationError, TensorMismatchError
 from cogcache.models.checkpoints.bounds import blamed_on
 from cogcache.models.checkpoints.checkpoint import Checkpoint, stored_method
 from cogcache.models.classes import load_config, model_class
@@ -180,6 +180,7 @@ def _plan(
     dtype = dtype or torch.bfloat16
     if quantization is not None:
         check_int4(whole.meta, quantization, device)
+        _prove_int4(quantization, device, offload)
     names = whole.partition.names(half)
     _refuse_parts(whole, half, names)
     whole.checkpoint.tensors(names)
@@ -195,6 +196,24 @@ def _plan(
         else:
             options["quantization_config"] = settings
     return _Plan(whole, placement, names, dtype, options)
+
+
+def _prove_int4(quantization: Quantization, device: str, offload: Offload) -> None:
+    """See that a GPU multiplies int4 weights as it should, before anything is read.
+
+    Raises:
+        QuantizationError: it does not; or parts of the half would wait in main memory, where
+            weights have another order.
+    """
+    if "int4" not in (quantization.kind, quantization.head) or device.startswith("cpu"):
+        return
+    from cogcache.models.quantization.int4_products import check_product
+
+    if offload != Offload():
+        problem = f"int4 on {device} is for a half that fits there whole"
+        raise QuantizationError(problem, "take --quantization nf4, or a larger --gpu-memory")
+    check_product(device, quantization.group_size)
+    logger.warning("int4 has not been tried on a GPU yet; a small product on %s was right", device)
 
 
 def _refuse_parts(whole: WholeModel, half: Half, names: Sequence[str]) -> None:

@@ -178,7 +178,7 @@ def _fastest_is_known(settings: Settings) -> bool:
 
 
 def _why_no_int4(settings: Settings) -> str | None:
-    from cogcache.models.quantization.int4 import has_operators
+    from cogcache.models.quantization.int4_products import has_operators
 
     if (device := pick_device(settings.device)) != "cpu":
         return f"int4 runs on CPUs alone, and the device is {device}"

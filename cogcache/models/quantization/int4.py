@@ -1,9 +1,8 @@
-"""Weights in 4 bits by group, multiplied by torch's own packed kernel for CPUs.
+"""Weights in 4 bits by group, multiplied by torch's own packed products.
 
-Two operators of torch do the work: one lays codes out as the vector registers of the processor want
-them, the other multiplies. torchao 0.18 has no format for CPUs any more, and those that it had
-stored weights as they were laid out, which differs between processors: read on another one they
-would be wrong without a word. Here weights are stored in order, and laid out before they are used.
+torchao 0.18 has no format for CPUs any more, and those that it had stored weights as they were laid
+out, which differs between processors: read on another one they would be wrong without a word. Here
+weights are stored in order, and laid out for the device before they are used.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from cogcache.errors import QuantizationError
+from cogcache.models.quantization.int4_products import LARGEST, MIDDLE, lay_out, product, unpacked
 
-OPERATORS = ("_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu")
 ROUNDS = 6
 """Of fitting scales to codes. On Gaussian weights in groups of 64 they lower the relative error
 from 0.090 to 0.084 (NF4: 0.092); six more, or a search of how much of a group's range is kept,
@@ -25,19 +23,14 @@ ROWS_AT_ONCE = 128
 """Rows that are quantised, or laid out, together: a multiple of the 64 that kernels take as one."""
 WIDE_ROWS = 512
 """Rows of a weight that are float32 at once: a multiple of the blocks that codes lie in."""
-MIDDLE = 8
-"""The code that stands for a group's zero: a weight is (code - 8) × scale + zero."""
-LARGEST = 15
 _TINY = 1e-12
-_INNER_TILES = 1
-"""Of no effect on CPUs."""
 
 
 class Int4Linear(nn.Linear):
     """A linear layer whose weights are 4-bit codes, a scale and a zero for each group of columns.
 
     `weight` is uint8 [out, in / 2], two codes a byte, the even column in the lower half; after
-    `lay_out` it has the same shape and the processor's own order. `scales_and_zeros` is bfloat16
+    `lay_out` it is as many bytes in the device's own order. `scales_and_zeros` is bfloat16
     [in / group, out, 2].
 
     Args:
@@ -71,36 +64,34 @@ class Int4Linear(nn.Linear):
         return layer.eval()
 
     def lay_out(self) -> None:
-        """Put the codes into the order that the processor's kernel takes them in."""
+        """Put the codes into the order that the device's product takes them in."""
         if self.laid_out:
             return
-        convert = torch.ops.aten._convert_weight_to_int4pack_for_cpu
-        parts = [convert(unpacked(part).int(), _INNER_TILES) for part in _split(self.weight.data)]
-        self.weight.data = torch.cat(parts)
+        self.weight.data = torch.cat([lay_out(part) for part in _split(self.weight.data)])
         self.laid_out = True
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Multiply. Shapes: [..., in] to [..., out]; the arithmetic is that of bfloat16."""
         self.lay_out()
         rows = inputs.reshape(-1, self.in_features).bfloat16().contiguous()
-        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self.weight, self.group_size, self.scales_and_zeros
-        )
+        outputs = self._times(rows)
         if self.bias is not None:
-            product += self.bias
-        return product.view(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+            outputs += self.bias
+        return outputs.view(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+    def _times(self, rows: Tensor) -> Tensor:
+        return product(rows, self.weight, self.group_size, self.scales_and_zeros)
 
     def dequantized(self) -> Tensor:
         """Return the weight as the product sees it. Shape [out, in], float32.
 
-        Of a layer that is laid out the kernel says it, column by column.
+        Of a layer that is laid out the product says it, column by column.
         """
         if self.laid_out:
-            identity = torch.eye(self.in_features, dtype=torch.bfloat16)
-            product = torch.ops.aten._weight_int4pack_mm_for_cpu(
-                identity, self.weight, self.group_size, self.scales_and_zeros
-            )
-            return product.T.float()
+            device = self.weight.device
+            return self._times(
+                torch.eye(self.in_features, dtype=torch.bfloat16, device=device)
+            ).T.float()
         groups = unpacked(self.weight).float().view(self.out_features, -1, self.group_size)
         scales, zeros = self.scales_and_zeros.float().permute(2, 1, 0)[..., None]
         return ((groups - MIDDLE) * scales + zeros).flatten(1)
@@ -156,29 +147,14 @@ def _columns_of(packed: Tensor, block: int, together: bool) -> Tensor:
 @cache
 def _order() -> tuple[int, bool] | None:
     """Return how this processor lays codes out: what gives known codes back."""
-    codes = torch.randint(0, LARGEST + 1, (144, 64), generator=torch.Generator().manual_seed(0))
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), _INNER_TILES)
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, LARGEST + 1, (144, 64), dtype=torch.uint8, generator=rng)
+    packed = lay_out(codes[:, ::2] | codes[:, 1::2] << 4)
     wanted = (codes.T - MIDDLE).to(torch.int8)
     for order in ((32, False), (64, False), (32, True)):
         if torch.equal(_columns_of(packed, *order), wanted):
             return order
     return None
-
-
-def has_operators() -> bool:
-    """Say whether this torch has the operators that int4 needs."""
-    return all(hasattr(torch.ops.aten, name) for name in OPERATORS)
-
-
-def check_operators() -> None:
-    """See that torch has the operators.
-
-    Raises:
-        QuantizationError: it has not.
-    """
-    if not has_operators():
-        problem = f"torch {torch.__version__} has no product of int4 weights for CPUs"
-        raise QuantizationError(problem, "install torch 2.9 or later, or take --quantization nf4")
 
 
 def quantize(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -203,11 +179,6 @@ def quantize(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     found = [_quantized(part.float(), group_size) for part in _split(weight)]
     codes, scales = zip(*found, strict=True)
     return torch.cat(codes), torch.cat(scales, dim=1)
-
-
-def unpacked(codes: Tensor) -> Tensor:
-    """Return the codes of packed ones, one a byte. Shape [out, in / 2] to [out, in]."""
-    return torch.stack((codes & LARGEST, codes >> 4), dim=-1).flatten(1)
 
 
 def _split(matrix: Tensor) -> Iterator[Tensor]:

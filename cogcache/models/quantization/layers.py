@@ -158,17 +158,14 @@ def check_int4(model: PreTrainedModel, quantization: Quantization, device: str) 
         device: where it is to run.
 
     Raises:
-        QuantizationError: torch lacks the product, the device is no CPU, products are not in
-            bfloat16, or the group size does not divide the columns of a layer.
+        QuantizationError: torch has no product for the device, products are not in bfloat16, or
+            the group size does not divide the columns of a layer.
     """
     if "int4" not in (quantization.kind, quantization.head):
         return
-    from cogcache.models.quantization.int4 import check_operators
+    from cogcache.models.quantization.int4_products import check_operators
 
-    check_operators()
-    if not device.startswith("cpu"):
-        problem = f"int4 has a product for CPUs alone, and the device is {device}"
-        raise QuantizationError(problem, "take --quantization nf4, or --device cpu")
+    check_operators(device)
     if quantization.compute_dtype != "bfloat16":
         problem = f"int4 multiplies in bfloat16, and compute_dtype is {quantization.compute_dtype}"
         raise QuantizationError(problem, "take --compute-dtype bfloat16, or --quantization nf4")

@@ -43,7 +43,7 @@ def product_times_s(
     """
     import torch
 
-    from cogcache.models.quantization.int4 import has_operators
+    from cogcache.models.quantization.int4_products import has_operators
 
     inputs = torch.randn(num_rows, side, dtype=torch.bfloat16)
     weight = torch.randn(side, side, dtype=torch.bfloat16) / side**0.5
