@@ -170,7 +170,12 @@ def _lines(made: Plan) -> list[str]:
         as_table([_row(memory) for memory in memories], columns),
         *(["", *_reasons(memories[0])] if len(memories) == 1 else _too_small(memories)),
     ]
-    return [*lines, "", *made.training.lines()] if made.training else lines
+    return [*lines, "", *_trainings(made.training)] if made.training else lines
+
+
+def _trainings(planned: TrainingPlan) -> list[str]:
+    kept = format_bytes(planned.teacher_bytes)
+    return [*planned.lines(), f"  distill keeps {kept} of its teacher a caption, on the disk"]
 
 
 def _hours(hours: PlannedHours) -> list[str]:

@@ -24,5 +24,6 @@ from .planned import PlannedMemory as PlannedMemory
 from .training import TrainingPlan as TrainingPlan
 from .training import check_fits as check_fits
 from .training import plan_training as plan_training
+from .training import teacher_bytes as teacher_bytes
 from .videos import look_at as look_at
 from .vllm_memory import VllmMemory as VllmMemory

@@ -59,6 +59,8 @@ class TrainingPlan:
     """Of a batch."""
     buffers_bytes: int = 0
     """Kernels and buffers of the CPU's products."""
+    teacher_bytes: int = 0
+    """On the disk: what `distill` keeps of a teacher's probabilities for one caption."""
 
     @property
     def peak_bytes(self) -> int:
@@ -137,7 +139,20 @@ def plan_training(
         logits_bytes=labels * int(text["vocab_size"]) * (item + _LOGIT_BYTES),
         tokens=tokens,
         buffers_bytes=_BUFFERS_BYTES if pick_device(settings.device) == "cpu" else 0,
+        teacher_bytes=teacher_bytes(settings.distillation.teacher_top_k, label_tokens),
     )
+
+
+def teacher_bytes(top_k: int, num_tokens: int) -> int:
+    """Return what is kept of a teacher's probabilities for a caption, before compression.
+
+    Ids and numbers of four bytes each.
+
+    Args:
+        top_k: how many tokens are kept at each place.
+        num_tokens: places of the caption.
+    """
+    return 8 * top_k * num_tokens
 
 
 def _product_bytes(settings: Settings, largest_matrix: int, tokens: int, wide: int) -> int:

@@ -32,6 +32,7 @@ from cogcache.models import (
     with_layers,
     write_with_language,
 )
+from cogcache.planning import teacher_bytes
 from cogcache.settings import Settings
 from cogcache.stages.runs.opened import OpenedRun, open_run
 from cogcache.stages.runs.report import Counts
@@ -118,10 +119,10 @@ def teach(
                     if at.stop:
                         break
     tokens = sum(example.num_labels for example in examples) / max(1, len(examples))
-    kept = 8 * settings.distillation.teacher_top_k * tokens
+    kept = teacher_bytes(settings.distillation.teacher_top_k, round(tokens))
     lines = [
         f"teacher: {len(new)} captions thought about, {len(examples) - len(new)} there already, "
-        f"some {format_bytes(int(kept))} a caption before compression"
+        f"some {format_bytes(kept)} a caption before compression"
     ]
     if covered:
         top_k = settings.distillation.teacher_top_k

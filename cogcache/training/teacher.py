@@ -159,8 +159,3 @@ class Distilled:
             places = batch.labels[index] >= 0
             taught[index, places] = divergence(logits[index, places], self.teacher.read(example))
         return (1 - self.weight) * captions + self.weight * taught
-
-
-def thoughts_bytes(top_k: int, num_tokens: int) -> int:
-    """Return what is kept of a caption, before compression: ids and numbers of four bytes."""
-    return 8 * top_k * num_tokens

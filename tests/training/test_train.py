@@ -374,16 +374,24 @@ def test_the_command_prints_what_was_learnt(cache, tmp_path):
 def test_plan_adds_up_what_training_holds_before_anything_is_loaded():
     arguments = ["plan", "--model=tiny", "--train", "--json", "--frames=4", "--device=cpu"]
     plans = []
-    for more in ([], ["--no-gradient-checkpointing"], ["--precision=fp32"], ["--rank=32"]):
+    for more in (
+        [],
+        ["--no-gradient-checkpointing"],
+        ["--precision=fp32"],
+        ["--rank=32"],
+        ["--teacher-top-k=64"],
+    ):
         result = CliRunner().invoke(main, [*arguments, *more])
         assert result.exit_code == 0, result.output
         plans.append(json.loads(result.output)["training"])
-    usual, plain, wide, higher = plans
+    usual, plain, wide, higher, teaching = plans
     assert usual["activations_plain_bytes"] == plain["activations_bytes"]
     assert plain["activations_bytes"] > usual["activations_bytes"]
     assert wide["activations_bytes"] > usual["activations_bytes"]
     assert higher["adapters_bytes"] == 2 * usual["adapters_bytes"]
     assert usual["optimizer_bytes"] == 3 * usual["adapters_bytes"]
+    assert teaching["teacher_bytes"] == 2 * usual["teacher_bytes"] > 0
+    assert teaching["peak_bytes"] == usual["peak_bytes"]
 
 
 def test_what_does_not_fit_is_refused_before_a_weight_is_read(cache, tmp_path, monkeypatch):
