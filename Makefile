@@ -102,7 +102,7 @@ $(VLLM)/.plugin: $(VLLM)/.installed $(wildcard backends/vllm/cogcache_vllm/*.py)
 	@touch $@
 
 test-vllm: $(INSTALLED) vllm ## Compare vLLM's tokens with those of transformers: twenty minutes, 5 GB of memory
-	COGCACHE_VLLM_PYTHON=$(VLLM)/bin/python OMP_NUM_THREADS=2 $(BIN)/python -m pytest backends/vllm/tests -m slow -s
+	COGCACHE_VLLM_PYTHON=$(VLLM)/bin/python OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest backends/vllm/tests -m slow -s
 
 clean: ## Remove .venv and all that tools have left; caches of features are kept
 	rm -rf $(VENV) $(VLLM) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

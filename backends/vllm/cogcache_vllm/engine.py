@@ -72,6 +72,7 @@ class VllmEngine:
         )
         self.core = self.llm.llm_engine
         self.facts = self._facts(here)
+        self.llm.apply_model(lambda model: model.count_passes())
         self.looks: dict[str, Message] = {}
         """By request, where to write what is expected at its last places."""
 
@@ -129,10 +130,11 @@ class VllmEngine:
         save_file({"expected": found}, look["path"])
 
     def measured(self) -> Message:
-        """Return the most memory that torch held on a GPU; nothing on a CPU."""
-        if current_platform.is_cpu():
-            return {}
-        return {"device_bytes": int(torch.accelerator.max_memory_reserved())}
+        """Return the longest pass in tokens and, on a GPU, the most memory that torch held."""
+        told = {"pass_tokens": max(self.llm.apply_model(lambda model: model.pass_tokens))}
+        if not current_platform.is_cpu():
+            told["device_bytes"] = int(torch.accelerator.max_memory_reserved())
+        return told
 
 
 def _vllm_version() -> str:

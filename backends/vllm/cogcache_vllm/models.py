@@ -97,6 +97,8 @@ class FromCache(SupportsMultiModal, SupportsMRoPE):
     """What the decoder gave in each pass, while that is kept. [N, width] each."""
     deep: Tensor | None = None
     """What waits for the next pass: a row a token for each deep-stack level. [levels, N, width]."""
+    pass_tokens: int = 0
+    """Tokens of the longest pass since it was last set to 0."""
 
     def set_up(self, vllm_config: Any) -> None:
         """Take what the view says beside the decoder's own config."""
@@ -165,9 +167,14 @@ class FromCache(SupportsMultiModal, SupportsMRoPE):
         return self._kept(hidden)
 
     def _kept(self, hidden: Tensor) -> Tensor:
+        self.pass_tokens = max(self.pass_tokens, len(hidden))
         if self.kept is not None:
             self.kept.append(hidden.detach().clone())
         return hidden
+
+    def count_passes(self) -> None:
+        """Forget the passes so far, such as vLLM's own to see how much memory one takes."""
+        self.pass_tokens = 0
 
     def keep(self, whether: bool) -> None:
         """Keep what each pass gives from now on, or no more."""

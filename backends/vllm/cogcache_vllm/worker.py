@@ -65,7 +65,7 @@ class Engine(Protocol):
         """Make some tokens."""
 
     def measured(self) -> Message:
-        """Return the memory that it holds beside that of this process: on a GPU."""
+        """Return its longest pass, and the memory that it holds beside this process: on a GPU."""
 
 
 @dataclass

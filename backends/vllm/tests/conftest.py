@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from caches import PYTHON, Kept
+from vllm_caches import PYTHON, Kept
 
 
 def pytest_collection_modifyitems(items):

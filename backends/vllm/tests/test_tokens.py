@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from caches import ANIMALS, NAMES, NUM_CLIPS, PYTHON, check, on_vllm, settings_of, tokens_of
+from vllm_caches import NAMES, NUM_CLIPS, PYTHON, check, on_vllm, settings_of, tokens_of
 
-from cogcache.generation.vllm import supported
 from cogcache.generation.vllm.opening import opening_of
 from cogcache.models import Family, WholeModel, open_family
 from cogcache.settings import Settings
@@ -27,8 +26,7 @@ from cogcache.stages.captioning.captioner import Captioner
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_equal_those_of_transformers(kept, name, monkeypatch):
-    monkeypatch.setattr(supported, "FAMILIES", ("cogvlm2", *ANIMALS))
+def test_tokens_equal_those_of_transformers(kept, name):
     of = kept(name)
     found, captioner = tokens_of(of.cache, on_vllm(of.model))
     check(of.expected, found)
@@ -59,7 +57,10 @@ def test_neither_shared_prefixes_nor_chunks_of_a_prefill_change_a_token(
     _opening_with(monkeypatch, **asked)
     found, captioner = tokens_of(of.cache, on_vllm(of.model))
     check(of.expected, found)
-    assert (captioner.half.decoder.cached_tokens > 0) == ("prefix_caching" not in asked)
+    decoder = captioner.half.decoder
+    assert (decoder.cached_tokens > 0) == ("prefix_caching" not in asked)
+    assert (decoder.peaks.pass_tokens <= 64) == ("chunk_tokens" in asked)
+    assert decoder.prompt_tokens > 64 * len(found), "prompts fit into one chunk"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("cogvlm2", "qwen3_vl")])
@@ -67,12 +68,12 @@ def test_without_shared_prefixes_in_chunks_and_killed_all_others_give_the_same(
     kept, monkeypatch, name
 ):
     of = kept(name)
-    monkeypatch.setattr(supported, "FAMILIES", ("cogvlm2", *ANIMALS))
     _opening_with(monkeypatch, prefix_caching=False, chunk_tokens=64)
     found, captioner = tokens_of(of.cache, on_vllm(of.model), killing(NUM_CLIPS))
     check(of.expected, found)
     decoder = captioner.half.decoder
     assert (decoder.restarts, decoder.cached_tokens) == (1, 0)
+    assert 0 < decoder.peaks.pass_tokens <= 64
 
 
 def killing(*after: int) -> Callable[[Captioner, int], None]:
@@ -174,14 +175,15 @@ def test_plain_positions_would_give_other_tokens(kept, monkeypatch):
     assert sum(found[key] == of.expected[key] for key in found) < len(found) / 2
 
 
-def test_bfloat16_is_compared_and_promised_nothing(kept, record_property):
-    of = kept("tiny")
+@pytest.mark.parametrize("name", ["tiny", "golden", "cogvlm2", "qwen2_vl", "qwen3_vl", "internvl"])
+def test_bfloat16_is_compared_and_promised_nothing(kept, name):
+    of = kept(name)
     changes = {"compute_dtype": "bfloat16", "rotary_dtype": "bfloat16"}
     expected, _ = tokens_of(of.cache, settings_of(of.model, **changes))
     found, _ = tokens_of(of.cache, on_vllm(of.model, **changes))
     equal = sum(found[key] == expected[key] for key in expected)
     begin = sum(found[key][:16] == expected[key][:16] for key in expected)
-    print(f"bfloat16: {equal} of {len(expected)} captions equal, {begin} in their first 16 tokens")
+    print(f"{name} in bfloat16: {equal} of {len(expected)} captions equal, {begin} in their first 16 tokens")
     assert found.keys() == expected.keys()
 
 

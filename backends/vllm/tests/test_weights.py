@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import NUM_CLIPS, PROMPTS, Kept, check, on_vllm, settings_of, tokens_of
+from vllm_caches import NUM_CLIPS, PROMPTS, Kept, check, on_vllm, settings_of, tokens_of
 from safetensors.torch import load_file, save_file
 
 from cogcache.models import WholeModel, open_family

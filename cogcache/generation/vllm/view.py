@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TENSORS: Final = "cogcache.json"
 DECODERS: Final = {
     "llama": ("llama", "CogcacheLlama"),
+    "mistral": ("mistral", "CogcacheLlama"),
     "qwen2": ("qwen2", "CogcacheQwen2"),
     "qwen2_vl_text": ("qwen2", "CogcacheQwen2"),
     "qwen2_5_vl_text": ("qwen2", "CogcacheQwen2"),
@@ -37,6 +38,13 @@ FAMILIES: Final = (
     "qwen3_vl",
     "llava_onevision",
     "llava_next_video",
+    "video_llava",
+    "internvl",
+    "smolvlm",
+    "video_llama_3",
+    "llava",
+    "idefics3",
+    "mistral3",
 )
 """Families that were compared with transformers, token by token (`make test-vllm`)."""
 _FUSED: Final = ".language_expert_query_key_value."
@@ -109,6 +117,7 @@ def _config(family: Family, whole: WholeModel) -> dict[str, Any]:
     if kind not in DECODERS:
         problem = f"--backend vllm knows no decoder of the kind {kind!r}"
         raise ConfigError(problem, "docs/families.md lists what it runs; leave --backend out")
+    _check_attention(config)
     model_type, architecture = DECODERS[kind]
     for name in ("auto_map", "dtype", "torch_dtype", "quantization_config", "transformers_version"):
         config.pop(name, None)
@@ -119,6 +128,15 @@ def _config(family: Family, whole: WholeModel) -> dict[str, Any]:
         rope = {key: value for key, value in config["rope_parameters"].items() if key != "type"}
         config["rope_parameters"] = {**rope, **axes}
     return config
+
+
+def _check_attention(config: Mapping[str, Any]) -> None:
+    """Refuse decoders whose tokens see a part of those before them: never compared."""
+    kinds = config.get("layer_types") or ()
+    is_mistral = config["model_type"] == "mistral"
+    if "sliding_attention" in kinds or (is_mistral and config.get("sliding_window")):
+        problem = "--backend vllm was not shown to be right for attention in a sliding window"
+        raise ConfigError(problem, "leave --backend out")
 
 
 def _quantized(kind: str) -> dict[str, Any]:

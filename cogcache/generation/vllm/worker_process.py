@@ -34,15 +34,18 @@ Message = dict[str, Any]
 
 @dataclass
 class Peaks:
-    """The most memory that a worker held so far, as it told or the system says."""
+    """The most that a worker held and ran at once so far, as it told or the system says."""
 
     host_bytes: int = 0
     device_bytes: int = 0
+    pass_tokens: int = 0
+    """Of the longest pass: prompts are run in chunks where it is shorter than they are."""
 
     def note(self, told: Message) -> None:
         """Take in what a message tells of it, if anything."""
         self.host_bytes = max(self.host_bytes, told.get("peak_bytes", 0))
         self.device_bytes = max(self.device_bytes, told.get("device_bytes", 0))
+        self.pass_tokens = max(self.pass_tokens, told.get("pass_tokens", 0))
 
 
 class WorkerEnded(Exception):

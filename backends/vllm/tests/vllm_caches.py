@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import zoo
+import zoo_wide
 from checkpoints import MINI, Sizes, copy_golden, write_checkpoint
 from contracts import clip as random_clip
 from safetensors.torch import load_file, save_file
 from scenes import catalog_of
 
 from cogcache.catalog import rows as catalog_rows
-from cogcache.generation.vllm.view import FAMILIES
 from cogcache.models import WholeModel, identify, load_half, open_family
 from cogcache.settings import Settings, load_settings
 from cogcache.stages.captioning.captioner import Captioner
@@ -39,8 +39,6 @@ PROMPTS = {
     "colours": "Describe the colours in this video in one sentence.",
     "end": "And how does it end?",
 }
-ALL = bool(os.environ.get("COGCACHE_VLLM_ALL"))
-"""Whether families are tried that are refused as yet."""
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 """vLLM's attention on CPUs takes heads of 32 and up: those of the zoo are 16 wide."""
 ANIMALS = {
@@ -48,9 +46,16 @@ ANIMALS = {
     for animal in (
         zoo.QWEN2_VL, zoo.QWEN2_5_VL, zoo.QWEN3_VL, zoo.LLAVA_ONEVISION, zoo.LLAVA_NEXT_VIDEO,
         zoo.VIDEO_LLAVA, zoo.INTERNVL, zoo.SMOLVLM, zoo.VIDEO_LLAMA_3,
+        zoo_wide.LLAVA, zoo_wide.IDEFICS3, zoo_wide.MISTRAL3,
     )
 }  # fmt: skip
-NAMES = ["tiny", "golden", *(name for name in ("cogvlm2", *ANIMALS) if ALL or name in FAMILIES)]
+ANIMALS["internvl_qwen3"] = dataclasses.replace(
+    zoo.INTERNVL,
+    config=lambda ids: {
+        **zoo.INTERNVL.config(ids), "text_config": zoo.text_config(model_type="qwen3")
+    },
+)  # fmt: skip
+NAMES = ["tiny", "golden", "cogvlm2", *ANIMALS]
 Tokens = dict[tuple[str, str], tuple[int, ...]]
 
 
