@@ -183,7 +183,8 @@ def test_bfloat16_is_compared_and_promised_nothing(kept, name):
     found, _ = tokens_of(of.cache, on_vllm(of.model, **changes))
     equal = sum(found[key] == expected[key] for key in expected)
     begin = sum(found[key][:16] == expected[key][:16] for key in expected)
-    print(f"{name} in bfloat16: {equal} of {len(expected)} captions equal, {begin} in their first 16 tokens")
+    told = f"{equal} of {len(expected)} captions equal, {begin} in their first 16 tokens"
+    print(f"{name} in bfloat16: {told}")
     assert found.keys() == expected.keys()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from vllm_caches import NUM_CLIPS, PROMPTS, Kept, check, on_vllm, settings_of, tokens_of
 from safetensors.torch import load_file, save_file
+from vllm_caches import NUM_CLIPS, PROMPTS, Kept, check, on_vllm, settings_of, tokens_of
 
 from cogcache.models import WholeModel, open_family
 from cogcache.stages.captioning.precision import check_precision

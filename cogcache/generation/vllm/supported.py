@@ -31,7 +31,8 @@ def check_backend(settings: Settings, family: Family) -> None:
         raise ConfigError(problem, "give --backend-python PATH; docs/vllm.md says how to make one")
     if family.name not in FAMILIES:
         problem = f"--backend vllm was not shown to be right for {family.name}"
-        raise ConfigError(problem, f"it runs {', '.join(FAMILIES)}; leave --backend vllm out")
+        hint = f"it runs {', '.join(FAMILIES)}; docs/families.md says why not others"
+        raise ConfigError(problem, f"{hint}; leave --backend vllm out")
     for problem in _refused(settings, family):
         raise ConfigError(f"--backend vllm {problem}", _HINT)
     if not settings.inference.unproven:
