@@ -65,19 +65,22 @@ def verify_quantization(
         rows = [pair.row() for pair in pairs]
         click.echo(json.dumps({"summary": found, "broken": broken, "captions": rows}, indent=1))
     else:
-        click.echo("\n".join([*_lines(found), "", *_side_by_side(pairs), *broken]))
+        sides = ("unquantised", "quantised")
+        if settings.inference.is_vllm:
+            sides = ("transformers", "vllm")
+        click.echo("\n".join([*_lines(found, sides), "", *_side_by_side(pairs, sides), *broken]))
     raise SystemExit(1 if broken else 0)
 
 
-def _lines(found: dict[str, float]) -> list[str]:
+def _lines(found: dict[str, float], sides: tuple[str, str]) -> list[str]:
     from cogcache.cli.tables import as_table
     from cogcache.stages import RATED
 
     rates: list[dict[str, Any]] = [
         {
             "rate": flag,
-            "unquantised": f"{found[f'reference_{flag}']:.1%}",
-            "quantised": f"{found[flag]:.1%}",
+            sides[0]: f"{found[f'reference_{flag}']:.1%}",
+            sides[1]: f"{found[flag]:.1%}",
         }
         for flag in RATED
     ]
@@ -87,20 +90,20 @@ def _lines(found: dict[str, float]) -> list[str]:
         f"  same top token: {found['agreement']:.2%} of places",
         f"  words in common: {found['similarity']:.1%}; the same caption: {found['identical']:.1%}",
         "",
-        as_table(rates, ("rate", "unquantised", "quantised")),
+        as_table(rates, ("rate", *sides)),
     ]
 
 
-def _side_by_side(pairs: list[ComparedCaptions]) -> list[str]:
+def _side_by_side(pairs: list[ComparedCaptions], sides: tuple[str, str]) -> list[str]:
     from cogcache.cli.tables import as_table
     from cogcache.cli.times import as_players_show
     from cogcache.stages import worst
 
     rows = [
-        {**pair.row(), "unquantised": pair.reference_caption, "quantised": pair.caption}
+        {**pair.row(), sides[0]: pair.reference_caption, sides[1]: pair.caption}
         for pair in worst(pairs)
     ]
-    columns = ("video", "start_s", "prompt_name", "similarity", "kl", "unquantised", "quantised")
+    columns = ("video", "start_s", "prompt_name", "similarity", "kl", *sides)
     return [
         f"The {len(rows)} that are furthest apart:",
         as_table(as_players_show(rows), columns),

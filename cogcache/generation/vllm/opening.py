@@ -55,6 +55,13 @@ def opening_of(settings: Settings, view: Path) -> Opening:
     return Opening(Path(backend.backend_python), environment, asked, language.clips_per_batch)
 
 
+def _num_cores() -> int:
+    """Return how many cores this process may use, which the worker takes over."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _environment(device: str) -> dict[str, str]:
     """Return variables for a worker: offline, alone in its process, on the device that is named."""
     environment = {
@@ -68,7 +75,7 @@ def _environment(device: str) -> dict[str, str]:
         for name, value in {
             "VLLM_LOGGING_LEVEL": "WARNING",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+            "OMP_NUM_THREADS": str(_num_cores()),
         }.items()
         if name not in os.environ
     }

@@ -165,7 +165,9 @@ class WorkerProcess:
         except WorkerEnded as error:
             self.kill()
             problem = f"--backend-python {python} has no worker for vLLM: {error}"
-            hint = f"install cogcache-vllm into its environment; {_HINT}"
+            hint = f"see what `{python} -m cogcache_vllm` says; {_HINT}"
+            if "No module named cogcache_vllm" in str(error):
+                hint = f"install cogcache-vllm into its environment; {_HINT}"
             raise ConfigError(problem, hint) from error
         problem = self._unfit(python, hello)
         if problem or hello is None:
