@@ -45,7 +45,7 @@ from cogcache.stages.extract import extract
 from cogcache.stages.score import Scored, ScoreRequest, score
 
 PROMPT = QUESTIONS["detail"][0]
-NUM_CLIPS, NUM_WRONG, NUM_OTHERS = 300, 60, 2
+NUM_CLIPS, NUM_WRONG, NUM_OTHERS = 300, 60, 1
 ROUNDS = 3
 ATTRIBUTES = {
     "color": COLORS,

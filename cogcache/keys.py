@@ -62,6 +62,13 @@ class Template:
 
 
 def _encode(value: Field) -> bytes:
+    if type(value) is str:  # most are, and the patterns below take three times as long
+        payload = _encode_text(value)
+        return b"S" + struct.pack(">Q", len(payload)) + payload
+    return _encode_other(value)
+
+
+def _encode_other(value: Field) -> bytes:
     tag, payload = b"N", b""
     match value:
         case None:

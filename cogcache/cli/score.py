@@ -27,7 +27,7 @@ SCORED = ("model", "sampling", "vision", "language", "limits")
 @cache_option
 @catalog_option
 @click.option(
-    "--others", type=Whole(1), default=2, metavar="N",
+    "--others", type=Whole(1), default=1, metavar="N",
     help="Clips before which `swap` puts each caption.",
 )  # fmt: skip
 @click.option(

@@ -6,6 +6,7 @@ Imported where models run; it needs torch and transformers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 MOST_TOKENS: Final = 1024
 """In a pass, behind the video parts: more of them make a pass no quicker for each token."""
+MOST_LAYOUTS: Final = 64
+"""Rows laid out in different ways whose places are remembered; clips of one length have one."""
+MOST_PLACES: Final = 1024
+"""Numbers of a tensor up to which it may tell where features stand."""
 ROWS_FOR_ONE: Final = 4
 """Most captions in a pass, for each row that there is room for in a step of decoding."""
 
@@ -59,6 +64,7 @@ class _Row:
         prefix: its video part.
         tail: the tokens behind that, [L].
         positions: of these, [..., 1, L].
+        length: L.
     """
 
     number: int
@@ -66,12 +72,15 @@ class _Row:
     prefix: Prefix
     tail: Tensor
     positions: Tensor
+    length: int
 
     @classmethod
     def of(cls, number: int, each: Forced, prefix: Prefix, positions: Tensor) -> _Row:
         """Cut what stands behind the video part from all tokens and all positions."""
-        tail = torch.cat((each.row.sequences["input_ids"][prefix.length :], _ids(each)))
-        return cls(number, len(each.tokens), prefix, tail, positions[..., prefix.length :])
+        start = prefix.length
+        tail = torch.cat((each.row.sequences["input_ids"][start:], _ids(each)))
+        own = positions[..., start:]
+        return cls(number, len(each.tokens), prefix, tail, own, tail.shape[0])
 
 
 class ForcedRows:
@@ -97,6 +106,7 @@ class ForcedRows:
         self._shares = can_decode(model)
         self._last: tuple[str, str, Prefix] | None = None
         self._words: dict[str, Prefix] = {}
+        self._places: dict[str, Tensor] = {}
 
     @torch.inference_mode()
     def token_log_probabilities(self, captions: Sequence[Forced]) -> list[Tensor]:
@@ -134,8 +144,8 @@ class ForcedRows:
                 yield [number], [log_probabilities(self.model, self.family, each.row, each.tokens)]
             return
         rows: list[_Row] = []
-        for numbers in self._sharing(captions):
-            prefix = self._prefix(captions[numbers[0]])
+        for tokens, numbers in self._sharing(captions):
+            prefix = self._prefix(captions[numbers[0]], tokens)
             positions = self._positions([captions[number] for number in numbers])
             for number, position in zip(numbers, positions, strict=True):
                 row = _Row.of(number, captions[number], prefix, position)
@@ -147,22 +157,26 @@ class ForcedRows:
             yield [each.number for each in rows], self._logits(rows)
 
     def _has_room(self, rows: Sequence[_Row], another: _Row) -> bool:
-        prefixes = {id(each.prefix) for each in (*rows, another)}
-        longest = max(len(each.tail) for each in (*rows, another))
+        num_clips = len({id(each.prefix) for each in rows} | {id(another.prefix)})
+        longest = max(another.length, *(each.length for each in rows))
         return (
-            len(prefixes) <= self.rows_at_once
+            num_clips <= self.rows_at_once
             and len(rows) < max(self.rows_at_once, MOST_TOKENS // longest)
             and len(rows) < ROWS_FOR_ONE * self.rows_at_once
         )
 
-    def _sharing(self, captions: Sequence[Forced]) -> list[list[int]]:
-        """Return the numbers of captions that have all up to the end of the video in common."""
+    def _sharing(self, captions: Sequence[Forced]) -> list[tuple[str, list[int]]]:
+        """Return captions that have all up to the end of the video in common.
+
+        Returns:
+            The digest of what they share, and their numbers.
+        """
         rows = {id(each.row): each for each in captions}
         found = {key: self._digest(each) for key, each in rows.items()}
         groups: dict[tuple[str, str], list[int]] = {}
         for number, each in enumerate(captions):
             groups.setdefault((each.clip, found[id(each.row)]), []).append(number)
-        return [*groups.values()]
+        return [(tokens, numbers) for (_, tokens), numbers in groups.items()]
 
     def _digest(self, each: Forced) -> str:
         return prefix_digest(_request(each), self.family)
@@ -170,12 +184,12 @@ class ForcedRows:
     def _logits(self, rows: Sequence[_Row]) -> list[Tensor]:
         """Return the logits of captions behind their video parts, right-aligned: [L, V]."""
         tails = [each.tail for each in rows]
-        width, start = max(map(len, tails)), max(each.prefix.length for each in rows)
+        width, start = max(each.length for each in rows), max(each.prefix.length for each in rows)
         columns = torch.arange(start)
         before = torch.stack([columns >= start - each.prefix.length for each in rows]).long()
-        ones = left_padded([torch.ones(len(tail)) for tail in tails], 0)
+        ones = left_padded([torch.ones(each.length) for each in rows], 0)
         device = self.model.device
-        places = [pad(each.positions, (width - len(each.tail), 0)) for each in rows]
+        places = [pad(each.positions, (width - each.length, 0)) for each in rows]
         ids = left_padded(tails, self.family.pad_id).to(device)
         with raised_products(self.model, ids.numel()):
             output = self.model(
@@ -199,14 +213,21 @@ class ForcedRows:
             known = longest.get(id(each.row))
             if known is None or len(each.tokens) > len(known.tokens):
                 longest[id(each.row)] = each
-        found = {
-            key: laid_out(_with_tokens(each), self.family, self.model)[1]
-            for key, each in longest.items()
-        }
+        found = {key: self._placed(each) for key, each in longest.items()}
         return [found[id(each.row)][..., : each.row.length + len(each.tokens)] for each in captions]
 
-    def _prefix(self, each: Forced) -> Prefix:
-        tokens = self._digest(each)
+    def _placed(self, longest: Forced) -> Tensor:
+        """Return where the tokens of a row stand; asked for once for all clips laid out alike."""
+        alike, length = layout_digest(longest.row), longest.row.length + len(longest.tokens)
+        known = self._places.get(alike)
+        if known is None or known.shape[-1] < length:
+            if len(self._places) >= MOST_LAYOUTS:
+                self._places.clear()
+            known = laid_out(_with_tokens(longest), self.family, self.model)[1]
+            self._places[alike] = known
+        return known
+
+    def _prefix(self, each: Forced, tokens: str) -> Prefix:
         if not each.clip:  # words without a clip: a prompt's are the same for all captions
             if tokens not in self._words:
                 self._words[tokens] = self._prefixes.of(_request(each))
@@ -218,6 +239,21 @@ class ForcedRows:
 
 def _request(each: Forced) -> Request:
     return Request(each.row, each.clip, 0, Generation())
+
+
+def layout_digest(row: PromptRow) -> str:
+    """Return the SHA-256 of all that the places of a row's tokens may depend on.
+
+    Of features proper that is their shape; what tells their grid or their times is small, or whole
+    numbers, and counts as it is.
+    """
+    found = hashlib.sha256(repr(sorted(row.features.texts.items())).encode())
+    for kind, tensors in (("row", row.sequences), ("features", row.features.tensors)):
+        for name, each in sorted(tensors.items()):
+            found.update(f"{kind} {name} {each.dtype} {tuple(each.shape)}".encode())
+            if not each.is_floating_point() or each.numel() <= MOST_PLACES:
+                found.update(each.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _ids(each: Forced) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cogcache.errors import CacheError, CorruptFeaturesError, FeaturesError
 from cogcache.generation.kv_cache import Prefix
-from cogcache.keys import Field, digest
+from cogcache.keys import Field, Template, digest
 from cogcache.store import Bits, hash_block, hashing, tensor_digest
 from cogcache.system import Part, make_folder, remove_dead, seal_parts
 from cogcache.units import format_bytes
@@ -52,6 +52,8 @@ class KeptPrefixes:
     ) -> None:
         self.folder = folder.expanduser()
         self.depends_on = dict(depends_on)
+        shared: dict[str, Field] = {**self.depends_on, "format": FORMAT}
+        self._named = Template(shared, ("feature_key", "tokens"))
         self.min_free_bytes = min_free_bytes
         self.num_read = self.num_written = 0
         self._full = False
@@ -111,7 +113,7 @@ class KeptPrefixes:
     def _place(self, clip: str, tokens: str) -> tuple[Path, dict[str, Field]]:
         own: dict[str, Field] = {"format": FORMAT, "feature_key": clip, "tokens": tokens}
         fields = {**self.depends_on, **own}
-        name = digest(fields)
+        name = self._named.digest(own)
         return self.folder / name[:2] / f"{name}.safetensors", fields
 
     def _write(self, path: Path, fields: Mapping[str, Field], prefix: Prefix) -> bool:

@@ -67,7 +67,7 @@ class ScoreRequest:
 
     names: tuple[str, ...] = ("text", "clips")
     selection: Selection = field(default_factory=Selection)
-    others: int = 2
+    others: int = 1
     semantic_model: str = ""
     static: float = _STATIC
     alike: float = _NEARLY_SAME
@@ -133,12 +133,19 @@ def score(
     if wanted & {*MODEL_SCORES} and not settings.model:
         raise ConfigError(NO_MODEL, MODELS)
     store = FeatureStore.open(cache)
+    absent: list[str] = []
     with open_run("score", cache, settings, catalog_path) as run:
         captions = scorable(run.catalog, request.selection) if wanted - {*CLIP_SCORES} else []
+        if wanted - {*CLIP_SCORES} and not captions:
+            missing = _no_captions(run.catalog, request.selection)
+            wanted &= {*CLIP_SCORES}
+            if not wanted:
+                raise missing
+            absent = [f"{missing.problem}; {missing.hint}"]
         clips = run.catalog.clips.rows() if wanted & {*CLIP_SCORES} else []
         clips = [*{clip["feature_key"]: clip for clip in clips}.values()]
         report = run.begin(Counts())
-        done = Scored(report)
+        done = Scored(report, absent)
         with run.working() as at:
             work = Work(run, store, request, at, captions, clips)
             if wanted & {*TEXT_SCORES} and not at.stop:
@@ -154,6 +161,16 @@ def score(
 
                 done.lines += score_support(work, settings, wanted)
     return done
+
+
+def _no_captions(catalog: Catalog, selection: Selection) -> ConfigError:
+    """Return why there is no caption to score, and what to do."""
+    if selection.where()[0] and scorable(catalog, Selection()):
+        problem = "no caption passes the filters, so none was scored"
+        return ConfigError(problem, "see what there is with `cogcache ls`, and ask for more")
+    return ConfigError(
+        "the catalog has no captions, so none was scored", "make some with `cogcache caption`"
+    )
 
 
 def scorable(catalog: Catalog, selection: Selection) -> list[Scorable]:

@@ -247,9 +247,13 @@ class _Support:
             f" mean {sum(values) / len(values):.3f}"
             for name, values in self.values.items()
         ]
-        lines = lines or [f"support: all {number:,} captions were scored already"]
+        if not lines and number and not self.work.report.counts.failed and not self.work.at.stop:
+            lines = [f"support: all {number:,} captions were scored already"]
         if left_out:
-            lines.append(f"{left_out:,} captions left out: they are of features of another model")
+            lines.append(
+                f"{left_out:,} captions left out: they are of features that {self.settings.model}"
+                " does not read; name the model that made them with --model"
+            )
         return lines
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import h5py
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from h5py import h5t
 
 from cogcache.errors import FeaturesError
-from cogcache.keys import Field, digest
+from cogcache.keys import Field, Template, digest
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +160,12 @@ def hash_block(block: Array) -> str:
 def tensor_digest(bits: Bits, hashes: Sequence[Future[str]]) -> str:
     """Return the digest of a tensor, given the hash of each of its blocks."""
     done = [block.result() for block in hashes]
-    return digest({"dtype": bits.dtype, "shape": bits.array.shape, "blocks": done})
+    return _of_blocks(bits.dtype, bits.array.shape).digest({"blocks": done})
+
+
+@lru_cache(maxsize=256)
+def _of_blocks(dtype: str, shape: tuple[int, ...]) -> Template:
+    return Template({"dtype": dtype, "shape": shape}, ("blocks",))
 
 
 def seal_digest(

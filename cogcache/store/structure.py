@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import h5py
+import numpy as np
 from h5py import h5a, h5d, h5g, h5i, h5l, h5o, h5p, h5pl, h5t
 
 from cogcache.errors import CorruptFeaturesError
@@ -246,13 +247,23 @@ def attributes_of(of: h5py.File | h5py.Dataset) -> dict[str, Any]:
 
     h5a.iterate(of.id, note)
     expect(len(names) <= MAX_NAMES, f"it has more than {MAX_NAMES} attributes")
-    for name in names:
-        _check_attribute(h5a.open(of.id, name), name.decode())
-    return {name.decode(): of.attrs[name.decode()] for name in names}
+    return {name.decode(): _read_attribute(h5a.open(of.id, name), name.decode()) for name in names}
 
 
-def _check_attribute(attribute: h5a.AttrID, name: str) -> None:
+def _read_attribute(attribute: h5a.AttrID, name: str) -> Any:
+    """Return what `attrs[name]` does, of an attribute that is open already.
+
+    A file's `attrs` opens its root again for each: with a dozen names that was most of reading a
+    small file.
+    """
     kind, shape = attribute.get_type(), attribute.shape
+    _check_attribute(kind, shape, name)
+    value = np.zeros(shape, kind.dtype)
+    attribute.read(value, mtype=kind)
+    return value if value.ndim else value[()]
+
+
+def _check_attribute(kind: h5t.TypeID, shape: tuple[int, ...], name: str) -> None:
     if isinstance(kind, h5t.TypeStringID):
         fits = not kind.is_variable_str() and shape == ()
     elif kind == h5t.IEEE_F64LE:

@@ -17,15 +17,18 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from cogcache.catalog import EDITED, Absent, CatalogFile
 from cogcache.errors import CatalogError
+from cogcache.web.counting import Counting
 
 BrowseRow = dict[str, Any]
 T = TypeVar("T")
 
 PAGE_SIZE: Final = 48
 DEADLINE_S: Final = 2.0
-_MOST_REMEMBERED: Final = 100
+_FEW: Final = 5000
+"""Of more rows than these, whole tables are counted in a thread."""
 SCANNED: Final = 500
 """How many captions of a set one page of differences compares."""
+_COUNTED_TABLES: Final = ("captions", "clips", "scores", "edits")
 _JSON_COLUMNS: Final = frozenset({"settings", "flags", "split", "counts", "report"})
 _CLIP: Final = """feature_key = :feature_key
     OR video_digest = :video_digest AND start_s = :start_s AND end_s IS :end_s"""
@@ -86,31 +89,6 @@ class Filter:
         return " AND ".join(tests[name] for name in values) or "true", values
 
 
-class Remembered:
-    """Counts, sums and orders over whole tables, kept by name until the catalog changes."""
-
-    def __init__(self) -> None:
-        self._kept: dict[object, tuple[Any, int, float]] = {}
-
-    def of(self, name: object, version: int, read: Callable[[], T], kept_s: float) -> T:
-        """Return what was read under a name, or read it where the catalog has changed since.
-
-        Args:
-            name: what is read.
-            version: of the catalog, now.
-            read: reads it.
-            kept_s: seconds for which it is used even if the catalog has changed.
-        """
-        now_s = time.monotonic()
-        kept = self._kept.get(name)
-        if kept is None or (kept[1] != version and now_s > kept[2]):
-            if len(self._kept) >= _MOST_REMEMBERED:
-                self._kept.clear()
-            self._kept[name] = kept = (read(), version, now_s + kept_s)
-        found: T = kept[0]
-        return found
-
-
 class Browser:
     """Reads a catalog for pages; a context manager, for any number of threads.
 
@@ -125,7 +103,7 @@ class Browser:
     def __init__(self, path: Path, deadline_s: float = DEADLINE_S) -> None:
         self.path, self._deadline_s = path, deadline_s
         self._ends_at = math.inf
-        self._remembered = Remembered()
+        self._counting = Counting(self, lambda: Browser(path, math.inf))
         self._file = CatalogFile(path, derived=True)
         with self._file.reading() as conn:
             conn.execute("PRAGMA query_only = ON")
@@ -138,8 +116,13 @@ class Browser:
         self.close()
 
     def close(self) -> None:
-        """Close the catalog."""
+        """Close the catalog; what is being counted is broken off."""
+        self._counting.close()
         self._file.close()
+
+    def interrupt(self) -> None:
+        """Break off the query that runs, and all that come."""
+        self._deadline_s, self._ends_at = -math.inf, -math.inf
 
     @property
     def num_damaged(self) -> int:
@@ -170,11 +153,31 @@ class Browser:
         row = self.rows(sql, values)[0]
         return int(next(iter(row.values())) or 0)
 
-    def remembered(self, name: object, read: Callable[[], T], *, kept_s: float = 0.0) -> T:
-        """Return what `read` returns, or returned before the catalog changed; see `Remembered`."""
+    def remembered(self, name: object, read: Callable[[Browser], T], *, kept_s: float = 0.0) -> T:
+        """Return what `read` returns, or returned before the catalog changed; see `Counting`.
+
+        Args:
+            name: what is read.
+            read: reads it, with the browser that it is given.
+            kept_s: seconds for which it is used even if the catalog has changed.
+
+        Raises:
+            StillCountingError: it takes long, and nothing is known yet.
+        """
         with self._file.reading() as conn:
             version = conn.execute("PRAGMA data_version").fetchone()[0]
-        return self._remembered.of(name, version, read, kept_s)
+        is_long = self._is_large()
+        found: T = self._counting.of(name, version, read, kept_s=kept_s, is_long=is_long)
+        return found
+
+    def is_counting(self, name: object) -> bool:
+        """Say whether something is being counted anew, so that what was returned is older."""
+        return self._counting.is_counting(name)
+
+    def _is_large(self) -> bool:
+        """Say whether counting takes long; the numbers of rows are taken from their ends."""
+        rows = sum(self.value(f"SELECT max(rowid) FROM {table}") for table in _COUNTED_TABLES)
+        return rows > _FEW
 
     def page(
         self,
@@ -322,7 +325,7 @@ def pictured(browser: Browser, feature_key: str) -> str:
 def _clips_of_several(browser: Browser, number: int) -> Page:
     sql = """SELECT min(feature_key) AS place FROM shown_clips
         GROUP BY video_digest, start_s, end_s ORDER BY min(video), start_s"""
-    places = browser.remembered(sql, lambda: [row["place"] for row in browser.rows(sql)])
+    places = browser.remembered(sql, lambda own: [row["place"] for row in own.rows(sql)])
     sql = """SELECT clips.feature_key, clips.video, clips.video_digest, clips.start_s,
             clips.end_s, clips.model, caption, prompt_name, quantization, flags
         FROM whole_clips AS clips
@@ -345,7 +348,7 @@ def _clips_with(browser: Browser, where: str, values: Mapping[str, str], number:
         GROUP BY video_digest, start_s, end_s, iif(video_digest IS NULL, feature_key, '')
         ORDER BY min(id)"""
     places = browser.remembered(
-        (found, *values.values()), lambda: [row["place"] for row in browser.rows(found, values)]
+        (found, *values.values()), lambda own: [row["place"] for row in own.rows(found, values)]
     )
     sql = """SELECT feature_key, video, video_digest, start_s, end_s, model, caption,
             prompt_name, quantization, flags

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from cogcache.catalog import Selection
 from cogcache.errors import CatalogError, ConfigError
 from cogcache.review import SET, Outcome, Reviewed, Reviews, Rewriting
 from cogcache.web import figures
-from cogcache.web.browse import BrowseRow
+from cogcache.web.browse import Browser, BrowseRow
 from cogcache.web.queue import STATES, Queue, QueueFilter, progress, shown_scores
 from cogcache.web.rendering import render
 from cogcache.web.score_order import score_names
@@ -34,9 +33,6 @@ Exporter = Callable[[Selection], list[dict[str, Any]]]
 MAX_FORM: Final = 256 * 1024
 SHOWN_CHANGES: Final = 200
 _COUNTED_FOR_S: Final = 5.0
-_KEPT_TIMES: Final = 20
-"""Counts are kept for so many times the time that counting took."""
-_NONE: Final = {"accepted": 0, "rejected": 0, "edited": 0}
 _ACTIONS: Final = ("accept", "reject", "edit", "tag", "untag", "undo")
 
 
@@ -55,27 +51,26 @@ class Editing:
     author: str | None = None
     set_name: str = SET
     exporter: Exporter | None = None
-    _counted: tuple[float, dict[str, int]] = field(default=(-1e9, {}), repr=False)
 
     @property
     def form_token(self) -> str:
         """The token that every form must send."""
         return hmac.digest(self.secret.encode(), b"cogcache forms", "sha256").hex()
 
-    def progress(self, request: Request) -> dict[str, int]:
-        """Return the progress of the reviews.
+    def progress(self, request: Request) -> dict[str, int] | None:
+        """Return the progress of the reviews; None where that is still being counted.
 
-        It may be a few seconds old, or older where counting takes long or is given up.
+        It may be a few seconds old, or older where counting takes long.
         """
-        started_s = time.monotonic()
-        until_s, counts = self._counted[0], self._counted[1] or _NONE
-        if started_s > until_s:
-            with suppress(CatalogError):
-                counts = progress(site_of(request).browser, self.set_name)
-            took_s = time.monotonic() - started_s
-            kept_s = max(_COUNTED_FOR_S, _KEPT_TIMES * took_s)
-            self._counted = started_s + took_s + kept_s, counts
-        return counts
+        name = ("progress", self.set_name)
+        browser = site_of(request).browser
+
+        def read(browser: Browser) -> dict[str, int]:
+            return progress(browser, self.set_name)
+
+        with suppress(CatalogError):
+            return browser.remembered(name, read, kept_s=_COUNTED_FOR_S)
+        return None
 
     def reviews(self, request: Request) -> Reviews:
         """Return the reviews of the site."""

@@ -11,6 +11,8 @@ from cogcache.settings import PART, SUMMARY
 from cogcache.web.browse import Browser, BrowseRow, CaptionSet, Page
 
 RUNS_PER_PAGE: Final = 20
+NAME: Final = "figures"
+"""What the sums of the whole collection are remembered under."""
 _RUN: Final = "run, command, model, started_at, ended_at, status, planned_peak_bytes"
 
 
@@ -63,7 +65,7 @@ def whole_model_bytes(stages: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 def collection(browser: Browser) -> BrowseRow:
     """Return the figures of the whole collection, as `figures_of` has them, until it changes."""
-    return browser.remembered("figures", lambda: figures_of(browser))
+    return browser.remembered(NAME, figures_of)
 
 
 def figures_of(browser: Browser) -> BrowseRow:
@@ -77,7 +79,7 @@ def figures_of(browser: Browser) -> BrowseRow:
         by set); ``seconds`` (by stage and part, over all runs).
     """
     figures = browser.rows("""SELECT count(*) AS videos, total(duration_s) AS duration_s,
-        total(size_bytes) AS video_bytes FROM whole_videos""")[0]
+        total(size_bytes) AS video_bytes FROM shown_videos""")[0]
     clips = browser.rows("SELECT * FROM shown_clip_totals WHERE clips > 0")
     figures["clips"] = sum(row["clips"] for row in clips)
     figures["num_frames"] = sum(row["num_frames"] for row in clips)

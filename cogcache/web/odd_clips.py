@@ -31,7 +31,7 @@ _KEPT: Final = "iif(json_valid(details), json_extract(details, '$.of'), NULL)"
 def odd_clips(request: Request) -> Response:
     """Show static clips, black clips, or clusters of near-duplicates."""
     site, query = site_of(request), request.query_params
-    counts = site.browser.remembered("odd clips", lambda: numbers(site.browser))
+    counts = site.browser.remembered("odd clips", numbers)
     kind = query.get("kind", "")
     kind = kind if kind in KINDS else next((each for each in KINDS if counts[each]), KINDS[0])
     number = max(1, int(given)) if (given := query.get("page", "")).isdecimal() else 1
@@ -81,7 +81,7 @@ def clips(browser: Browser, name: str, total: int, number: int) -> Page:
 def _clusters(site: Site, number: int) -> tuple[Page, list[BrowseRow]]:
     """Return a page of clusters: the clip that is kept, and those that look like it."""
     browser = site.browser
-    every = browser.remembered("clusters", lambda: clusters_of(browser))
+    every = browser.remembered("clusters", clusters_of)
     number = min(number, max(1, -(-len(every) // CLUSTERS_PER_PAGE)))
     some = every[(number - 1) * CLUSTERS_PER_PAGE : number * CLUSTERS_PER_PAGE]
     keys = [key for kept, others in some for key in (kept, *others[:MOST_SHOWN])]

@@ -12,6 +12,7 @@ from cogcache.catalog import MIN_PREFIX, PlacedRows, Selection, has_unspaced, te
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import charts, figures
 from cogcache.web.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page
+from cogcache.web.counting import StillCountingError
 from cogcache.web.rendering import MARKS, render
 from cogcache.web.site import Site, site_of
 
@@ -152,6 +153,7 @@ def collection(request: Request) -> Response:
         "sets": {each.name: count for each, count in found["sets"].most_common()},
         "lengths": {f"{low}–{low + 9}": n for low, n in sorted(found["lengths"].items())},  # noqa: RUF001
         "reasons": figures.failure_reasons(browser),
+        "is_counting": browser.is_counting(figures.NAME),
     }
     return render(request, "figures.html", values)
 
@@ -169,5 +171,9 @@ def refused(request: Request, error: Exception) -> Response:
         values = {"problem": error.detail, "hint": ""}
         return render(request, "error.html", values, error.status_code)
     assert isinstance(error, CogcacheError)
+    if isinstance(error, StillCountingError):
+        answer = render(request, "counting.html", {})
+        answer.headers["Refresh"] = "1"
+        return answer
     values = {"problem": error.problem, "hint": error.hint}
     return render(request, "error.html", values, 503)

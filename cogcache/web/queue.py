@@ -135,8 +135,8 @@ class Queue:
         where = where.replace("whole_scores", "shown_scores")
         sql = f"SELECT json_group_array(c.id) AS numbers FROM shown_captions c WHERE {where}"
 
-        def read() -> list[int]:
-            return sorted(json.loads(self._browser.rows(sql, values)[0]["numbers"]))
+        def read(browser: Browser) -> list[int]:
+            return sorted(json.loads(browser.rows(sql, values)[0]["numbers"]))
 
         return self._browser.remembered((sql, *values.values()), read, kept_s=_COUNTED_FOR_S)
 
@@ -184,8 +184,9 @@ class Queue:
 
 def progress(browser: Browser, set_name: str) -> dict[str, int]:
     """Return how many captions were accepted, rejected and edited, and how many there are."""
+    # Only counted: a checksum for each edit would take too long.
     sql = """SELECT state, text IS NOT NULL AS edited, count(*) AS number FROM (
-            SELECT caption_key, state, text, max(created_at) FROM whole_edits
+            SELECT caption_key, state, text, max(created_at) FROM shown_edits
             WHERE set_name = :set_name GROUP BY caption_key)
         GROUP BY state, edited"""
     found = {"accepted": 0, "rejected": 0, "edited": 0}

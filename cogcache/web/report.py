@@ -80,7 +80,7 @@ def find(browser: Browser, runs: Sequence[int] = ()) -> Findings:
     if not stages:
         raise ConfigError("no run has made anything yet", "start one with `cogcache run`")
     reasons = dict(figures.failure_reasons(browser).most_common())
-    return Findings(stages, figures.collection(browser), reasons, _rates(browser))
+    return Findings(stages, figures.figures_of(browser), reasons, _rates(browser))
 
 
 def _asked_for(browser: Browser, runs: Sequence[int]) -> dict[str, BrowseRow]:

@@ -112,8 +112,9 @@ class ScoreOrder:
     def _order(self) -> list[Scored]:
         sql = "SELECT score, caption_key, feature_key FROM shown_scores WHERE name = :name"
 
-        def read() -> list[Scored]:
-            return sorted(self._scores(sql, {"name": self.name}))
+        def read(browser: Browser) -> list[Scored]:
+            rows = browser.rows(sql, {"name": self.name})
+            return sorted(Scored(**row) for row in rows)
 
         return self.browser.remembered(("order", self.name), read, kept_s=_KEPT_S)
 

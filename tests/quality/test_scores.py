@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +22,9 @@ from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.export.importing import import_captions
-from cogcache.generation.forced_rows import Forced, ForcedRows
+from cogcache.generation.forced_rows import Forced, ForcedRows, layout_digest
 from cogcache.generation.teacher_forcing import log_probabilities
-from cogcache.models import ClipTensors, open_family
+from cogcache.models import ClipTensors, PromptRow, open_family
 from cogcache.models.halves.load import load_half
 from cogcache.quality.clips import look_at
 from cogcache.quality.duplicates import clusters
@@ -344,6 +347,71 @@ def test_captions_of_several_clips_in_one_pass_are_scored_as_each_alone(made):
         plain = log_probabilities(model, family, each.row, each.tokens)
         wanted = plain[: len(each.tokens)].gather(-1, torch.tensor(each.tokens)[:, None])[:, 0]
         torch.testing.assert_close(values, wanted, atol=0.08, rtol=0.02)
+
+
+def test_places_of_tokens_are_remembered_for_clips_laid_out_alike_alone():
+    def row(grid, features=(4, 8), text="", ids=(1, 2, 3)):
+        tensors = {"grid": torch.tensor(grid), "features": torch.rand(*features, 64)}
+        return PromptRow(ClipTensors(tensors, {"at": text}), {"input_ids": torch.tensor(ids)})
+
+    alike = layout_digest(row([1, 4, 8]))
+    assert layout_digest(row([1, 4, 8])) == alike  # other numbers of features
+    others = [row([1, 8, 4]), row([1, 4, 8], (8, 4)), row([1, 4, 8], text="0.5 s")]
+    others.append(row([1, 4, 8], ids=(1, 2, 4)))
+    assert alike not in {layout_digest(each) for each in others}
+
+
+WITH_SIGNAL = """
+import os, sys
+number, arguments = int(sys.argv[1]), sys.argv[2:]
+from cogcache.stages import score_visits
+read, keys = score_visits.read_clip_features, []
+
+def asked(store, key):
+    keys.append(key)
+    if len(keys) == 4:
+        os.kill(os.getpid(), number)
+    return read(store, key)
+
+score_visits.read_clip_features = asked
+from cogcache.cli import main
+sys.argv = ["cogcache", *arguments]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_score_in_order_and_the_same_command_goes_on(made, tmp_path, number):
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    with Catalog(cache / "catalog.sqlite") as catalog, catalog._file.transaction() as conn:
+        conn.execute("DELETE FROM scores")
+    words = ["score", "model", "--cache", str(cache), "--model", "tiny", "--device", "cpu"]
+    words += ["--quantization", "none", "--captions-of", "claims"]
+    program = [sys.executable, "-c", WITH_SIGNAL, str(int(number)), *words]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 128 + number, done.stderr
+    assert "the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [*cache.glob("working/*"), *cache.glob("claims/*")]
+    before = len(values(cache, "grounding"))
+    assert before < NUM
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 0, again.output
+    assert len(values(cache, "grounding")) == len(values(cache, "swap")) == NUM
+
+
+def test_score_says_that_there_is_no_caption_to_score_and_what_to_do(made, tmp_path):
+    FeatureStore.create_or_open(tmp_path / "cache")
+    with Catalog(tmp_path / "cache" / "catalog.sqlite"):
+        pass
+    request = ScoreRequest(("model",))
+    with pytest.raises(ConfigError, match="has no captions") as told:
+        score(tmp_path / "cache", settings_of(), request)
+    assert "cogcache caption" in told.value.hint
+    with pytest.raises(ConfigError, match="no caption passes the filters"):
+        score(made, settings_of(), ScoreRequest(("model",), Selection(models=("nobody",))))
+    done = score(made, settings_of(), ScoreRequest(selection=Selection(models=("nobody",))))
+    assert any("no caption passes" in line for line in done.lines)  # clips were looked at
 
 
 def test_the_command_scores_sorts_and_filters(made):
