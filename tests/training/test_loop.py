@@ -51,7 +51,7 @@ def said(cache, folder, *, adapted):
     ("reviewed", "unseen", "steps", "share"), [(24, 5, 30, 0.8), (200, 40, 100, 0.95)]
 )
 def test_captions_reviewed_into_another_style_are_what_the_trained_model_writes(
-    tmp_path, reviewed, unseen, steps, share
+    tmp_path, record_property, reviewed, unseen, steps, share
 ):
     cache = tmp_path / "cache"
     clips(tmp_path / "seen", reviewed, 1000)
@@ -91,7 +91,8 @@ def test_captions_reviewed_into_another_style_are_what_the_trained_model_writes(
         scores[models[row["caption_key"]]].append(row["score"])
     assert [len(each) for each in scores.values()] == [unseen, unseen]
     side_by_side = {name: round(sum(each) / unseen, 3) for name, each in scores.items()}
-    print(f"in style {in_style} of {unseen}; mean grounding {side_by_side}")
+    record_property("in style", in_style)
+    record_property("mean grounding", side_by_side)
 
 
 def after_models(cache):
