@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 from cogcache.catalog import EDITED, Absent, CatalogFile
 from cogcache.errors import CatalogError
@@ -157,7 +157,7 @@ class Browser:
         """Return what `read` returns, or returned before the catalog changed; see `Counting`.
 
         Args:
-            name: what is read.
+            name: of what is read.
             read: reads it, with the browser that it is given.
             kept_s: seconds for which it is used even if the catalog has changed.
 
@@ -166,18 +166,12 @@ class Browser:
         """
         with self._file.reading() as conn:
             version = conn.execute("PRAGMA data_version").fetchone()[0]
-        is_long = self._is_large()
-        found: T = self._counting.of(name, version, read, kept_s=kept_s, is_long=is_long)
-        return found
+        large = _is_large(self)
+        return cast(T, self._counting.of(name, version, read, kept_s=kept_s, is_long=large))
 
     def is_counting(self, name: object) -> bool:
         """Say whether something is being counted anew, so that what was returned is older."""
         return self._counting.is_counting(name)
-
-    def _is_large(self) -> bool:
-        """Say whether counting takes long; the numbers of rows are taken from their ends."""
-        rows = sum(self.value(f"SELECT max(rowid) FROM {table}") for table in _COUNTED_TABLES)
-        return rows > _FEW
 
     def page(
         self,
@@ -249,18 +243,6 @@ class Browser:
         order = {"clips": "created_at", "captions": "id", "failures": "first_at"}[table]
         return self.rows(f"SELECT * FROM whole_{table} WHERE {_CLIP} ORDER BY {order}", span)
 
-    def beside(self, clip: Mapping[str, Any]) -> tuple[BrowseRow | None, BrowseRow | None]:
-        """Return the clips before and after one in the order of all clips."""
-        here = (clip["video"], clip["start_s"])
-        values = {"video": here[0], "start_s": here[1]}
-        sql = """SELECT feature_key, video, video_digest, start_s, end_s FROM whole_clips
-            WHERE (video, start_s) {} (:video, :start_s) ORDER BY video {}, start_s {} LIMIT 1"""
-        before, after = (
-            self.rows(sql.format(*words), values)
-            for words in (("<", "DESC", "DESC"), (">", "ASC", "ASC"))
-        )
-        return (before[0] if before else None), (after[0] if after else None)
-
     def video(self, digest: str) -> BrowseRow | None:
         """Return a video by the digest of its bytes."""
         found = self.rows("SELECT * FROM whole_videos WHERE digest = :digest", {"digest": digest})
@@ -307,6 +289,25 @@ class Browser:
         if rest:
             return found, int(found[-1]["id"])
         return found, int(seen[-1]["id"]) if len(seen) == SCANNED else None
+
+
+def beside(browser: Browser, clip: Mapping[str, Any]) -> tuple[BrowseRow | None, BrowseRow | None]:
+    """Return the clips before and after one in the order of all clips."""
+    here = (clip["video"], clip["start_s"])
+    values = {"video": here[0], "start_s": here[1]}
+    sql = """SELECT feature_key, video, video_digest, start_s, end_s FROM whole_clips
+        WHERE (video, start_s) {} (:video, :start_s) ORDER BY video {}, start_s {} LIMIT 1"""
+    before, after = (
+        browser.rows(sql.format(*words), values)
+        for words in (("<", "DESC", "DESC"), (">", "ASC", "ASC"))
+    )
+    return (before[0] if before else None), (after[0] if after else None)
+
+
+def _is_large(browser: Browser) -> bool:
+    """Say whether counting takes long; the numbers of rows are taken from their ends."""
+    rows = sum(browser.value(f"SELECT max(rowid) FROM {table}") for table in _COUNTED_TABLES)
+    return rows > _FEW
 
 
 def pictured(browser: Browser, feature_key: str) -> str:

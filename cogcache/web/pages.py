@@ -11,7 +11,7 @@ from starlette.responses import Response
 from cogcache.catalog import MIN_PREFIX, PlacedRows, Selection, has_unspaced, text_to_path
 from cogcache.errors import CogcacheError, ConfigError
 from cogcache.web import charts, figures
-from cogcache.web.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page
+from cogcache.web.browse import PAGE_SIZE, BrowseRow, CaptionSet, Filter, Page, beside
 from cogcache.web.counting import StillCountingError
 from cogcache.web.rendering import MARKS, render
 from cogcache.web.site import Site, site_of
@@ -76,7 +76,7 @@ def clip(request: Request) -> Response:
     video = site.browser.video(found["video_digest"]) if shown.rows else None
     # Of a clip that no file holds, the name is not told as its own: another video may bear it.
     name = shown.rows[0]["video"] if shown.rows else ""
-    before, after = (_named(site, each) for each in site.browser.beside(found))
+    before, after = (_named(site, each) for each in beside(site.browser, found))
     offset_s = shown.rows[0]["offset_s"] if shown.rows else 0.0
     values = {
         "clip": {**found, "video": name, "offset_s": offset_s},
