@@ -3,7 +3,8 @@
     python -m benchmarks.training [FOLDER] [--repeats 3]
 
 The random model of `benchmarks.small`, a clip of 24 frames and a caption of 100 tokens. Each way
-runs in a process of its own, all of them in turn. Activations are what a step holds at its peak
+runs in a process of its own, all of them in turn, and is timed in processor seconds of one thread,
+so that a shared machine can measure them. Activations are what a step holds at its peak
 beyond what was there before it. The whole model gets its frames ready made, and its frozen vision
 half runs without gradients: what another trainer would do at its best. `--full-size` times two of
 the flagship's vision blocks and two of its decoder layers, and scales them by their number: an
@@ -80,9 +81,9 @@ class FromPixels(Collator):
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Encode, then lay out."""
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         features = self.family.encode(self.vision, [self.pixels], FRAMES)
-        self.spent.append(time.perf_counter() - began_s)
+        self.spent.append(time.process_time() - began_s)
         return self.laid_out(examples, features)
 
 
@@ -122,8 +123,9 @@ def example_of(family: Family, features: ClipTensors, key: str) -> Example:
 
 def one(folder: Path, way: str) -> dict[str, Any]:
     """Train for some steps in this process; return seconds a step and bytes."""
+    torch.set_num_threads(1)
     bench = Made(folder, 1, num_clips=1)
-    settings, family = bench.settings(**COMMON, **WAYS[way]), bench.family
+    settings, family = bench.settings(**{**COMMON, **WAYS[way]}), bench.family
     store = FeatureStore.open(bench.cache)
     key = next(iter(store))
     example = example_of(family, ClipTensors(store.read(key).tensors), key)
@@ -147,7 +149,7 @@ def steps(
     model: Any, settings: Settings, example: Example, collate: Collator, folder: Path
 ) -> dict[str, Any]:
     """Make the steps as `cogcache train` makes them; return what they took."""
-    training, laps, levels = settings.training, [time.perf_counter()], [0]
+    training, laps, levels = settings.training, [time.process_time()], [0]
     monitors: list[MemoryMonitor] = []
     data = Data([example], [], collate, STEPS)
     with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -157,7 +159,7 @@ def steps(
         def observe(what: str, _: Mapping[str, Any]) -> None:
             if what != "step":
                 return
-            laps.append(time.perf_counter())
+            laps.append(time.process_time())
             if len(laps) == 2:
                 levels[0] = sample().anonymous_bytes
                 monitors.append(MemoryMonitor().__enter__())
@@ -179,8 +181,10 @@ def in_processes(folder: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
     for _ in range(repeats):
         for way in WAYS:
             start = [sys.executable, "-m", "benchmarks.training", str(folder), "--one", way]
-            done = subprocess.run(start, capture_output=True, text=True, check=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+            done = subprocess.run(start, stdout=subprocess.PIPE, text=True, check=True)
+            line = done.stdout.splitlines()[-1]
+            print(f"{way}: {line}", flush=True)
+            found[way].append(json.loads(line))
     return found
 
 
@@ -191,7 +195,7 @@ def report(found: Mapping[str, list[dict[str, Any]]]) -> None:
         return median(each[what] for each in found[way])
 
     print(f"{found['bf16'][0]['tokens']} tokens\n")
-    print("| way | seconds a step | over the repeats | activations, MB | time / bf16's |")
+    print("| way | processor seconds a step | over the repeats | activations, MB | time / bf16's |")
     print("| --- | --- | --- | --- | --- |")
     for way, all_of in found.items():
         seconds = [each["step_s"] for each in all_of]
@@ -210,6 +214,7 @@ def report(found: Mapping[str, list[dict[str, Any]]]) -> None:
 
 def full_size(repeats: int) -> None:
     """Time some blocks and layers of the flagship, and scale them to all of them."""
+    torch.set_num_threads(1)
     blocks_s, layers_s = vision_blocks(repeats), decoder_layers(repeats)
     vision_s, language_s = blocks_s * FULL_BLOCKS / 2, layers_s * FULL_LAYERS / 2
     print(f"two vision blocks: {blocks_s:.1f} s; all {FULL_BLOCKS}: {vision_s:.0f} s")
@@ -268,9 +273,9 @@ def _median_s(work: Any, repeats: int) -> float:
     work()
     taken = []
     for _ in range(repeats):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         work()
-        taken.append(time.perf_counter() - began_s)
+        taken.append(time.process_time() - began_s)
     return median(taken)
 
 
