@@ -103,9 +103,12 @@ class Folder:
         self.write(NAMES[one])
 
     def copy(self, one: int, other: int) -> None:
-        if self.path(one).exists() and one != other:
+        if not self.path(one).exists():
+            return
+        source = self.path(one).resolve()  # the other may be what a link leads to
+        if source != self.path(other).absolute():
             self.path(other).unlink(missing_ok=True)
-            shutil.copy2(self.path(one), self.path(other))  # with the time of the other
+            shutil.copy2(source, self.path(other))  # with the time of the other
 
     def link(self, one: int, other: int) -> None:
         if self.path(one).exists() and one != other and not self.path(one).is_symlink():
@@ -220,6 +223,7 @@ CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=CHECKS)
 @given(HISTORIES)
 @example([("swap", 0, 1)])
+@example([("link", 0, 1), ("copy", 1, 0)])
 @example([("replace", 0, 0), ("extract", 0, 0), ("gc", 0, 0), ("delete", 1, 0), ("gc", 0, 0)])
 @example([("link", 0, 1), ("extract", 0, 0), ("replace", 0, 0), ("export", 1, 0)])
 def test_no_caption_goes_out_beside_other_bytes(film, history):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -60,7 +61,7 @@ def fetched(tmp_path):
     """Return a spool into which one object was fetched, its name there, and its digest."""
     import fsspec
 
-    name = f"/{tmp_path.name}/a.mp4"  # facts of objects are remembered by name
+    name = f"/{uuid4().hex}/a.mp4"  # facts of objects are remembered by name
     fsspec.filesystem("memory").pipe(name, b"the bytes that were digested")
     video = ObjectUrl(f"memory://{name}")
     spool = Spool(tmp_path / "spool", 10**6)
