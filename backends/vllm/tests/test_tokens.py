@@ -20,6 +20,7 @@ from vllm_caches import NAMES, NUM_CLIPS, PYTHON, check, on_vllm, settings_of, t
 
 from cogcache.generation.vllm.opening import opening_of
 from cogcache.models import Family, WholeModel, open_family
+from cogcache.models.derived import features as parts
 from cogcache.settings import Settings
 from cogcache.stages.captioning import vllm_half
 from cogcache.stages.captioning.captioner import Captioner
@@ -103,17 +104,27 @@ def test_rotary_tables_in_bfloat16_are_the_same_on_both_sides(kept):
 
 
 OWN_POSITIONS = """
-import json, sys
+import __future__, ast, json, sys
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace as Made
-import torch
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
+import numpy as np, torch
+# vLLM's module imports torchvision, which this environment has not: its two methods are taken out.
+file = Path(find_spec("vllm").origin).parent / "model_executor/models/qwen2_5_vl.py"
+names = {"iter_mm_grid_thw", "get_mrope_input_positions"}
+[model] = [each for each in ast.parse(file.read_text()).body
+           if getattr(each, "name", "") == "Qwen2_5_VLForConditionalGeneration"]
+methods = [each for each in model.body if getattr(each, "name", "") in names]
+plain = __future__.annotations.compiler_flag
+vllm = {"np": np, "torch": torch}
+exec(compile(ast.Module(methods, []), str(file), "exec", plain), vllm)
 found = []
 for ids, offset, grid, vision in json.load(sys.stdin):
     model = Made(config=Made(vision_config=Made(**vision)))
-    model.iter_mm_grid_thw = lambda items: Model.iter_mm_grid_thw(model, items)
+    model.iter_mm_grid_thw = lambda items: vllm["iter_mm_grid_thw"](model, items)
     data = {"video_grid_thw": Made(data=torch.tensor(grid))}
     item = Made(modality="video", mm_position=Made(offset=offset), data=data)
-    found.append(Model.get_mrope_input_positions(model, ids, [item])[0].tolist())
+    found.append(vllm["get_mrope_input_positions"](model, ids, [item])[0].tolist())
 print()
 print(json.dumps(found))
 """
@@ -154,7 +165,7 @@ def _own_positions(family, rows):
         [
             row.sequences["input_ids"].tolist(),
             int(family.slots(row).nonzero().min()),
-            row.features.tensors["video_grid_thw"].reshape(-1)[:3].tolist(),
+            parts.extras([row.features.tensors], "cpu")["video_grid_thw"].reshape(-1)[:3].tolist(),
             {name: vision[name] for name in names if name in vision},
         ]
         for row in rows
