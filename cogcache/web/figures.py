@@ -79,7 +79,7 @@ def figures_of(browser: Browser) -> BrowseRow:
         by set); ``seconds`` (by stage and part, over all runs).
     """
     figures = browser.rows("""SELECT count(*) AS videos, total(duration_s) AS duration_s,
-        total(size_bytes) AS video_bytes FROM shown_videos""")[0]
+        total(size_bytes) AS video_bytes FROM whole_videos""")[0]
     clips = browser.rows("SELECT * FROM shown_clip_totals WHERE clips > 0")
     figures["clips"] = sum(row["clips"] for row in clips)
     figures["num_frames"] = sum(row["num_frames"] for row in clips)

@@ -184,9 +184,8 @@ class Queue:
 
 def progress(browser: Browser, set_name: str) -> dict[str, int]:
     """Return how many captions were accepted, rejected and edited, and how many there are."""
-    # Only counted: a checksum for each edit would take too long.
     sql = """SELECT state, text IS NOT NULL AS edited, count(*) AS number FROM (
-            SELECT caption_key, state, text, max(created_at) FROM shown_edits
+            SELECT caption_key, state, text, max(created_at) FROM whole_edits
             WHERE set_name = :set_name GROUP BY caption_key)
         GROUP BY state, edited"""
     found = {"accepted": 0, "rejected": 0, "edited": 0}

@@ -42,6 +42,7 @@ from cogcache.store.store import FeatureStore
 
 PROMPT = "What color is the shape?"
 ONE_WORKER = {"decode_workers": 1}
+SIDES = ("unquantised", "quantised")
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def test_random_weights_lose_much_and_the_gate_says_so(golden, videos, tmp_path)
 
 def test_a_table_is_printed_for_readers():
     pairs = [pair(), pair(video="b.mp4", caption="A blue square.", similarity=0.67)]
-    said = "\n".join([*_lines(summary(pairs)), *_side_by_side(pairs)])
+    said = "\n".join([*_lines(summary(pairs), SIDES), *_side_by_side(pairs, SIDES)])
     assert "2 captions, 8 places of them" in said
     assert "same top token: 100.00% of places" in said
     assert "The 2 that are furthest apart" in said

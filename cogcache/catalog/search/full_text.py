@@ -25,7 +25,6 @@ MAX_RANKED: Final = 3000
 """Of more captions than these the newest are ranked: ranking all would take seconds."""
 _SNIPPET_WORDS: Final = 24
 _CACHE_KIB: Final = 64 * 1024
-# What is found is read from whole rows afterwards: checksums of all that are ranked take too long.
 _IDS: Final = "(SELECT value FROM json_each(:ids))"
 # The + keeps SQLite from asking the index for each number: bm25 would begin anew each time.
 _AMONG: Final = f"rowid BETWEEN :first AND :last AND +rowid IN {_IDS}"
@@ -144,7 +143,7 @@ class CaptionSearch:
         where, values = selection.where()
         if not where:
             return None
-        sql = f"SELECT c.id FROM shown_captions c WHERE {where} LIMIT {MAX_RANKED + 1}"
+        sql = f"SELECT c.id FROM whole_captions c WHERE {where} LIMIT {MAX_RANKED + 1}"
         ids = [row[0] for row in self._file.query(sql, values)]
         return ids if len(ids) <= MAX_RANKED else None
 
@@ -196,7 +195,7 @@ class CaptionSearch:
 
 def _ranking(query: Query, where: str) -> str:
     table = query.table
-    join = "" if where in {"", _AMONG} else f"JOIN shown_captions c ON c.id = {table}.rowid"
+    join = "" if where in {"", _AMONG} else f"JOIN whole_captions c ON c.id = {table}.rowid"
     return (
         f"SELECT {table}.rowid, bm25({table}) FROM {table} {join}"
         f" WHERE {table} MATCH :match {where and f'AND {where}'}"
