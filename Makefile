@@ -101,7 +101,7 @@ $(VLLM)/.plugin: $(VLLM)/.installed $(wildcard backends/vllm/cogcache_vllm/*.py)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./backends/vllm
 	@touch $@
 
-test-vllm: $(INSTALLED) vllm ## Compare vLLM's tokens with those of transformers: twenty minutes, 5 GB of memory
+test-vllm: $(INSTALLED) vllm ## Compare vLLM's tokens with those of transformers: a quarter of an hour
 	COGCACHE_VLLM_PYTHON=$(VLLM)/bin/python OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest backends/vllm/tests -m slow -s
 
 clean: ## Remove .venv and all that tools have left; caches of features are kept
