@@ -233,7 +233,7 @@ def _hours(model: _Model) -> PlannedHours:
 def _with_kind(settings: Settings, family: Family) -> Settings:
     """Put a kind in place of `auto`: of cards NF4; int4 is planned for the device at hand."""
     chosen = _chosen_kind(settings, family)
-    if "int4" in (chosen.language.quantization, chosen.language.head_quantization):
+    if Quantization.of(chosen.language).has_int4:
         return chosen.model_copy(update={"device": pick_device(settings.device)})
     return chosen
 

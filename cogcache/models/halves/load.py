@@ -205,13 +205,13 @@ def _prove_int4(quantization: Quantization, device: str, offload: Offload) -> No
         QuantizationError: it does not; or parts of the half would wait in main memory, where
             weights have another order.
     """
-    if "int4" not in (quantization.kind, quantization.head) or device.startswith("cpu"):
+    if not quantization.has_int4 or device.startswith("cpu"):
         return
     from cogcache.models.quantization.int4_products import check_product
 
     if offload != Offload():
         problem = f"int4 on {device} is for a half that fits there whole"
-        raise QuantizationError(problem, "take --quantization nf4, or a larger --gpu-memory")
+        raise QuantizationError(problem, "take --quantization nf4, or more --memory")
     check_product(device, quantization.group_size)
     logger.warning("int4 has not been tried on a GPU yet; a small product on %s was right", device)
 

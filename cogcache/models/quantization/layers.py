@@ -63,6 +63,11 @@ class Quantization:
         """Of a quantised weight, its scale apart."""
         return 8 if self.kind in ("int8", "fp8") else 4
 
+    @property
+    def has_int4(self) -> bool:
+        """Whether layers or the output head are in int4."""
+        return "int4" in (self.kind, self.head)
+
     def fields(self) -> dict[str, str | bool | int]:
         """Return what a caption depends on, for its key.
 
@@ -72,7 +77,7 @@ class Quantization:
         fields, kinds = asdict(self), {self.kind, self.head}
         if self.head == "none":
             del fields["head"]
-        if "int4" not in kinds:
+        if not self.has_int4:
             del fields["group_size"]
         elif kinds.isdisjoint(NESTED):
             del fields["double_quant"]
@@ -161,7 +166,7 @@ def check_int4(model: PreTrainedModel, quantization: Quantization, device: str) 
         QuantizationError: torch has no product for the device, products are not in bfloat16, or
             the group size does not divide the columns of a layer.
     """
-    if "int4" not in (quantization.kind, quantization.head):
+    if not quantization.has_int4:
         return
     from cogcache.models.quantization.int4_products import check_operators
 
