@@ -122,9 +122,9 @@ class Students:
         settings, out = self.settings(seed), self.folder / str(seed)
         chosen = Selection(models=("tiny",))
         teach(self.cache, settings, chosen, self.choice)
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         study(self.cache, out, settings, chosen, self.choice)
-        return out, time.perf_counter() - began_s
+        return out, time.process_time() - began_s
 
 
 class Questions:
@@ -174,7 +174,7 @@ def speeds(questions: Questions, student: str, layers: str) -> str:
     sides = [loaded(model) for model in (student, "tiny")]
     numbers = [sum(map(len, made(*side, questions.rows))) for side in sides]
     works = [lambda side=side: made(*side, questions.rows) for side in sides]
-    ours, theirs = in_turn(5, *works, time.perf_counter)
+    ours, theirs = in_turn(5, *works, time.process_time)
     rates = [n / float(np.median(took)) for n, took in zip(numbers, (ours, theirs), strict=True)]
     return (
         f"{layers} layers: {rates[0]:.0f} tokens a second, the teacher {rates[1]:.0f}: "
