@@ -152,6 +152,9 @@ def with_decoder(
         problem = f"{teacher.model} has no features from before its projector"
         raise ConfigError(problem, "give --layers: only CogVLM2-Video takes another decoder")
     config = other_decoder.config_with(teacher.config, decoder)
+    if other_decoder.same_tokenizer(tokenizer_of, teacher.folder):
+        # Captions must end as the teacher's do, or its thoughts would be about other tokens.
+        config |= {name: teacher.config[name] for name in other_decoder.ENDS}
     known = {name: each for name, each in config.items() if name not in ("architectures",)}
     meta = on_meta(whole.cls, whole.cls.config_class(**known, cache_point="pooled"))
     state = other_decoder.state_with(meta, decoder, seed)

@@ -154,7 +154,7 @@ class TrainingJob:
         if self.student is not None:
             run = replace(
                 run,
-                family=self.student.family(),
+                family=self._learner,
                 folder=self.folder,
                 losses=self.student.losses(),
                 new_parts=self.student.new_parts(),
@@ -171,18 +171,23 @@ class TrainingJob:
     def _plan(self, report: RunReport, examples: Sequence[Example]) -> None:
         """Plan the memory, before any weight is read; refuse what does not fit."""
         longest = max(examples, key=lambda example: example.length)
-        family = self.student.family() if self.student is not None else self.family
-        plan = plan_training(
-            family, self.settings, base_kind(self.settings), longest.length, longest.num_labels
-        )
+        kind = base_kind(self.settings)
+        plan = plan_training(self._learner, self.settings, kind, longest.length, longest.num_labels)
         check_fits(plan, self.settings, pick_device(self.settings.device))
         report.planned = plan.as_stage()
         report.notes += plan.lines()
 
+    @property
+    def _learner(self) -> Family:
+        """The family of the model that is trained."""
+        return self.student.family() if self.student is not None else self.family
+
     def _laid_out(self, chosen: list[Chosen]) -> LaidOut:
-        layout = self.family.layout(self.settings.language)
-        context = self.family.full_config().get("max_position_embeddings")
-        return lay_out(chosen, self.family, self.store, layout, context)
+        """Lay captions out in the words of the model that learns them."""
+        learner = self._learner
+        context = learner.full_config().get("max_position_embeddings")
+        layout = learner.layout(self.settings.language)
+        return lay_out(chosen, learner, self.store, layout, context)
 
     def _observer(self, report: RunReport) -> Any:
         def observe(what: str, facts: Mapping[str, Any]) -> None:

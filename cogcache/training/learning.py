@@ -166,8 +166,10 @@ class Run:
         """Return the half in 16 bits with the adapter merged into it."""
         whole = WholeModel.of(self.family.checkpoint, **self.family.partition_settings())
         language = load_half(whole, "language", dtype=torch.bfloat16).model
-        put_on(language, Adapter.open(self.run_folder))
-        merge(language)
+        seconds = [each for name, each in lora_state(trainer.model).items() if ".lora_B." in name]
+        if any(bool(each.any()) for each in seconds):  # else only new parts were trained so far
+            put_on(language, Adapter.open(self.run_folder))
+            merge(language)
         own = dict(language.named_parameters())
         for name, parameter in trainer.model.get_base_model().named_parameters():
             if name.startswith(self.new_parts) and self.new_parts:

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from trained_caches import import_set
 from transformers import LlamaConfig, LlamaForCausalLM
 from zoo import QWEN3_VL, Animal
@@ -22,7 +27,7 @@ from cogcache.cli import main
 from cogcache.errors import ConfigError
 from cogcache.models.adapters import Adapter
 from cogcache.models.checkpoints.checkpoint import Checkpoint
-from cogcache.models.cogvlm2.other_decoder import read_decoder
+from cogcache.models.cogvlm2.other_decoder import PROJECTOR, read_decoder
 from cogcache.models.halves.identity import identify
 from cogcache.models.halves.load import WholeModel, load_half
 from cogcache.models.registry import family_of
@@ -39,6 +44,7 @@ from cogcache.stages.distill import StudentChoice, study, teach
 from cogcache.stages.extract import extract
 from cogcache.stages.train import train
 from cogcache.training.teacher import Thoughts, divergence
+from cogcache.training.trainer import CaptionTrainer
 
 
 def rewritten(folder: Path, out: Path, layers: str) -> WholeModel:
@@ -293,6 +299,72 @@ def test_with_another_tokenizer_captions_alone_are_learnt_and_that_is_said(poole
     choice = StudentChoice(checkpoint=str(folder))
     [line] = teach(pooled, settings, Selection(models=("other",)), choice)
     assert "another tokenizer, so it learns from captions alone" in line
+
+
+def write_words(folder: Path, texts: list[str]) -> Tokenizer:
+    """Give a Llama a tokenizer of its own, which splits words elsewhere than tiny's."""
+    words = Tokenizer(BPE())
+    words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    words.train_from_iterator(texts, trainer)
+    words.save(str(folder / "tokenizer.json"))
+    return words
+
+
+def learnt(cache: Path, out: Path, llama: Path, **more: object) -> None:
+    """Have another decoder make one step."""
+    more = {"cache_point": "pooled", "method": "lora", "max_steps": 1, "samples": 0, **more}
+    choice = StudentChoice(checkpoint=str(llama))
+    study(
+        cache, out, load_settings(None, {**OPTIONS, **more}), Selection(models=("other",)), choice
+    )
+
+
+def test_a_run_that_ends_in_the_projectors_own_steps_keeps_the_decoder(pooled, tmp_path):
+    folder = write_llama(tmp_path / "llama", tokenizer=False)
+    write_words(folder, ["A ball."])
+    learnt(pooled, tmp_path / "student", folder, projector_steps=200)
+    before, after = (
+        load_half(WholeModel.of(Checkpoint.open(str(f)), cache_point="pooled"), "language").model
+        for f in (tmp_path / "student" / "training" / "start", tmp_path / "student")
+    )
+    pairs = zip(before.named_parameters(), after.parameters(), strict=True)
+    moved = {name for (name, one), other in pairs if not torch.equal(one, other)}
+    assert moved
+    assert all(name.startswith(PROJECTOR) for name in moved)
+
+
+def test_with_another_tokenizer_captions_are_learnt_in_its_own_tokens(
+    pooled, tmp_path, truths, monkeypatch
+):
+    folder = write_llama(tmp_path / "llama", tokenizer=False)
+    words = write_words(folder, [*truths.values()])
+    step, seen = CaptionTrainer.training_step, []
+
+    def watched(trainer, model, inputs, *more):
+        seen.extend(inputs["batch"].examples)
+        return step(trainer, model, inputs, *more)
+
+    monkeypatch.setattr(CaptionTrainer, "training_step", watched)
+    learnt(pooled, tmp_path / "student", folder, projector_steps=0)
+    assert seen
+    for example in seen:
+        *answer, end = example.answer
+        assert words.decode(answer).strip() == truths[Path(example.chosen.clip).name]
+        assert end == words.token_to_id("</s>")
+
+
+def test_with_the_teachers_tokenizer_captions_end_as_the_teachers_do(pooled, tmp_path):
+    folder = write_llama(tmp_path / "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [7, 8]}))
+    teacher = Checkpoint.open("tiny")
+    out = tmp_path / "student"
+    with_decoder(teacher, read_decoder(str(folder)), out, folder, 0)
+    ours, theirs = (family_of(each) for each in (Checkpoint.open(str(out)), teacher))
+    assert ours.stop_ids == theirs.stop_ids
 
 
 def test_another_decoder_needs_pooled_features(made, tmp_path):

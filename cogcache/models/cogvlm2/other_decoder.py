@@ -25,6 +25,8 @@ DECODER: Final = "model.language_model."
 PROJECTOR: Final = ("model.vision.linear_proj.", "model.vision.boi", "model.vision.eoi")
 """What a decoder of another width needs anew."""
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+ENDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""What of a config names tokens."""
 _SIZES: Final = (
     "vocab_size",
     "hidden_size",
