@@ -27,6 +27,8 @@ class Command:
     """Whether it takes videos that can be decoded, and features and captions of `tiny`."""
     passed_by: tuple[str, ...] = ()
     """Patterns of files whose bytes hold times or figures."""
+    status: int = 0
+    """What it ends with where nothing disturbs it."""
 
 
 NUM_REAL = 2
@@ -45,9 +47,22 @@ def make_cache(folder: Path, *, real: bool) -> None:
         back_up(folder / "cache" / "catalog.sqlite")
 
 
-def _real_cache(folder: Path) -> None:
+def run_command(*arguments: str) -> None:
+    """Run a command of cogcache in this process.
+
+    Raises:
+        RuntimeError: it ends with another status than 0.
+    """
     from cogcache.cli import main
 
+    try:
+        main(list(arguments), standalone_mode=False)
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"{arguments} ended with {end.code}") from end
+
+
+def _real_cache(folder: Path) -> None:
     (folder / "videos").mkdir()
     for number in range(NUM_REAL):
         write_clip(
@@ -55,8 +70,8 @@ def _real_cache(folder: Path) -> None:
         )
     on = [f"--cache={folder / 'cache'}", "--model=tiny", "--min-free=0"]
     videos = str(folder / "videos")
-    main(["extract", videos, *on, "--decode-workers=1"], standalone_mode=False)
-    main(["caption", *on, *_SHORT], standalone_mode=False)
+    run_command("extract", videos, *on, "--decode-workers=1")
+    run_command("caption", *on, *_SHORT)
 
 
 def _lose_videos(folder: Path) -> None:
@@ -82,10 +97,7 @@ def _damage_a_row(folder: Path) -> None:
 
 
 def _forget_captions(folder: Path) -> None:
-    from cogcache.cli import main
-
-    line = ["forget", "--yes", "--prompt-name=default", f"--cache={folder / 'cache'}"]
-    main(line, standalone_mode=False)
+    run_command("forget", "--yes", "--prompt-name=default", f"--cache={folder / 'cache'}")
 
 
 def _edit_real_captions(folder: Path) -> None:
@@ -195,4 +207,4 @@ COMMANDS: dict[str, Command] = {
 }
 """By what is killed. What differs in the layout of its folder alone is not listed again."""
 
-__all__ = ["COMMANDS", "NUM_CLIPS", "Command", "make_cache"]
+__all__ = ["COMMANDS", "NUM_CLIPS", "Command", "make_cache", "run_command"]

@@ -215,7 +215,7 @@ class Torture:
         began_s = time.monotonic()
         self.status = ended(self.typed())
         whole_s = time.monotonic() - began_s
-        assert self.status in (0, 1), f"{self.name} ends with {self.status}: {self.told()}"
+        assert self.status == self.command.status, f"ends with {self.status}: {self.told()}"
         return tree(self.folder, self.command.passed_by), whole_s
 
     def run(self, kills: int) -> None:

@@ -10,6 +10,11 @@ from cogcache.cli import interrupts
 
 # isort: split
 # Signals are heard from here on: all else takes time to import.
+from cogcache.system.scratch import settle_temporary_place
+
+settle_temporary_place()  # in its worker processes, too: they import this before torch
+
+# isort: split
 import signal
 import traceback
 from collections.abc import Sequence

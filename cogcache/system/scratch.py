@@ -32,6 +32,8 @@ OLD: Final = ".old"
 _NOTE: Final = ".note"
 _FOLDER: Final = "cogcache-"
 _MEMORY: Final = Path("/dev/shm")
+_TEMPORARY_PLACES: Final = ("/tmp", "/var/tmp", "/usr/tmp")
+"""Where Python looks if no variable names a folder."""
 _ABANDONED_S: Final = 24 * 3600
 """Sealing takes seconds: what another machine has not touched for a day is dead."""
 _LONGEST_BYTES: Final = 120
@@ -192,15 +194,21 @@ def _listed(content: Mapping[str, Any], name: str) -> list[Path]:
 
 
 def temporary_place() -> Path:
-    """Return the folder for temporary files.
+    """Return the folder for temporary files: ``TMPDIR``, or what Python would take in its place.
 
     Python's own function writes a file there to see whether it can: a kill would leave that.
     """
-    for name in ("TMPDIR", "TEMP", "TMP"):
-        place = os.environ.get(name, "")
-        if tempfile.tempdir is None and place and os.access(place, os.W_OK):
-            return Path(place)
+    if tempfile.tempdir is None:
+        named = (os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP"))
+        for place in (*named, *_TEMPORARY_PLACES):
+            if place and Path(place).is_dir() and os.access(place, os.W_OK | os.X_OK):
+                return Path(place).absolute()
     return Path(tempfile.gettempdir())
+
+
+def settle_temporary_place() -> None:
+    """Have Python and libraries use `temporary_place` without a trial: torch asks at its import."""
+    tempfile.tempdir = str(temporary_place())
 
 
 def sweep_temporary() -> None:

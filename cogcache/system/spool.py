@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from cogcache.errors import MachineError, VideoError
 from cogcache.system.object_stores import as_video_errors, facts, fetch
-from cogcache.system.scratch import remove_dead, temporary_name
+from cogcache.system.scratch import remove_dead, temporary_name, temporary_place
 from cogcache.system.urls import Location, ObjectUrl
 from cogcache.units import GIB, format_bytes
 
@@ -40,7 +39,7 @@ class Spool:
     def of_this_machine(cls, most_gib: float) -> Spool:
         """Return the spool of this user; ``TMPDIR`` says on which disk."""
         user = os.getuid() if hasattr(os, "getuid") else "user"
-        return cls(Path(tempfile.gettempdir(), f"cogcache-spool-{user}"), int(most_gib * GIB))
+        return cls(temporary_place() / f"cogcache-spool-{user}", int(most_gib * GIB))
 
     def digest(self, video: ObjectUrl, ending: Event | None = None) -> str:
         """Return the SHA-256 of an object's bytes, which are fetched and kept for a while.

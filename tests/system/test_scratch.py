@@ -158,7 +158,7 @@ def test_no_other_module_makes_temporary_files_that_nobody_would_clear_away():
         for each in nameless:
             text = text.replace(each, "")
         makers |= {path.name} if "tempfile" in text else set()
-    assert makers == {"scratch.py", "spool.py"}  # the spool has a folder that stays
+    assert makers == {"scratch.py"}
 
 
 def test_a_folder_that_a_dead_process_noted_is_cleared_of_its_temporary_files(tmp_path):
@@ -182,3 +182,17 @@ def test_a_folder_that_a_dead_process_noted_is_cleared_of_its_temporary_files(tm
         assert len([*(cache / "working").iterdir()]) == 1
     assert [path.name for path in videos.iterdir()] == ["a.srt"]
     assert not [*(cache / "working").iterdir()]
+
+
+def test_no_library_tries_the_temporary_folder_of_a_command():
+    """Python writes a file of a random name to see whether it can; a kill would leave that."""
+    program = "import tempfile; tempfile._get_default_tempdir = None; import cogcache.cli; "
+    command = [sys.executable, "-c", program + "import torch._dynamo.config"]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_a_temporary_folder_that_is_not_there_is_passed_by(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("TEMP", str(tmp_path))
+    assert scratch.temporary_place() == tmp_path
