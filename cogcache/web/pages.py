@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -22,10 +23,11 @@ def clips(request: Request) -> Response:
     site, query = site_of(request), request.query_params
     text = query.get("q", "").strip()
     wanted = Filter(query.get("prompt", ""), query.get("model", ""), query.get("flag", ""))
-    values: dict[str, Any] = {"text": text, "wanted": wanted, "problem": None, "page": None}
+    values: dict[str, Any] = {"text": text, "wanted": wanted, "problem": None}
     status = 200
     try:
-        values["page"] = site.shown(_found(site, text, wanted, _number(query.get("page"))))
+        page = site.shown(_found(site, text, wanted, _number(query.get("page"))))
+        values |= {"page": page, "cards": _cards(page.rows)}
     except ConfigError as error:
         values["problem"], status = error, 400
     if "part" in query:
@@ -45,6 +47,15 @@ def _found(site: Site, text: str, wanted: Filter, number: int) -> Page:
     found = site.search.search(_typed(text), some, limit=PAGE_SIZE, offset=offset, marks=MARKS)
     rows = [{**hit.caption, "snippet": hit.snippet} for hit in found.hits]
     return Page(rows, number, found.num_ranked, found.capped)
+
+
+def _cards(rows: Sequence[BrowseRow]) -> list[list[BrowseRow]]:
+    """Return the rows of a page by their clip: a clip is one card, whatever was said of it."""
+    cards: dict[tuple[object, ...], list[BrowseRow]] = {}
+    for row in rows:
+        clip = (row["video_digest"] or row["feature_key"], row["start_s"], row["end_s"])
+        cards.setdefault(clip, []).append(row)
+    return list(cards.values())
 
 
 def _typed(text: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from caches import caption_of, make_cache
+from starlette.testclient import TestClient
 
 from cogcache.catalog.catalog import Catalog
 from cogcache.review.reviews import Reviews
+from cogcache.web.app import create_app
 from cogcache.web.browse import Browser, Filter
 
 
@@ -52,3 +54,11 @@ def test_a_clip_whose_features_two_models_made_is_one_card(catalog):
         page = browser.clips()
     assert (page.total, len(page.rows)) == (3, 3)
     assert all(row["caption"] for row in page.rows)
+
+
+def test_a_clip_of_which_a_search_finds_two_captions_is_one_card_with_both(catalog):
+    with TestClient(create_app(catalog.parent), base_url="http://localhost") as client:
+        page = client.get("/", params={"q": "another OR seen"}).text
+    assert page.count('class="card"') == 3
+    assert page.count("<mark>another</mark>") == page.count("<mark>seen</mark>") == 3
+    assert "6 captions" in page
