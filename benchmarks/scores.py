@@ -2,10 +2,13 @@
 
     python -m benchmarks.scores FOLDER                 # all of it
     python -m benchmarks.scores FOLDER --part clips    # motion and near-duplicates alone
+    python -m benchmarks.scores FOLDER --part cost     # what scoring costs with a larger model
 
 Captions: 300 clips of shapes, captioned with the truth; 60 captions are exchanged for another
 clip's, 60 have one attribute changed. The AUC is the chance that a wrong caption scores lower than
 a right one. Clips: 200, of which 30 stand still, 30 are re-encoded copies and 30 near copies.
+Cost: the bundled model captions a clip in milliseconds, so that reading the clip is most of a
+score; the random model of 50 M parameters shows the products themselves.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.small import Bench
 from cogcache.catalog.catalog import Catalog
 from cogcache.export.importing import import_captions
 from cogcache.selftest.shapes import (
@@ -46,6 +50,8 @@ from cogcache.stages.score import Scored, ScoreRequest, score
 
 PROMPT = QUESTIONS["detail"][0]
 NUM_CLIPS, NUM_WRONG, NUM_OTHERS = 300, 60, 1
+NUM_LARGE, NUM_TOKENS = 16, 64
+"""Clips for the larger model, and tokens of their captions: random weights never end one."""
 ROUNDS = 3
 ATTRIBUTES = {
     "color": COLORS,
@@ -61,13 +67,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="new folder for clips and caches")
-    parser.add_argument("--part", choices=["captions", "clips"], help="only this part")
+    parser.add_argument("--part", choices=["captions", "clips", "cost"], help="only this part")
     options = parser.parse_args()
     print(f"processor level {torch.backends.cpu.get_cpu_capability()}")
-    if options.part != "clips":
-        print("\n".join(of_captions(options.folder / "captions")), flush=True)
-    if options.part != "captions":
-        print("\n".join(of_clips(options.folder / "clips")), flush=True)
+    for part, measure in {"captions": of_captions, "clips": of_clips, "cost": of_cost}.items():
+        if options.part in (part, None):
+            print("\n".join(measure(options.folder / part)), flush=True)
 
 
 # ---- captions ---------------------------------------------------------------------------------
@@ -78,19 +83,24 @@ def of_captions(folder: Path) -> list[str]:
     scenes = made_scenes(folder / "videos", NUM_CLIPS)
     extract([str(folder / "videos")], folder / "cache", settings_of())
     rounds = [one_round(folder, number, scenes) for number in range(ROUNDS + 1)][1:]
+    return [*table(folder / f"cache-{ROUNDS}", wrong_of(scenes)[1]), *costs(rounds, NUM_CLIPS)]
+
+
+def costs(rounds: Sequence[Round], number: int) -> list[str]:
+    """Return a line for each round over so many captions, and one of their ratios."""
     lines = [
-        f"{NUM_CLIPS} captions made in {each.captioned_s:.2f} s, from kept video parts in"
+        f"{number} captions made in {each.captioned_s:.2f} s, from kept video parts in"
         f" {each.again_s:.2f} s, scored in {each.scored_s:.2f} s of the processor"
         for each in rounds
     ]
     ratios = [each.scored_s / each.captioned_s for each in rounds]
     kept = [each.scored_s / each.again_s for each in rounds]
-    lines += [
+    return [
+        *lines,
         f"scoring beside captioning: {statistics.median(ratios):.2f}"
         f" ({min(ratios):.2f} to {max(ratios):.2f}); beside captioning from kept video parts:"
-        f" {statistics.median(kept):.2f} ({min(kept):.2f} to {max(kept):.2f})"
+        f" {statistics.median(kept):.2f} ({min(kept):.2f} to {max(kept):.2f})",
     ]
-    return [*table(folder / f"cache-{ROUNDS}", wrong_of(scenes)[1]), *lines]
 
 
 @dataclass
@@ -220,6 +230,33 @@ def auc(low: Sequence[float], high: Sequence[float]) -> float:
     """Return the chance that one of `low` is below one of `high`; ties count half."""
     difference = np.subtract.outer(np.array(high), np.array(low))
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+# ---- cost with a larger model -------------------------------------------------------------------
+
+
+def of_cost(folder: Path) -> list[str]:
+    """Return what scoring costs beside captioning where the model's products take the time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, ROUNDS, NUM_LARGE)
+    extract([*map(str, bench.videos)], folder / "cache", bench.settings())
+    rounds = [_large_round(bench, number) for number in range(ROUNDS + 1)][1:]
+    return costs(rounds, NUM_LARGE)
+
+
+def _large_round(bench: Bench, number: int) -> Round:
+    """Caption a copy of the cache, and once more from kept video parts; score what was said."""
+    caches = [
+        Path(shutil.copytree(bench.folder / "cache", bench.folder / f"{name}-{number}"))
+        for name in ("cache", "again")
+    ]
+    settings = bench.settings(
+        quantization="none", max_new_tokens=NUM_TOKENS,
+        keep_prefix=str(bench.folder / f"prefixes-{number}"), prompts={"detail": PROMPT},
+    )  # fmt: skip
+    made_s, again_s = (work_s(lambda cache=cache: caption(cache, settings)) for cache in caches)
+    request = ScoreRequest(("grounding", "swap"), others=NUM_OTHERS)
+    return Round(made_s, again_s, work_s(lambda: score(caches[0], settings, request)))
 
 
 # ---- clips ------------------------------------------------------------------------------------
