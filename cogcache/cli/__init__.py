@@ -10,11 +10,6 @@ from cogcache.cli import interrupts
 
 # isort: split
 # Signals are heard from here on: all else takes time to import.
-from cogcache.system.scratch import settle_temporary_place
-
-settle_temporary_place()  # in its worker processes, too: they import this before torch
-
-# isort: split
 import signal
 import traceback
 from collections.abc import Sequence
@@ -26,7 +21,9 @@ import click
 from cogcache.cli.commands import Commands
 from cogcache.cli.help import CONTEXT, write_commands
 from cogcache.cli.streams import DAMAGED_ROWS, make_ready, printable_lines, say
-from cogcache.system import check_distribution, machine_error, our_version
+from cogcache.system import check_distribution, machine_error, our_version, scratch
+
+scratch.settle_temporary_place()  # in worker processes, too: they import this before torch
 
 BUG = 70
 """Exit status of a bug: EX_SOFTWARE of BSD."""
