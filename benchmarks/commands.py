@@ -181,7 +181,7 @@ COMMANDS: dict[str, Command] = {
     "forget --undo": Command(
         lambda f: ["forget", "--undo", "--prompt-name=default", _on(f)], _forget_captions
     ),
-    "score": Command(lambda f: ["score", _on(f)], real=True),
+    "score": Command(lambda f: ["score", _on(f), "--min-free=0"], real=True),
     "export jsonl": _exported("jsonl"),
     "export csv": _exported("csv"),
     "export parquet": _exported("parquet"),

@@ -47,7 +47,7 @@ def main() -> None:
             for name, (path, dark) in pages.items():
                 save(name, take(address + path, dark=dark))
         correct(cache)
-        with served(cache, TOKEN, Editing(TOKEN, "Ada")) as address:
+        with served(cache, TOKEN, Editing(TOKEN, "reviewer 1")) as address:
             save("web-review", take(f"{address}/review?at=1&token={TOKEN}", dark=False))
         write_report(cache, DOCS / "report.png")
         save("report", (DOCS / "report.png").read_bytes())
@@ -71,7 +71,7 @@ def correct(cache: Path) -> None:
     given = {"model": "tiny", "quantization": "none"}
     score(cache, load_settings(None, given), ScoreRequest(("text", "model")))
     with Catalog(cache / "catalog.sqlite") as catalog:
-        reviews = Reviews(catalog, author="Ada")
+        reviews = Reviews(catalog, author="reviewer 1")
         first = reviews.chosen(numbers=[1])[0]
         reviews.edit(first, first.text.replace("move", "drift"))
         reviews.tag(reviews.chosen(numbers=[1]), ["checked"])

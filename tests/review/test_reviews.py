@@ -39,7 +39,7 @@ def catalog(cache):
 
 @pytest.fixture
 def reviews(catalog):
-    return Reviews(catalog, author="Ada")
+    return Reviews(catalog, author="reviewer 1")
 
 
 @pytest.fixture
@@ -77,11 +77,11 @@ def test_history_has_every_version_with_time_author_and_what_was_there(catalog, 
     first = reviews.chosen()[0]
     for text in ("one", "two"):
         reviews.edit(reviews.of_keys([first.key])[first.key], text)
-    Reviews(catalog, author="Grace").reject([reviews.of_keys([first.key])[first.key]])
+    Reviews(catalog, author="reviewer 2").reject([reviews.of_keys([first.key])[first.key]])
     history = catalog.edits.history(first.key)
     assert [row["text"] for row in history] == ["one", "two", "two"]
     assert [row["was"] for row in history] == [first.text, "one", "two"]
-    assert [row["author"] for row in history] == ["Ada", "Ada", "Grace"]
+    assert [row["author"] for row in history] == ["reviewer 1", "reviewer 1", "reviewer 2"]
     assert sorted(row["created_at"] for row in history) == [row["created_at"] for row in history]
 
 
@@ -141,7 +141,7 @@ def test_prefer_takes_the_edited_one_where_there_is_one(cache, catalog, reviews,
 
 def test_of_two_that_review_at_once_the_second_is_told(catalog, reviews):
     seen = reviews.chosen()[0]
-    Reviews(catalog, author="Grace").edit(seen, "hers")
+    Reviews(catalog, author="reviewer 2").edit(seen, "hers")
     outcome = reviews.edit(seen, "mine")
     assert (outcome.changed, outcome.conflicts) == (0, [seen.key])
     assert reviews.of_keys([seen.key])[seen.key].text == "hers"
@@ -237,7 +237,7 @@ def test_reviews_outlive_rebuild_gc_and_merge(cache, catalog, reviews, tmp_path)
 def test_of_two_caches_the_newer_version_counts_after_a_merge(cache, catalog, tmp_path):
     merge([cache], tmp_path / "other")
     with Catalog(tmp_path / "other/catalog.sqlite") as opened:
-        other = Reviews(opened, author="Grace")
+        other = Reviews(opened, author="reviewer 2")
         first = other.chosen()[0]
         other.edit(first, "older")
     Reviews(catalog).edit(first, "newer")
@@ -283,7 +283,7 @@ def test_the_commands_review_by_number_and_by_filter(catalog, typed, tmp_path):
     ids = [row["id"] for row in rows]
     typed("review", "accept", ids[0])
     typed("review", "reject", "--in", tmp_path / "1.mp4")
-    typed("review", "edit", ids[2], "A red ball.", "--author", "Ada")
+    typed("review", "edit", ids[2], "A red ball.", "--author", "reviewer 1")
     typed("review", "tag", ids[3], "--add", "dark")
     rows = {row["id"]: row for row in json.loads(typed("review", "list", "--json").stdout)}
     found = [(rows[n]["state"], rows[n]["tags"], rows[n]["edited"]) for n in ids]
@@ -294,7 +294,7 @@ def test_the_commands_review_by_number_and_by_filter(catalog, typed, tmp_path):
         ("", ["dark"], False),
     ]
     (version,) = json.loads(typed("review", "history", ids[2], "--json").stdout)
-    assert (version["author"], version["text"]) == ("Ada", "A red ball.")
+    assert (version["author"], version["text"]) == ("reviewer 1", "A red ball.")
     assert "no caption is named" in typed("review", "accept", expect=2).output
     typed("review", "undo", ids[2])
     typed("review", "undo")

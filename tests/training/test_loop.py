@@ -58,7 +58,7 @@ def test_captions_reviewed_into_another_style_are_what_the_trained_model_writes(
     extract([str(tmp_path / "seen")], cache, settings())
     caption(cache, settings())
     with Catalog(cache / "catalog.sqlite") as catalog:
-        reviews = Reviews(catalog, author="Ada")
+        reviews = Reviews(catalog, author="reviewer 1")
         changes = Rewriting(old=PLACE, new=".", regex=True).preview(reviews.chosen())
         texts = {each.reviewed.key: each.after for each in changes}
         assert reviews.rewrite(texts, [each.reviewed for each in changes]).changed == reviewed

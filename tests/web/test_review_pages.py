@@ -36,7 +36,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def editing(cache):
-    return Editing(TOKEN, "Ada", exporter=partial(_exported, cache / "catalog.sqlite"))
+    return Editing(TOKEN, "reviewer 1", exporter=partial(_exported, cache / "catalog.sqlite"))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_form_reviews_and_goes_on_to_the_next(client, cache):
     assert done.status_code == 303
     assert done.headers["location"] == "/review?prompt=default&after=1"
     assert reviewed(cache)[1].state == "accepted"
-    assert reviewed(cache)[1].version["author"] == "Ada"
+    assert reviewed(cache)[1].version["author"] == "reviewer 1"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def review_by_keyboard(folder, number, num_edits):
     make_cache(folder, number)
     cache = folder / "cache"
     catalog = cache / "catalog.sqlite"
-    editing = Editing(TOKEN, "Ada", exporter=partial(_exported, catalog))
+    editing = Editing(TOKEN, "reviewer 1", exporter=partial(_exported, catalog))
     with served(cache, TOKEN, editing) as address, chromium() as browser:
         small = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", small)
