@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +21,13 @@ from tqdm import tqdm
 from cogcache.errors import CheckpointError, ConfigError
 from cogcache.models.checkpoints.checkpoint import INDEX, Checkpoint, SplitCheckpoint
 from cogcache.models.checkpoints.checkpoint import REWRITTEN as MANIFEST
-from cogcache.models.checkpoints.headers import read_tensor
-from cogcache.models.checkpoints.tensor_files import TensorFiles, sync_file
+from cogcache.models.checkpoints.headers import read_header, read_tensor
+from cogcache.models.checkpoints.tensor_files import (
+    TensorFiles,
+    copy_tensors,
+    sha256_of,
+    sync_file,
+)
 from cogcache.models.halves.load import WholeModel
 from cogcache.models.halves.partition import on_meta
 from cogcache.models.halves.sizes import block_of, block_paths
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Named = tuple[str, "Tensor"]
+SUFFIX: Final = ".safetensors"
 _DIGITS: Final = re.compile(r"^\d+$")
 
 
@@ -64,11 +71,12 @@ def write_with_language(
     for path in original.small_files(legal=True):
         if path.name not in ("config.json", MANIFEST, "README.md"):
             shutil.copyfile(path, out / path.name)
-    for shard in sorted(set(kept.values())):
-        _link((original.folder / shard).resolve(), out / shard)
+    shards = sorted(set(kept.values()))
+    homes = {shard: _Home(original, shard, kept.keys()).take(out) for shard in shards}
     with tqdm(unit="B", unit_scale=True, desc="write", disable=None) as bar:
         files = TensorFiles(out, bar, {}).write("language", language)
-    weight_map = kept | {name: file for file, names in files for name in names}
+    weight_map = {name: homes[shard].file for name, shard in kept.items()}
+    weight_map |= {name: file for file, names in files for name in names}
     total = sum((out / file).stat().st_size for file in set(weight_map.values()))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(out / INDEX, index)
@@ -78,11 +86,43 @@ def write_with_language(
         "model": original.model,
         "vision": sorted(kept),
         "vision_config": original.config_of(list(kept)),
+        "copied": {home.file: home.copied for home in homes.values() if home.copied},
         "made_from": dict(made_from or {}),
     }
     _write_json(out / MANIFEST, manifest)
     _write_json(out / "config.json", content)
     sync_folder(out)
+
+
+@dataclass
+class _Home:
+    """Where the vision half's tensors of a shard go: a link, or a file with them alone.
+
+    A shard that holds weights of the decoder too is not linked: who loads the whole model reads
+    all of a shard, and would take the original's weights for those of the new decoder.
+    """
+
+    original: Checkpoint
+    shard: str
+    kept: Collection[str]
+    file: str = ""
+    copied: Mapping[str, str] | None = None
+    """Digests of the file and of the shard that it was copied from, which features go by."""
+
+    def take(self, out: Path) -> _Home:
+        """Bring the tensors into a folder."""
+        source = (self.original.folder / self.shard).resolve()
+        held = read_header(source).keys()
+        self.file = self.shard
+        if held <= set(self.kept):
+            _link(source, out / self.file)
+            self.copied = self.original.copied.get(self.shard)
+            return self
+        self.file = self.shard.removesuffix(SUFFIX) + ".vision" + SUFFIX
+        digest = copy_tensors(source, held & set(self.kept), out / self.file)
+        of = self.original.shard_digest(self.shard, sha256_of)
+        self.copied = {"sha256": digest, "from_sha256": of}
+        return self
 
 
 def _link(source: Path, target: Path) -> None:

@@ -24,15 +24,16 @@ from zoo_wide import GEMMA3, GEMMA4, LFM2_VL, QWEN3_5_MOE
 from cogcache.catalog.catalog import Catalog
 from cogcache.catalog.search.selection import Selection
 from cogcache.cli import main
-from cogcache.errors import ConfigError
+from cogcache.errors import CheckpointError, ConfigError
 from cogcache.models.adapters import Adapter
 from cogcache.models.checkpoints.checkpoint import Checkpoint
 from cogcache.models.cogvlm2.other_decoder import PROJECTOR, read_decoder
 from cogcache.models.halves.identity import identify
-from cogcache.models.halves.load import WholeModel, load_half
+from cogcache.models.halves.load import WholeModel, load_half, load_whole
 from cogcache.models.registry import family_of
 from cogcache.models.rewritten import (
     layers_of,
+    named_as_stored,
     num_layers_of,
     with_decoder,
     with_layers,
@@ -132,6 +133,30 @@ def test_a_student_has_the_layers_that_were_kept_under_new_numbers(tmp_path, ani
         w.checkpoint.digest(n, digest_of) for w, n in zip((student, teacher), names, strict=True)
     ]
     assert digests[0] == digests[1], "its features would have to be made anew"
+
+
+def test_a_model_with_another_decoder_is_the_same_whether_loaded_whole_or_in_halves(tmp_path):
+    """Its vision half shares a shard with the original's decoder, which must not come back."""
+    teacher = WholeModel.of(Checkpoint.open("tiny"))
+    half = load_half(teacher, "language").model
+    with torch.no_grad():
+        for parameter in half.parameters():
+            parameter.add_(1)
+    write_with_language(teacher, tmp_path / "other", named_as_stored(teacher, half))
+    made = WholeModel.of(Checkpoint.open(str(tmp_path / "other")))
+    whole, ours = load_whole(made).state_dict(), half.state_dict()
+    assert all(torch.equal(whole[name], each) for name, each in ours.items())
+    seen = load_half(teacher, "vision").model.state_dict()
+    assert all(torch.equal(whole[name], each) for name, each in seen.items())
+
+
+def test_a_damaged_copy_of_vision_weights_is_named(tmp_path):
+    student = rewritten(Checkpoint.open("tiny").folder, tmp_path / "student", "2").checkpoint
+    [copied] = student.copied
+    path = tmp_path / "student" / copied
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=f"{copied} does not hold the bytes"):
+        student.digest(WholeModel.of(student).partition.names("vision"), digest_of)
 
 
 # ---- both parts ---------------------------------------------------------------------------------

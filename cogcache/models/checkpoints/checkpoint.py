@@ -247,6 +247,11 @@ class Checkpoint:
         """Return the config that says what is computed with `names`."""
         return self.config
 
+    @property
+    def copied(self) -> Mapping[str, Mapping[str, str]]:
+        """Files that hold a part of another model's shard, with the digests of both."""
+        return {}
+
     def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
         """Return a shard's SHA-256: the hub's own, where its cache names the file by it."""
         blob = (self.folder / shard).resolve().name
@@ -292,6 +297,26 @@ class RewrittenCheckpoint(Checkpoint):
             problem = f"{self.folder / REWRITTEN} is of format {manifest.get('format')}, not 1"
             raise CheckpointError(problem, f"update cogcache; {extra_hint()}")
         return manifest
+
+    @property
+    def copied(self) -> Mapping[str, Mapping[str, str]]:
+        """See `Checkpoint.copied`."""
+        found: dict[str, dict[str, str]] = self.manifest.get("copied", {})
+        return found
+
+    def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
+        """Return a shard's SHA-256; of a part of another model's shard, that of the whole of it.
+
+        Raises:
+            CheckpointError: the part does not hold what was copied.
+        """
+        found = super().shard_digest(shard, digest_of)
+        if (copied := self.copied.get(shard)) is None:
+            return found
+        if found != copied["sha256"]:
+            problem = f"{self.folder / shard} does not hold the bytes that were copied into it"
+            raise CheckpointError(problem, "copy the folder anew, or make it anew")
+        return copied["from_sha256"]
 
     def config_of(self, names: Collection[str]) -> dict[str, Any]:
         """See `Checkpoint.config_of`; of the vision half, that of the model that it is from."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cogcache.errors import CheckpointError
-from cogcache.models.checkpoints.headers import read_tensor
-from cogcache.units import GIB
+from cogcache.models.checkpoints.headers import read_header, read_tensor
+from cogcache.units import GIB, MIB
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FILE_BYTES = GIB
 """Most bytes of tensors in a file, but for tensors that are larger alone."""
+PIECE_BYTES = 16 * MIB
 Named = tuple[str, "Tensor"]
 
 
@@ -64,6 +66,48 @@ class TensorFiles:
                 raise CheckpointError(f"{path} was not written as it should be", "check the disk")
             self.bar.update(tensor.nbytes)
         self.digests[path.name] = sha256_of(path)
+
+
+def copy_tensors(source: Path, names: Collection[str], target: Path) -> str:
+    """Copy some tensors of a safetensors file into another, a piece at a time.
+
+    Returns:
+        The new file's SHA-256.
+
+    Raises:
+        CheckpointError: the source is damaged, or the disk gives back other bytes.
+    """
+    read_header(source)
+    digest = hashlib.sha256()
+    with source.open("rb") as shard, target.open("wb") as file:
+        length = int.from_bytes(shard.read(8), "little")
+        header = json.loads(shard.read(length))
+        ranges = sorted((*header[name]["data_offsets"], name) for name in names)
+        for piece in _file_of(shard, 8 + length, header, ranges):
+            digest.update(piece)
+            file.write(piece)
+    sync_file(target)
+    if sha256_of(target) != digest.hexdigest():
+        raise CheckpointError(f"{target} was not written as it should be", "check the disk")
+    return digest.hexdigest()
+
+
+def _file_of(
+    shard: BinaryIO, start: int, header: Mapping[str, Any], ranges: Sequence[tuple[int, int, str]]
+) -> Iterator[bytes]:
+    """Yield a safetensors file: its header, then tensors, one behind the other."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for begin, end, name in ranges:
+        entries[name] = {**header[name], "data_offsets": [at, at + end - begin]}
+        at += end - begin
+    told = json.dumps(entries).encode()
+    told += b" " * (-len(told) % 8)
+    yield len(told).to_bytes(8, "little") + told
+    for begin, end, _ in ranges:
+        shard.seek(start + begin)
+        for offset in range(begin, end, PIECE_BYTES):
+            yield shard.read(min(PIECE_BYTES, end - offset))
 
 
 def sync_file(path: Path) -> None:
