@@ -113,6 +113,11 @@ class Way:
     last: float
     step_s: float
 
+    @property
+    def fell(self) -> bool:
+        """Whether the loss of unseen clips is clearly lower at last."""
+        return self.last < 0.95 * self.first
+
     def row(self) -> str:
         """Return its line of a table."""
         losses = f"{self.first:.3f} | {self.last:.3f}"
