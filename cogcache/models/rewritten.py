@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from tqdm import tqdm
 
 from cogcache.errors import CheckpointError, ConfigError
-from cogcache.models.checkpoints.checkpoint import INDEX, Checkpoint, SplitCheckpoint
+from cogcache.models.checkpoints.checkpoint import (
+    INDEX,
+    Checkpoint,
+    RewrittenCheckpoint,
+    SplitCheckpoint,
+)
 from cogcache.models.checkpoints.checkpoint import REWRITTEN as MANIFEST
 from cogcache.models.checkpoints.headers import read_header, read_tensor
 from cogcache.models.checkpoints.tensor_files import (
@@ -116,7 +121,8 @@ class _Home:
         self.file = self.shard
         if held <= set(self.kept):
             _link(source, out / self.file)
-            self.copied = self.original.copied.get(self.shard)
+            if isinstance(self.original, RewrittenCheckpoint):
+                self.copied = self.original.copied.get(self.shard)
             return self
         self.file = self.shard.removesuffix(SUFFIX) + ".vision" + SUFFIX
         digest = copy_tensors(source, held & set(self.kept), out / self.file)

