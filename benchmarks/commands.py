@@ -100,6 +100,10 @@ def _forget_captions(folder: Path) -> None:
     run_command("forget", "--yes", "--prompt-name=default", f"--cache={folder / 'cache'}")
 
 
+def _accept_captions(folder: Path) -> None:
+    run_command("review", "accept", "--all", "--author=me", f"--cache={folder / 'cache'}")
+
+
 def _edit_real_captions(folder: Path) -> None:
     with Catalog(folder / "cache" / "catalog.sqlite") as catalog:
         clips = catalog.clips.rows()
@@ -176,12 +180,17 @@ COMMANDS: dict[str, Command] = {
     ),
     "review accept": Command(lambda f: ["review", "accept", "--all", "--author=me", _on(f)]),
     "review edit": Command(lambda f: ["review", "edit", "1", "another", "--author=me", _on(f)]),
+    "review undo": Command(lambda f: ["review", "undo", "--author=me", _on(f)], _accept_captions),
     "replace": Command(lambda f: ["replace", "number", "No.", "--yes", "--author=me", _on(f)]),
     "forget": Command(lambda f: ["forget", "--yes", "--prompt-name=default", _on(f)]),
     "forget --undo": Command(
         lambda f: ["forget", "--undo", "--prompt-name=default", _on(f)], _forget_captions
     ),
     "score": Command(lambda f: ["score", _on(f), "--min-free=0"], real=True),
+    "score model": Command(
+        lambda f: ["score", "model", _on(f), "--model=tiny", "--quantization=none", "--min-free=0"],
+        real=True,
+    ),
     "export jsonl": _exported("jsonl"),
     "export csv": _exported("csv"),
     "export parquet": _exported("parquet"),
