@@ -76,6 +76,13 @@ class Adapter:
         """Its name in listings, after the model's name."""
         return f"{self.folder.resolve().name}@{self.digest[:8]}"
 
+    @property
+    def cache_point(self) -> str | None:
+        """Of the features that it was trained on: what lies behind it is its language half."""
+        settings = self.record.get("settings")
+        found = settings.get("cache_point") if isinstance(settings, Mapping) else None
+        return found if isinstance(found, str) else None
+
     def check_base(self, language_digest: str) -> None:
         """Refuse a language half other than the one that it was trained on.
 

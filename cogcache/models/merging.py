@@ -70,8 +70,9 @@ def merge_adapter(model: str, out: Path, settings: Settings) -> MergeReport:
         raise ConfigError(f"{out} is there already", "give a folder that is not there")
     adapter = Adapter.open(str(language.adapter))
     family = family_of(Checkpoint.open(model, settings.revision))
+    family = family.at(adapter.cache_point or family.cache_point)
     adapter.check_base(identify(family, "language", _Nothing()).digest)
-    whole = WholeModel.of(family.checkpoint)
+    whole = _whole(family.checkpoint, family)
     half = load_half(whole, "language", dtype=torch.bfloat16).model
     put_on(half, adapter)
     changed = merge(half)
@@ -87,11 +88,17 @@ def merge_adapter(model: str, out: Path, settings: Settings) -> MergeReport:
         shutil.rmtree(partial, ignore_errors=True)
     sync_folder(target.parent)
     wanted = _log_probabilities(half, family)
-    again = load_half(str(out), "language", quantization=Quantization()).model
+    merged = _whole(Checkpoint.open(str(out)), family)
+    again = load_half(merged, "language", quantization=Quantization()).model
     beside = load_half(whole, "language", quantization=Quantization()).model
     put_on(beside, adapter)
     found = [_divergence(wanted, _log_probabilities(each, family)) for each in (again, beside)]
     return MergeReport(out, changed, *found)
+
+
+def _whole(checkpoint: Checkpoint, family: Family) -> WholeModel:
+    """Return a model with its halves where the family's cache point parts them."""
+    return WholeModel.of(checkpoint, **family.partition_settings())
 
 
 def _log_probabilities(model: PreTrainedModel, family: Family) -> Tensor:

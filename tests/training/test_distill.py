@@ -318,6 +318,18 @@ def test_another_decoder_learns_to_read_features(pooled, tmp_path):
     assert any("self_attn.q_proj" in name for name in moved)
 
 
+def test_an_adapter_for_features_from_before_the_projector_is_merged(pooled, tmp_path):
+    more = {"cache_point": "pooled", "method": "lora", "learning_rate": 3e-3, "max_steps": 2}
+    adapter, out = tmp_path / "adapter", tmp_path / "merged"
+    train(pooled, adapter, load_settings(None, {**OPTIONS, **more}), Selection(models=("other",)))
+    given = [str(out), f"--adapter={adapter}", "--quantization=none"]
+    result = CliRunner().invoke(main, ["split", "tiny", *given])
+    assert result.exit_code == 0, result.output
+    assert "21 weights changed by the adapter" in result.output
+    told = {"device": "cpu", "model": str(out), "cache_point": "pooled", "max_new_tokens": 8}
+    assert caption(pooled, load_settings(None, told)).counts.done == 8
+
+
 def test_with_another_tokenizer_captions_alone_are_learnt_and_that_is_said(pooled, tmp_path):
     folder = write_llama(tmp_path / "llama", tokenizer=False)
     settings = load_settings(None, {**OPTIONS, "cache_point": "pooled"})

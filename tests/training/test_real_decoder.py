@@ -32,4 +32,4 @@ def test_an_adapter_on_real_weights_learns_loads_with_peft_and_merges(real, kind
     assert real.peft_difference(kind) == 0
     merged = real.merged(kind)
     assert merged.num_changed == 7 * 30
-    assert 0 < merged.merged_divergence < 1
+    assert 0 < merged.merged_divergence < 3 * merged.beside_divergence
