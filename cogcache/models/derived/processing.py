@@ -122,12 +122,10 @@ class ClipProcessor:
             text: str = self.processor.apply_chat_template(
                 list(conversation), tokenize=False, add_generation_prompt=True
             )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            problem = f"the chat template of {self.family} refuses the conversation: {error}"
+        except (jinja2.TemplateError, TypeError, KeyError, MemoryError) as error:
+            told = str(error) or "it writes more than there is memory for"
+            problem = f"the chat template of {self.family} refuses the conversation: {told}"
             raise ConfigError(problem, "see how the model's own page lays it out") from error
-        except MemoryError as error:  # a sandbox bounds what it calls, not what it writes
-            problem = f"the chat template of {self.family} writes more than there is memory for"
-            raise ConfigError(problem, "compare it with that of the model's own page") from error
         except ValueError:
             if getattr(self.processor, "chat_template", None):
                 raise
