@@ -56,4 +56,5 @@ def test_unseen_clips_are_described_in_the_words_that_were_learnt(tmp_path):
     unseen = [str(tmp_path / "videos" / f"{n:04}.mp4") for n in range(LEARNT, CLIPS)]
     before, after = (said_of(cache, unseen, each) for each in ("", str(adapter)))
     assert all(SENTENCE.fullmatch(text) for text in before)
-    assert sum(bool(NEW.fullmatch(text)) for text in after) >= 6, after
+    # All eight here, and six to eight with five other sets of clips.
+    assert sum(bool(NEW.fullmatch(text)) for text in after) >= 5, after
