@@ -408,3 +408,25 @@ def test_another_decoder_needs_pooled_features(made, tmp_path):
     choice = StudentChoice(checkpoint=str(tmp_path))
     with pytest.raises(ConfigError, match="from before the teacher's projector"):
         study(made, tmp_path / "s", load_settings(None, OPTIONS), Selection(), choice)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"vision": 3, "vision_config": {}},
+        {"vision": ["a"], "vision_config": []},
+        {"vision": [1], "vision_config": {}},
+        {"vision": [], "vision_config": {}, "copied": []},
+        {"vision": [], "vision_config": {}, "copied": {"model.safetensors": {"sha256": "a"}}},
+    ],
+)
+def test_an_odd_manifest_of_a_student_is_refused(tmp_path, manifest):
+    folder = tmp_path / "odd"
+    shutil.copytree(Checkpoint.open("tiny").folder, folder)
+    (folder / "cogcache-rewritten.json").write_text(json.dumps({"format": 1, **manifest}))
+    with (
+        Catalog(tmp_path / "catalog.sqlite") as catalog,
+        pytest.raises(CheckpointError, match=r"cogcache-rewritten\.json does not say"),
+    ):
+        identify(family_of(Checkpoint.open(str(folder))), "vision", catalog.files)

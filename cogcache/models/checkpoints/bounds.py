@@ -230,6 +230,25 @@ def check_shard_name(shard: object, path: Path) -> None:
         raise CheckpointError(f"{path} names {str(shard)[:80]!r} as a shard", "fetch it anew")
 
 
+def check_rewritten(manifest: Mapping[str, Any], path: Path) -> None:
+    """See that the manifest of a checkpoint with a new language half says what one has to say.
+
+    Raises:
+        CheckpointError: a part of it is missing, or of another type.
+    """
+    vision, copied = manifest.get("vision"), manifest.get("copied", {})
+    named = isinstance(vision, list) and all(isinstance(name, str) for name in vision)
+    fits = named and isinstance(manifest.get("vision_config"), dict) and isinstance(copied, dict)
+    if not fits or not all(map(_are_digests, copied.values())):
+        problem = f"{path} does not say what a rewritten checkpoint says of itself"
+        raise CheckpointError(problem, "copy the folder anew, or make it anew")
+
+
+def _are_digests(value: Any) -> bool:
+    names = ("sha256", "from_sha256")
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in names)
+
+
 def check_model_name(model: str) -> None:
     """See that a name that is no folder may be an id on the hub.
 

@@ -20,6 +20,7 @@ from cogcache.models.checkpoints.bounds import (
     check_files,
     check_layers,
     check_model_name,
+    check_rewritten,
     check_shard_name,
     read_json,
 )
@@ -274,6 +275,7 @@ class RewrittenCheckpoint(Checkpoint):
         if manifest.get("format") != 1:
             problem = f"{self.folder / REWRITTEN} is of format {manifest.get('format')}, not 1"
             raise CheckpointError(problem, f"update cogcache; {extra_hint()}")
+        check_rewritten(manifest, self.folder / REWRITTEN)
         return manifest
 
     @property
