@@ -27,8 +27,6 @@ class Command:
     """Whether it takes videos that can be decoded, and features and captions of `tiny`."""
     passed_by: tuple[str, ...] = ()
     """Patterns of files whose bytes hold times or figures."""
-    status: int = 0
-    """What it ends with where nothing disturbs it."""
 
 
 NUM_REAL = 2

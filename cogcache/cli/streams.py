@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from cogcache.system import scratch
 from cogcache.system.starter import end_with_starter
 from cogcache.units import printable
 
@@ -26,7 +25,6 @@ CHOSEN = logging.getLogger("cogcache.models.quantization.automatic")
 def make_ready(*, verbose: bool) -> None:
     """Make the standard streams usable, and have the library log to stderr."""
     _open_what_is_closed()
-    scratch.settle_temporary_place()
     end_with_starter()
     _keep_compiled()
     for stream in (sys.stdout, sys.stderr):

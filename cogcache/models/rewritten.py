@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,10 +76,10 @@ def write_with_language(
         if path.name not in ("config.json", MANIFEST, "README.md"):
             shutil.copyfile(path, out / path.name)
     shards = sorted(set(kept.values()))
-    homes = {shard: _Home(original, shard, kept.keys()).take(out) for shard in shards}
+    brought = {shard: _brought(original, shard, kept.keys(), out) for shard in shards}
     with tqdm(unit="B", unit_scale=True, desc="write", disable=None) as bar:
         files = TensorFiles(out, bar, {}).write("language", language)
-    weight_map = {name: homes[shard].file for name, shard in kept.items()}
+    weight_map = {name: brought[shard][0] for name, shard in kept.items()}
     weight_map |= {name: file for file, names in files for name in names}
     total = sum((out / file).stat().st_size for file in set(weight_map.values()))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -91,7 +90,7 @@ def write_with_language(
         "model": original.model,
         "vision": sorted(kept),
         "vision_config": original.config_of(list(kept)),
-        "copied": {home.file: home.copied for home in homes.values() if home.copied},
+        "copied": {file: digests for file, digests in brought.values() if digests},
         "made_from": dict(made_from or {}),
     }
     _write_json(out / MANIFEST, manifest)
@@ -99,36 +98,26 @@ def write_with_language(
     sync_folder(out)
 
 
-@dataclass
-class _Home:
-    """Where the vision half's tensors of a shard go: a link, or a file with them alone.
+def _brought(
+    original: Checkpoint, shard: str, kept: Collection[str], out: Path
+) -> tuple[str, Mapping[str, str] | None]:
+    """Bring the vision half's tensors of a shard into a folder: a link, or a file with them alone.
 
     A shard that holds weights of the decoder too is not linked: who loads the whole model reads
     all of a shard, and would take the original's weights for those of the new decoder.
+
+    Returns:
+        The file's name; and of a copy its digest and that of the shard, which features go by.
     """
-
-    original: Checkpoint
-    shard: str
-    kept: Collection[str]
-    file: str = ""
-    copied: Mapping[str, str] | None = None
-    """Digests of the file and of the shard that it was copied from, which features go by."""
-
-    def take(self, out: Path) -> _Home:
-        """Bring the tensors into a folder."""
-        source = (self.original.folder / self.shard).resolve()
-        held = read_header(source).keys()
-        self.file = self.shard
-        if held <= set(self.kept):
-            _link(source, out / self.file)
-            if isinstance(self.original, RewrittenCheckpoint):
-                self.copied = self.original.copied.get(self.shard)
-            return self
-        self.file = self.shard.removesuffix(SUFFIX) + ".vision" + SUFFIX
-        digest = copy_tensors(source, held & set(self.kept), out / self.file)
-        of = self.original.shard_digest(self.shard, sha256_of)
-        self.copied = {"sha256": digest, "from_sha256": of}
-        return self
+    source = (original.folder / shard).resolve()
+    held = read_header(source).keys()
+    if held <= set(kept):
+        _link(source, out / shard)
+        copied = original.copied if isinstance(original, RewrittenCheckpoint) else {}
+        return shard, copied.get(shard)
+    file = shard.removesuffix(SUFFIX) + ".vision" + SUFFIX
+    digest = copy_tensors(source, held & set(kept), out / file)
+    return file, {"sha256": digest, "from_sha256": original.shard_digest(shard, sha256_of)}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -71,6 +71,9 @@ class TensorFiles:
 def copy_tensors(source: Path, names: Collection[str], target: Path) -> str:
     """Copy some tensors of a safetensors file into another, a piece at a time.
 
+    `TensorFiles` holds tensors in memory and begins a new file after a GiB; keys of features go by
+    one file a shard.
+
     Returns:
         The new file's SHA-256.
 
